@@ -1,0 +1,81 @@
+"""The ways to compute the loss, and which of them a call gets.
+
+``reference`` holds every score in memory; ``tiled`` streams tiles in plain PyTorch on any device; ``triton`` streams
+them through fused kernels on a GPU. The first is made of differentiable torch operations, the other two stand behind
+the custom operators of `gist_fast.operator`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+
+import torch
+
+from gist_fast.backends.interface import StreamingBackend
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "triton", "tiled", "reference")
+ENVIRONMENT_VARIABLE = "GIST_FAST_BACKEND"
+"""Overrides ``auto``, and only that: a backend named in the call stays."""
+
+
+def choose_backend(requested: str, device_type: str, dtype: torch.dtype) -> str:
+    """The backend that a call runs on: `requested`, or what ``auto`` comes to.
+
+    Raises:
+        ValueError: `requested` (or `ENVIRONMENT_VARIABLE`) is no backend, or is ``triton`` and cannot run here.
+    """
+    source = "backend"
+    if requested == "auto" and os.environ.get(ENVIRONMENT_VARIABLE, "auto") != "auto":
+        source, requested = ENVIRONMENT_VARIABLE, os.environ[ENVIRONMENT_VARIABLE]
+    if requested not in BACKENDS:
+        raise ValueError(f"{source}: got {requested!r}; one of {', '.join(map(repr, BACKENDS))} would do.")
+    if requested == "auto":
+        return _automatic(device_type, dtype)
+    if requested == "triton" and (reason := triton_obstacle(device_type, dtype)):
+        raise ValueError(f"{source}: 'triton' cannot run here: {reason}. 'auto' or 'tiled' would do.")
+    return requested
+
+
+def explain_choice(device_type: str, dtype: torch.dtype) -> tuple[str, str]:
+    """The backend that ``auto`` takes for embeddings of that type on that device, and why."""
+    named = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    if named != "auto":
+        return choose_backend("auto", device_type, dtype), f"{ENVIRONMENT_VARIABLE}={named}"
+    reason = triton_obstacle(device_type, dtype)
+    return ("tiled", reason) if reason else ("triton", "Triton kernels can run on this GPU")
+
+
+def streaming_backend(name: str) -> StreamingBackend:
+    """The module behind the name of a streaming backend, imported at its first use."""
+    # Import statements, because torch.compile traces through them and not through importlib.
+    if name == "triton":
+        from gist_fast.backends import triton
+
+        return triton
+    from gist_fast.backends import tiled
+
+    return tiled
+
+
+@functools.cache
+def triton_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot run on such tensors, or None where they can."""
+    if importlib.util.find_spec("gist_fast.backends.triton") is None:
+        return "this version carries no Triton kernels"
+    from gist_fast.backends import triton
+
+    return triton.obstacle(device_type, dtype)
+
+
+@functools.cache
+def _automatic(device_type: str, dtype: torch.dtype) -> str:
+    backend, reason = explain_choice(device_type, dtype)
+    if backend == "tiled" and device_type == "cuda":
+        # Once for each device and type, because this function is cached.
+        logger.warning("backend 'auto' falls back to 'tiled' on this GPU: %s.", reason)
+    return backend

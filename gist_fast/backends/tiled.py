@@ -1,0 +1,311 @@
+"""The streaming backend in plain PyTorch: tiles of scores, never a whole matrix of them, on any device.
+
+Beside the gradients it holds a few tiles, some numbers a row, and (unless told to decide them again) one mask bit a
+pair. Both savings of the design are here:
+
+- **Symmetry.** In ``aa`` and ``pp`` a tile above the diagonal serves both of its row blocks. With ``W_ij = weight_i *
+  exp2(s_ij - lse_i)`` where unmasked, and ``s_ij = u_i . u_j``:  ``d u_i = sum_j (W_ij + W_ji) u_j``, so one tile of
+  ``W + W^T`` (mirrored) feeds rows and columns alike.
+- **Bits.** Every comparison of the forward pass is kept as a bit, so the backward pass never touches the guide and
+  agrees with the forward pass on every near-tie.
+
+Masks live as float tiles of 0 and 1: on a CPU torch compares into float32 four times as fast as into bool, and
+subtracting ``MASKED * mask`` is twenty times as fast as ``masked_fill_``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gist_fast.backends.interface import Negatives
+from gist_fast.blocks import Block
+from gist_fast.operands import Operands, accumulation_dtype
+
+TILE = 512
+"""Rows and columns of a tile; a multiple of 8. Four float32 tiles of 512 stay within a core's cache."""
+MASKED = 1e30
+"""Subtracted from a masked logit: far below any real one (at most 1.5e3 at temperature 0.001), and 0 after exp2."""
+
+
+class Tile(NamedTuple):
+    """A part of a block."""
+
+    rows: slice
+    columns: slice
+    excluded: int
+    """The diagonal (as ``torch.diagonal`` counts them) of the entries that never count; outside where there are none."""
+    mirrored: bool
+    """Whether the block's entries (j, i) are in no tile of their own, so that this one serves both."""
+
+
+class Side(NamedTuple):
+    """One of the (at most two) row blocks that a tile serves."""
+
+    own: slice
+    """Which of the B rows it belongs to."""
+    dim: int
+    """The tile's dimension that runs over its candidates: 1, or 0 on the mirror side."""
+
+
+def mask_bytes(blocks: Sequence[Block]) -> int:
+    """Upper bound of the bytes that the packed masks fill, each row of a tile being padded to whole bytes.
+
+    A mirrored tile packs both its masks along its columns, so a symmetric square costs the square of its side in
+    bytes, rounded up. The columns left and right of it are two parts, each padded on its own.
+    """
+    total = 0
+    for block in blocks:
+        square = block.rows if block.symmetric else 0
+        side = (square + 7) // 8
+        total += 8 * side * side + block.rows * ((block.columns - square + 14) // 8)
+    return total
+
+
+def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
+    """The softmax over each row's unmasked negatives; see `gist_fast.backends.interface.StreamingBackend`."""
+    work = _Workspace(operands)
+    guided = operands.guide is not None
+    rows = blocks[0].rows
+    maximum = operands.positives.new_full((rows,), -MASKED)
+    total = torch.zeros_like(maximum)
+    masked = torch.zeros(len(blocks), dtype=torch.int64, device=total.device)
+    bits = _PackedMasks(total, mask_bytes(blocks) if guided and keep_bits else 0)
+
+    for index, block in enumerate(blocks):
+        for tile in _tiles(block):
+            student = work.student_scores(block, tile)
+            guide = work.guide_scores(block, tile, student) if guided else None
+            for side in _sides(block, tile):
+                logits = student
+                if guide is not None:
+                    mask = work.compare(guide, operands.limits, tile, side)
+                    masked[index] += mask.sum().to(torch.int64)
+                    mask.diagonal(tile.excluded).fill_(1.0)
+                    if keep_bits:
+                        bits.append(mask)
+                    logits = work.suppress(student, mask)
+                else:
+                    logits.diagonal(tile.excluded).fill_(-MASKED)
+                _accumulate(maximum[side.own], total[side.own], logits, side.dim, work.logits(tile))
+    none = maximum <= -MASKED / 2
+    return Negatives(
+        lse2=(maximum + total.log2()).masked_fill_(none, -torch.inf),
+        hardest=maximum.masked_fill(none, -torch.inf),
+        masked=masked,
+        bits=bits.packed,
+    )
+
+
+def backward(
+    operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, bits: Tensor | None
+) -> list[Tensor]:
+    """Gradients by the student operands; see `gist_fast.backends.interface.StreamingBackend`."""
+    work = _Workspace(operands)
+    gradients = [torch.zeros_like(u, dtype=lse2.dtype) for u in operands.student]
+    kept = None if bits is None else _PackedMasks(lse2, packed=bits)
+
+    for block in blocks:
+        for tile in _tiles(block):
+            student = work.student_scores(block, tile)
+            guide = work.guide_scores(block, tile, student) if operands.guide is not None else None
+            coefficients = None
+            for side in _sides(block, tile):
+                if kept is not None or guide is not None:
+                    mask = kept.next(*student.shape) if kept is not None else work.compare(
+                        guide, operands.limits, tile, side
+                    )
+                    mask.diagonal(tile.excluded).fill_(1.0)
+                    logits = work.suppress(student, mask)
+                else:
+                    student.diagonal(tile.excluded).fill_(-MASKED)
+                    logits = work.logits(tile).copy_(student)
+                logits.sub_(_across(lse2[side.own], side)).exp2_().mul_(_across(weights[side.own], side))
+                if coefficients is None and tile.mirrored:
+                    coefficients = work.coefficients(tile).copy_(logits)
+                else:
+                    coefficients = logits if coefficients is None else coefficients.add_(logits)
+            work.add_products(gradients, coefficients, block, tile)
+    return gradients
+
+
+def _tiles(block: Block) -> Iterator[Tile]:
+    """The block cut up; of a symmetric block's square only the tiles on and above the diagonal."""
+    outside = block.columns
+    square = range(0, 0)
+    if block.symmetric:
+        square = range(block.excluded, block.excluded + block.rows)
+    for r in range(0, block.rows, TILE):
+        rows = slice(r, min(r + TILE, block.rows))
+        for start, stop in ((0, square.start), (square.stop, outside)):
+            for c in range(start, stop, TILE):
+                yield _tile(block, rows, slice(c, min(c + TILE, stop)), mirrored=False)
+        for c in range(square.start + r, square.stop, TILE):
+            columns = slice(c, min(c + TILE, square.stop))
+            yield _tile(block, rows, columns, mirrored=c > square.start + r)
+
+
+def _tile(block: Block, rows: slice, columns: slice, mirrored: bool) -> Tile:
+    if block.excluded is None:
+        return Tile(rows, columns, columns.stop - columns.start, mirrored)
+    return Tile(rows, columns, block.excluded + rows.start - columns.start, mirrored)
+
+
+def _sides(block: Block, tile: Tile) -> Iterator[Side]:
+    yield Side(tile.rows, dim=1)
+    if tile.mirrored:
+        yield Side(slice(tile.columns.start - block.excluded, tile.columns.stop - block.excluded), dim=0)
+
+
+def _across(values: Tensor, side: Side) -> Tensor:
+    """A value per owner, shaped to broadcast over a tile."""
+    return values.unsqueeze(side.dim)
+
+
+def _accumulate(maximum: Tensor, total: Tensor, logits: Tensor, dim: int, out: Tensor) -> None:
+    """Fold a tile into the running maximum and sum of exp2. ``out`` is overwritten and may be `logits` itself.
+
+    A row that has met only masked entries holds a meaningless sum at a maximum of about -MASKED; the first real entry
+    multiplies it by exp2(-MASKED) = 0.
+    """
+    risen = torch.maximum(maximum, logits.amax(dim))
+    torch.sub(logits, risen.unsqueeze(dim), out=out)
+    total.mul_(torch.exp2(maximum - risen)).add_(out.exp2_().sum(dim))
+    maximum.copy_(risen)
+
+
+class _Workspace:
+    """The operands in the type they are multiplied in, and four tiles of scratch memory used again for every tile."""
+
+    def __init__(self, operands: Operands) -> None:
+        self._student = tuple(map(_multiplicand, operands.student))
+        if operands.guide is None or operands.self_guided:
+            self._guide = self._student
+        else:
+            self._guide = tuple(map(_multiplicand, operands.guide))
+        self._self_guided = operands.self_guided
+        self._like = operands.positives
+        # bf16 units double the gradient products; the scores stay in float32, where a bf16 *result* would be too coarse.
+        self._narrow = (
+            torch.bfloat16
+            if operands.student[0].dtype == torch.bfloat16 and self._like.device.type == "cpu" and _cpu_has_bf16()
+            else None
+        )
+        self._narrow_student = operands.student
+        self._buffers: dict[str, Tensor] = {}
+
+    def student_scores(self, block: Block, tile: Tile) -> Tensor:
+        """Base-2 logits ``[r, c]``."""
+        return self._scores(self._student, block, tile, "student")
+
+    def guide_scores(self, block: Block, tile: Tile, student: Tensor) -> Tensor:
+        """The guide's scores ``[r, c]``, in the unit of the limits: the student's own where it guides itself."""
+        return student if self._self_guided else self._scores(self._guide, block, tile, "guide")
+
+    def compare(self, guide: Tensor, limits: Tensor, tile: Tile, side: Side) -> Tensor:
+        """1.0 where the guide's score exceeds the owner's limit, else 0.0; 0.0 on the excluded diagonal."""
+        mask = self._buffer("mask", *guide.shape)
+        torch.gt(guide, _across(limits[side.own], side), out=mask)
+        mask.diagonal(tile.excluded).fill_(0.0)
+        return mask
+
+    def suppress(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """A copy of the scores with the masked ones out of reach."""
+        return torch.sub(scores, mask, alpha=MASKED, out=self._buffer("logits", *scores.shape))
+
+    def logits(self, tile: Tile) -> Tensor:
+        """Scratch of the tile's shape; what `suppress` returns lies in it too."""
+        return self._buffer("logits", *_shape(tile))
+
+    def coefficients(self, tile: Tile) -> Tensor:
+        """Scratch of the tile's shape."""
+        return self._buffer("coefficients", *_shape(tile))
+
+    def add_products(self, gradients: list[Tensor], coefficients: Tensor, block: Block, tile: Tile) -> None:
+        """Add a tile's ``coefficients @ columns`` to its rows' gradient, and the transposed product to its columns'."""
+        rows = slice(block.row_start + tile.rows.start, block.row_start + tile.rows.stop)
+        row_gradient = gradients[block.row_operand][rows]
+        column_gradient = gradients[block.column_operand][tile.columns]
+        operands = self._student if self._narrow is None else self._narrow_student
+        row_operand, column_operand = operands[block.row_operand][rows], operands[block.column_operand][tile.columns]
+        if block.symmetric and rows == tile.columns:
+            # A square on the diagonal: both products are of the same rows, so one of W + W^T does.
+            _add_product(row_gradient, coefficients + coefficients.T, row_operand)
+        else:
+            _add_product(row_gradient, coefficients, column_operand)
+            _add_product(column_gradient, coefficients.T, row_operand)
+
+    def _scores(self, operands: Sequence[Tensor], block: Block, tile: Tile, name: str) -> Tensor:
+        rows = operands[block.row_operand][block.row_start + tile.rows.start : block.row_start + tile.rows.stop]
+        columns = operands[block.column_operand][tile.columns]
+        out = self._buffer(name, *_shape(tile))
+        if rows.dtype == out.dtype:
+            return torch.mm(rows, columns.T, out=out)
+        return out.copy_(_product(rows, columns.T, out.dtype))
+
+    def _buffer(self, name: str, r: int, c: int) -> Tensor:
+        if name not in self._buffers:
+            # Pages touched once and used for every tile: fresh memory costs more to map than the arithmetic on it.
+            self._buffers[name] = self._like.new_empty(TILE * TILE)
+        return self._buffers[name][: r * c].view(r, c)
+
+
+class _PackedMasks:
+    """Masks as one bit a pair, appended tile by tile and read back in the same order."""
+
+    def __init__(self, like: Tensor, n_bytes: int = 0, packed: Tensor | None = None) -> None:
+        # Zeros: the bound of `mask_bytes` is not always reached, and what is left must be the same from run to run.
+        self.packed = torch.zeros(n_bytes, dtype=torch.uint8, device=like.device) if packed is None else packed
+        self._cursor = 0
+        powers = torch.arange(8, device=like.device)
+        self._powers = (2**powers).to(like.dtype)
+        bytes_ = torch.arange(256, dtype=torch.int64, device=like.device)
+        self._unpacked = ((bytes_[:, None] >> powers) & 1).to(like.dtype)
+
+    def append(self, mask: Tensor) -> None:
+        """Pack a tile of 0.0 and 1.0: eight neighbours in a row make a byte, the first its lowest bit."""
+        padded = torch.nn.functional.pad(mask, (0, -mask.shape[1] % 8)) if mask.shape[1] % 8 else mask
+        # Sums of distinct powers of two up to 255 are exact in every float type used here.
+        self._take(padded.numel() // 8).copy_(torch.mv(padded.view(-1, 8), self._powers))
+
+    def next(self, r: int, c: int) -> Tensor:
+        """The next tile's mask, ``[r, c]``, as 0.0 and 1.0."""
+        width = (c + 7) // 8
+        packed = self._take(r * width)
+        return self._unpacked.index_select(0, packed.to(torch.int32)).view(r, 8 * width)[:, :c]
+
+    def _take(self, n_bytes: int) -> Tensor:
+        taken = self.packed[self._cursor : self._cursor + n_bytes]
+        self._cursor += n_bytes
+        return taken
+
+
+def _shape(tile: Tile) -> tuple[int, int]:
+    return tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
+
+
+def _multiplicand(operand: Tensor) -> Tensor:
+    """The operand as it is multiplied: half types stay as they are only where a product can be summed into float32."""
+    return operand if operand.is_cuda else operand.to(accumulation_dtype(operand.dtype))
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a @ b``, with `a` rounded to the type of `b`."""
+    if a.dtype == b.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(_product(a.to(b.dtype), b, total.dtype))
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """``a @ b`` of half types as `dtype`; on a CPU the sum itself is rounded to the half type first."""
+    return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else torch.mm(a, b)
+
+
+@functools.cache
+def _cpu_has_bf16() -> bool:
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,0 +1,65 @@
+"""The kinds of pairs that the guided loss compares, as rectangles of one score matrix each.
+
+A block is a (row operand, column operand) pair. Operands are numbered as the loss receives them: 0 the anchors,
+1 the positives, 2 and up the columns of negatives. Row ``i`` of every block belongs to anchor ``i``: it is compared
+with that anchor's threshold and feeds that anchor's logsumexp.
+
+==========  ===================  ===========================  ==============================================
+block       score of entry i, j  columns                      the entry of row i that never counts
+==========  ===================  ===========================  ==============================================
+``ap``      a_i . p_j            all M positives              j = offset + i, the positive itself
+``aa``      a_i . a_j            the B anchors                j = i, the pair of a row with itself
+``pp``      p_{offset+i} . p_j   all M positives              j = offset + i, the pair of a row with itself
+``an_k``    a_i . n_kj           the N_k negatives            none
+==========  ===================  ===========================  ==============================================
+
+The positive enters each row's softmax too, but not as an entry of a block: it is one number a row, which
+`gist_fast.operator` adds to what the backends return for the negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ANCHORS, POSITIVES, FIRST_NEGATIVES = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Block:
+    """One rectangle of scores, ``[rows, columns]``."""
+
+    name: str
+    row_operand: int
+    row_start: int
+    """Row ``i`` of the block is row ``row_start + i`` of the row operand."""
+    column_operand: int
+    rows: int
+    columns: int
+    excluded: int | None
+    """Column ``excluded + i`` never counts in row ``i``; None where every column counts."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether rows and columns are of one operand, so that entry (i, j) equals entry (j, i)."""
+        return self.row_operand == self.column_operand
+
+    @property
+    def compared(self) -> int:
+        """How many pairs the block compares: all but the excluded ones."""
+        return self.rows * self.columns - (0 if self.excluded is None else self.rows)
+
+
+def make_blocks(
+    rows: int, columns: Sequence[int], *, offset: int, contrast_anchors: bool, contrast_positives: bool
+) -> list[Block]:
+    """The blocks of a problem with ``rows`` anchors and ``columns = (M, N_1, N_2, ...)`` candidates."""
+    positives, *negatives = columns
+    blocks = [Block("ap", ANCHORS, 0, POSITIVES, rows, positives, excluded=offset)]
+    if contrast_anchors:
+        blocks.append(Block("aa", ANCHORS, 0, ANCHORS, rows, rows, excluded=0))
+    if contrast_positives:
+        blocks.append(Block("pp", POSITIVES, offset, POSITIVES, rows, positives, excluded=offset))
+    for k, count in enumerate(negatives):
+        blocks.append(Block(f"an_{k + 1}", ANCHORS, 0, FIRST_NEGATIVES + k, rows, count, excluded=None))
+    return blocks

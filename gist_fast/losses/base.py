@@ -1,0 +1,148 @@
+"""What the guided losses share: their arguments, the guide, the call of the function, and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from sentence_transformers.util import all_gather_with_grad, get_rank
+from torch import Tensor, nn
+
+from gist_fast.backends import BACKENDS
+from gist_fast.checks import MASK_BITS, check_choice, check_margin, check_temperature
+from gist_fast.function import guided_contrastive_loss
+from gist_fast.losses.guide import EMBEDDING, GuideEncoder
+from gist_fast.stats import StatsAverage
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+class GuidedLoss(nn.Module):
+    """Base of the guided losses for sentence-transformers' trainers; not to be used itself.
+
+    The student is a child module (``model``), as those trainers expect. The guide is not: it moves with the loss to
+    another device, but the trainer cannot mistake it for the student, and its parameters are none of the loss's.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        guide: SentenceTransformer | None,
+        temperature: float,
+        margin_strategy: Literal["absolute", "relative"],
+        margin: float,
+        contrast_anchors: bool,
+        contrast_positives: bool,
+        gather_across_devices: bool,
+        guided: bool,
+        backend: str,
+        mask_bits: str,
+    ) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        check_margin(margin, margin_strategy)
+        check_choice("backend", backend, BACKENDS)
+        check_choice("mask_bits", mask_bits, MASK_BITS)
+        if guide is not None and not guided:
+            raise ValueError("guided: False, though a guide came; leave out one of the two.")
+        self.model = model
+        self.temperature = temperature
+        self.margin_strategy = margin_strategy
+        self.margin = margin
+        self.contrast_anchors = contrast_anchors
+        self.contrast_positives = contrast_positives
+        self.gather_across_devices = gather_across_devices
+        self.guided = guided
+        self.backend = backend
+        self.mask_bits = mask_bits
+        self.statistics = StatsAverage()
+        """Running averages over the training batches since it was last emptied; see `gist_fast.stats`."""
+        self._encoder = None if guide is None else GuideEncoder(model, guide)
+
+    @property
+    def guide(self) -> SentenceTransformer | None:
+        """The guide, or None where its embeddings come with the dataset or there is no guiding."""
+        return None if self._encoder is None else self._encoder.model
+
+    def _apply(self, fn: Any, recurse: bool = True) -> GuidedLoss:
+        super()._apply(fn, recurse)
+        if self._encoder is not None:
+            self._encoder.to(fn, recurse)
+        return self
+
+    def guided_loss(self, student: Sequence[Tensor], guide: Sequence[Tensor]) -> Tensor:
+        """The loss, 0-d, of student columns (anchors, positives, negatives, ..), ``[B, D]`` each, and the guide's."""
+        anchors, *candidates = student
+        guide_anchors, *guide_candidates = guide or [None]
+        offset = 0
+        if self.gather_across_devices:
+            # Candidates only: each rank compares its own anchors with everybody's candidates, and the gradient by a
+            # candidate finds its way back to the rank it came from.
+            candidates = [all_gather_with_grad(x) for x in candidates]
+            guide_candidates = [all_gather_with_grad(x) for x in guide_candidates]
+            offset = get_rank() * len(anchors)
+        loss, stats = guided_contrastive_loss(
+            anchors,
+            candidates[0],
+            guide_anchors,
+            guide_candidates[0] if guide_candidates else None,
+            negatives=candidates[1:],
+            guide_negatives=guide_candidates[1:],
+            temperature=self.temperature,
+            margin=self.margin,
+            margin_strategy=self.margin_strategy,
+            contrast_anchors=self.contrast_anchors,
+            contrast_positives=self.contrast_positives,
+            offset=offset,
+            backend=self.backend,
+            mask_bits=self.mask_bits,
+            return_stats=True,
+        )
+        if torch.is_grad_enabled():
+            self.statistics.add(stats)
+        return loss
+
+    def check_columns(self, features: Sequence[dict[str, Any]]) -> None:
+        """Raise unless there are anchors, positives, and the means to guide them.
+
+        Raises:
+            ValueError: fewer than two columns, or a column without guide embeddings where no guide is at hand.
+        """
+        if len(features) < 2:
+            raise ValueError(f"the dataset gives {len(features)} text column(s); anchor and positive are needed.")
+        if not self.guided or self._encoder is not None:
+            return
+        missing = [str(k) for k, f in enumerate(features) if EMBEDDING not in f]
+        if missing:
+            raise ValueError(
+                f"guide: none was given, and column(s) {', '.join(missing)} of the dataset carry no guide embeddings. "
+                "Give a guide, add the embeddings with gist_fast.embed_guide, or say guided=False to train without."
+            )
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The arguments that the model card lists."""
+        return {
+            "guide": self.guide,
+            "temperature": float(self.temperature),
+            "margin_strategy": self.margin_strategy,
+            "margin": self.margin,
+            "contrast_anchors": self.contrast_anchors,
+            "contrast_positives": self.contrast_positives,
+            "gather_across_devices": self.gather_across_devices,
+        }
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the paper, for the model card."""
+        return """
+@misc{solatorio2024gistembed,
+    title={GISTEmbed: Guided In-sample Selection of Training Negatives for Text Embedding Fine-tuning},
+    author={Aivin V. Solatorio},
+    year={2024},
+    eprint={2402.16829},
+    archivePrefix={arXiv},
+    primaryClass={cs.LG}
+}
+"""

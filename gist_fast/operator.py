@@ -1,0 +1,190 @@
+"""The guided loss as two custom operators, with fake implementations and an autograd formula.
+
+Custom operators are opaque to ``torch.compile``: it sees two calls with known output shapes instead of a loop over
+tiles, so a compiled training step has no graph break. ``torch.library`` builds the ``torch.autograd.Function`` out of
+the formula registered here.
+
+With ``S`` the natural-log logits of row i's unmasked negatives and ``s`` that of its positive:
+
+    loss_i = log(sum(exp(S)) + exp(s)) - s = log(1 + exp(lse_negatives - s))
+    d loss_i / d S_j = exp(S_j - lse_i),    d loss_i / d s = -sigmoid(lse_negatives - s)
+
+The first is the backend's to multiply out (it needs the tiles again); the second is a single number a row, done here.
+Masks are decided once, in the forward pass, and have no derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gist_fast.backends import streaming_backend
+from gist_fast.backends.interface import LN2
+from gist_fast.blocks import ANCHORS, POSITIVES, Block, make_blocks
+from gist_fast.operands import Operands, accumulation_dtype, embedding_gradients, prepare
+
+@torch.library.custom_op("gist_fast::guided_forward", mutates_args=())
+def guided_forward(
+    backend: str,
+    student: Sequence[Tensor],
+    guide: Sequence[Tensor],
+    temperature: Tensor,
+    margin: float,
+    relative: bool,
+    self_guided: bool,
+    contrast_anchors: bool,
+    contrast_positives: bool,
+    offset: int,
+    keep_bits: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `GuidedRows`; the arguments are those of `gist_fast.guided_contrastive_loss`, checked."""
+    blocks = _blocks(student, contrast_anchors, contrast_positives, offset)
+    with torch.autocast(student[0].device.type, enabled=False):
+        operands = prepare(
+            student,
+            guide,
+            temperature,
+            margin=margin,
+            relative=relative,
+            self_guided=self_guided,
+            offset=offset,
+        )
+        negatives = streaming_backend(backend).forward(operands, blocks, keep_bits)
+        loss = torch.logaddexp(LN2 * (negatives.lse2 - operands.positives), torch.zeros_like(negatives.lse2))
+        if operands.limits is not None:
+            # NaN limits mask nothing; carry them into the loss, where they are seen.
+            loss = loss + (operands.limits - operands.limits).to(loss.dtype)
+        to_cosine = LN2 * temperature.to(loss.dtype)
+        return (
+            loss,
+            negatives.lse2,
+            operands.positives * to_cosine,
+            negatives.hardest * to_cosine,
+            negatives.masked,
+            negatives.bits,
+        )
+
+
+@guided_forward.register_fake
+def _(
+    backend,
+    student,
+    guide,
+    temperature,
+    margin,
+    relative,
+    self_guided,
+    contrast_anchors,
+    contrast_positives,
+    offset,
+    keep_bits,
+):
+    blocks = _blocks(student, contrast_anchors, contrast_positives, offset)
+    guided = self_guided or len(guide) > 0
+    n_bytes = streaming_backend(backend).mask_bytes(blocks) if keep_bits and guided else 0
+    a = student[ANCHORS]
+    rows = a.new_empty(a.shape[0], dtype=accumulation_dtype(a.dtype))
+    return (
+        rows,
+        torch.empty_like(rows),
+        torch.empty_like(rows),
+        torch.empty_like(rows),
+        a.new_empty(len(blocks), dtype=torch.int64),
+        a.new_empty(n_bytes, dtype=torch.uint8),
+    )
+
+
+@torch.library.custom_op("gist_fast::guided_backward", mutates_args=())
+def guided_backward(
+    grad_loss: Tensor,
+    lse2: Tensor,
+    bits: Tensor,
+    backend: str,
+    student: Sequence[Tensor],
+    guide: Sequence[Tensor],
+    temperature: Tensor,
+    margin: float,
+    relative: bool,
+    self_guided: bool,
+    contrast_anchors: bool,
+    contrast_positives: bool,
+    offset: int,
+    keep_bits: bool,
+) -> list[Tensor]:
+    """Gradients by each of `student` and, last, by `temperature`, given ``grad_loss [B]``."""
+    blocks = _blocks(student, contrast_anchors, contrast_positives, offset)
+    with torch.autocast(student[0].device.type, enabled=False):
+        operands = prepare(
+            student,
+            # With the bits at hand the guide is not needed again.
+            () if keep_bits else guide,
+            temperature,
+            margin=margin,
+            relative=relative,
+            self_guided=self_guided and not keep_bits,
+            offset=offset,
+        )
+        # d loss / d base-2 logit carries ln 2.
+        weights = LN2 * grad_loss.to(lse2.dtype)
+        largest = weights.abs().amax().clamp_min(torch.finfo(weights.dtype).tiny)
+        weights = weights / largest
+        total = torch.logaddexp2(lse2, operands.positives)
+        guided = self_guided or len(guide) > 0
+        gradients = streaming_backend(backend).backward(
+            operands, blocks, total, weights, bits if keep_bits and guided else None
+        )
+        _add_positives(gradients, operands, weights * -torch.sigmoid(LN2 * (lse2 - operands.positives)), offset)
+        for gradient in gradients:
+            gradient.mul_(largest)
+        by_embedding, by_temperature = embedding_gradients(gradients, student, operands.norms, temperature)
+        return [*by_embedding, by_temperature.to(temperature.dtype)]
+
+
+@guided_backward.register_fake
+def _(grad_loss, lse2, bits, backend, student, guide, temperature, *static):
+    return [*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in student), temperature.new_empty(())]
+
+
+def _add_positives(gradients: list[Tensor], operands: Operands, coefficients: Tensor, offset: int) -> None:
+    """Add ``coefficients_i * d (anchor_i . positive_{offset + i})``."""
+    own = slice(offset, offset + len(coefficients))
+    column = coefficients[:, None]
+    gradients[ANCHORS].addcmul_(column, operands.student[POSITIVES][own].to(column.dtype))
+    gradients[POSITIVES][own].addcmul_(column, operands.student[ANCHORS].to(column.dtype))
+
+
+def _blocks(student: Sequence[Tensor], contrast_anchors: bool, contrast_positives: bool, offset: int) -> list[Block]:
+    rows, *columns = (x.shape[0] for x in student)
+    return make_blocks(
+        rows, columns, offset=offset, contrast_anchors=contrast_anchors, contrast_positives=contrast_positives
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    backend, student, guide, temperature, *static = inputs
+    _, lse2, *_, bits = output
+    ctx.backend, ctx.static, ctx.sizes = backend, static, (len(student), len(guide))
+    ctx.save_for_backward(lse2, bits, temperature, *student, *guide)
+
+
+def _backward(ctx, grad_loss, *_):
+    lse2, bits, temperature, *embeddings = ctx.saved_tensors
+    students, guides = ctx.sizes
+    student, guide = embeddings[:students], embeddings[students:]
+    *by_student, by_temperature = torch.ops.gist_fast.guided_backward(
+        grad_loss, lse2, bits, ctx.backend, student, guide, temperature, *ctx.static
+    )
+    return (None, by_student, [None] * guides, by_temperature, *(None for _ in ctx.static))
+
+
+def _refuse_double_backward(ctx, *_):
+    raise RuntimeError(
+        "guided_contrastive_loss: the streaming backends are differentiable once; second derivatives need "
+        "backend='reference', which is made of ordinary torch operations."
+    )
+
+
+guided_forward.register_autograd(_backward, setup_context=_setup_context)
+guided_backward.register_autograd(_refuse_double_backward)

@@ -1,0 +1,88 @@
+"""What the guide did to a batch: counts and means that cost nothing to keep and are read only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GuidedContrastiveStats:
+    """Statistics of one call of `gist_fast.guided_contrastive_loss`, without gradient, on the device of the loss.
+
+    Every tensor comes out of the loss's own pass. On an accelerator nothing waits until a value is read, which
+    `as_dict` and `masked_share` do.
+    """
+
+    blocks: tuple[str, ...]
+    """Names of the K blocks, in the order ``ap``, ``aa``, ``pp``, ``an_1``, ``an_2`` and so on."""
+    compared: tuple[int, ...]
+    """``[K]``: pairs compared in each block; a row's positive, and its pair with itself, are none of them."""
+    masked: Tensor
+    """``[K]``, int64: pairs that the guide dropped in each block."""
+    positive_similarity: Tensor
+    """0-d: mean cosine similarity of the anchors with their positives, by the student."""
+    hardest_negative_similarity: Tensor
+    """0-d: mean cosine similarity with each row's most similar unmasked negative, over the rows that have one; NaN
+    where no row has one."""
+
+    @property
+    def masked_share(self) -> dict[str, float]:
+        """Share of the compared pairs that were masked, by block; 0.0 for a block that compares none. Waits."""
+        shares = zip(self.blocks, self.masked.tolist(), self.compared, strict=True)
+        return {name: masked / compared if compared else 0.0 for name, masked, compared in shares}
+
+    def as_dict(self) -> dict[str, float]:
+        """``masked_{block}`` for every block, ``positive_similarity`` and ``hardest_negative_similarity``. Waits."""
+        return {
+            **{f"masked_{name}": share for name, share in self.masked_share.items()},
+            "positive_similarity": self.positive_similarity.item(),
+            "hardest_negative_similarity": self.hardest_negative_similarity.item(),
+        }
+
+
+def row_means(positive: Tensor, hardest: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of ``positive [B]``, and of ``hardest [B]`` over the rows where it is not -inf."""
+    has_one = hardest != -torch.inf
+    return positive.mean(), torch.where(has_one, hardest, 0.0).sum() / has_one.sum()
+
+
+def make_stats(
+    names: Sequence[str], compared: Sequence[int], masked: Tensor, positive: Tensor, hardest: Tensor
+) -> GuidedContrastiveStats:
+    """Statistics out of what a backend returned for each row and block."""
+    return GuidedContrastiveStats(
+        tuple(names), tuple(compared), masked.detach(), *row_means(positive.detach(), hardest.detach())
+    )
+
+
+class StatsAverage:
+    """Averages of `GuidedContrastiveStats` over batches, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._batches = 0
+
+    def add(self, stats: GuidedContrastiveStats) -> None:
+        """Add a batch. Nothing waits."""
+        compared = torch.tensor(stats.compared, dtype=torch.float32).clamp_min(1).to(stats.masked.device)
+        shares = stats.masked / compared
+        # A batch without any negative left has no hardest one; count it as -1, the least similarity there is.
+        hardest = torch.nan_to_num(stats.hardest_negative_similarity.float(), nan=-1.0)
+        values = {
+            **{f"masked_{name}": share for name, share in zip(stats.blocks, shares.unbind(), strict=True)},
+            "positive_similarity": stats.positive_similarity.float(),
+            "hardest_negative_similarity": hardest,
+        }
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._batches += 1
+
+    def pop(self) -> dict[str, float]:
+        """The averages since the last call, and start again; empty where there was no batch. Waits."""
+        averages = {name: value.item() / self._batches for name, value in self._sums.items()}
+        self._sums, self._batches = {}, 0
+        return averages

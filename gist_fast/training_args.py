@@ -1,0 +1,65 @@
+"""The arguments of a guided training run: sentence-transformers' own, and those of the loss and the guide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sentence_transformers import SentenceTransformerTrainingArguments
+
+
+@dataclass
+class GISTTrainingArguments(SentenceTransformerTrainingArguments):
+    """Arguments of `gist_fast.GISTTrainer`.
+
+    All of ``SentenceTransformerTrainingArguments`` stay on offer. Those added here describe the loss that the trainer
+    builds when none is passed to it, and how the guide reads the texts; each field's ``help`` says which values do.
+
+    Raises:
+        ValueError: a value is out of range (when the loss is built).
+    """
+
+    _VALID_DICT_FIELDS = [*SentenceTransformerTrainingArguments._VALID_DICT_FIELDS, "guide_prompts"]
+
+    temperature: float = field(
+        default=0.01, metadata={"help": "Divides the cosine similarities in the softmax; above 0."}
+    )
+    margin_strategy: str = field(
+        default="absolute",
+        metadata={"help": "How the margin lowers the guide's threshold t: 'absolute' (t - margin) or 'relative' "
+                          "(t - |t| * margin)."},
+    )  # fmt: skip
+    margin: float = field(
+        default=0.0, metadata={"help": "The larger, the more pairs are taken for false negatives and dropped."}
+    )
+    contrast_anchors: bool = field(default=True, metadata={"help": "Whether anchors are negatives of each other."})
+    contrast_positives: bool = field(
+        default=True, metadata={"help": "Whether positives are negatives of each other; retrieval may prefer False."}
+    )
+    gather_across_devices: bool = field(
+        default=False, metadata={"help": "Whether the candidates of all ranks are negatives on every rank."}
+    )
+    mini_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Rows embedded at a time with gradient caching, for batches that do not fit in memory. None: "
+                          "no caching."},
+    )  # fmt: skip
+    mini_batch_num_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens embedded at a time with gradient caching, instead of rows."}
+    )
+    backend: str = field(
+        default="auto", metadata={"help": "How the loss is computed: 'auto', 'triton', 'tiled' or 'reference'."}
+    )
+    mask_bits: str = field(
+        default="auto",
+        metadata={"help": "Whether masks are kept for the backward pass ('keep'), decided again ('recompute'), or by "
+                          "size ('auto')."},
+    )  # fmt: skip
+    guide_prompts: dict[str, str] | str | None = field(
+        default=None,
+        metadata={"help": "Prompts that the guide reads before the texts: one string, or a mapping of column names. "
+                          "None: the guide's own 'query' prompt for the first column and 'document' prompt for the "
+                          "others, where it has them, else its default prompt."},
+    )  # fmt: skip
+    guide_max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of a text that the guide reads. None: the guide's own maximum."}
+    )
