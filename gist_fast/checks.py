@@ -103,9 +103,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}: got {value!r}; one of {', '.join(map(repr, choices))} would do.")
 
 
-def _check_family(
-    prefix: str, anchors: Tensor, positives: Tensor, negatives: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+def _check_family(prefix: str, anchors: Tensor, positives: Tensor, negatives: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Embeddings of one model: matrices of one width, type and device."""
     if isinstance(negatives, Tensor):
         raise TypeError(

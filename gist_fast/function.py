@@ -121,6 +121,7 @@ def guided_contrastive_loss(
         contrast_positives=contrast_positives,
     )
     self_guided = len(guide) > 0 and all(map(_same_tensor, student, guide))
+    student, guide = tuple(map(_ordinary, student)), tuple(map(_ordinary, guide))
     static = {"margin": float(margin), "relative": margin_strategy == "relative", "self_guided": self_guided}
     if self_guided:
         guide = ()
@@ -159,6 +160,11 @@ def _same_tensor(a: Tensor, b: Tensor) -> bool:
         a.data_ptr() == b.data_ptr()
         and (a.dtype, a.shape, a.stride(), a.device) == (b.dtype, b.shape, b.stride(), b.device)
     )  # fmt: skip
+
+
+def _ordinary(x: Tensor) -> Tensor:
+    """The tensor, or a copy that autograd can keep where it came out of inference mode, as ``encode`` leaves them."""
+    return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
 
 
 def _keep_bits(mask_bits: str, backend: str, blocks: Sequence[Block], device: torch.device) -> bool:

@@ -25,6 +25,7 @@ from gist_fast.backends.interface import LN2
 from gist_fast.blocks import ANCHORS, POSITIVES, Block, make_blocks
 from gist_fast.operands import Operands, accumulation_dtype, embedding_gradients, prepare
 
+
 @torch.library.custom_op("gist_fast::guided_forward", mutates_args=())
 def guided_forward(
     backend: str,
@@ -131,9 +132,8 @@ def guided_backward(
         largest = weights.abs().amax().clamp_min(torch.finfo(weights.dtype).tiny)
         weights = weights / largest
         total = torch.logaddexp2(lse2, operands.positives)
-        guided = self_guided or len(guide) > 0
         gradients = streaming_backend(backend).backward(
-            operands, blocks, total, weights, bits if keep_bits and guided else None
+            operands, blocks, total, weights, bits if len(bits) > 0 else None
         )
         _add_positives(gradients, operands, weights * -torch.sigmoid(LN2 * (lse2 - operands.positives)), offset)
         for gradient in gradients:
@@ -165,18 +165,19 @@ def _blocks(student: Sequence[Tensor], contrast_anchors: bool, contrast_positive
 def _setup_context(ctx, inputs, output) -> None:
     backend, student, guide, temperature, *static = inputs
     _, lse2, *_, bits = output
-    ctx.backend, ctx.static, ctx.sizes = backend, static, (len(student), len(guide))
-    ctx.save_for_backward(lse2, bits, temperature, *student, *guide)
+    # Where the bits are kept the guide is done with, and its memory can go.
+    needed = () if len(bits) > 0 else guide
+    ctx.backend, ctx.static, ctx.students, ctx.guides = backend, static, len(student), len(guide)
+    ctx.save_for_backward(lse2, bits, temperature, *student, *needed)
 
 
 def _backward(ctx, grad_loss, *_):
     lse2, bits, temperature, *embeddings = ctx.saved_tensors
-    students, guides = ctx.sizes
-    student, guide = embeddings[:students], embeddings[students:]
+    student, guide = embeddings[: ctx.students], embeddings[ctx.students :]
     *by_student, by_temperature = torch.ops.gist_fast.guided_backward(
         grad_loss, lse2, bits, ctx.backend, student, guide, temperature, *ctx.static
     )
-    return (None, by_student, [None] * guides, by_temperature, *(None for _ in ctx.static))
+    return (None, by_student, [None] * ctx.guides, by_temperature, *(None for _ in ctx.static))
 
 
 def _refuse_double_backward(ctx, *_):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from sentence_transformers import SentenceTransformerTrainingArguments
 
@@ -18,8 +19,15 @@ class GISTTrainingArguments(SentenceTransformerTrainingArguments):
         ValueError: a value is out of range (when the loss is built).
     """
 
-    _VALID_DICT_FIELDS = [*SentenceTransformerTrainingArguments._VALID_DICT_FIELDS, "guide_prompts"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *SentenceTransformerTrainingArguments._VALID_DICT_FIELDS,
+        "guide_prompts",
+    ]
 
+    logging_steps: float = field(
+        default=10,
+        metadata={"help": "Steps between logs of the loss and of what the guide did; below 1 a share of all steps."},
+    )
     temperature: float = field(
         default=0.01, metadata={"help": "Divides the cosine similarities in the softmax; above 0."}
     )

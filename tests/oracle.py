@@ -104,6 +104,12 @@ def make_problem(
 
 def oracle(problem: Problem) -> tuple[Tensor, dict[str, tuple[int, int]]]:
     """Loss ``[B]``, and (compared, masked) of each block, in the type of the problem."""
+    logits, own, counts = oracle_logits(problem)
+    return torch.nn.functional.cross_entropy(logits, own, reduction="none"), counts
+
+
+def oracle_logits(problem: Problem) -> tuple[Tensor, Tensor, dict[str, tuple[int, int]]]:
+    """All blocks side by side, minus infinity where masked; the positives' columns; the counts of `oracle`."""
     q = problem
     rows = torch.arange(len(q.anchors))
     own = q.offset + rows
@@ -135,7 +141,7 @@ def oracle(problem: Problem) -> tuple[Tensor, dict[str, tuple[int, int]]]:
         add("pp", q.positives[own], q.positives, None if gp is None else gp[own], gp, never=own)
     for k, n in enumerate(q.negatives):
         add(f"an_{k + 1}", q.anchors, n, ga, None if ga is None else q.guide_negatives[k])
-    return torch.nn.functional.cross_entropy(torch.cat(scores, dim=1), own, reduction="none"), counts
+    return torch.cat(scores, dim=1), own, counts
 
 
 def values_and_gradients(loss: Tensor, problem: Problem) -> list[Tensor]:
@@ -143,9 +149,7 @@ def values_and_gradients(loss: Tensor, problem: Problem) -> list[Tensor]:
     return [loss.detach(), *torch.autograd.grad((loss * problem.weights).sum(), problem.tensors)]
 
 
-def assert_close(
-    actual: list[Tensor], expected: list[Tensor], tolerance: float, floor: float = 1e-3
-) -> None:
+def assert_close(actual: list[Tensor], expected: list[Tensor], tolerance: float, floor: float = 1e-3) -> None:
     """Each tensor's largest error is within `tolerance` of its largest value, taken for `floor` where it is smaller
     (a gradient that vanishes by symmetry is rounding alone); else the worst element is named."""
     for k, (got, want) in enumerate(zip(actual, expected, strict=True)):

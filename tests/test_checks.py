@@ -58,8 +58,8 @@ def test_wrong_arguments_are_named(change, error, message):
 def test_devices_must_agree():
     with pytest.raises(ValueError, match=r"positives: on meta, but anchors are on cpu; use one device"):
         guided_contrastive_loss(**{**GOOD, "positives": x(device="meta")})
+    guide = {"guide_anchors": x(width=2, device="meta"), "guide_positives": x(width=2, device="meta")}
     with pytest.raises(ValueError, match=r"guide_anchors: on meta, but anchors are on cpu; move all to one device"):
-        guide = {"guide_anchors": x(width=2, device="meta"), "guide_positives": x(width=2, device="meta")}
         guided_contrastive_loss(**{**GOOD, **guide})
 
 

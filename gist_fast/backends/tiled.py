@@ -38,7 +38,7 @@ class Tile(NamedTuple):
     rows: slice
     columns: slice
     excluded: int
-    """The diagonal (as ``torch.diagonal`` counts them) of the entries that never count; outside where there are none."""
+    """The diagonal, as ``torch.diagonal`` counts them, of the entries that never count; outside where there are none."""
     mirrored: bool
     """Whether the block's entries (j, i) are in no tile of their own, so that this one serves both."""
 
@@ -116,8 +116,10 @@ def backward(
             coefficients = None
             for side in _sides(block, tile):
                 if kept is not None or guide is not None:
-                    mask = kept.next(*student.shape) if kept is not None else work.compare(
-                        guide, operands.limits, tile, side
+                    mask = (
+                        kept.next(*student.shape)
+                        if kept is not None
+                        else work.compare(guide, operands.limits, tile, side)
                     )
                     mask.diagonal(tile.excluded).fill_(1.0)
                     logits = work.suppress(student, mask)
@@ -189,7 +191,8 @@ class _Workspace:
             self._guide = tuple(map(_multiplicand, operands.guide))
         self._self_guided = operands.self_guided
         self._like = operands.positives
-        # bf16 units double the gradient products; the scores stay in float32, where a bf16 *result* would be too coarse.
+        # bf16 units double the gradient products. Scores stay in float32: torch has no bf16 product with a float32
+        # result on a CPU, and a logit rounded to bf16 is too coarse.
         self._narrow = (
             torch.bfloat16
             if operands.student[0].dtype == torch.bfloat16 and self._like.device.type == "cpu" and _cpu_has_bf16()

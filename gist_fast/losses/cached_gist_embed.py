@@ -71,7 +71,8 @@ class CachedGISTEmbedLoss(GuidedLoss):
     ) -> None:
         if has_static_embedding_input(model):
             raise ValueError(
-                "model: it is based on StaticEmbedding, whose inputs cannot be cut into mini-batches; use GISTEmbedLoss."
+                "model: it is based on StaticEmbedding, whose inputs cannot be cut into mini-batches; GISTEmbedLoss "
+                "would do."
             )
         if not isinstance(mini_batch_size, int) or isinstance(mini_batch_size, bool) or mini_batch_size < 1:
             raise ValueError(f"mini_batch_size: got {mini_batch_size!r}; an int of at least 1 would do.")
@@ -94,7 +95,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
         self.show_progress_bar = show_progress_bar
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
-        """The mean loss of a batch, 0-d; its backward pass embeds the mini-batches again. `labels` are not looked at."""
+        """The mean loss of a batch, 0-d. Its backward pass embeds the mini-batches again. `labels` are not used."""
         features = list(sentence_features)
         self.check_columns(features)
         guide = self._guide_embeddings(features)

@@ -11,6 +11,7 @@ A loss sees features, never texts. In order of preference, a column's features h
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ def _token_rows(features: dict[str, Any]) -> Any:
     if "cu_seq_lens_q" not in features:
         return ids
     flat, cuts = ids[0].tolist(), features["cu_seq_lens_q"].tolist()
-    return [flat[begin:end] for begin, end in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [flat[begin:end] for begin, end in itertools.pairwise(cuts)]
 
 
 def _active_dropout(model: nn.Module) -> Iterator[bool]:

@@ -1,0 +1,144 @@
+"""The command's entry point: which commands there are, and how errors become exit codes.
+
+====  ==================================================================================================
+code  meaning
+====  ==================================================================================================
+0     done
+1     something failed that the user did not type: one line, and how to get the traceback
+2     wrong usage or input: one line that says what came and what would do
+130   Ctrl-C
+====  ==================================================================================================
+"""
+
+from __future__ import annotations
+
+import dis
+import itertools
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Annotated, Any
+
+import typer
+
+import gist_fast
+from gist_fast.cli import demo, doctor, evaluate, inspect, train
+from gist_fast.cli.output import note
+from gist_fast.errors import InputError
+
+app = typer.Typer(name="gist-fast", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+# To add a command: a file beside this one with a function, and a line here.
+app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("inspect")(inspect.inspect)
+app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
+
+INTERRUPTED = 130
+# typer carries its own copy of click in newer versions; this is the base class of usage errors in whichever it
+# uses.
+UsageError: Any = typer.BadParameter.__mro__[2]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"gist-fast {gist_fast.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Fast, guided fine-tuning of text-embedding models (GISTEmbed)."""
+    _log_to_stderr()
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+def main() -> None:
+    """The entry point of the installed command."""
+    code = run()
+    # All is said and done: a late Ctrl-C must not end the shutdown in a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command on these arguments, by default the process's, and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in itertools.takewhile(lambda argument: argument.startswith("-"), arguments)
+    try:
+        # Not app(...): that turns Ctrl-C into an exit, or an Abort, by its version.
+        command = typer.main.get_command(app)
+        with command.make_context("gist-fast", arguments) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        note("gist-fast: interrupted.")
+        return INTERRUPTED
+    except UsageError as error:
+        path = error.ctx.command_path if getattr(error, "ctx", None) else "gist-fast"
+        message = " ".join(error.format_message().split())
+        note(f"{path}: {message[:1].lower()}{message[1:]}{'' if message[-1:] in '.?' else '.'} See {path} --help.")
+        return 2
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        message = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, InputError) or _is_our_check(error):
+            note(f"gist-fast: {message}")
+            return 2
+        if not debug:
+            message += f" (for the traceback: gist-fast --debug {' '.join(arguments[:1])} ...)"
+        note(f"gist-fast: {type(error).__name__}: {message}")
+        return 1
+
+
+def _is_our_check(error: Exception) -> bool:
+    """Whether the error is a ValueError or TypeError from a ``raise`` in gist_fast: one of its argument checks.
+
+    The same classes also come from expressions that fail, here or in other packages. Those are no wrong input.
+    """
+    place = _innermost(error.__traceback__)
+    if place is None or not isinstance(error, (ValueError, TypeError)):
+        return False
+    name = place.tb_frame.f_globals.get("__name__", "")
+    raised = place.tb_frame.f_code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return raised and name.partition(".")[0] == "gist_fast"
+
+
+def _innermost(place: TracebackType | None) -> TracebackType | None:
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place
+
+
+class _Stderr(logging.Handler):
+    """Writes to whatever ``sys.stderr`` is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        note(f"{prefix}{self.format(record)}")
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("gist_fast")
+    if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
+        logger.addHandler(_Stderr())
+    logger.setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Loading the models that a command names, with errors that a user can act on."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gist_fast.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+MARKERS = ("modules.json", "config.json")
+
+
+def check_model(path: str, role: str) -> str:
+    """Whether there is such a model, as far as can be told without loading it.
+
+    Args:
+        role: what to call the model in an error: ``student``, ``guide``.
+
+    Returns:
+        Where it is: ``folder``, ``cache`` or ``hub`` (not seen yet).
+
+    Raises:
+        InputError: no folder of a model, nor a name that the hub could have.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists():
+        if not folder.is_dir() or not any((folder / marker).is_file() for marker in MARKERS):
+            raise InputError(f"{role}: {path} holds no model; a folder with {' or '.join(MARKERS)} is needed.")
+        return "folder"
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
+        near = ""
+        with contextlib.suppress(OSError):
+            near = nearest(folder.name, (p.name for p in folder.parent.iterdir() if p.is_dir()))
+        raise InputError(f"{role}: {path}: no such folder{near}.")
+    from huggingface_hub import try_to_load_from_cache
+
+    return "cache" if any(isinstance(try_to_load_from_cache(path, marker), str) for marker in MARKERS) else "hub"
+
+
+def load_model(path: str, role: str, **options: Any) -> SentenceTransformer:
+    """The model of that folder or hub name.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    place = check_model(path, role)
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(str(Path(path).expanduser()) if place == "folder" else path, **options)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # Each part of a model has its own loader with its own errors; the next step is the same for all.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        where = "the folder" if place == "folder" else "neither a folder here nor found as a model of the hub"
+        raise InputError(f"{role}: {path} cannot be loaded as a model ({where}: {reason})") from error

@@ -1,0 +1,78 @@
+"""What commands print: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, alone on stdout.")]
+PIPE_WIDTH = 120
+"""Columns of a table where stdout is no terminal."""
+
+
+def note(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def only_results_on_stdout() -> Iterator[None]:
+    """Send what libraries print meanwhile to stderr; the trainer's logs, among others, go to stdout by themselves."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def print_json(result: Any) -> None:
+    """The result, alone, on stdout."""
+    print(json.dumps(result, ensure_ascii=False, indent=2))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on stdout; numbers stand to the right, floats with four digits."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    # A title of the table's own would be folded to the table's width.
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    table = Table(header_style="bold")
+    for place, name in enumerate(columns):
+        numbers = bool(rows) and all(isinstance(row[place], (int, float)) or row[place] is None for row in rows)
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        # Text, not str: square brackets in a user's texts are no markup.
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console.print(table)
+
+
+def parse_columns(text: str | None) -> dict[str, str] | list[str] | None:
+    """``question,answer`` or ``anchor=question,positive=answer`` as `gist_fast.data.load_texts` takes them."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    named = ["=" in part for part in parts]
+    if all(named):
+        return {name.strip(): column.strip() for name, _, column in (part.partition("=") for part in parts)}
+    if any(named) or not all(parts):
+        raise typer.BadParameter(
+            f"{text!r}; 'question,answer' or 'anchor=question,positive=answer' would do.", param_hint="--columns"
+        )
+    return parts
+
+
+Columns = Annotated[
+    str | None,
+    typer.Option("--columns", help="Which column is which: anchor=question,positive=answer, or names in that order."),
+]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

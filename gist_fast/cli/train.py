@@ -1,0 +1,288 @@
+"""``gist-fast train``: a configuration to a trained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gist_fast.cli.output import Json, note, only_results_on_stdout, print_json, print_table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers.base.evaluation import BaseEvaluator
+
+    from gist_fast.config import ModelConfig, SourceConfig, TrainConfig
+    from gist_fast.trainer import GISTTrainer
+    from gist_fast.training_args import GISTTrainingArguments
+
+INTERRUPTED = 130
+
+
+@dataclass
+class _Plan:
+    """All that a run needs short of the models: read and checked, nothing written."""
+
+    config: TrainConfig
+    arguments: GISTTrainingArguments
+    checkpoint: Path | None
+    train: Dataset
+    eval: Dataset | None
+    evaluator: BaseEvaluator | None
+    models: dict[str, str]
+    """Where student and guide are: ``folder``, ``cache`` or ``hub``."""
+
+    @property
+    def output_dir(self) -> Path:
+        return self.config.output_dir
+
+
+def train(
+    context: typer.Context,
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG.yaml", help="A YAML file with student, guide, data, loss, training, evaluation."
+        ),
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in output_dir.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run that output_dir holds, once all is ready to start.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check files, columns, settings and models, print the plan, and leave.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a student under a guide.
+
+    Any setting of the configuration can be given after it, as --training.learning_rate 1e-4, or --learning_rate 1e-4
+    where only one section has it. The trained model is put in output_dir/final.
+
+    Ctrl-C finishes the step, saves a checkpoint and stops; --resume goes on from there.
+    """
+    with only_results_on_stdout():
+        try:
+            plan = _make_plan(config, context.args, resume=resume, overwrite=overwrite)
+        except KeyboardInterrupt:
+            note("gist-fast: interrupted while getting ready; nothing was written.")
+            raise typer.Exit(INTERRUPTED) from None
+        if not dry_run:
+            summary = _run(plan, overwrite=overwrite)
+    if dry_run:
+        _print_plan(plan, overwrite, as_json)
+    elif as_json:
+        print_json(summary)
+    elif summary:
+        _print_summary(summary)
+
+
+def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: bool) -> _Plan:
+    from gist_fast.cli.models import check_model
+    from gist_fast.cli.run_folder import prepare_folder
+    from gist_fast.config import load_config
+    from gist_fast.data import guide_columns
+    from gist_fast.errors import InputError
+    from gist_fast.evaluation import configured_evaluator
+
+    config = load_config(path, overrides)
+    checkpoint = prepare_folder(config.output_dir, resume=resume, overwrite=overwrite)
+    more: dict[str, Any] = {}
+    if config.arguments.get("resume_from_checkpoint"):
+        raise InputError("training.resume_from_checkpoint: the command continues a run with --resume instead.")
+    if (config.data.eval or config.evaluation) and "eval_strategy" not in config.arguments:
+        # What to evaluate on was given, so evaluate.
+        more["eval_strategy"] = "epoch"
+    arguments = config.training_arguments(**more)
+    models = {"student": check_model(config.student.path, "student")}
+    if config.guide:
+        models["guide"] = check_model(config.guide.path, "guide")
+    train_set = _load(config.data.train)
+    if config.guide is None and not config.unguided and not guide_columns(train_set):
+        raise InputError(
+            f"{path}: 'guide' is missing, and the training data carry no embeddings of one; name a guide, or write "
+            "'guide: null' to train without."
+        )
+    return _Plan(
+        config=config,
+        arguments=arguments,
+        checkpoint=checkpoint,
+        train=train_set,
+        eval=None if config.data.eval is None else _load(config.data.eval),
+        evaluator=None if config.evaluation is None else configured_evaluator(config.evaluation),
+        models=models,
+    )
+
+
+def _load(source: SourceConfig) -> Dataset:
+    from gist_fast.data import load_texts
+
+    return load_texts(source.path, split=source.split, columns=source.columns, name=source.name)
+
+
+def _run(plan: _Plan, *, overwrite: bool) -> dict[str, Any]:
+    """Train, save, and say how it went; a summary, empty in all processes but the first.
+
+    Raises:
+        typer.Exit: with 130, after Ctrl-C.
+    """
+    trainer = None
+    try:
+        trainer, before = _make_trainer(plan)
+        return _train(plan, trainer, before, overwrite=overwrite)
+    except KeyboardInterrupt:
+        step = trainer.state.global_step if trainer is not None else 0
+        note(f"gist-fast: interrupted {f'after step {step}' if step else 'before the first step'}; {_kept(plan)}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
+    """The trainer, and the student's scores before training."""
+    from gist_fast.cli.models import load_model
+    from gist_fast.evaluation import evaluate
+    from gist_fast.trainer import GISTTrainer
+
+    config = plan.config
+    student = load_model(config.student.path, "student", **_model_options(config.student))
+    if config.student.max_seq_length:
+        student.max_seq_length = config.student.max_seq_length
+    guide = None
+    if config.guide:
+        guide = load_model(config.guide.path, "guide", **_model_options(config.guide))
+    trainer = GISTTrainer(
+        model=student,
+        args=plan.arguments,
+        train_dataset=plan.train,
+        eval_dataset=plan.eval,
+        guide=guide,
+        evaluator=plan.evaluator,
+    )
+    before = None
+    if plan.evaluator is not None and config.evaluation and config.evaluation.before and plan.checkpoint is None:
+        note("Measuring the student before training.")
+        before = evaluate(student, plan.evaluator)
+    return trainer, before
+
+
+def _model_options(model: ModelConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    if model.revision:
+        options["revision"] = model.revision
+    if model.model_kwargs:
+        options["model_kwargs"] = dict(model.model_kwargs)
+    return options
+
+
+def _train(plan: _Plan, trainer: GISTTrainer, before: dict[str, float] | None, *, overwrite: bool) -> dict[str, Any]:
+    from gist_fast.cli.interrupt import StopOnInterrupt
+    from gist_fast.cli.run_folder import FINAL, clear_folder, final_part, replace_folder
+    from gist_fast.evaluation import evaluate
+
+    first = trainer.is_world_process_zero()
+    if overwrite:
+        with trainer.args.main_process_first(desc="clearing output_dir"):
+            gone = clear_folder(plan.output_dir) if first else []
+        if gone:
+            note(f"Deleted from {plan.output_dir}: {', '.join(gone)}.")
+    if plan.checkpoint:
+        note(f"Continuing from {plan.checkpoint}.")
+    stop = StopOnInterrupt(enabled=trainer.args.world_size == 1)
+    trainer.add_callback(stop)
+    with stop:
+        outcome = trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
+    state = trainer.state
+    if stop.requested and state.global_step < state.max_steps:
+        note(f"gist-fast: stopped after step {state.global_step} of {state.max_steps}; {_kept(plan)}")
+        raise typer.Exit(INTERRUPTED)
+    final = plan.output_dir / FINAL
+    part = final_part(plan.output_dir)
+    trainer.save_model(str(part))
+    if not first:
+        return {}
+    replace_folder(part, final)
+    after = None if plan.evaluator is None else evaluate(trainer.model, plan.evaluator)
+    return {
+        "model": str(final),
+        "output_dir": str(plan.output_dir),
+        "rows": len(plan.train),
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "seconds": outcome.metrics.get("train_runtime"),
+        "rows_per_second": outcome.metrics.get("train_samples_per_second"),
+        "loss": outcome.training_loss,
+        "best_checkpoint": state.best_model_checkpoint,
+        "resumed_from": str(plan.checkpoint) if plan.checkpoint else None,
+        "masked": _last_masked(trainer),
+        "evaluation": None if after is None else {"before": before, "after": after},
+    }
+
+
+def _kept(plan: _Plan) -> str:
+    from gist_fast.cli.run_folder import FINAL, checkpoints
+
+    folder = plan.output_dir
+    kept = [path.name for path in checkpoints(folder)[-1:]]
+    hint = " (continue with --resume)" if kept else ""
+    kept += [FINAL] if (folder / FINAL).is_dir() else []
+    return f"{folder} holds {', '.join(kept) or 'no checkpoint'}{hint}."
+
+
+def _last_masked(trainer: GISTTrainer) -> dict[str, float]:
+    """The shares of pairs masked, by block, as logged last."""
+    for logged in reversed(trainer.state.log_history):
+        shares = {name: value for name, value in logged.items() if name.startswith("masked")}
+        if shares:
+            return shares
+    return {}
+
+
+def _print_plan(plan: _Plan, overwrite: bool, as_json: bool) -> None:
+    from gist_fast.cli.run_folder import checkpoints
+
+    config, arguments = plan.config, plan.arguments
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    an_epoch = -(-len(plan.train) // batch)
+    steps = arguments.max_steps if arguments.max_steps > 0 else int(an_epoch * arguments.num_train_epochs)
+    guide = f"{config.guide.path} ({plan.models['guide']})" if config.guide else "none"
+    if config.guide is None and not config.unguided:
+        guide = "its embeddings in the data"
+    told = {
+        "student": f"{config.student.path} ({plan.models['student']})",
+        "guide": guide,
+        "train": f"{config.data.train.path}: {len(plan.train)} rows of {', '.join(plan.train.column_names)}",
+        "eval": "none" if plan.eval is None else f"{config.data.eval.path}: {len(plan.eval)} rows",  # type: ignore[union-attr]
+        "evaluator": "none" if plan.evaluator is None else type(plan.evaluator).__name__,
+        "rows a step": batch,
+        "steps": steps,
+        "device": str(arguments.device),
+        "output_dir": str(plan.output_dir),
+        "resumes from": str(plan.checkpoint) if plan.checkpoint else None,
+        "deletes": [path.name for path in checkpoints(plan.output_dir)] if overwrite else [],
+        "settings": config.arguments,
+    }
+    if as_json:
+        print_json({name.replace(" ", "_"): value for name, value in told.items()})
+        return
+    settings = told.pop("settings")
+    rows = [(name, ", ".join(value) if isinstance(value, list) else value) for name, value in told.items() if value]
+    rows += [(name, str(value)) for name, value in settings.items() if name != "output_dir"]
+    print_table("All is well; this would be run", ("what", "value"), [(name, str(value)) for name, value in rows])
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    scores = summary["evaluation"]
+    if scores:
+        before = scores["before"] or {}
+        changes = [
+            (metric, before.get(metric), after, f"{after - before[metric]:+.4f}" if metric in before else "-")
+            for metric, after in scores["after"].items()
+        ]
+        print_table("Evaluation", ("metric", "before", "after", "change"), changes)
+    shown = ("rows", "steps", "epochs", "seconds", "rows_per_second", "loss", "best_checkpoint", "model")
+    values = [(name, summary[name]) for name in shown if summary[name] is not None]
+    rows = [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in values]
+    rows += [(name, f"{value:.2%}") for name, value in summary["masked"].items()]
+    print_table("Training", ("what", "value"), [(name.replace("_", " "), value) for name, value in rows])
+    typer.echo(f'Load it: SentenceTransformer("{summary["model"]}")')

@@ -1,0 +1,232 @@
+"""Files, saved directories and hub names to a `datasets.Dataset` of texts with known columns.
+
+The columns are ``anchor``, ``positive``, then any of ``negative``, ``negative_1``, ``negative_2`` and so on, in that
+order, which is the order in which the losses take them. A guide's embeddings, as `gist_fast.embed_guide` writes them,
+stand in ``{column}_guide_embedding`` and come along with their column.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gist_fast.errors import InputError, nearest
+from gist_fast.text_files import SUFFIXES, Column, check_table, read_file, suffix_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+ANCHOR, POSITIVE = "anchor", "positive"
+GUIDE_SUFFIX = "_guide_embedding"
+_NEGATIVE = re.compile(r"negative(?:_(\d+))?")
+
+ColumnNames = Mapping[str, str] | Sequence[str]
+
+
+def load_texts(
+    source: str | Path, *, split: str | None = None, columns: ColumnNames | None = None, name: str | None = None
+) -> Dataset:
+    """Load texts to train or to look at; every text is checked.
+
+    Args:
+        source: a ``.jsonl``, ``.csv``, ``.tsv`` (each also with ``.gz``) or ``.parquet`` file, a directory written by
+            ``save_to_disk``, or the name of a dataset on the Hugging Face hub.
+        split: which split of a saved directory or hub dataset; not needed where there is only one.
+        columns: which column plays which part, as ``{"anchor": "question", "positive": "answer"}``, or the columns'
+            names in the order anchor, positive, negatives. Parts not named are looked for under their own names.
+        name: which configuration of a hub dataset.
+
+    Returns:
+        A dataset of ``anchor``, ``positive`` and any negatives, and the guide's embeddings of those where they exist.
+        Other columns are left out, which is logged.
+
+    Raises:
+        InputError: naming file, row, column, what came, and what would do.
+    """
+    source = str(source)
+    path = Path(source).expanduser()
+    if suffix_of(path) and (path.exists() or not _could_be_hub_name(source)):
+        if split or name:
+            option = "split" if split else "name"
+            raise InputError(f"{path}: a file has no {option}; leave out {option}={split or name!r}.")
+        return _from_file(path, columns)
+    dataset = _from_directory(path, split, name) if path.exists() else _from_hub(source, split, name)
+    return _checked(dataset, columns, f"{source}[{split}]" if split else source)
+
+
+def choose_columns(available: Sequence[str], columns: ColumnNames | None, where: str) -> list[Column]:
+    """Which of the available columns to take, and for what; see `load_texts`."""
+    parts = _as_mapping(columns, where)
+    taken = set(parts.values())
+    for column in available:
+        if _is_part(column) and column not in parts and column not in taken:
+            parts[column] = column
+    for part in (ANCHOR, POSITIVE):
+        parts.setdefault(part, part)
+    for part, column in parts.items():
+        if column not in available:
+            raise InputError(_missing(part, column, available, where))
+    chosen = []
+    for part in sorted(parts, key=_order):
+        column = parts[part]
+        chosen.append(Column(column, part))
+    for part in sorted(parts, key=_order):
+        embedding = parts[part] + GUIDE_SUFFIX
+        if embedding in available:
+            chosen.append(Column(embedding, part + GUIDE_SUFFIX, "vector"))
+    left = [column for column in available if column not in {c.source for c in chosen}]
+    if left:
+        logger.info("%s: columns left out: %s", where, ", ".join(left))
+    return chosen
+
+
+def text_columns(dataset: Dataset) -> list[str]:
+    """The columns of a loaded dataset that hold texts: anchor, positive, then the negatives."""
+    return sorted((c for c in dataset.column_names if _is_part(c)), key=_order)
+
+
+def guide_columns(dataset: Dataset) -> list[str]:
+    """The columns of a loaded dataset that hold the guide's embeddings, in the order of their texts."""
+    return [c + GUIDE_SUFFIX for c in text_columns(dataset) if c + GUIDE_SUFFIX in dataset.column_names]
+
+
+def _is_part(name: str) -> bool:
+    return name in (ANCHOR, POSITIVE) or _NEGATIVE.fullmatch(name) is not None
+
+
+def _order(part: str) -> tuple[int, int]:
+    match = _NEGATIVE.fullmatch(part)
+    if match is None:
+        return (0 if part == ANCHOR else 1), 0
+    return 2, int(match[1]) if match[1] else -1
+
+
+def _as_mapping(columns: ColumnNames | None, where: str) -> dict[str, str]:
+    if columns is None:
+        return {}
+    if isinstance(columns, str):
+        raise InputError(f"{where}: columns: {columns!r} names one column; name at least the anchor and the positive.")
+    if not isinstance(columns, Mapping):
+        negatives = ("negative", *(f"negative_{k}" for k in range(1, len(columns))))
+        columns = dict(zip((ANCHOR, POSITIVE, *negatives), columns, strict=False))
+    for part, column in columns.items():
+        if not _is_part(part):
+            raise InputError(
+                f"{where}: columns: {part!r} is no part{nearest(part, (ANCHOR, POSITIVE, 'negative', 'negative_1'))}; "
+                "the parts are anchor, positive, negative, negative_1, negative_2 and so on."
+            )
+        if not isinstance(column, str):
+            raise InputError(f"{where}: columns: {part} is {column!r}; the name of a column would do.")
+    used = list(columns.values())
+    for column in used:
+        if used.count(column) > 1:
+            raise InputError(f"{where}: columns: {column!r} is named for more than one part.")
+    return dict(columns)
+
+
+def _missing(part: str, column: str, available: Sequence[str], where: str) -> str:
+    there = ", ".join(map(repr, available)) or "none"
+    if part == column:
+        return (
+            f"{where}: no column {column!r}{nearest(column, available)}; it has {there}. "
+            f"Rename one, or map it: columns: {{{part}: <name>}}."
+        )
+    return f"{where}: no column {column!r}, named for {part}{nearest(column, available)}; it has {there}."
+
+
+def _from_file(path: Path, columns: ColumnNames | None) -> Dataset:
+    table = read_file(path, lambda names: choose_columns(names, columns, str(path)))
+    from datasets import Dataset
+
+    return Dataset(table)
+
+
+def _from_directory(path: Path, split: str | None, name: str | None) -> Dataset:
+    if path.is_file():
+        raise InputError(f"{path}: unknown kind of file; it must end in one of {', '.join(SUFFIXES)}.")
+    if name:
+        raise InputError(f"{path}: name={name!r} chooses a configuration on the hub; a saved directory has none.")
+    if not any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
+        raise InputError(
+            f"{path}: a folder that `save_to_disk` did not write; name a file in it "
+            f"({', '.join(SUFFIXES)}), or a folder so written."
+        )
+    from datasets import load_from_disk
+
+    try:
+        loaded = load_from_disk(str(path))
+    except IndexError as error:
+        # `save_to_disk` writes no shard for an empty dataset, and `load_from_disk` wants a first one.
+        raise InputError(f"{path}: holds no rows; at least one is needed.") from error
+    except Exception as error:
+        raise InputError(f"{path}: not a readable saved dataset ({_first_line(error)}).") from error
+    return _one_split(loaded, split, str(path))
+
+
+def _from_hub(source: str, split: str | None, name: str | None) -> Dataset:
+    if not _could_be_hub_name(source):
+        raise InputError(f"{source}: no such file or folder{_like(Path(source).expanduser())}.")
+    from datasets import load_dataset
+
+    try:
+        loaded = load_dataset(source, name=name, split=split)
+    except Exception as error:
+        # Whatever the hub's client raises (absent, private, offline, unknown split), the user's next step is the same.
+        raise InputError(
+            f"{source}: no such file or folder here{_like(Path(source))}, and as a dataset of the hub it cannot be "
+            f"loaded ({_first_line(error)})."
+        ) from error
+    return _one_split(loaded, None if split else split, source)
+
+
+def _one_split(loaded: object, split: str | None, where: str) -> Dataset:
+    from datasets import Dataset, DatasetDict
+
+    if isinstance(loaded, DatasetDict):
+        if split is None and len(loaded) == 1:
+            return next(iter(loaded.values()))
+        if split is None:
+            raise InputError(f"{where}: has the splits {', '.join(map(repr, loaded))}; choose one with split.")
+        if split not in loaded:
+            raise InputError(
+                f"{where}: no split {split!r}{nearest(split, loaded)}; it has {', '.join(map(repr, loaded))}."
+            )
+        return loaded[split]
+    if not isinstance(loaded, Dataset):
+        raise InputError(f"{where}: a {type(loaded).__name__} cannot be used here; a dataset of one split would do.")
+    if split is not None and str(loaded.split) != split:
+        raise InputError(f"{where}: is a single dataset, without a split {split!r}; leave split out.")
+    return loaded
+
+
+def _checked(dataset: Dataset, columns: ColumnNames | None, where: str) -> Dataset:
+    """Chosen columns of a dataset under their new names, still memory-mapped."""
+    chosen = choose_columns(dataset.column_names, columns, where)
+    if not len(dataset):
+        raise InputError(f"{where}: holds no rows; at least one is needed.")
+    first_row = 1
+    for table in dataset.select_columns([c.source for c in chosen]).with_format("arrow").iter(batch_size=16384):
+        check_table(table, chosen, where, first_row)
+        first_row += table.num_rows
+    dataset = dataset.with_format(None).select_columns([c.source for c in chosen])
+    # In two steps, since a name may be taken by a column that is itself renamed.
+    dataset = dataset.rename_columns({c.source: f"__{k}" for k, c in enumerate(chosen)})
+    return dataset.rename_columns({f"__{k}": c.target for k, c in enumerate(chosen)})
+
+
+def _could_be_hub_name(source: str) -> bool:
+    """``name`` or ``owner/name``, and not what only a path looks like."""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) is not None and suffix_of(source) is None
+
+
+def _like(path: Path) -> str:
+    return nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

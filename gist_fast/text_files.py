@@ -1,0 +1,343 @@
+"""Files of texts to Arrow tables: ``.jsonl``, ``.csv``, ``.tsv`` (each also ``.gz``) and ``.parquet``.
+
+Nothing is guessed: a cell of a CSV file is the text that stands there, so ``1e5``, ``NA`` and ``null`` stay texts. Rows
+are checked as they are read, chunk by chunk, because only then can an error name the line; at no time do more than
+`CHUNK_ROWS` rows exist as Python objects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gist_fast.errors import InputError, nearest
+
+CHUNK_ROWS = 8192
+SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+MAX_CELL = 2**31 - 1
+SHOWN = 60
+"""How many characters of a wrong value an error quotes."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column to read."""
+
+    source: str
+    """Its name in the file."""
+    target: str
+    """Its name in the result."""
+    kind: Literal["text", "id", "vector"] = "text"
+    """Texts must say something; ids may be whole numbers, and become texts; vectors are lists of numbers."""
+
+
+Choose = Callable[[list[str]], Sequence[Column]]
+"""From the names that a file has to the columns that are wanted; raises `InputError` where it lacks one."""
+
+
+def suffix_of(path: Path | str) -> str | None:
+    """The suffix in `SUFFIXES` that `path` ends with, or None."""
+    name = str(path).lower()
+    return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(s)), None)
+
+
+def read_file(path: Path, choose: Choose) -> pa.Table:
+    """The chosen columns of a file, each value checked.
+
+    Raises:
+        InputError: naming the file, and the row (the first is 1), line and column where there is one.
+    """
+    suffix = suffix_of(path)
+    if suffix is None:
+        raise InputError(f"{path}: unknown kind of file; it must end in one of {', '.join(SUFFIXES)}.")
+    if not path.exists():
+        raise InputError(f"{path}: no such file{_like_it(path)}.")
+    if not path.is_file():
+        raise InputError(f"{path}: is not a file.")
+    try:
+        if suffix == ".parquet":
+            return _read_parquet(path, choose)
+        with gzip.open(path, "rb") if suffix.endswith(".gz") else path.open("rb") as stream:
+            if suffix.startswith(".jsonl"):
+                return _read_jsonl(path, stream, choose)
+            return _read_delimited(path, stream, choose, "\t" if suffix.startswith(".tsv") else ",")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}: not a whole gzip file ({_first_line(error)}); write it again.") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or _first_line(error)}).") from error
+
+
+def check_table(table: pa.Table, columns: Sequence[Column], where: str, first_row: int = 1) -> pa.Table:
+    """The chosen columns of a table that is already Arrow, checked: for Parquet files and datasets.
+
+    Args:
+        where: what to call the table in an error.
+        first_row: the number of its first row.
+    """
+    arrays: dict[str, Any] = {}
+    for column in columns:
+        array = table.column(column.source)
+        if column.kind == "vector":
+            arrays[column.target] = _checked_vectors(array, column, where)
+            continue
+        if pa.types.is_dictionary(array.type):
+            array = array.cast(array.type.value_type)
+        if column.kind == "id" and pa.types.is_integer(array.type):
+            array = array.cast(pa.string())
+        if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+            value = array[0].as_py() if len(array) else None
+            raise InputError(
+                f"{where}: column {column.source!r} holds {array.type}, not text (the first value is {_shown(value)}); "
+                "name a column of texts."
+            )
+        row = _first_empty(array)
+        if row is not None:
+            raise InputError(_not_text(f"{where}: row {first_row + row}", column, array[row].as_py()))
+        arrays[column.target] = array
+    return pa.table(arrays)
+
+
+def _first_empty(array: pa.ChunkedArray) -> int | None:
+    """The place of the first null, empty or blank text; looked for chunk by chunk, to copy little at a time."""
+    start = 0
+    for chunk in array.chunks:
+        empty = pc.fill_null(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunk)), 0), True)
+        place = pc.index(empty, True).as_py()
+        if place >= 0:
+            return start + place
+        start += len(chunk)
+    return None
+
+
+def _read_parquet(path: Path, choose: Choose) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = choose(_distinct(path, list(file.schema_arrow.names)))
+            table = file.read(columns=[column.source for column in columns])
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({_first_line(error)}).") from error
+    if not table.num_rows:
+        raise _empty(path)
+    return check_table(table, columns, str(path))
+
+
+@dataclass
+class _Chunks:
+    """Rows gathered into Arrow arrays, a chunk at a time."""
+
+    path: Path
+    columns: Sequence[Column]
+
+    def __post_init__(self) -> None:
+        self.rows = 0
+        self.widths: dict[str, int] = {}
+        self.values: list[list[Any]] = [[] for _ in self.columns]
+        self.done: list[list[pa.Array]] = [[] for _ in self.columns]
+
+    def add(self, values: Sequence[Any], line: int) -> None:
+        """Check and keep one row, its values in the order of `columns`."""
+        self.rows += 1
+        for column, value, kept in zip(self.columns, values, self.values, strict=True):
+            kept.append(self._checked(column, value, line))
+        if self.rows % CHUNK_ROWS == 0:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        if not self.rows:
+            raise _empty(self.path)
+        self._flush()
+        return pa.table(
+            {column.target: pa.chunked_array(done) for column, done in zip(self.columns, self.done, strict=True)}
+        )
+
+    def _checked(self, column: Column, value: Any, line: int) -> Any:
+        if column.kind == "vector":
+            return self._checked_vector(column, value, line)
+        if column.kind == "id" and isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, str) and value and not value.isspace():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"{self._at(line)}, column {column.source!r}: half of a surrogate pair at character {error.start}, "
+                    "which is no text; write the character whole."
+                ) from error
+            return value
+        raise InputError(_not_text(self._at(line), column, value))
+
+    def _checked_vector(self, column: Column, value: Any, line: int) -> Any:
+        at = f"{self._at(line)}, column {column.source!r}"
+        if not isinstance(value, list) or not value or not all(type(x) in (int, float) for x in value):
+            raise InputError(f"{at}: {_shown(value)} is no embedding; a list of numbers would do.")
+        width = self.widths.setdefault(column.target, len(value))
+        if len(value) != width:
+            raise InputError(f"{at}: an embedding of {len(value)} numbers, where the rows before have {width}.")
+        return value
+
+    def _at(self, line: int) -> str:
+        return f"{self.path}: row {self.rows} (line {line})"
+
+    def _flush(self) -> None:
+        for column, kept, done in zip(self.columns, self.values, self.done, strict=True):
+            if kept:
+                kind = pa.list_(pa.float32()) if column.kind == "vector" else pa.string()
+                done.append(pa.array(kept, type=kind))
+                kept.clear()
+
+
+def _read_jsonl(path: Path, stream: Iterable[bytes], choose: Choose) -> pa.Table:
+    chunks, names = None, []
+    for number, text in _lines(path, stream):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            if text.lstrip().startswith("["):
+                raise InputError(f"{path}: line {number}: {_ONE_OBJECT}") from error
+            problem = getattr(error, "msg", _first_line(error))
+            raise InputError(
+                f"{path}: line {number} is not a whole JSON object ({problem}): {_shown(text.strip())}; "
+                "mend or remove that line."
+            ) from error
+        if not isinstance(record, dict):
+            raise InputError(f"{path}: line {number}: {_ONE_OBJECT}")
+        if chunks is None:
+            names = list(record)
+            chunks = _Chunks(path, choose(names))
+        try:
+            values = [record[column.source] for column in chunks.columns]
+        except KeyError as error:
+            raise InputError(
+                f"{path}: row {chunks.rows + 1} (line {number}) has no {error.args[0]!r}, as the first row has; it has "
+                f"{', '.join(map(repr, record)) or 'nothing'}."
+            ) from error
+        chunks.add(values, number)
+    if chunks is None:
+        raise _empty(path)
+    return chunks.table()
+
+
+_ONE_OBJECT = 'one JSON object a line is needed, as in {"anchor": "...", "positive": "..."}.'
+
+
+def _read_delimited(path: Path, stream: Iterable[bytes], choose: Choose, delimiter: str) -> pa.Table:
+    chunks, names, line = None, [], 1
+    texts = (text for _, text in _lines(path, stream))
+    # strict: an unclosed quote would otherwise swallow the rest of the file as one cell.
+    reader = csv.reader(texts, delimiter=delimiter, strict=True)
+    with _long_cells():
+        while True:
+            line = reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise InputError(
+                    f"{path}: the row that starts on line {line} is not well-formed ({error}); a cell that holds a "
+                    'quote, a line break or the separator stands in double quotes, its own quotes doubled ("").'
+                ) from error
+            if cells is None:
+                break
+            if not cells:
+                continue
+            if chunks is None:
+                names = _distinct(path, cells)
+                chosen = choose(names)
+                for column in chosen:
+                    if column.kind == "vector":
+                        raise InputError(f"{path}: {column.source!r}: embeddings need a .jsonl or .parquet file.")
+                chunks = _Chunks(path, chosen)
+                places = [names.index(column.source) for column in chosen]
+                continue
+            if len(cells) != len(names):
+                raise InputError(
+                    f"{path}: row {chunks.rows + 1} (line {line}) has {_count(len(cells), 'cell')}, the header "
+                    f"{len(names)}; quote cells that hold the separator."
+                )
+            chunks.add([cells[place] for place in places], line)
+    if chunks is None:
+        raise _empty(path)
+    return chunks.table()
+
+
+@contextlib.contextmanager
+def _long_cells() -> Iterator[None]:
+    """The csv module refuses cells over 128 kB, and holds that limit for the whole process."""
+    before = csv.field_size_limit(MAX_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _lines(path: Path, stream: Iterable[bytes]) -> Iterator[tuple[int, str]]:
+    """Numbered lines, their ends kept. Cut at ``\\n`` only: texts may hold the other line ends of Unicode."""
+    for number, line in enumerate(stream, 1):
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}: line {number}: byte {error.start + 1} (0x{error.object[error.start]:02x}) is not UTF-8; "
+                "write the file as UTF-8."
+            ) from error
+
+
+def _checked_vectors(array: pa.ChunkedArray, column: Column, where: str) -> pa.ChunkedArray:
+    kind = array.type
+    lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise InputError(f"{where}: column {column.source!r} holds {kind}, not embeddings (lists of numbers).")
+    if array.null_count:
+        raise InputError(f"{where}: column {column.source!r} lacks {_count(array.null_count, 'embedding')}.")
+    if not pa.types.is_fixed_size_list(kind) and len(pc.unique(pc.list_value_length(array))) > 1:
+        raise InputError(f"{where}: column {column.source!r} holds embeddings of several widths.")
+    return array
+
+
+def _not_text(at: str, column: Column, value: Any) -> str:
+    what = "empty" if isinstance(value, str) else _shown(value)
+    wanted = "a text or a whole number" if column.kind == "id" else "a text"
+    return f"{at}, column {column.source!r}: is {what}; {wanted} is needed there, so mend or remove that row."
+
+
+def _empty(where: Path) -> InputError:
+    return InputError(f"{where}: holds no rows; at least one is needed.")
+
+
+def _distinct(path: Path, names: list[str]) -> list[str]:
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path}: {names.count(name)} columns are called {name!r}; names must differ.")
+    return names
+
+
+def _like_it(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (nor is there a folder {str(path.parent)!r})"
+    return nearest(path.name, (p.name for p in path.parent.iterdir()))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= SHOWN else shown[:SHOWN] + "..."
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
