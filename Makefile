@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints-cpu.txt
 	touch $@
 
 demo: install
-	$(BIN)/gist-fast demo --output $(DEMO_DIR)
+	$(BIN)/gist-fast demo --output-dir $(DEMO_DIR)
 
 test: install
 	$(BIN)/python -m pytest -n $(WORKERS)

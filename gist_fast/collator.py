@@ -17,6 +17,7 @@ import torch
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor
 
+from gist_fast.errors import InputError
 from gist_fast.losses.guide import EMBEDDING, TOKENS
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _stack(rows: list[Any], column: str) -> Tensor:
     widths = {len(row) for row in rows}
     if len(widths) > 1:
         bad = next(i for i, row in enumerate(rows) if len(row) != len(rows[0]))
-        raise ValueError(
+        raise InputError(
             f"{column}: row {bad} of the batch has {len(rows[bad])} numbers and row 0 has {len(rows[0])}; all guide "
             "embeddings have one width."
         )

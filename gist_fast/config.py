@@ -267,7 +267,7 @@ def _check_loss_value(entry: Entry, section: str, name: str, value: Any) -> None
         elif name in choices:
             check_choice(name, value, choices[name])
         elif name in ("mini_batch_size", "mini_batch_num_tokens") and value is not None and value < 1:
-            raise ValueError(f"{name}: got {value}; 1 or more would do.")
+            raise InputError(f"{name}: got {value}; 1 or more would do.")
     except ValueError as error:
         near = nearest(str(value), choices.get(name, ()))
         raise InputError(f"{entry.where}: {section}.{error}{near}") from error

@@ -1,4 +1,8 @@
-"""The one exception that a wrong command, configuration or file ends in."""
+"""What a wrong command, configuration, file or argument ends in.
+
+Both classes are what Python's users expect (a ValueError, a TypeError) and tell the command that the fault is in what
+it was given: it prints their message in one line and exits with 2.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,16 @@ import difflib
 from collections.abc import Iterable
 
 
-class InputError(ValueError):
-    """Wrong usage or input. The message names what came and what would do; the command exits with 2 on it."""
+class WrongInput(Exception):  # noqa: N818 - what both have in common, never raised itself
+    """Wrong usage or input. The message names what came and what would do."""
+
+
+class InputError(WrongInput, ValueError):
+    """A wrong value."""
+
+
+class InputTypeError(WrongInput, TypeError):
+    """A value of a wrong type."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from gist_fast.collator import SUFFIX, guide_prompt
+from gist_fast.errors import InputError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -61,16 +62,16 @@ def embed_guide(
             column; the type is unknown.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype: got {dtype!r}; one of {', '.join(map(repr, DTYPES))} would do.")
+        raise InputError(f"dtype: got {dtype!r}; one of {', '.join(map(repr, DTYPES))} would do.")
     if len(dataset) == 0:
-        raise ValueError("dataset: it has no rows.")
+        raise InputError("dataset: it has no rows.")
     if columns is None:
         columns = [c for c, f in dataset.features.items() if getattr(f, "dtype", None) in ("string", "large_string")]
     for column in columns:
         if column not in dataset.column_names:
-            raise ValueError(f"columns: the dataset has no {column!r}, only {', '.join(dataset.column_names)}.")
+            raise InputError(f"columns: the dataset has no {column!r}, only {', '.join(dataset.column_names)}.")
         if column + SUFFIX in dataset.column_names:
-            raise ValueError(f"columns: {column!r} has guide embeddings already; remove {column + SUFFIX!r} first.")
+            raise InputError(f"columns: {column!r} has guide embeddings already; remove {column + SUFFIX!r} first.")
 
     folder = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "gist_fast"
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ def _encode(
 def _check_texts(texts: list, column: str) -> None:
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"dataset: row {row}, column {column!r} is {text!r}; a text would do.")
+            raise InputError(f"dataset: row {row}, column {column!r} is {text!r}; a text would do.")
 
 
 def _write(path: Path, name: str, rows: list[np.ndarray]) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gist_fast.blocks import ANCHORS, POSITIVES
+from gist_fast.errors import InputError
 
 TIE_ULPS = 16
 ZERO_NORM = 1e-12
@@ -173,7 +174,7 @@ def _check_finite(x: Tensor, norm: Tensor, name: str) -> None:
         found = f"row {row}, column {column} is {x[row, column].item()}"
     else:
         found = f"the norm of row {row} overflows {norm.dtype}"
-    raise ValueError(f"{name}: {found}. Embeddings must be finite; look at the model or the text of that row.")
+    raise InputError(f"{name}: {found}. Embeddings must be finite; look at the model or the text of that row.")
 
 
 def _row_dots(a: Tensor, b: Tensor) -> Tensor:

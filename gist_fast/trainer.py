@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from torch import nn
 
 from gist_fast.collator import SUFFIX, GISTDataCollator, GuideTokenizer
+from gist_fast.errors import InputError
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, GuidedLoss
 from gist_fast.training_args import GISTTrainingArguments
 
@@ -58,7 +59,7 @@ class GISTTrainer(SentenceTransformerTrainer):
         **kwargs: Any,
     ) -> None:
         if loss is not None and guide is not None:
-            raise ValueError("guide: a loss was given too, and it brings its own guide; give one of the two.")
+            raise InputError("guide: a loss was given too, and it brings its own guide; give one of the two.")
         self._guide = guide
         self._carries_embeddings = _all_carry_embeddings(train_dataset, eval_dataset)
         # The collator is made in the parent's constructor, before `self.loss` exists.
@@ -153,7 +154,7 @@ def _all_carry_embeddings(*sources: object) -> bool:
         having += [c for c in texts if c + SUFFIX in embeddings]
         lacking += [c for c in texts if c + SUFFIX not in embeddings]
     if having and lacking:
-        raise ValueError(
+        raise InputError(
             f"dataset: columns {', '.join(having)} have guide embeddings, but {', '.join(lacking)} do not; every text "
             "column of the training and evaluation datasets needs them (gist_fast.embed_guide), or none."
         )

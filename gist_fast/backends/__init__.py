@@ -15,6 +15,7 @@ import os
 import torch
 
 from gist_fast.backends.interface import StreamingBackend
+from gist_fast.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,11 @@ def choose_backend(requested: str, device_type: str, dtype: torch.dtype) -> str:
     if requested == "auto" and os.environ.get(ENVIRONMENT_VARIABLE, "auto") != "auto":
         source, requested = ENVIRONMENT_VARIABLE, os.environ[ENVIRONMENT_VARIABLE]
     if requested not in BACKENDS:
-        raise ValueError(f"{source}: got {requested!r}; one of {', '.join(map(repr, BACKENDS))} would do.")
+        raise InputError(f"{source}: got {requested!r}; one of {', '.join(map(repr, BACKENDS))} would do.")
     if requested == "auto":
         return _automatic(device_type, dtype)
     if requested == "triton" and (reason := triton_obstacle(device_type, dtype)):
-        raise ValueError(f"{source}: 'triton' cannot run here: {reason}. 'auto' or 'tiled' would do.")
+        raise InputError(f"{source}: 'triton' cannot run here: {reason}. 'auto' or 'tiled' would do.")
     return requested
 
 

@@ -38,7 +38,7 @@ class Tile(NamedTuple):
     rows: slice
     columns: slice
     excluded: int
-    """The diagonal, as ``torch.diagonal`` counts them, of the entries that never count; outside where there are none."""
+    """The diagonal, as ``torch.diagonal`` counts them, of the entries that never count; outside if there are none."""
     mirrored: bool
     """Whether the block's entries (j, i) are in no tile of their own, so that this one serves both."""
 

@@ -12,14 +12,12 @@ code  meaning
 
 from __future__ import annotations
 
-import dis
 import itertools
 import logging
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -27,7 +25,7 @@ import typer
 import gist_fast
 from gist_fast.cli import demo, doctor, evaluate, inspect, train
 from gist_fast.cli.output import note
-from gist_fast.errors import InputError
+from gist_fast.errors import WrongInput
 
 app = typer.Typer(name="gist-fast", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -97,32 +95,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         message = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, InputError) or _is_our_check(error):
+        if isinstance(error, WrongInput):
             note(f"gist-fast: {message}")
             return 2
         if not debug:
             message += f" (for the traceback: gist-fast --debug {' '.join(arguments[:1])} ...)"
         note(f"gist-fast: {type(error).__name__}: {message}")
         return 1
-
-
-def _is_our_check(error: Exception) -> bool:
-    """Whether the error is a ValueError or TypeError from a ``raise`` in gist_fast: one of its argument checks.
-
-    The same classes also come from expressions that fail, here or in other packages. Those are no wrong input.
-    """
-    place = _innermost(error.__traceback__)
-    if place is None or not isinstance(error, (ValueError, TypeError)):
-        return False
-    name = place.tb_frame.f_globals.get("__name__", "")
-    raised = place.tb_frame.f_code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    return raised and name.partition(".")[0] == "gist_fast"
-
-
-def _innermost(place: TracebackType | None) -> TracebackType | None:
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    return place
 
 
 class _Stderr(logging.Handler):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gist_fast.backends import BACKENDS
 from gist_fast.checks import MASK_BITS, check_choice, check_margin, check_temperature
+from gist_fast.errors import InputError
 from gist_fast.function import guided_contrastive_loss
 from gist_fast.losses.guide import EMBEDDING, GuideEncoder
 from gist_fast.stats import StatsAverage
@@ -46,7 +47,7 @@ class GuidedLoss(nn.Module):
         check_choice("backend", backend, BACKENDS)
         check_choice("mask_bits", mask_bits, MASK_BITS)
         if guide is not None and not guided:
-            raise ValueError("guided: False, though a guide came; leave out one of the two.")
+            raise InputError("guided: False, though a guide came; leave out one of the two.")
         self.model = model
         self.temperature = temperature
         self.margin_strategy = margin_strategy
@@ -111,12 +112,12 @@ class GuidedLoss(nn.Module):
             ValueError: fewer than two columns, or a column without guide embeddings where no guide is at hand.
         """
         if len(features) < 2:
-            raise ValueError(f"the dataset gives {len(features)} text column(s); anchor and positive are needed.")
+            raise InputError(f"the dataset gives {len(features)} text column(s); anchor and positive are needed.")
         if not self.guided or self._encoder is not None:
             return
         missing = [str(k) for k, f in enumerate(features) if EMBEDDING not in f]
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"guide: none was given, and column(s) {', '.join(missing)} of the dataset carry no guide embeddings. "
                 "Give a guide, add the embeddings with gist_fast.embed_guide, or say guided=False to train without."
             )

@@ -24,6 +24,7 @@ from sentence_transformers.base.losses.gradcache import (
 from torch import Tensor
 from tqdm import tqdm
 
+from gist_fast.errors import InputError
 from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.guide import EMBEDDING, TOKENS, take_guide_input
 
@@ -70,12 +71,12 @@ class CachedGISTEmbedLoss(GuidedLoss):
         mask_bits: Literal["auto", "keep", "recompute"] = "auto",
     ) -> None:
         if has_static_embedding_input(model):
-            raise ValueError(
+            raise InputError(
                 "model: it is based on StaticEmbedding, whose inputs cannot be cut into mini-batches; GISTEmbedLoss "
                 "would do."
             )
         if not isinstance(mini_batch_size, int) or isinstance(mini_batch_size, bool) or mini_batch_size < 1:
-            raise ValueError(f"mini_batch_size: got {mini_batch_size!r}; an int of at least 1 would do.")
+            raise InputError(f"mini_batch_size: got {mini_batch_size!r}; an int of at least 1 would do.")
         _validate_mini_batch_num_tokens(mini_batch_num_tokens)
         super().__init__(
             model,

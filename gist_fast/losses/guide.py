@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from gist_fast.errors import InputError
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -46,7 +48,7 @@ class GuideEncoder:
         for name, model in (("model", student), ("guide", guide)):
             if not isinstance(getattr(model, "tokenizer", None), PreTrainedTokenizerBase):
                 found = type(getattr(model, "tokenizer", None)).__name__
-                raise ValueError(
+                raise InputError(
                     f"{name}: its tokenizer is {found}; both models need a tokenizer of transformers "
                     "(PreTrainedTokenizerBase)."
                 )

@@ -1,0 +1,195 @@
+"""The loss on a CPU against what others compute: ``python -m benchmarks.loss_cpu [--rounds N]``.
+
+Each case is checked against float64 before it is timed. Competitors take turns in one process, and every figure that
+is quoted is a ratio within a round. Results go to ``benchmarks/results/<device>/loss_cpu.json``, and the table in the
+README is made from that file (``--table`` prints it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import gist_fast
+from benchmarks.measure import alternate, peak_memory
+from benchmarks.peers import TEMPERATURE, Embeddings, make_embeddings, plain_matmul, sentence_transformers_gist
+
+RESULTS = Path(__file__).parent / "results"
+WIDTH = 384
+
+
+def ours(e: Embeddings) -> torch.Tensor:
+    return gist_fast.guided_contrastive_loss(*e, temperature=TEMPERATURE, backend="tiled")
+
+
+def step(loss: Callable[[Embeddings], torch.Tensor], e: Embeddings) -> Callable[[], None]:
+    """Forward and backward."""
+
+    def run() -> None:
+        e.anchors.grad = e.positives.grad = None
+        loss(e).backward()
+
+    return run
+
+
+def minimal_flops(rows: int, width: int, guide_width: int) -> float:
+    """2 (D + G) for the forward pass and 8 D for the backward pass, in units of 2 B^2."""
+    return (10 * width + 2 * guide_width) * 2 * rows**2
+
+
+def check(loss: Callable[[Embeddings], torch.Tensor], e: Embeddings, tolerance: float) -> None:
+    """Raise unless loss and gradients are those of float64 on the same (rounded) values, masks decided there too."""
+    exact = Embeddings(*(x.detach().double() for x in e))
+    exact.anchors.requires_grad_(), exact.positives.requires_grad_()
+    gist_fast.guided_contrastive_loss(*exact, temperature=TEMPERATURE, backend="reference").backward()
+    step(loss, e)()
+    for got, want in ((e.anchors.grad, exact.anchors.grad), (e.positives.grad, exact.positives.grad)):
+        error = ((got.double() - want).norm() / want.norm()).item()
+        if not error < tolerance:
+            raise SystemExit(f"wrong before fast: a gradient's relative error is {error}, allowed {tolerance}")
+
+
+def against_plain(rounds: int) -> dict:
+    """B 4096, float32: the plain version, and the share of the machine's own matrix product."""
+    rows = 4096
+    e = make_embeddings(rows, WIDTH, WIDTH)
+    check(ours, make_embeddings(1000, WIDTH, WIDTH), 1e-4)
+    check(plain_matmul, make_embeddings(1000, WIDTH, WIDTH), 1e-4)
+    square = torch.randn(2048, 2048)
+    times = alternate(
+        {"ours": step(ours, e), "plain": step(plain_matmul, e), "sgemm": partial(torch.mm, square, square)}, rounds
+    )
+    flops = minimal_flops(rows, WIDTH, WIDTH)
+    # seconds per FLOP of the product over those of the loss, counted minimally
+    low, middle, high = times["sgemm"].ratio_to(times["ours"])
+    share = flops / (2 * 2048**3)
+    return {
+        "rows": rows,
+        "seconds": times["ours"].median,
+        "seconds_plain": times["plain"].median,
+        "speedup": times["plain"].ratio_to(times["ours"]),
+        "share_of_sgemm": [x * share for x in (low, middle, high)],
+        "sgemm_gflops": 2 * 2048**3 / times["sgemm"].median / 1e9,
+    }
+
+
+def against_sentence_transformers(rounds: int) -> dict:
+    """B 512, float32: sentence-transformers' own loss."""
+    from sentence_transformers import SentenceTransformer
+
+    from gist_fast.demo.models import guide_path
+
+    e = make_embeddings(512, WIDTH, WIDTH)
+    theirs = sentence_transformers_gist(SentenceTransformer(str(guide_path()), device="cpu"))
+    check(theirs, e, 1e-4)
+    times = alternate({"ours": step(ours, e), "theirs": step(theirs, e)}, rounds)
+    return {
+        "rows": 512,
+        "seconds": times["ours"].median,
+        "seconds_theirs": times["theirs"].median,
+        "speedup": times["theirs"].ratio_to(times["ours"]),
+        "memory": peak_memory(step(ours, e)),
+        "memory_theirs": peak_memory(step(theirs, e)),
+    }
+
+
+def bfloat16(rounds: int) -> dict:
+    """B 4096: bfloat16 embeddings against float32 ones."""
+    narrow, wide = (make_embeddings(4096, WIDTH, WIDTH, dtype) for dtype in (torch.bfloat16, torch.float32))
+    check(ours, make_embeddings(1000, WIDTH, WIDTH, torch.bfloat16), 2e-2)
+    times = alternate({"bfloat16": step(ours, narrow), "float32": step(ours, wide)}, rounds)
+    return {
+        "rows": 4096,
+        "cpu_has_bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        "speedup": times["float32"].ratio_to(times["bfloat16"]),
+    }
+
+
+def memory() -> dict:
+    """B 32,768, float32, forward and backward: what is added to the inputs."""
+    step(ours, make_embeddings(512, WIDTH, WIDTH))()  # thread pools and libraries come up before the count
+    e = make_embeddings(32768, WIDTH, WIDTH)
+    return {"rows": 32768, "memory": peak_memory(step(ours, e))}
+
+
+def machine() -> dict:
+    """What the figures depend on."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "gist_fast": gist_fast.__version__,
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def table(results: dict) -> str:
+    """The README's table."""
+    plain, st, bf16, mem = (results[k] for k in ("plain", "sentence_transformers", "bfloat16", "memory"))
+    about = results["machine"]
+
+    def times(figure: list[float]) -> str:
+        low, middle, high = figure
+        return f"{middle:.1f}x ({low:.1f} to {high:.1f})"
+
+    low, middle, high = plain["share_of_sgemm"]
+    ours_mib, theirs_mib = st["memory"] / 2**20, st["memory_theirs"] / 2**20
+    rows = [
+        (f"against sentence-transformers' `GISTEmbedLoss`, B {st['rows']:,}", times(st["speedup"])),
+        (f"memory there, B {st['rows']:,}", f"{ours_mib:,.0f} MiB, theirs {theirs_mib:,.0f} MiB"),
+        (f"against plain normalise, matmul, mask, `cross_entropy`, B {plain['rows']:,}", times(plain["speedup"])),
+        ("share of the machine's matrix-product rate, by minimal FLOPs", f"{middle:.2f} ({low:.2f} to {high:.2f})"),
+        (f"bfloat16 embeddings against float32, B {bf16['rows']:,}", times(bf16["speedup"])),
+        (f"memory above the inputs, B {mem['rows']:,}", f"{mem['memory'] / 2**30:.2f} GiB"),
+    ]
+    return "\n".join(
+        [
+            "| forward and backward, D = G = 384, all blocks | result |",
+            "|---|---|",
+            *(f"| {what} | {result} |" for what, result in rows),
+            "",
+            f"Median (quartiles) of ratios within a round. {about['cpu']}, {about['threads']} threads, torch "
+            f"{about['torch']}, gist_fast {about['gist_fast']} at {about['commit']}.",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9, help="counted rounds of each comparison")
+    parser.add_argument("--device", default=f"cpu-{torch.get_num_threads()}-threads", help="the results' folder")
+    parser.add_argument("--table", action="store_true", help="only print the table of the stored results")
+    arguments = parser.parse_args()
+    path = RESULTS / arguments.device / "loss_cpu.json"
+    if not arguments.table:
+        results = {"machine": machine()}
+        for name, run in {
+            "memory": memory,
+            "plain": partial(against_plain, arguments.rounds),
+            "bfloat16": partial(bfloat16, arguments.rounds),
+            "sentence_transformers": partial(against_sentence_transformers, max(3, arguments.rounds // 3)),
+        }.items():
+            print(f"{name} ...", file=sys.stderr)
+            results[name] = run()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=2) + "\n")
+    print(table(json.loads(path.read_text())))
+
+
+if __name__ == "__main__":
+    main()

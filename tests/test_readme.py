@@ -1,0 +1,64 @@
+"""The README holds: its Python runs, its commands run, its configuration is one, and its figures are those on file."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from gist_fast.cli.main import run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+STUDENT, GUIDE = "nreimers/MiniLM-L6-H384-uncased", "WhereIsAI/UAE-Large-V1"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, pairs, tiny_student, tiny_guide):
+    """A folder with the files that the README speaks of, and stand-ins for the models it names."""
+    monkeypatch.chdir(tmp_path)
+    for name, rows in (("train", pairs), ("test", pairs.select(range(16)))):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return lambda text: text.replace(STUDENT, str(tiny_student)).replace(GUIDE, str(tiny_guide))
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[-1][:40])
+def test_python_runs(code, workplace):
+    exec(compile(workplace(code), "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_commands_run(workplace, tmp_path):
+    (config,) = blocks("yaml")
+    (tmp_path / "config.yaml").write_text(workplace(config))
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line]
+    for command in commands:
+        program, *arguments = shlex.split(workplace(command))
+        if program == "make":
+            assert f"make {arguments[0]}" in (ROOT / ".ci" / "run").read_text().splitlines()
+        else:
+            assert program == "gist-fast"
+            assert run(arguments) == 0, command
+    assert (tmp_path / "runs" / "minilm" / "final" / "modules.json").exists()
+
+
+def section(name: str) -> str:
+    return re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, flags=re.DOTALL)[1].strip()
+
+
+def test_the_table_of_the_loss_is_the_one_on_file():
+    from benchmarks.loss_cpu import RESULTS, table
+
+    on_file = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu-*/loss_cpu.json"))]
+    assert section("cpu") in [table(results) for results in on_file]
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
