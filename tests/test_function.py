@@ -287,3 +287,19 @@ def test_a_compiled_step_has_no_graph_break(backend):
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
     loss = compiled(**problem.arguments())
     assert_close(values_and_gradients(loss, problem), expected, 1e-5)
+
+
+@backends
+@pytest.mark.parametrize("mask_bits", ["keep", "recompute"])
+def test_embeddings_out_of_inference_mode_are_taken(backend, mask_bits):
+    problem = make_problem(20, negatives=(5,)).to(torch.float32)
+    expected = values_and_gradients(run(problem, backend, mask_bits=mask_bits), problem)
+    with torch.inference_mode():  # as a guide's `encode` leaves its embeddings
+        inferred = replace(
+            problem,
+            guide_anchors=problem.guide_anchors.clone(),
+            guide_positives=problem.guide_positives.clone(),
+            guide_negatives=tuple(x.clone() for x in problem.guide_negatives),
+        )
+    got = values_and_gradients(run(inferred, backend, mask_bits=mask_bits), inferred)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))

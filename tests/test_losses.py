@@ -245,3 +245,16 @@ def test_config_is_what_the_model_card_lists(name, student, guide):
     mine, other = (make(m, name, student, guide, margin=0.1) for m in (ours, theirs))
     assert mine.get_config_dict() == other.get_config_dict()
     assert "2402.16829" in mine.citation
+
+
+@both
+def test_the_student_never_sees_the_guides_tokens(name, student, guide, pairs):
+    features = batch(student, pairs, negatives=1)
+    for f in features:
+        f[TOKENS] = guide.preprocess(["a text"] * 16)
+    seen = []
+    forward = student.forward
+    student.forward = lambda f, **kw: (seen.append(set(f)), forward(f, **kw))[1]
+    make(ours, name, student, guide)(features, None)
+    assert seen
+    assert not any(TOKENS in keys for keys in seen)
