@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import psutil
 import torch
 from torch import Tensor
 
-from gist_fast.backends import choose_backend, reference, streaming_backend
+from gist_fast.backends import choose_backend, fall_back, reference, streaming_backend
 from gist_fast.backends.interface import GuidedRows
 from gist_fast.blocks import Block, make_blocks
 from gist_fast.checks import (
@@ -29,12 +29,14 @@ BITS_SHARE = 8
 
 
 @overload
-def guided_contrastive_loss(*args, return_stats: Literal[True], **kwargs) -> tuple[Tensor, GuidedContrastiveStats]: ...
-@overload
-def guided_contrastive_loss(*args, return_stats: Literal[False] = False, **kwargs) -> Tensor: ...
-
-
 def guided_contrastive_loss(
+    *args: Any, return_stats: Literal[True], **kwargs: Any
+) -> tuple[Tensor, GuidedContrastiveStats]: ...
+@overload
+def guided_contrastive_loss(*args: Any, return_stats: Literal[False] = False, **kwargs: Any) -> Tensor: ...
+
+
+def guided_contrastive_loss(  # type: ignore[misc]
     anchors: Tensor,  # [B, D]
     positives: Tensor,  # [M, D], M >= offset + B
     guide_anchors: Tensor | None = None,  # [B, G]
@@ -122,7 +124,11 @@ def guided_contrastive_loss(
     )
     self_guided = len(guide) > 0 and all(map(_same_tensor, student, guide))
     student, guide = tuple(map(_ordinary, student)), tuple(map(_ordinary, guide))
-    static = {"margin": float(margin), "relative": margin_strategy == "relative", "self_guided": self_guided}
+    static: dict[str, Any] = {
+        "margin": float(margin),
+        "relative": margin_strategy == "relative",
+        "self_guided": self_guided,
+    }
     if self_guided:
         guide = ()
     if chosen == "reference":
@@ -130,19 +136,23 @@ def guided_contrastive_loss(
             operands = prepare(student, guide, temperature, offset=offset, **static)
             rows = reference.forward(operands, blocks, temperature)
     else:
-        rows = GuidedRows(
-            *guided_forward(
-                chosen,
-                student,
-                guide,
-                temperature,
-                contrast_anchors=contrast_anchors,
-                contrast_positives=contrast_positives,
-                offset=offset,
-                keep_bits=_keep_bits(mask_bits, chosen, blocks, anchors.device),
-                **static,
+        sides = {"contrast_anchors": contrast_anchors, "contrast_positives": contrast_positives, "offset": offset}
+
+        def stream(streaming: str) -> GuidedRows:
+            keep_bits = _keep_bits(mask_bits, streaming, blocks, anchors.device)
+            return GuidedRows(
+                *guided_forward(streaming, student, guide, temperature, keep_bits=keep_bits, **sides, **static)
             )
-        )
+
+        if backend == "auto" and chosen == "triton" and not torch.compiler.is_compiling():
+            try:
+                rows = stream(chosen)
+            except Exception as error:
+                if not fall_back(backend, chosen, anchors.device.type, anchors.dtype, error):
+                    raise
+                rows = stream("tiled")
+        else:
+            rows = stream(chosen)
     loss = rows.loss if reduction == "none" else getattr(rows.loss, reduction)()
     if not return_stats:
         return loss

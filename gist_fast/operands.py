@@ -105,7 +105,7 @@ def prepare(
             guides = tuple(_as_multiplied(unit) for unit, _ in pairs)
             limits = _limits(_row_dots(guides[ANCHORS], guides[POSITIVES][own]), margin, relative)
             # A guide row that is not finite would compare as false and mask nothing, unseen: make every limit NaN.
-            limits = limits + sum((norm - norm).sum() for _, norm in pairs).to(limits.dtype)
+            limits = limits + torch.stack([(norm - norm).sum() for _, norm in pairs]).sum()
     return Operands(operands, guides, limits, positives, norms)
 
 

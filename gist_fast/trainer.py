@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from torch import nn
@@ -44,6 +44,7 @@ class GISTTrainer(SentenceTransformerTrainer):
         ValueError: both a `loss` and a `guide` were given, or only part of the text columns has guide embeddings.
     """
 
+    args: GISTTrainingArguments
     data_collator_class = GISTDataCollator
     training_args_class = GISTTrainingArguments
 
@@ -66,13 +67,13 @@ class GISTTrainer(SentenceTransformerTrainer):
         self._tokenizing_guide = None if self._carries_embeddings else guide or _only_guide(loss)
         super().__init__(model, args, train_dataset, eval_dataset, loss, *other, **kwargs)
 
-    def get_default_loss(self, model: SentenceTransformer) -> nn.Module:
+    def get_default_loss(self, model: SentenceTransformer) -> nn.Module:  # type: ignore[override]
         """The guided loss that the arguments describe."""
         args = self.args
         guided = self._guide is not None or self._carries_embeddings
         if not guided:
             logger.warning("No guide, and no guide embeddings in the dataset: training on all in-batch negatives.")
-        shared = {
+        shared: dict[str, Any] = {
             "temperature": args.temperature,
             "margin_strategy": args.margin_strategy,
             "margin": args.margin,
@@ -87,12 +88,17 @@ class GISTTrainer(SentenceTransformerTrainer):
         guide = None if self._carries_embeddings else self._guide
         if args.mini_batch_size is None and args.mini_batch_num_tokens is None:
             return GISTEmbedLoss(model, guide, **shared)
-        sizes = {"mini_batch_size": args.mini_batch_size or 32, "mini_batch_num_tokens": args.mini_batch_num_tokens}
+        sizes: dict[str, Any] = {
+            "mini_batch_size": args.mini_batch_size or 32,
+            "mini_batch_num_tokens": args.mini_batch_num_tokens,
+        }
         return CachedGISTEmbedLoss(model, guide, **sizes, **shared)
 
-    def get_data_collator(self, model: SentenceTransformer, args: GISTTrainingArguments, processing_class: Any = None):
+    def get_data_collator(  # type: ignore[override]
+        self, model: SentenceTransformer, args: GISTTrainingArguments, processing_class: Any = None
+    ) -> GISTDataCollator:
         """sentence-transformers' collator, and with a guide its tokens of the raw texts."""
-        collator = super().get_data_collator(model, args, processing_class)
+        collator = cast(GISTDataCollator, super().get_data_collator(model, args, processing_class))
         if self._tokenizing_guide is not None:
             collator.tokenize_for_guide = GuideTokenizer(
                 self._tokenizing_guide, args.guide_prompts, args.guide_max_length
@@ -139,7 +145,7 @@ def _only_guide(loss: object) -> SentenceTransformer | None:
     return next(iter(guides.values())) if len(guides) == 1 else None
 
 
-def _all_carry_embeddings(*sources: object) -> bool:
+def _all_carry_embeddings(*sources: Any) -> bool:
     """Whether the datasets carry the guide's embeddings of every text column.
 
     Raises:

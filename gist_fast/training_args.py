@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from sentence_transformers import SentenceTransformerTrainingArguments
 
@@ -19,7 +18,7 @@ class GISTTrainingArguments(SentenceTransformerTrainingArguments):
         ValueError: a value is out of range (when the loss is built).
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+    _VALID_DICT_FIELDS = [  # noqa: RUF012 - transformers' own name and form
         *SentenceTransformerTrainingArguments._VALID_DICT_FIELDS,
         "guide_prompts",
     ]

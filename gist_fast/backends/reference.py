@@ -25,7 +25,7 @@ def forward(operands: Operands, blocks: Sequence[Block], temperature: Tensor) ->
         if block.excluded is not None:
             excluded.diagonal(block.excluded).fill_(True)
         mask = torch.zeros_like(excluded)
-        if operands.guide is not None:
+        if operands.guide is not None and operands.limits is not None:
             guide = _scores(operands.guide, block).detach()
             mask = (guide > operands.limits[:, None]) & ~excluded
         masked.append(mask.sum())

@@ -79,11 +79,11 @@ def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Neg
     for index, block in enumerate(blocks):
         for tile in _tiles(block):
             student = work.student_scores(block, tile)
-            guide = work.guide_scores(block, tile, student) if guided else None
+            guide = work.guide_scores(block, tile, student)
             for side in _sides(block, tile):
                 logits = student
                 if guide is not None:
-                    mask = work.compare(guide, operands.limits, tile, side)
+                    mask = work.compare(guide, tile, side)
                     masked[index] += mask.sum().to(torch.int64)
                     mask.diagonal(tile.excluded).fill_(1.0)
                     if keep_bits:
@@ -112,34 +112,33 @@ def backward(
     for block in blocks:
         for tile in _tiles(block):
             student = work.student_scores(block, tile)
-            guide = work.guide_scores(block, tile, student) if operands.guide is not None else None
-            coefficients = None
+            guide = work.guide_scores(block, tile, student)
             for side in _sides(block, tile):
-                if kept is not None or guide is not None:
-                    mask = (
-                        kept.next(*student.shape)
-                        if kept is not None
-                        else work.compare(guide, operands.limits, tile, side)
-                    )
+                mask = None
+                if kept is not None:
+                    mask = kept.next(*student.shape)
+                elif guide is not None:
+                    mask = work.compare(guide, tile, side)
+                if mask is not None:
                     mask.diagonal(tile.excluded).fill_(1.0)
                     logits = work.suppress(student, mask)
                 else:
                     student.diagonal(tile.excluded).fill_(-MASKED)
                     logits = work.logits(tile).copy_(student)
                 logits.sub_(_across(lse2[side.own], side)).exp2_().mul_(_across(weights[side.own], side))
-                if coefficients is None and tile.mirrored:
-                    coefficients = work.coefficients(tile).copy_(logits)
-                else:
-                    coefficients = logits if coefficients is None else coefficients.add_(logits)
-            work.add_products(gradients, coefficients, block, tile)
+                if side.dim == 0:  # the mirror side comes second and joins the first
+                    logits.add_(work.coefficients(tile))
+                elif tile.mirrored:
+                    work.coefficients(tile).copy_(logits)
+            work.add_products(gradients, logits, block, tile)
     return gradients
 
 
 def _tiles(block: Block) -> Iterator[Tile]:
     """The block cut up; of a symmetric block's square only the tiles on and above the diagonal."""
     outside = block.columns
-    square = range(0, 0)
-    if block.symmetric:
+    square = range(0)
+    if block.symmetric and block.excluded is not None:
         square = range(block.excluded, block.excluded + block.rows)
     for r in range(0, block.rows, TILE):
         rows = slice(r, min(r + TILE, block.rows))
@@ -159,7 +158,7 @@ def _tile(block: Block, rows: slice, columns: slice, mirrored: bool) -> Tile:
 
 def _sides(block: Block, tile: Tile) -> Iterator[Side]:
     yield Side(tile.rows, dim=1)
-    if tile.mirrored:
+    if tile.mirrored and block.excluded is not None:
         yield Side(slice(tile.columns.start - block.excluded, tile.columns.stop - block.excluded), dim=0)
 
 
@@ -185,11 +184,10 @@ class _Workspace:
 
     def __init__(self, operands: Operands) -> None:
         self._student = tuple(map(_multiplicand, operands.student))
-        if operands.guide is None or operands.self_guided:
-            self._guide = self._student
-        else:
-            self._guide = tuple(map(_multiplicand, operands.guide))
-        self._self_guided = operands.self_guided
+        self._guide: tuple[Tensor, ...] | None = None
+        if operands.guide is not None:
+            self._guide = self._student if operands.self_guided else tuple(map(_multiplicand, operands.guide))
+        self._limits = operands.limits
         self._like = operands.positives
         # bf16 units double the gradient products. Scores stay in float32: torch has no bf16 product with a float32
         # result on a CPU, and a logit rounded to bf16 is too coarse.
@@ -205,14 +203,17 @@ class _Workspace:
         """Base-2 logits ``[r, c]``."""
         return self._scores(self._student, block, tile, "student")
 
-    def guide_scores(self, block: Block, tile: Tile, student: Tensor) -> Tensor:
-        """The guide's scores ``[r, c]``, in the unit of the limits: the student's own where it guides itself."""
-        return student if self._self_guided else self._scores(self._guide, block, tile, "guide")
+    def guide_scores(self, block: Block, tile: Tile, student: Tensor) -> Tensor | None:
+        """The guide's scores ``[r, c]``, in the unit of the limits: `student` where it guides itself; None unguided."""
+        if self._guide is None:
+            return None
+        return student if self._guide is self._student else self._scores(self._guide, block, tile, "guide")
 
-    def compare(self, guide: Tensor, limits: Tensor, tile: Tile, side: Side) -> Tensor:
+    def compare(self, guide: Tensor, tile: Tile, side: Side) -> Tensor:
         """1.0 where the guide's score exceeds the owner's limit, else 0.0; 0.0 on the excluded diagonal."""
+        assert self._limits is not None, "a guide comes with limits"
         mask = self._buffer("mask", *guide.shape)
-        torch.gt(guide, _across(limits[side.own], side), out=mask)
+        torch.gt(guide, _across(self._limits[side.own], side), out=mask)
         mask.diagonal(tile.excluded).fill_(0.0)
         return mask
 

@@ -76,7 +76,7 @@ class GuidedLoss(nn.Module):
     def guided_loss(self, student: Sequence[Tensor], guide: Sequence[Tensor]) -> Tensor:
         """The loss, 0-d, of student columns (anchors, positives, negatives, ..), ``[B, D]`` each, and the guide's."""
         anchors, *candidates = student
-        guide_anchors, *guide_candidates = guide or [None]
+        guide_anchors, guide_candidates = (guide[0], list(guide[1:])) if guide else (None, [])
         offset = 0
         if self.gather_across_devices:
             # Candidates only: each rank compares its own anchors with everybody's candidates, and the gradient by a
@@ -121,6 +121,11 @@ class GuidedLoss(nn.Module):
                 f"guide: none was given, and column(s) {', '.join(missing)} of the dataset carry no guide embeddings. "
                 "Give a guide, add the embeddings with gist_fast.embed_guide, or say guided=False to train without."
             )
+
+    def encode_guide(self, inputs: dict[str, Any]) -> Tensor:
+        """The guide's embeddings ``[B, G]`` of what `take_guide_input` took from a column."""
+        assert self._encoder is not None, "check_columns comes first"
+        return self._encoder.encode(inputs)
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments that the model card lists."""

@@ -102,7 +102,9 @@ class CachedGISTEmbedLoss(GuidedLoss):
         guide = self._guide_embeddings(features)
         # Cut before the student runs: a module may change the attention mask it is given, and the second pass must
         # meet the same mini-batches as the first.
-        ranges = [_minibatch_ranges(f, self.mini_batch_size, self.mini_batch_num_tokens) for f in features]
+        ranges: list[Ranges] = [
+            _minibatch_ranges(f, self.mini_batch_size, self.mini_batch_num_tokens) for f in features
+        ]
         with_grad = torch.is_grad_enabled()
         student, random_states = [], []
         for f, cuts in zip(features, ranges, strict=True):
@@ -118,9 +120,9 @@ class CachedGISTEmbedLoss(GuidedLoss):
                 _backward_hook,
                 sentence_features=features,
                 loss_obj=self,
-                cache=[[part.grad for part in column] for column in student],
-                random_states=random_states,
-                ranges=ranges,
+                cache=[[part.grad for part in column] for column in student],  # type: ignore[misc]
+                random_states=random_states,  # type: ignore[arg-type]
+                ranges=ranges,  # type: ignore[arg-type]
             )
         )
         return loss
@@ -151,13 +153,17 @@ class CachedGISTEmbedLoss(GuidedLoss):
     ) -> Iterator[tuple[Tensor, RandContext | None]]:
         """The student's embeddings of a column, mini-batch by mini-batch, with the random state before each."""
         if ranges is None:
-            ranges = _minibatch_ranges(sentence_feature, self.mini_batch_size, self.mini_batch_num_tokens)
+            ranges = self._ranges(sentence_feature)
         for k, (begin, end) in enumerate(tqdm(ranges, desc="Embed mini-batches", disable=not self.show_progress_bar)):
             part = _create_minibatch(sentence_feature, begin, end)
             replay = nullcontext() if random_states is None else random_states[k]
             with replay, nullcontext() if with_grad else torch.no_grad():
                 state = RandContext(*part.values()) if copy_random_state else None
                 yield self.model(part)["sentence_embedding"], state
+
+    def _ranges(self, features: dict[str, Any]) -> Ranges:
+        """Where the rows of a column are cut into mini-batches."""
+        return _minibatch_ranges(features, self.mini_batch_size, self.mini_batch_num_tokens)
 
     def _guide_embeddings(self, features: list[dict[str, Any]]) -> list[list[Tensor]]:
         if not self.guided:
@@ -168,11 +174,8 @@ class CachedGISTEmbedLoss(GuidedLoss):
         """The guide's embeddings in mini-batches, cut out of its own tokens or the student's."""
         own = inputs.get(TOKENS)
         tokens = inputs if own is None else own
-        parts = (
-            _create_minibatch(tokens, begin, end)
-            for begin, end in _minibatch_ranges(tokens, self.mini_batch_size, self.mini_batch_num_tokens)
-        )
-        return [self._encoder.encode(part if own is None else {TOKENS: part}) for part in parts]
+        parts = (_create_minibatch(tokens, begin, end) for begin, end in self._ranges(tokens))
+        return [self.encode_guide(part if own is None else {TOKENS: part}) for part in parts]
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments that the model card lists."""

@@ -86,5 +86,5 @@ class GISTEmbedLoss(GuidedLoss):
             return self.guided_loss(student, ())
         for f, inputs in zip(features, guide_inputs, strict=True):
             if EMBEDDING not in f:
-                f[EMBEDDING] = self._encoder.encode(inputs)
+                f[EMBEDDING] = self.encode_guide(inputs)
         return self.guided_loss(student, [f[EMBEDDING] for f in features])

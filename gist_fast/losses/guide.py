@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +56,8 @@ class GuideEncoder:
         self.model = guide
         self.is_student = guide is student
         self._tokenizer = student.tokenizer
-        self.must_retokenize = (
-            student.tokenizer.get_vocab() != guide.tokenizer.get_vocab()
-            or guide.max_seq_length < student.max_seq_length
+        self.must_retokenize = student.tokenizer.get_vocab() != guide.tokenizer.get_vocab() or _limit(guide) < _limit(
+            student
         )
         students = {id(p) for p in student.parameters()}
         self._shares_weights = any(id(p) in students for p in guide.parameters())
@@ -96,6 +96,11 @@ class GuideEncoder:
         return {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in tokens.items()}
 
 
+def _limit(model: SentenceTransformer) -> float:
+    """Tokens that a model reads of a text."""
+    return math.inf if model.max_seq_length is None else model.max_seq_length
+
+
 def _token_rows(features: dict[str, Any]) -> Any:
     """Token ids a row: the padded matrix, or a flattened batch cut at its sequence boundaries."""
     ids = features["input_ids"]
@@ -106,8 +111,9 @@ def _token_rows(features: dict[str, Any]) -> Any:
 
 
 def _active_dropout(model: nn.Module) -> Iterator[bool]:
+    """Of each module that drops something out, whether it does so now."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             yield module.training and module.p > 0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            yield module.training and module.attention_dropout > 0
+        elif isinstance(share := getattr(module, "attention_dropout", None), float):
+            yield module.training and share > 0

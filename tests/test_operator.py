@@ -1,0 +1,59 @@
+"""The custom operators are what ``torch.compile`` takes them for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import gist_fast.operator  # noqa: F401, registers the operators
+from gist_fast import guided_contrastive_loss
+
+
+def embeddings(guided: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = (9, 12, 4)
+    student = [torch.randn(n, 8, generator=generator, requires_grad=True) for n in sizes]
+    return student, [torch.randn(n, 5, generator=generator) for n in sizes] if guided else []
+
+
+def check_operators(backend: str) -> None:
+    """`torch.library.opcheck` on both operators, with and without a guide, bits kept or not."""
+    for guided, self_guided, keep_bits in ((True, False, True), (True, False, False), (False, True, True), (False,) * 3):
+        student, guide = embeddings(guided)
+        temperature = torch.tensor(0.1, requires_grad=True)
+        static = (0.1, False, self_guided, True, True, 2, keep_bits)
+        arguments = (backend, student, guide, temperature, *static)
+        torch.library.opcheck(torch.ops.gist_fast.guided_forward.default, arguments)
+        _, lse2, *_, bits = torch.ops.gist_fast.guided_forward(*arguments)
+        # Without gradients: this operator refuses to be differentiated, by name.
+        student, temperature = [x.detach() for x in student], temperature.detach()
+        arguments = (torch.ones(9), lse2.detach(), bits, backend, student, guide, temperature, *static)
+        torch.library.opcheck(torch.ops.gist_fast.guided_backward.default, arguments)
+
+
+def check_a_compiled_step(backend: str) -> None:
+    """Loss and gradients of a step compiled without graph breaks are those of the plain one."""
+    student, guide = embeddings(True)
+
+    def step(*leaves: torch.Tensor) -> torch.Tensor:
+        return guided_contrastive_loss(
+            2 * leaves[0], leaves[1], *guide[:2], leaves[2:], guide[2:], margin=0.1, offset=3, backend=backend
+        )
+
+    torch._dynamo.reset()
+    found = []
+    for run in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+        loss = run(*student)
+        found.append([loss, *torch.autograd.grad(loss, student)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_opcheck() -> None:
+    check_operators("tiled")
+
+
+@pytest.mark.parametrize("backend", ["tiled", "auto"])
+def test_a_compiled_step_has_no_graph_break(backend: str) -> None:
+    check_a_compiled_step(backend)
