@@ -88,11 +88,8 @@ class GISTTrainer(SentenceTransformerTrainer):
         guide = None if self._carries_embeddings else self._guide
         if args.mini_batch_size is None and args.mini_batch_num_tokens is None:
             return GISTEmbedLoss(model, guide, **shared)
-        sizes: dict[str, Any] = {
-            "mini_batch_size": args.mini_batch_size or 32,
-            "mini_batch_num_tokens": args.mini_batch_num_tokens,
-        }
-        return CachedGISTEmbedLoss(model, guide, **sizes, **shared)
+        rows, tokens = args.mini_batch_size or 32, args.mini_batch_num_tokens
+        return CachedGISTEmbedLoss(model, guide, mini_batch_size=rows, mini_batch_num_tokens=tokens, **shared)
 
     def get_data_collator(  # type: ignore[override]
         self, model: SentenceTransformer, args: GISTTrainingArguments, processing_class: Any = None

@@ -65,8 +65,11 @@ def test_auto_falls_back_on_a_gpu_with_one_warning(monkeypatch, caplog):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("shape", [(252, 507, (123,), 96, 40), (64, 64, (), 7, 300)])
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
-def test_tiled_is_no_worse_than_the_reference_of_its_type(monkeypatch, dtype, shape, temperature):
+@pytest.mark.parametrize("kept", ["scores", "bits"])
+def test_tiled_is_no_worse_than_the_reference_of_its_type(monkeypatch, dtype, shape, temperature, kept):
     monkeypatch.setattr(tiled, "TILE", 64)
+    if kept == "bits":
+        monkeypatch.setattr(tiled, "SCORES_PAIRS", 0)
     rows, columns, negatives, width, guide_width = shape
     rounded = make_problem(
         rows, columns, negatives, width, guide_width, temperature=temperature, offset=(columns - rows) // 2
@@ -100,6 +103,14 @@ def test_tiled_is_no_worse_than_the_reference_of_its_type(monkeypatch, dtype, sh
     negatives=st.lists(st.integers(1, 300), max_size=2),
 )
 def test_the_bound_on_mask_bytes_holds(rows, offset, more, negatives):
+    tiled.SCORES_PAIRS, before = 0, tiled.SCORES_PAIRS
+    try:
+        check_mask_bytes(rows, offset, more, negatives)
+    finally:
+        tiled.SCORES_PAIRS = before
+
+
+def check_mask_bytes(rows, offset, more, negatives):
     columns = [offset + rows + more, *negatives]
     blocks = make_blocks(rows, columns, offset=offset, contrast_anchors=True, contrast_positives=True)
     needed = 0

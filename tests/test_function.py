@@ -266,16 +266,22 @@ def test_no_gradient_reaches_the_guide():
 
 
 @pytest.mark.parametrize("mask_bits", ["keep", "recompute"])
-def test_tiled_is_bitwise_the_same_from_run_to_run(mask_bits):
+@pytest.mark.parametrize("few", [0, tiled.SCORES_PAIRS])
+def test_tiled_is_bitwise_the_same_from_run_to_run(monkeypatch, mask_bits, few):
+    monkeypatch.setattr(tiled, "SCORES_PAIRS", few)
     problem = make_problem(50, 70, (33,), offset=7).to(torch.float32)
     first, second = (values_and_gradients(run(problem, "tiled", mask_bits=mask_bits), problem) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_kept_and_recomputed_masks_give_the_same_bits():
+def test_kept_scores_kept_masks_and_neither_give_the_same_bits(monkeypatch):
     problem = make_problem(50, 70, (33,), offset=7).to(torch.float32)
-    kept, again = (values_and_gradients(run(problem, "tiled", mask_bits=m), problem) for m in ("keep", "recompute"))
-    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+    results = []
+    for few, mask_bits in ((tiled.SCORES_PAIRS, "keep"), (0, "keep"), (0, "recompute")):
+        monkeypatch.setattr(tiled, "SCORES_PAIRS", few)
+        results.append(values_and_gradients(run(problem, "tiled", mask_bits=mask_bits), problem))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @backends

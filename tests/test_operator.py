@@ -18,7 +18,12 @@ def embeddings(guided: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 def check_operators(backend: str) -> None:
     """`torch.library.opcheck` on both operators, with and without a guide, bits kept or not."""
-    for guided, self_guided, keep_bits in ((True, False, True), (True, False, False), (False, True, True), (False,) * 3):
+    for guided, self_guided, keep_bits in (
+        (True, False, True),
+        (True, False, False),
+        (False, True, True),
+        (False,) * 3,
+    ):
         student, guide = embeddings(guided)
         temperature = torch.tensor(0.1, requires_grad=True)
         static = (0.1, False, self_guided, True, True, 2, keep_bits)

@@ -1,7 +1,8 @@
 """The streaming backend in plain PyTorch: tiles of scores, never a whole matrix of them, on any device.
 
 Beside the gradients it holds a few tiles, some numbers a row, and (unless told to decide them again) one mask bit a
-pair. Both savings of the design are here:
+pair; a batch of few pairs keeps its masked scores instead, and saves the product that would make them again. Both
+savings of the design are here:
 
 - **Symmetry.** In ``aa`` and ``pp`` a tile above the diagonal serves both of its row blocks. With ``W_ij = weight_i *
   exp2(s_ij - lse_i)`` where unmasked, and ``s_ij = u_i . u_j``:  ``d u_i = sum_j (W_ij + W_ji) u_j``, so one tile of
@@ -32,6 +33,11 @@ MASKED = 1e30
 """Subtracted from a masked logit: far below any real one (at most 1.5e3 at temperature 0.001), and 0 after exp2."""
 
 
+SCORES_PAIRS = 2**26
+"""Batches of up to so many pairs (256 MiB in float32; 4,700 rows without negatives) keep their masked scores for the
+backward pass instead of bits, which spares it a fifth of all products."""
+
+
 class Tile(NamedTuple):
     """A part of a block."""
 
@@ -53,11 +59,14 @@ class Side(NamedTuple):
 
 
 def mask_bytes(blocks: Sequence[Block]) -> int:
-    """Upper bound of the bytes that the packed masks fill, each row of a tile being padded to whole bytes.
+    """Bytes kept for the backward pass: of float32 scores, or of packed masks, which are never more.
 
-    A mirrored tile packs both its masks along its columns, so a symmetric square costs the square of its side in
-    bytes, rounded up. The columns left and right of it are two parts, each padded on its own.
+    Those of the masks are an upper bound, each row of a tile being padded to whole bytes. A mirrored tile packs both
+    its masks along its columns, so a symmetric square costs the square of its side in bytes, rounded up. The columns
+    left and right of it are two parts, each padded on its own.
     """
+    if _keeps_scores(blocks):
+        return 4 * sum(block.rows * block.columns for block in blocks)
     total = 0
     for block in blocks:
         square = block.rows if block.symmetric else 0
@@ -69,12 +78,11 @@ def mask_bytes(blocks: Sequence[Block]) -> int:
 def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
     """The softmax over each row's unmasked negatives; see `gist_fast.backends.interface.StreamingBackend`."""
     work = _Workspace(operands)
-    guided = operands.guide is not None
-    rows = blocks[0].rows
-    maximum = operands.positives.new_full((rows,), -MASKED)
+    maximum = operands.positives.new_full((blocks[0].rows,), -MASKED)
     total = torch.zeros_like(maximum)
     masked = torch.zeros(len(blocks), dtype=torch.int64, device=total.device)
-    bits = _PackedMasks(total, mask_bytes(blocks) if guided and keep_bits else 0)
+    guided = operands.guide is not None
+    kept = _kept(blocks, total, mask_bytes(blocks) if guided and keep_bits else 0)
 
     for index, block in enumerate(blocks):
         for tile in _tiles(block):
@@ -86,9 +94,8 @@ def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Neg
                     mask = work.compare(guide, tile, side)
                     masked[index] += mask.sum().to(torch.int64)
                     mask.diagonal(tile.excluded).fill_(1.0)
-                    if keep_bits:
-                        bits.append(mask)
                     logits = work.suppress(student, mask)
+                    kept.append(mask, logits)
                 else:
                     logits.diagonal(tile.excluded).fill_(-MASKED)
                 _accumulate(maximum[side.own], total[side.own], logits, side.dim, work.logits(tile))
@@ -97,7 +104,7 @@ def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Neg
         lse2=(maximum + total.log2()).masked_fill_(none, -torch.inf),
         hardest=maximum.masked_fill(none, -torch.inf),
         masked=masked,
-        bits=bits.packed,
+        bits=kept.buffer,
     )
 
 
@@ -107,24 +114,11 @@ def backward(
     """Gradients by the student operands; see `gist_fast.backends.interface.StreamingBackend`."""
     work = _Workspace(operands)
     gradients = [torch.zeros_like(u, dtype=lse2.dtype) for u in operands.student]
-    kept = None if bits is None else _PackedMasks(lse2, packed=bits)
+    kept = None if bits is None else _kept(blocks, lse2, bits)
 
     for block in blocks:
         for tile in _tiles(block):
-            student = work.student_scores(block, tile)
-            guide = work.guide_scores(block, tile, student)
-            for side in _sides(block, tile):
-                mask = None
-                if kept is not None:
-                    mask = kept.next(*student.shape)
-                elif guide is not None:
-                    mask = work.compare(guide, tile, side)
-                if mask is not None:
-                    mask.diagonal(tile.excluded).fill_(1.0)
-                    logits = work.suppress(student, mask)
-                else:
-                    student.diagonal(tile.excluded).fill_(-MASKED)
-                    logits = work.logits(tile).copy_(student)
+            for side, logits in _masked_logits(work, kept, block, tile):
                 logits.sub_(_across(lse2[side.own], side)).exp2_().mul_(_across(weights[side.own], side))
                 if side.dim == 0:  # the mirror side comes second and joins the first
                     logits.add_(work.coefficients(tile))
@@ -132,6 +126,26 @@ def backward(
                     work.coefficients(tile).copy_(logits)
             work.add_products(gradients, logits, block, tile)
     return gradients
+
+
+def _masked_logits(work: _Workspace, kept: _Kept | None, block: Block, tile: Tile) -> Iterator[tuple[Side, Tensor]]:
+    """For each side of a tile its logits, the masked ones out of reach, in scratch memory that is there to be used."""
+    if isinstance(kept, _KeptScores):
+        for side in _sides(block, tile):
+            yield side, work.logits(tile).copy_(kept.next(*_shape(tile)))
+        return
+    student = work.student_scores(block, tile)
+    guide = work.guide_scores(block, tile, student) if kept is None else None
+    for side in _sides(block, tile):
+        if kept is not None:
+            yield side, work.suppress(student, kept.next(*_shape(tile)))
+        elif guide is not None:
+            mask = work.compare(guide, tile, side)
+            mask.diagonal(tile.excluded).fill_(1.0)
+            yield side, work.suppress(student, mask)
+        else:
+            student.diagonal(tile.excluded).fill_(-MASKED)
+            yield side, work.logits(tile).copy_(student)
 
 
 def _tiles(block: Block) -> Iterator[Tile]:
@@ -258,34 +272,72 @@ class _Workspace:
         return self._buffers[name][: r * c].view(r, c)
 
 
-class _PackedMasks:
-    """Masks as one bit a pair, appended tile by tile and read back in the same order."""
+class _Kept:
+    """What the forward pass keeps of its tiles, appended one by one and read back in the same order."""
 
-    def __init__(self, like: Tensor, n_bytes: int = 0, packed: Tensor | None = None) -> None:
-        # Zeros: the bound of `mask_bytes` is not always reached, and what is left must be the same from run to run.
-        self.packed = torch.zeros(n_bytes, dtype=torch.uint8, device=like.device) if packed is None else packed
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer = buffer
         self._cursor = 0
-        powers = torch.arange(8, device=like.device)
-        self._powers = (2**powers).to(like.dtype)
-        bytes_ = torch.arange(256, dtype=torch.int64, device=like.device)
-        self._unpacked = ((bytes_[:, None] >> powers) & 1).to(like.dtype)
 
-    def append(self, mask: Tensor) -> None:
-        """Pack a tile of 0.0 and 1.0: eight neighbours in a row make a byte, the first its lowest bit."""
+    def append(self, mask: Tensor, logits: Tensor) -> None:
+        """Keep a tile: its mask of 0.0 and 1.0, or its masked logits."""
+
+    def next(self, r: int, c: int) -> Tensor:
+        """The next tile, ``[r, c]``."""
+        raise NotImplementedError
+
+    def _take(self, n_bytes: int) -> Tensor:
+        taken = self.buffer[self._cursor : self._cursor + n_bytes]
+        self._cursor += n_bytes
+        return taken
+
+
+class _KeptScores(_Kept):
+    """Masked logits, float32."""
+
+    def append(self, mask: Tensor, logits: Tensor) -> None:
+        self.next(*logits.shape).copy_(logits)
+
+    def next(self, r: int, c: int) -> Tensor:
+        return self._take(4 * r * c).view(torch.float32).view(r, c)
+
+
+class _KeptBits(_Kept):
+    """Masks, one bit a pair."""
+
+    def __init__(self, buffer: Tensor, like: Tensor) -> None:
+        super().__init__(buffer)
+        places = torch.arange(8, device=like.device)
+        self._powers = (2**places).to(like.dtype)
+        bytes_ = torch.arange(256, dtype=torch.int64, device=like.device)
+        self._unpacked = ((bytes_[:, None] >> places) & 1).to(like.dtype)
+
+    def append(self, mask: Tensor, logits: Tensor) -> None:
+        """Eight neighbours in a row make a byte, the first its lowest bit."""
         padded = torch.nn.functional.pad(mask, (0, -mask.shape[1] % 8)) if mask.shape[1] % 8 else mask
         # Sums of distinct powers of two up to 255 are exact in every float type used here.
         self._take(padded.numel() // 8).copy_(torch.mv(padded.view(-1, 8), self._powers))
 
     def next(self, r: int, c: int) -> Tensor:
-        """The next tile's mask, ``[r, c]``, as 0.0 and 1.0."""
         width = (c + 7) // 8
         packed = self._take(r * width)
         return self._unpacked.index_select(0, packed.to(torch.int32)).view(r, 8 * width)[:, :c]
 
-    def _take(self, n_bytes: int) -> Tensor:
-        taken = self.packed[self._cursor : self._cursor + n_bytes]
-        self._cursor += n_bytes
-        return taken
+
+def _kept(blocks: Sequence[Block], like: Tensor, buffer: Tensor | int) -> _Kept:
+    """What is kept in a buffer, or in a new one of so many bytes; nothing, in an empty one."""
+    if isinstance(buffer, int):
+        # Zeros: the bound of `mask_bytes` is not always reached, and what is left must be the same from run to run.
+        buffer = torch.zeros(buffer, dtype=torch.uint8, device=like.device)
+    if len(buffer) == 0:
+        return _Kept(buffer)
+    if _keeps_scores(blocks) and like.dtype == torch.float32:
+        return _KeptScores(buffer)
+    return _KeptBits(buffer, like)
+
+
+def _keeps_scores(blocks: Sequence[Block]) -> bool:
+    return sum(block.rows * block.columns for block in blocks) <= SCORES_PAIRS
 
 
 def _shape(tile: Tile) -> tuple[int, int]:

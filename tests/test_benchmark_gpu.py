@@ -1,0 +1,53 @@
+"""The GPU benchmark's script, at toy size in the interpreter: what it writes, and that one part's end is its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed on this platform")
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+
+
+def part(out: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), *arguments, "--out", str(out)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_parts_write_results_and_the_table_shows_them(tmp_path: Path) -> None:
+    for name in ("environment", "check", "speed"):
+        run = part(tmp_path, name, "--toy")
+        assert run.returncode == 0, run.stderr[-2000:]
+        part(tmp_path, "ended", "--part", name, "--code", "0")
+    (tmp_path / "memory.log").write_text("out of memory")
+    part(tmp_path, "ended", "--part", "memory", "--code", "1")
+
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["environment"]["device"] == "interpreter"
+    assert {"commit", "torch", "triton", "matmul_tflops"} <= set(results["environment"])
+    assert not results["check"]["wrong"]
+    assert all(error < 1e-5 for name, error in results["check"]["relative_errors"].items() if "float32" in name)
+    for row in results["speed"]["rows"]:
+        batch, guide, width = 40, 16, row["width"]
+        flops = 2 * batch * batch * (10 * width + 2 * guide)
+        seconds = (row["forward_ms"] + row["backward_ms"]) / 1e3
+        assert row["tflops"] == pytest.approx(flops / seconds / 1e12)
+        assert row["share_of_matmul"] == pytest.approx(row["tflops"] / results["speed"]["matmul_tflops"])
+    assert results["memory"] == {"ended": "exit code 1", "log": "out of memory"}
+
+    table = part(tmp_path, "table").stdout
+    assert "triton recompute" in table
+    assert "memory: exit code 1" in table
+
+
+def test_the_limits_of_all_parts_stay_under_nine_minutes() -> None:
+    lines = SCRIPT.with_name("gpu.sh").read_text().splitlines()
+    limits = [int(line.split()[1]) for line in lines if line.strip().startswith("part ")]
+    assert len(limits) == 7
+    assert sum(limits) < 9 * 60

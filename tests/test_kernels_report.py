@@ -1,0 +1,105 @@
+"""What the compiler made of every shipped configuration. No GPU is needed for any of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed on this platform")
+
+from gist_fast.backends.triton import interpreted
+
+if interpreted():
+    pytest.skip("kernels are interpreted in this process, and nothing compiles", allow_module_level=True)
+
+from gist_fast.kernels import config as table
+from gist_fast.kernels.config import HALF, TABLE, Launch
+from gist_fast.kernels.report import TARGETS, Compiled, compile_variant, report, variants
+
+
+def hold(compiled: Compiled) -> None:
+    """A shipped configuration fits, spills nothing, and multiplies on the matrix units."""
+    card = TARGETS[compiled.target]
+    what = f"{compiled.kernel} ({compiled.element}) for {compiled.target}"
+    assert compiled.spills == 0, f"{what} spills {compiled.spills} bytes a thread"
+    assert 0 < compiled.shared <= card.shared_program, f"{what} needs {compiled.shared} bytes of shared memory"
+    assert compiled.programs >= 1, f"{what} fits no multiprocessor with {compiled.registers} registers"
+    assert 0 < compiled.roofline <= 1
+    if compiled.element == "fp32 ieee" and compiled.target != "gfx942":
+        # No NVIDIA card multiplies float32 in full on its matrix units.
+        assert not compiled.matrix_instructions
+        return
+    assert compiled.matrix_instructions, f"{what} uses no matrix instructions"
+
+
+def test_the_forward_pass_multiplies_student_and_guide_on_the_matrix_units() -> None:
+    card, launches = TARGETS["sm_90"], TABLE["sm_90", HALF].launches()
+    counts = {}
+    for variant in variants("bf16", "ieee", every=True):
+        if variant.launch == "forward_symmetric":
+            compiled = compile_variant(card, variant, launches[variant.launch], width=384, guide_width=1024)
+            hold(compiled)
+            counts[variant.kernel.removeprefix("forward_symmetric").strip()] = compiled.matrix_instructions["HGMMA"]
+    # Both products, one, one: a student that guides itself is multiplied once.
+    assert counts[""] == 2 * counts["self-guided"] == 2 * counts["unguided"] > 0
+
+
+def test_figures_of_a_tile_follow_from_its_widths() -> None:
+    variant = next(v for v in variants("bf16", "ieee") if v.kernel == "forward")
+    compiled = compile_variant(TARGETS["sm_90"], variant, TABLE["sm_90", HALF].forward, width=384, guide_width=1024)
+    assert compiled.flops == 2 * 128 * 128 * (384 + 1024)
+    assert compiled.programs == 65536 // ((compiled.registers + 7) // 8 * 8 * 128) == 2
+    across = 2 * 132 // 8
+    operands = 128 * 1408 * 2 * (8 + across) // (8 * across)
+    assert compiled.bytes == operands + 128 * 128 // 8 + 8 * 128
+
+
+def test_a_configuration_that_spills_is_seen() -> None:
+    variant = next(v for v in variants("bf16", "ieee") if v.kernel == "staged_symmetric")
+    compiled = compile_variant(TARGETS["sm_90"], variant, Launch(64, 4, 3), width=384, guide_width=1024)
+    assert compiled.spills > 0
+    with pytest.raises(AssertionError, match="spills"):
+        hold(compiled)
+
+
+def test_an_unknown_target_is_named() -> None:
+    with pytest.raises(ValueError, match="target: got 'sm_70'; one of sm_80"):
+        next(report("sm_70"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_shipped_configuration_holds(target: str) -> None:
+    found = list(report(target, every=True))
+    for compiled in found:
+        hold(compiled)
+    assert {c.kernel.split(" ")[0] for c in found} == {
+        "forward", "forward_symmetric", "masks", "masks_symmetric", "staged", "staged_symmetric",
+        "owned_rows", "owned_columns", "owned_symmetric",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_command_prints_json() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "gist_fast.cli.main", "kernels", "--target", "sm_90", "--json"],
+        capture_output=True, text=True, check=True, env=os.environ,
+    )  # fmt: skip
+    printed = json.loads(run.stdout)
+    assert printed["target"] == "sm_90"
+    assert printed["notes"] == table.notes("sm_90")
+    assert {"registers", "spills", "shared", "programs", "matrix_instructions", "flops", "bytes", "roofline"} <= set(
+        printed["kernels"][0]
+    )
+
+
+def test_the_command_refuses_an_unknown_target() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "gist_fast.cli.main", "kernels", "--target", "h100"], capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert "--target: got 'h100'; one of sm_80" in run.stderr
