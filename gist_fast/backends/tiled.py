@@ -94,8 +94,7 @@ def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Neg
                     mask = work.compare(guide, tile, side)
                     masked[index] += mask.sum().to(torch.int64)
                     mask.diagonal(tile.excluded).fill_(1.0)
-                    logits = work.suppress(student, mask)
-                    kept.append(mask, logits)
+                    logits = work.suppress(student, mask, kept.append(mask))
                 else:
                     logits.diagonal(tile.excluded).fill_(-MASKED)
                 _accumulate(maximum[side.own], total[side.own], logits, side.dim, work.logits(tile))
@@ -119,20 +118,21 @@ def backward(
     for block in blocks:
         for tile in _tiles(block):
             for side, logits in _masked_logits(work, kept, block, tile):
-                logits.sub_(_across(lse2[side.own], side)).exp2_().mul_(_across(weights[side.own], side))
-                if side.dim == 0:  # the mirror side comes second and joins the first
-                    logits.add_(work.coefficients(tile))
-                elif tile.mirrored:
-                    work.coefficients(tile).copy_(logits)
-            work.add_products(gradients, logits, block, tile)
+                first = side.dim == 1
+                coefficients = work.coefficients(tile) if first else work.logits(tile)
+                torch.sub(logits, _across(lse2[side.own], side), out=coefficients).exp2_()
+                coefficients.mul_(_across(weights[side.own], side))
+                if not first:  # the mirror side joins the other
+                    coefficients = work.coefficients(tile).add_(coefficients)
+            work.add_products(gradients, coefficients, block, tile)
     return gradients
 
 
 def _masked_logits(work: _Workspace, kept: _Kept | None, block: Block, tile: Tile) -> Iterator[tuple[Side, Tensor]]:
-    """For each side of a tile its logits, the masked ones out of reach, in scratch memory that is there to be used."""
+    """For each side of a tile its logits, the masked ones out of reach; not to be changed, and gone with the next."""
     if isinstance(kept, _KeptScores):
         for side in _sides(block, tile):
-            yield side, work.logits(tile).copy_(kept.next(*_shape(tile)))
+            yield side, kept.next(*_shape(tile))
         return
     student = work.student_scores(block, tile)
     guide = work.guide_scores(block, tile, student) if kept is None else None
@@ -145,7 +145,7 @@ def _masked_logits(work: _Workspace, kept: _Kept | None, block: Block, tile: Til
             yield side, work.suppress(student, mask)
         else:
             student.diagonal(tile.excluded).fill_(-MASKED)
-            yield side, work.logits(tile).copy_(student)
+            yield side, student
 
 
 def _tiles(block: Block) -> Iterator[Tile]:
@@ -231,9 +231,9 @@ class _Workspace:
         mask.diagonal(tile.excluded).fill_(0.0)
         return mask
 
-    def suppress(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """A copy of the scores with the masked ones out of reach."""
-        return torch.sub(scores, mask, alpha=MASKED, out=self._buffer("logits", *scores.shape))
+    def suppress(self, scores: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
+        """A copy of the scores with the masked ones out of reach, in `out` or in scratch memory."""
+        return torch.sub(scores, mask, alpha=MASKED, out=self._buffer("logits", *scores.shape) if out is None else out)
 
     def logits(self, tile: Tile) -> Tensor:
         """Scratch of the tile's shape; what `suppress` returns lies in it too."""
@@ -279,8 +279,9 @@ class _Kept:
         self.buffer = buffer
         self._cursor = 0
 
-    def append(self, mask: Tensor, logits: Tensor) -> None:
-        """Keep a tile: its mask of 0.0 and 1.0, or its masked logits."""
+    def append(self, mask: Tensor) -> Tensor | None:
+        """Keep a tile: its mask of 0.0 and 1.0, or the masked logits that are to be written where this says."""
+        return None
 
     def next(self, r: int, c: int) -> Tensor:
         """The next tile, ``[r, c]``."""
@@ -295,8 +296,8 @@ class _Kept:
 class _KeptScores(_Kept):
     """Masked logits, float32."""
 
-    def append(self, mask: Tensor, logits: Tensor) -> None:
-        self.next(*logits.shape).copy_(logits)
+    def append(self, mask: Tensor) -> Tensor | None:
+        return self.next(*mask.shape)
 
     def next(self, r: int, c: int) -> Tensor:
         return self._take(4 * r * c).view(torch.float32).view(r, c)
@@ -312,11 +313,12 @@ class _KeptBits(_Kept):
         bytes_ = torch.arange(256, dtype=torch.int64, device=like.device)
         self._unpacked = ((bytes_[:, None] >> places) & 1).to(like.dtype)
 
-    def append(self, mask: Tensor, logits: Tensor) -> None:
+    def append(self, mask: Tensor) -> Tensor | None:
         """Eight neighbours in a row make a byte, the first its lowest bit."""
         padded = torch.nn.functional.pad(mask, (0, -mask.shape[1] % 8)) if mask.shape[1] % 8 else mask
         # Sums of distinct powers of two up to 255 are exact in every float type used here.
         self._take(padded.numel() // 8).copy_(torch.mv(padded.view(-1, 8), self._powers))
+        return None
 
     def next(self, r: int, c: int) -> Tensor:
         width = (c + 7) // 8
