@@ -21,6 +21,7 @@ import torch
 import gist_fast
 from benchmarks.measure import alternate, peak_memory
 from benchmarks.peers import TEMPERATURE, Embeddings, make_embeddings, plain_matmul, sentence_transformers_gist
+from gist_fast.backends.tiled import _cpu_has_bf16
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 384
@@ -108,7 +109,7 @@ def bfloat16(rounds: int) -> dict:
     times = alternate({"bfloat16": step(ours, narrow), "float32": step(ours, wide)}, rounds)
     return {
         "rows": 4096,
-        "cpu_has_bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        "cpu_has_bfloat16": _cpu_has_bf16(),
         "speedup": times["float32"].ratio_to(times["bfloat16"]),
     }
 

@@ -59,6 +59,14 @@ def test_the_table_of_the_loss_is_the_one_on_file():
     assert section("cpu") in [table(results) for results in on_file]
 
 
+def test_the_table_of_the_demo_is_the_one_on_file():
+    from benchmarks.demo_table import table
+    from benchmarks.loss_cpu import RESULTS
+
+    on_file = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu-*/demo.json"))]
+    assert section("demo") in [table(results) for results in on_file]
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

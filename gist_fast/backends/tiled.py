@@ -366,4 +366,5 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def _cpu_has_bf16() -> bool:
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # not in every build of torch
+    return probe is not None and probe()
