@@ -8,6 +8,8 @@ CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints-c
 PIP_ARGS ?=
 DEMO_DIR ?= demo-run
 WORKERS ?= 2
+# Threads that wait asleep: on a machine with other work, spinning takes the core from the thread that is waited for.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: install demo test test-slow lint bench clean
 
