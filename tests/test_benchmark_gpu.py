@@ -51,3 +51,14 @@ def test_the_limits_of_all_parts_stay_under_nine_minutes() -> None:
     limits = [int(line.split()[1]) for line in lines if line.strip().startswith("part ")]
     assert len(limits) == 7
     assert sum(limits) < 9 * 60
+
+
+@pytest.mark.slow
+def test_the_whole_script_runs_without_a_gpu(tmp_path: Path) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "TOY": "1", "OUT": str(tmp_path), "PYTHON": sys.executable}
+    run = subprocess.run([SCRIPT.with_suffix(".sh")], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {"environment", "check", "speed", "memory", "tests", "tuned"} <= set(results)
+    assert "share" in run.stdout
+    assert results["memory"]["keep_loss"] == results["memory"]["recompute_loss"]

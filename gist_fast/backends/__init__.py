@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 BACKENDS = ("auto", "triton", "tiled", "reference")
 ENVIRONMENT_VARIABLE = "GIST_FAST_BACKEND"
 """Overrides ``auto``, and only that: a backend named in the call stays."""
+_failures: dict[tuple[str, torch.dtype], str] = {}
+"""Device and type of tensors that Triton could not be run on, though nothing spoke against it, and what it said."""
 
 
 def choose_backend(requested: str, device_type: str, dtype: torch.dtype) -> str:
@@ -42,13 +44,37 @@ def choose_backend(requested: str, device_type: str, dtype: torch.dtype) -> str:
     return requested
 
 
+# What `torch.compiler.assume_constant_result` does, without the seconds that its import costs: a compiled step runs
+# this while it is traced and keeps the answer, instead of tracing how a driver is asked for its GPU.
+choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def explain_choice(device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     """The backend that ``auto`` takes for embeddings of that type on that device, and why."""
     named = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
     if named != "auto":
         return choose_backend("auto", device_type, dtype), f"{ENVIRONMENT_VARIABLE}={named}"
-    reason = triton_obstacle(device_type, dtype)
+    reason = _failures.get((device_type, dtype)) or triton_obstacle(device_type, dtype)
+    if device_type != "cuda" and reason is None:
+        reason = "Triton's interpreter is for tests; ask for 'triton' by name to use it"
     return ("tiled", reason) if reason else ("triton", "Triton kernels can run on this GPU")
+
+
+def fall_back(requested: str, chosen: str, device_type: str, dtype: torch.dtype, error: Exception) -> bool:
+    """Whether a call that was left to ``auto`` and failed in Triton should be run on ``tiled`` instead.
+
+    From then on ``auto`` takes ``tiled`` for such tensors, which it says once. Memory that ran out is no failure of
+    Triton's, and errors about arguments are the caller's.
+    """
+    named = requested != "auto" or os.environ.get(ENVIRONMENT_VARIABLE, "auto") != "auto"
+    if named or chosen != "triton" or isinstance(error, (torch.OutOfMemoryError, ValueError, TypeError)):
+        return False
+    if (device_type, dtype) not in _failures:
+        message = " ".join(str(error).split())[:500]
+        _failures[device_type, dtype] = f"Triton's kernels failed here ({type(error).__name__}: {message})"
+        _automatic.cache_clear()
+        choose_backend(requested, device_type, dtype)
+    return True
 
 
 def streaming_backend(name: str) -> StreamingBackend:
@@ -76,7 +102,7 @@ def triton_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
 @functools.cache
 def _automatic(device_type: str, dtype: torch.dtype) -> str:
     backend, reason = explain_choice(device_type, dtype)
-    if backend == "tiled" and device_type == "cuda":
+    if backend == "tiled" and (device_type == "cuda" or (device_type, dtype) in _failures):
         # Once for each device and type, because this function is cached.
         logger.warning("backend 'auto' falls back to 'tiled' on this GPU: %s.", reason)
     return backend

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import typer
 
 import gist_fast
-from gist_fast.cli import demo, doctor, evaluate, inspect, train
+from gist_fast.cli import demo, doctor, evaluate, inspect, kernels, train
 from gist_fast.cli.output import note
 from gist_fast.errors import WrongInput
 
@@ -34,6 +34,7 @@ app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
+app.command("kernels")(kernels.kernels)
 app.command("demo")(demo.demo)
 
 INTERRUPTED = 130

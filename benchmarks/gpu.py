@@ -1,0 +1,379 @@
+"""The parts of benchmarks/gpu.sh. ``--toy`` runs them on a CPU in Triton's interpreter, at sizes that say nothing
+about speed, so that the script itself is tested where there is no card.
+
+Speed counts the *minimal* FLOPs of a square batch, in units of 2 B^2: 2 (D + G) forward and 8 D backward for the
+blocks ap, aa and pp, whatever a plan really multiplies; and is given as a share of what a large matrix product of
+torch's reaches in the same run. Times are medians of device events, each taken after the L2 cache was overwritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+if importlib.util.find_spec("gist_fast.kernels") is None:
+    # A checkout that was not installed: setup.py is what puts kernels/ there otherwise.
+    _spec = importlib.util.spec_from_file_location(
+        "gist_fast.kernels", ROOT / "kernels" / "__init__.py", submodule_search_locations=[str(ROOT / "kernels")]
+    )
+    _module = importlib.util.module_from_spec(_spec)
+    sys.modules["gist_fast.kernels"] = _module
+    _spec.loader.exec_module(_module)
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from gist_fast import guided_contrastive_loss  # noqa: E402
+
+TEMPERATURE, MARGIN = 0.01, 0.05
+FULL = {"batch": 32_768, "widths": (384, 768, 1024), "guide": 1024, "largest": 131_072, "matrix": 8192, "repeats": 5}
+TOY = {"batch": 40, "widths": (24,), "guide": 16, "largest": 70, "matrix": 64, "repeats": 1}
+
+
+class Bench:
+    """Where a part runs, at what sizes, and where its results go."""
+
+    def __init__(self, out: Path, part: str, toy: bool) -> None:
+        self.out, self.part, self.toy = out, part, toy
+        self.sizes = TOY if toy else FULL
+        self.device = torch.device("cpu" if toy else "cuda")
+        # The interpreter cannot multiply bfloat16.
+        self.dtype = torch.float16 if toy else torch.bfloat16
+        self.result: dict[str, Any] = {}
+        self._flush = None if toy else torch.empty(512 << 20, dtype=torch.uint8, device=self.device)
+
+    def write(self, **values: Any) -> None:
+        """Add to the part's results, on disk at once."""
+        self.result.update(values)
+        path = self.out / "parts" / f"{self.part}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.result, indent=1))
+
+    def embeddings(self, batch: int, width: int, seed: int = 0) -> list[Tensor]:
+        """Anchors and positives that resemble each other, ``[batch, width]`` each."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        anchors = torch.randn(batch, width, generator=generator, device=self.device, dtype=self.dtype)
+        noise = torch.randn(batch, width, generator=generator, device=self.device, dtype=self.dtype)
+        return [anchors, anchors + noise]
+
+    def milliseconds(self, run: Callable[[], Any], before: Callable[[], Any] = lambda: None) -> float:
+        """Median time of `run`, with `before` untimed in front of it and nothing of use in the L2 cache."""
+        times = []
+        for _ in range(self.sizes["repeats"] + 2):
+            before()
+            if self.toy:
+                start = time.perf_counter()
+                run()
+                times.append(1e3 * (time.perf_counter() - start))
+                continue
+            self._flush.zero_()
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
+        # The first two compile and warm up.
+        return sorted(times[2:])[len(times[2:]) // 2]
+
+
+def plain_loss(a: Tensor, p: Tensor, ga: Tensor, gp: Tensor) -> Tensor:
+    """What a good engineer would write in ten lines: every score in memory."""
+    a, p, ga, gp = (torch.nn.functional.normalize(x, dim=1) for x in (a, p, ga, gp))
+    limit = (ga * gp).sum(1, keepdim=True) - MARGIN
+    own = torch.arange(len(a), device=a.device)
+    scores = []
+    for x, y, gx, gy in ((a, p, ga, gp), (a, a, ga, ga), (p, p, gp, gp)):
+        mask = gx @ gy.T > limit
+        # The positive is never masked; a row's pair with itself always is.
+        mask[own, own] = x is y
+        scores.append((x @ y.T).masked_fill(mask, -torch.inf))
+    return torch.nn.functional.cross_entropy(torch.cat(scores, 1) / TEMPERATURE, own)
+
+
+def ours(backend: str = "triton", mask_bits: str = "keep") -> Callable[..., Tensor]:
+    def loss(a: Tensor, p: Tensor, ga: Tensor, gp: Tensor) -> Tensor:
+        return guided_contrastive_loss(
+            a, p, ga, gp, temperature=TEMPERATURE, margin=MARGIN, backend=backend, mask_bits=mask_bits
+        )
+
+    return loss
+
+
+def time_both(bench: Bench, loss: Callable[..., Tensor], width: int) -> dict[str, Any]:
+    """Milliseconds of the forward and of the backward pass; or why there are none."""
+    batch = bench.sizes["batch"]
+    leaves = [x.requires_grad_() for x in bench.embeddings(batch, width)]
+    guide = bench.embeddings(batch, bench.sizes["guide"], seed=1)
+    kept: list[Tensor] = []
+
+    def forward() -> None:
+        kept[:] = [loss(*leaves, *guide)]
+
+    def backward() -> None:
+        torch.autograd.grad(kept[0], leaves)
+
+    try:
+        forward_ms = bench.milliseconds(forward)
+        return {"forward_ms": forward_ms, "backward_ms": bench.milliseconds(backward, before=forward)}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+    finally:
+        kept.clear()
+        if not bench.toy:
+            torch.cuda.empty_cache()
+
+
+def with_rates(times: dict[str, Any], batch: int, width: int, guide: int, rate: float) -> dict[str, Any]:
+    """Add TFLOP/s by the minimal count, and the share of `rate`."""
+    if "failed" in times:
+        return times
+    unit = 2.0 * batch * batch
+    work = {"forward": 2 * (width + guide) * unit, "backward": 8 * width * unit}
+    for name, flops in work.items():
+        times[f"{name}_tflops"] = flops / times[f"{name}_ms"] / 1e9
+    both = sum(work.values()) / (times["forward_ms"] + times["backward_ms"]) / 1e9
+    return {**times, "tflops": both, "share_of_matmul": both / rate}
+
+
+def matmul_rate(bench: Bench) -> float:
+    """TFLOP/s of a large product in the type of the embeddings."""
+    n = bench.sizes["matrix"]
+    a, b = torch.randn(2, n, n, device=bench.device).to(bench.dtype)
+    return 2 * n**3 / bench.milliseconds(lambda: a @ b) / 1e9
+
+
+def environment(bench: Bench) -> None:
+    import triton
+
+    def git(*arguments: str) -> str:
+        try:
+            run = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+        except OSError:
+            return ""
+        return run.stdout.strip()
+
+    commit, dirty = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    bench.write(
+        device=device_name(bench.toy), commit=commit or "unknown", changed=bool(dirty), python=sys.version.split()[0],
+        torch=torch.__version__, triton=triton.__version__, cuda=torch.version.cuda, hip=torch.version.hip,
+        matmul_tflops=matmul_rate(bench),
+    )  # fmt: skip
+    if not bench.toy:
+        properties = torch.cuda.get_device_properties(0)
+        bench.write(
+            capability=list(torch.cuda.get_device_capability()), multiprocessors=properties.multi_processor_count,
+            memory=properties.total_memory,
+        )  # fmt: skip
+    print(json.dumps(bench.result, indent=1))
+
+
+def cases(toy: bool) -> Iterator[dict[str, Any]]:
+    if toy:
+        yield {"rows": 20, "extra": 3, "width": 24, "guide": 8}
+        return
+    yield {"rows": 252, "extra": 255, "width": 96, "guide": 123}
+    yield {"rows": 507, "extra": 0, "width": 385, "guide": 1024}
+    yield {"rows": 1000, "extra": 1048, "width": 768, "guide": 384}
+    yield {"rows": 129, "extra": 3, "width": 8192, "guide": 5}
+
+
+def check(bench: Bench) -> None:
+    """Losses and gradients against float64 of the same inputs, before anything is timed.
+
+    Masks of half types may flip near the threshold, and one flipped pair can carry much weight; so the guide's
+    embeddings are few exact directions here, whose scores are far from each other.
+    """
+    types = [torch.float16, torch.float32] if bench.toy else [torch.bfloat16, torch.float16, torch.float32]
+    worst: dict[str, float] = {}
+    for case in cases(bench.toy):
+        for dtype in types:
+            for bits in ("keep", "recompute"):
+                name = f"{case} {str(dtype)[6:]} {bits}"
+                worst[name] = _error(bench, dtype, bits, **case)
+                print(f"{worst[name]:.2e}  {name}")
+                bench.write(relative_errors=worst)
+    limits = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
+    wrong = {n: e for n, e in worst.items() if not e <= next(v for k, v in limits.items() if k in n)}
+    bench.write(wrong=wrong)
+    if wrong:
+        raise SystemExit(f"wrong by more than rounding: {wrong}")
+
+
+def _error(bench: Bench, dtype: torch.dtype, bits: str, rows: int, extra: int, width: int, guide: int) -> float:
+    """The largest error of a loss or gradient, relative to the largest value."""
+    generator = torch.Generator().manual_seed(rows)
+    sizes = (rows, rows + extra)
+    student = [torch.randn(n, width, generator=generator).to(bench.device, dtype) for n in sizes]
+    directions = torch.eye(guide)[: min(guide, 7)]
+    chosen = torch.randint(len(directions), (rows + extra,), generator=generator)
+    guides = [directions[chosen[:rows]].to(bench.device, dtype), directions[chosen].to(bench.device, dtype)]
+    guides[1] = guides[1] + 0.5 * guides[1].roll(1, dims=1)
+    found = []
+    for backend, cast in (("triton", dtype), ("reference", torch.float64)):
+        leaves = [x.detach().to(cast).requires_grad_() for x in student]
+        loss = guided_contrastive_loss(
+            *leaves, *(g.to(cast) for g in guides), temperature=0.05, margin=0.1, offset=extra // 2, backend=backend,
+            mask_bits=bits, reduction="none",
+        )  # fmt: skip
+        found.append([loss, *torch.autograd.grad(loss.mean(), leaves)])
+    return max(
+        ((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-12)).item() for a, b in zip(*found, strict=True)
+    )
+
+
+def speed(bench: Bench) -> None:
+    rate = matmul_rate(bench)
+    bench.write(matmul_tflops=rate, batch=bench.sizes["batch"], guide_width=bench.sizes["guide"], rows=[])
+    competitors = {"triton": ours(), "triton recompute": ours(mask_bits="recompute"), "eager": plain_loss}
+    if not bench.toy:
+        competitors |= {"torch.compile": torch.compile(plain_loss)}
+    rows: list[dict[str, Any]] = []
+    # Ours first for every width: if time runs out, it is the baselines that are missing.
+    for names in (("triton", "triton recompute"), ("torch.compile", "eager")):
+        for width in bench.sizes["widths"]:
+            for name in names:
+                if name not in competitors:
+                    continue
+                times = time_both(bench, competitors[name], width)
+                row = {"what": name, "width": width}
+                row |= with_rates(times, bench.sizes["batch"], width, bench.sizes["guide"], rate)
+                rows.append(row)
+                bench.write(rows=rows)
+                print(json.dumps(row))
+
+
+def tuned(bench: Bench) -> None:
+    """The same with tuned launches, one width at a time, and what was chosen."""
+    from gist_fast.kernels import tuning
+
+    rate = matmul_rate(bench)
+    rows: list[dict[str, Any]] = []
+    for width in bench.sizes["widths"]:
+        row = {"what": "triton tuned", "width": width}
+        row |= with_rates(time_both(bench, ours(), width), bench.sizes["batch"], width, bench.sizes["guide"], rate)
+        rows.append(row)
+        chosen = {key: str(config) for key, config in tuning._known.items()}
+        bench.write(rows=rows, matmul_tflops=rate, chosen=chosen)
+        print(json.dumps(row))
+
+
+def memory(bench: Bench) -> None:
+    """What a step adds to the embeddings and their gradients at its peak."""
+    for bits in ("keep", "recompute"):
+        batch, width = bench.sizes["largest"], bench.sizes["widths"][0]
+        leaves = [x.requires_grad_() for x in bench.embeddings(batch, width)]
+        guide = bench.embeddings(batch, bench.sizes["guide"], seed=1)
+        if not bench.toy:
+            bench._flush = None
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        loss = ours(mask_bits=bits)(*leaves, *guide)
+        if not bench.toy:
+            forward = torch.cuda.max_memory_allocated() - before
+        loss.backward()
+        if not bench.toy:
+            added = torch.cuda.max_memory_allocated() - before
+            bench.write(**{f"{bits}_forward_bytes": forward, f"{bits}_bytes": added})
+        bench.write(batch=batch, width=width, **{f"{bits}_loss": loss.item()})
+        print(json.dumps(bench.result))
+        del loss, leaves, guide
+
+
+def sanitize(bench: Bench) -> None:
+    """A small ragged case for a memory checker to watch."""
+    for bits in ("keep", "recompute"):
+        for width in (33, 200):
+            bench.write(**{f"{bits}_{width}": _error(bench, bench.dtype, bits, 130, 7, width, 17)})
+    print(bench.result)
+
+
+def tests(bench: Bench) -> None:
+    if importlib.util.find_spec("pytest") is None:
+        bench.write(skipped="pytest is not installed; `check` has compared with float64")
+        return
+    import pytest
+
+    code = pytest.main(["-q", "-m", "gpu", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_triton_gpu.py")])
+    bench.write(exit_code=int(code))
+    raise SystemExit(int(code))
+
+
+def ended(out: Path, part: str, code: int) -> None:
+    """Note how a part ended, and put all parts so far into results.json."""
+    folder = out / "parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{part}.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    if code:
+        log = out / f"{part}.log"
+        result["ended"] = "out of time" if code == 124 else f"exit code {code}"
+        result["log"] = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+    path.write_text(json.dumps(result, indent=1))
+    parts = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
+    (out / "results.json").write_text(json.dumps(parts, indent=1) + "\n")
+
+
+def table(out: Path) -> None:
+    """Print what results.json holds."""
+    parts = json.loads((out / "results.json").read_text())
+    about = parts.get("environment", {})
+    print(f"\n{about.get('device')}, torch {about.get('torch')}, Triton {about.get('triton')}, {about.get('commit')}")
+    print(f"matmul: {about.get('matmul_tflops', 0):.1f} TFLOP/s")
+    print(f"{'':18}{'D':>6}{'forward ms':>12}{'backward ms':>13}{'TFLOP/s':>9}{'share':>7}")
+    for row in parts.get("speed", {}).get("rows", []) + parts.get("tuned", {}).get("rows", []):
+        if "failed" in row:
+            print(f"{row['what']:18}{row['width']:6}  {row['failed'][:70]}")
+            continue
+        print(
+            f"{row['what']:18}{row['width']:6}{row['forward_ms']:12.2f}{row['backward_ms']:13.2f}"
+            f"{row['tflops']:9.1f}{row['share_of_matmul']:7.1%}"
+        )
+    peak = parts.get("memory", {})
+    for bits in ("keep", "recompute"):
+        if f"{bits}_bytes" in peak:
+            print(f"memory at B {peak['batch']}, {bits}: {peak[f'{bits}_bytes'] / 1e9:.2f} GB")
+    for name, part in parts.items():
+        print(f"{name}: {part.get('ended', part.get('skipped', 'ended well'))}")
+
+
+def device_name(toy: bool = False) -> str:
+    if toy or not torch.cuda.is_available():
+        return "interpreter"
+    return torch.cuda.get_device_name().lower().replace(" ", "-").replace("/", "-")
+
+
+PARTS = {f.__name__: f for f in (environment, check, speed, memory, tests, sanitize, tuned)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*PARTS, "device", "ended", "table"])
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")))
+    parser.add_argument("--part")
+    parser.add_argument("--code", type=int, default=0)
+    parser.add_argument("--toy", action="store_true", help="on the CPU, in the interpreter, at toy size")
+    arguments = parser.parse_args()
+    if arguments.what == "device":
+        print(device_name())
+    elif arguments.what == "ended":
+        ended(arguments.out, arguments.part, arguments.code)
+    elif arguments.what == "table":
+        table(arguments.out)
+    else:
+        PARTS[arguments.what](Bench(arguments.out, arguments.what, arguments.toy))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""The streaming backend on Triton kernels: what operands and blocks become for `gist_fast.kernels`.
+
+Blocks become *parts*: a block ``pp`` that has more columns than rows (candidates gathered from all ranks) is a
+symmetric square and the plain rectangles left and right of it. Widths are filled up with zeros to what the kernels
+step by, which changes no product.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gist_fast.backends.interface import Negatives
+from gist_fast.blocks import ANCHORS, Block
+from gist_fast.kernels import tuning
+from gist_fast.kernels.config import Config, Generation, choose_config, generation_of
+from gist_fast.kernels.layout import mask_words
+from gist_fast.kernels.parts import Part
+from gist_fast.operands import Operands
+
+MINIMUM_TRITON = (3, 6)
+MINIMUM_CAPABILITY = (8, 0)
+
+
+class Rectangle(NamedTuple):
+    """Where a part lies in its block."""
+
+    first: int
+    columns: int
+    excluded: int
+    symmetric: bool
+
+
+def obstacle(device_type: str, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot run on such tensors, or None where they can."""
+    if dtype == torch.float64:
+        return "the kernels compute in float32, and the embeddings are float64"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    import triton
+
+    version = tuple(int(n) for n in triton.__version__.split(".")[:2])
+    if version < MINIMUM_TRITON:
+        return f"Triton {triton.__version__} is older than {'.'.join(map(str, MINIMUM_TRITON))}"
+    if interpreted():
+        if dtype == torch.bfloat16:
+            return "Triton's interpreter (TRITON_INTERPRET=1) multiplies bfloat16 wrongly"
+        return None
+    if device_type != "cuda":
+        return f"the tensors are on a {device_type} device, and Triton kernels need a GPU"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    capability = torch.cuda.get_device_capability()
+    if torch.version.hip is None and capability < MINIMUM_CAPABILITY:
+        return f"the GPU's compute capability {capability[0]}.{capability[1]} is below 8.0"
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:
+        return f"Triton has no driver or compiler for this GPU ({type(error).__name__}: {error})"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels are interpreted on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+
+
+def mask_bytes(blocks: Sequence[Block]) -> int:
+    """Bytes of the mask bits; see `gist_fast.backends.interface.StreamingBackend`."""
+    return 4 * sum(mask_words(b.rows, part.columns, part.symmetric) for b in blocks for part in _rectangles(b))
+
+
+def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
+    """The softmax over the negatives of each row; see `gist_fast.backends.interface.StreamingBackend`."""
+    config = _config("forward", operands, blocks, lambda c: forward_with(c, operands, blocks, keep_bits))
+    return forward_with(config, operands, blocks, keep_bits)
+
+
+def backward(
+    operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, bits: Tensor | None
+) -> list[Tensor]:
+    """Gradients by the student operands; see `gist_fast.backends.interface.StreamingBackend`."""
+    config = _config("backward", operands, blocks, lambda c: backward_with(c, operands, blocks, lse2, weights, bits))
+    return backward_with(config, operands, blocks, lse2, weights, bits)
+
+
+def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
+    """`forward` by a given configuration."""
+    from gist_fast.kernels.forward import forward_part
+
+    work = _Padded(operands, config)
+    rows = blocks[0].rows
+    device = operands.positives.device
+    maximum = torch.full((rows,), -torch.inf, device=device)
+    total = torch.zeros(rows, device=device)
+    bits = torch.empty(mask_bytes(blocks) if work.guided and keep_bits else 0, dtype=torch.uint8, device=device)
+    masked = []
+    with _on(device):
+        for _, parts in work.parts(blocks, bits if work.guided and keep_bits else None):
+            counts = [
+                forward_part(part, operands.limits, operands.self_guided, maximum, total, config) for part, _ in parts
+            ]
+            masked.append(torch.stack(counts).sum())
+    return Negatives(lse2=maximum + total.log2(), hardest=maximum, masked=torch.stack(masked), bits=bits)
+
+
+def backward_with(
+    config: Config,
+    operands: Operands,
+    blocks: Sequence[Block],
+    lse2: Tensor,
+    weights: Tensor,
+    bits: Tensor | None,
+) -> list[Tensor]:
+    """`backward` by a given configuration."""
+    from gist_fast.kernels.backward import backward_part
+
+    work = _Padded(operands, config)
+    gradients = [torch.zeros(u.shape, dtype=torch.float32, device=u.device) for u in work.student]
+    limits = operands.limits if bits is None else None
+    with _on(lse2.device):
+        for block, parts in work.parts(blocks, bits):
+            for part, rectangle in parts:
+                row_gradient = gradients[block.row_operand][block.row_start : block.row_start + block.rows]
+                columns = slice(rectangle.first, rectangle.first + rectangle.columns)
+                column_gradient = gradients[block.column_operand][columns]
+                backward_part(part, limits, operands.self_guided, lse2, weights, row_gradient, column_gradient, config)
+    # Contiguous, as the operator's fake implementation says.
+    return [gradient[:, : u.shape[1]].contiguous() for gradient, u in zip(gradients, operands.student, strict=True)]
+
+
+def _rectangles(block: Block) -> Iterator[Rectangle]:
+    """The block's parts, from left to right."""
+    if not block.symmetric or block.excluded is None:
+        none = block.columns
+        yield Rectangle(0, block.columns, none if block.excluded is None else block.excluded, symmetric=False)
+        return
+    square, right = block.excluded, block.excluded + block.rows
+    if square > 0:
+        yield Rectangle(0, square, excluded=square, symmetric=False)
+    yield Rectangle(square, block.rows, excluded=0, symmetric=True)
+    if right < block.columns:
+        yield Rectangle(right, block.columns - right, excluded=block.columns - right, symmetric=False)
+
+
+class _Padded:
+    """Operands filled up to widths that the kernels step by, cut into the parts of each block."""
+
+    def __init__(self, operands: Operands, config: Config) -> None:
+        self.student = tuple(_fill_up(u, config.block_k) for u in operands.student)
+        self.guided = operands.guide is not None
+        self._guide: tuple[Tensor, ...] | None = None
+        if operands.guide is not None and not operands.self_guided:
+            self._guide = tuple(_fill_up(u, config.block_k) for u in operands.guide)
+
+    def parts(
+        self, blocks: Sequence[Block], bits: Tensor | None
+    ) -> Iterator[tuple[Block, list[tuple[Part, Rectangle]]]]:
+        """Each block with its parts and where they lie in it; the bits stand one part after the other."""
+        words = None if bits is None else bits.view(torch.int32)
+        cursor = 0
+        for block in blocks:
+            found = []
+            for rectangle in _rectangles(block):
+                kept = None
+                if words is not None:
+                    size = mask_words(block.rows, rectangle.columns, rectangle.symmetric)
+                    kept = words[cursor : cursor + size]
+                    cursor += size
+                found.append((self._part(block, rectangle, kept), rectangle))
+            yield block, found
+
+    def _part(self, block: Block, rectangle: Rectangle, bits: Tensor | None) -> Part:
+        rows = slice(block.row_start, block.row_start + block.rows)
+        columns = slice(rectangle.first, rectangle.first + rectangle.columns)
+        guide = self._guide
+        return Part(
+            rows=self.student[block.row_operand][rows],
+            columns=self.student[block.column_operand][columns],
+            guide_rows=None if guide is None else guide[block.row_operand][rows],
+            guide_columns=None if guide is None else guide[block.column_operand][columns],
+            excluded=rectangle.excluded,
+            symmetric=rectangle.symmetric,
+            bits=bits,
+        )
+
+
+def _fill_up(operand: Tensor, step: int) -> Tensor:
+    """``[N, width]`` contiguous, with columns of zeros up to a multiple of `step`."""
+    missing = -operand.shape[1] % step
+    return torch.nn.functional.pad(operand, (0, missing)) if missing else operand.contiguous()
+
+
+def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Callable[[Config], object]) -> Config:
+    """The configuration of the table, or with ``GIST_FAST_AUTOTUNE=1`` the fastest known or found by `run`."""
+    student = operands.student[ANCHORS]
+    element_size, guide_width = student.element_size(), 0
+    if operands.guide is not None and not operands.self_guided:
+        element_size = max(element_size, operands.guide[ANCHORS].element_size())
+        guide_width = operands.guide[ANCHORS].shape[1]
+    default = choose_config(generation(student.device), element_size, student.shape[1])
+    if not tuning.enabled() or student.device.type != "cuda":
+        return default
+    key = tuning.make_key(
+        direction,
+        device=torch.cuda.get_device_name(student.device),
+        versions=(torch.__version__, importlib.metadata.version("triton")),
+        dtypes=tuple(sorted({str(student.dtype), str(operands.guide[ANCHORS].dtype) if operands.guide else ""})),
+        widths=(student.shape[1], guide_width),
+        rows=blocks[0].rows,
+        pairs=sum(block.rows * block.columns for block in blocks),
+    )
+
+    def seconds(config: Config) -> float:
+        with _on(student.device):
+            return tuning.time_on_device(lambda: run(config))
+
+    return tuning.tuned(key, default, direction, seconds)
+
+
+@functools.cache
+def generation(device: torch.device) -> Generation:
+    """The generation whose configurations a device gets; the interpreter takes any, and gets the newest common one."""
+    if device.type != "cuda":
+        return "sm_90"
+    if torch.version.hip is not None:
+        return "gfx942"
+    return generation_of(*torch.cuda.get_device_capability(device))
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device, which need not be that of the tensors."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

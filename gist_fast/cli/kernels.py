@@ -1,0 +1,64 @@
+"""``gist-fast kernels``: what each kernel compiles to for a named GPU, present or not."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gist_fast.cli.output import Json, note, only_results_on_stdout, print_json, print_table
+
+
+def kernels(
+    target: Annotated[
+        str, typer.Option("--target", help="sm_80, sm_86, sm_89, sm_90, sm_100 or gfx942; no such GPU need be here.")
+    ] = "sm_90",
+    width: Annotated[int, typer.Option("--width", min=1, help="Student width that work is counted for.")] = 384,
+    guide_width: Annotated[int, typer.Option("--guide-width", min=1, help="Guide width, likewise.")] = 1024,
+    every: Annotated[
+        bool, typer.Option("--every", help="Also the kernels of batches without a guide, or guided by themselves.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compile every shipped configuration for a GPU and show registers, spills, memory, matrix instructions, work."""
+    from gist_fast.errors import InputError
+    from gist_fast.kernels.config import notes
+
+    try:
+        from gist_fast.kernels.report import TARGETS, report
+    except ImportError as error:
+        raise InputError(f"kernels: Triton is needed and cannot be imported ({error}).") from error
+    if target not in TARGETS:
+        raise InputError(f"--target: got {target!r}; one of {', '.join(TARGETS)} would do.")
+
+    found = []
+    with only_results_on_stdout():
+        for compiled in report(target, width=width, guide_width=guide_width, every=every):
+            found.append(compiled)
+            note(f"compiled {compiled.kernel} ({compiled.element})")
+    if as_json:
+        print_json(
+            {
+                "target": target,
+                "width": width,
+                "guide_width": guide_width,
+                "notes": notes(TARGETS[target].generation),
+                "kernels": [compiled.as_dict() for compiled in found],
+            }
+        )
+        return
+    print_table(
+        f"{target} ({TARGETS[target].card}), D {width}, G {guide_width}; compiled, not measured",
+        ("kernel", "type", "warps", "regs", "spills", "shared", "progs", "matrix", "MFLOP", "KB", "roof"),
+        [
+            (
+                c.kernel, c.element, c.warps, c.registers, c.spills, c.shared, c.programs,
+                sum(c.matrix_instructions.values()), round(c.flops / 1e6, 1), round(c.bytes / 1e3, 1),
+                f"{c.roofline:.0%}",
+            )
+            for c in found
+        ],
+    )  # fmt: skip
+    names = sorted({name for c in found for name in c.matrix_instructions})
+    print(f"matrix instructions: {', '.join(names)}; shared: bytes; KB: from memory a tile; roof: share of the matrix")
+    print("rate that memory and exponentials leave.")

@@ -1,0 +1,19 @@
+"""Triton kernels of the guided contrastive loss: one file a pass, and nothing of gist_fast above.
+
+==============  ====================================================================================================
+`layout`        tiles, and where in memory a pair's mask bit stands (no Triton needed)
+`parts`         the rectangle of scores that the kernels work on, and its operands
+`tile`          what every kernel shares: a tile of scores, and masks between bools and bits
+`forward`       scores, masks and logsumexp in one pass
+`backward`      the gradient, its derivation, and the two plans for it
+`staged`        plan for wide embeddings: tiles of coefficients, then library products
+`masks`         the masks of a chunk once more, for a backward pass that kept none
+`owned`         plan for narrow ones: a program owns gradient rows
+`config`        the table of configurations
+`tuning`        opt-in tuning and its cache on disk
+`launch`        how a kernel is started
+`report`        what each configuration compiles to, on any machine
+==============  ====================================================================================================
+
+Only `layout`, `parts` and `config` can be imported without Triton.
+"""

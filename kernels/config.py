@@ -1,0 +1,184 @@
+"""The table of configurations, by device generation, element size and width.
+
+Nothing here has been measured on a GPU yet. Each entry was chosen on the compiler's report (`gist_fast.kernels.report`,
+``gist-fast kernels``): no spills, operands that fit the shared memory, matrix instructions, and among those the one
+that lets most programs run on a multiprocessor. `benchmarks/gpu.sh` measures; `gist_fast.kernels.tuning` tries
+`CANDIDATES` on the card at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+Generation = Literal["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"]
+Plan = Literal["owned", "staged"]
+
+NARROW = 128
+"""Up to this student width the backward pass owns rows; beyond it stages coefficients.
+
+By count: owning costs 8 D units of 2 B^2 FLOPs for ap, aa and pp, staging 6 D and 18 bytes a pair of B^2. At 600
+TFLOP/s and 5 TB/s from L2, the bytes outweigh the FLOPs saved below D of some 130.
+"""
+
+
+def _is_power_of_two(n: int) -> bool:
+    return n > 0 and n & (n - 1) == 0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a kernel of square tiles is compiled."""
+
+    block_k: int
+    """Columns of the operands that one step multiplies; operands are filled up to a multiple of it."""
+    warps: int
+    stages: int
+    group: int = 8
+    """Tile rows of a band, whose programs run next to each other and share operands in L2."""
+
+    def __post_init__(self) -> None:
+        if not (_is_power_of_two(self.block_k) and 16 <= self.block_k <= 128):
+            raise ValueError(f"block_k: got {self.block_k}; a power of two from 16 to 128 would do.")
+        if self.warps not in (2, 4, 8, 16):
+            raise ValueError(f"warps: got {self.warps}; 2, 4, 8 or 16 would do.")
+        if not (1 <= self.stages <= 6 and self.group >= 1):
+            raise ValueError(f"stages, group: got {self.stages} and {self.group}; 1 to 6, and 1 or more, would do.")
+
+
+@dataclass(frozen=True)
+class Owned(Launch):
+    """How the kernel that owns gradient rows is compiled."""
+
+    rows: int = 128
+    """Gradient rows of a program."""
+    columns: int = 64
+    """Rows of the other operand that one step streams past them."""
+    slice_width: int = 128
+    """Columns of the gradient that a program holds in registers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rows", "columns"):
+            if getattr(self, name) not in (32, 64, 128):
+                # A step never leaves a tile of bits.
+                raise ValueError(f"{name}: got {getattr(self, name)}; 32, 64 or 128 would do.")
+        if not (_is_power_of_two(self.slice_width) and 16 <= self.slice_width <= 512):
+            raise ValueError(f"slice_width: got {self.slice_width}; a power of two from 16 to 512 would do.")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All launches of a generation for one size of element. `*_symmetric` are those of symmetric parts."""
+
+    forward: Launch
+    forward_symmetric: Launch
+    masks: Launch
+    masks_symmetric: Launch
+    staged: Launch
+    staged_symmetric: Launch
+    owned: Owned
+    note: str
+    """What it was chosen on."""
+    plan: Plan = "staged"
+
+    def __post_init__(self) -> None:
+        steps = {launch.block_k for launch in self.launches().values()}
+        if len(steps) != 1:
+            # One width to fill up to; and masks decided again must be summed in the same steps.
+            raise ValueError(f"block_k: got {sorted(steps)}; one for all launches of a configuration would do.")
+        if self.plan not in ("owned", "staged"):
+            raise ValueError(f"plan: got {self.plan!r}; 'owned' or 'staged' would do.")
+
+    def launches(self) -> dict[str, Launch]:
+        """The launches by name."""
+        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Launch)}
+
+    @property
+    def block_k(self) -> int:
+        return self.forward.block_k
+
+
+HALF, SINGLE = 2, 4
+"""Bytes of an element: of the larger one, where student and guide differ."""
+
+
+def _wide(block_k: int, warps: int, stages: int, owned: Owned, note: str, **others: Launch) -> Config:
+    """A configuration of one launch for all kernels but those named."""
+    names = ("forward", "forward_symmetric", "masks", "masks_symmetric", "staged", "staged_symmetric")
+    launches = {name: Launch(block_k, warps, stages) for name in names}
+    return Config(**{**launches, **others}, owned=owned, note=note)
+
+
+TABLE: dict[tuple[Generation, int], Config] = {
+    # Symmetric scores hold a maximum and a sum along both sides: with 4 warps that takes all 255 registers and spills
+    # nothing, and two programs fit; coefficients of both sides spill 184 bytes with 4 warps, so they get 8.
+    ("sm_90", HALF): _wide(
+        64, 4, 3, Owned(64, warps=4, stages=2, rows=64, columns=32, slice_width=128),
+        staged_symmetric=Launch(64, 8, 3),
+        note="Compiler's report: 2 programs a multiprocessor, but 1 for staged_symmetric (254 registers, 8 warps). "
+        "Lost: 8 warps for forward (1 program); owned 64 x 64 (8 bytes spilled), 128 x 64 with 8 warps (1 program), "
+        "128 x 128 (408 bytes spilled). Not yet measured on a GPU.",
+    ),
+    ("sm_90", SINGLE): _wide(
+        16, 8, 4, Owned(16, warps=8, stages=2, rows=64, columns=32, slice_width=64),
+        note="Compiler's report, TF32 and IEEE alike: no spills. Lost: steps of 32, with which IEEE products spill 16 "
+        "bytes unguided and owned; 3 stages of owned (8 bytes with Triton 3.6). Not yet measured on a GPU.",
+    ),
+    ("sm_80", HALF): _wide(
+        32, 8, 4, Owned(32, warps=8, stages=3, rows=128, columns=64, slice_width=128),
+        forward=Launch(32, 4, 4),
+        note="Compiler's report: 2 programs a multiprocessor for forward and staged, 1 for symmetric parts. Lost: 4 "
+        "warps for symmetric parts (272 to 360 bytes spilled); owned 64 x 64 with 4 warps (8 bytes). Not yet measured "
+        "on a GPU.",
+    ),
+    ("sm_80", SINGLE): _wide(
+        16, 8, 3, Owned(16, warps=8, stages=3, rows=64, columns=32, slice_width=64),
+        note="Compiler's report, TF32 and IEEE alike: no spills. Lost: owned slices of 128 (264 to 304 bytes spilled "
+        "in IEEE products). Not yet measured on a GPU.",
+    ),
+    ("sm_100", HALF): _wide(
+        64, 8, 3, Owned(64, warps=4, stages=2, rows=64, columns=64, slice_width=128),
+        note="Compiler's report: products stand in tensor memory, 2 programs a multiprocessor but for symmetric parts. "
+        "Lost: 4 warps for symmetric parts (160 to 184 bytes spilled), 16 warps (no matrix instructions at all). Not "
+        "yet measured on a GPU.",
+    ),
+    ("sm_100", SINGLE): _wide(
+        16, 8, 3, Owned(16, warps=8, stages=3, rows=64, columns=32, slice_width=64),
+        note="Compiler's report, TF32 and IEEE alike: no spills. Lost: owned 64 x 64 (24 bytes spilled). Not yet "
+        "measured on a GPU.",
+    ),
+    ("gfx942", HALF): _wide(
+        32, 8, 2, Owned(32, warps=4, stages=2, rows=64, columns=64, slice_width=128),
+        note="Compiler's report: no spills, 16 KiB of shared memory, 1 to 3 programs a compute unit. Lost: 4 warps for "
+        "symmetric coefficients (282 registers). Not yet measured on a GPU.",
+    ),
+    ("gfx942", SINGLE): _wide(
+        16, 8, 2, Owned(16, warps=8, stages=2, rows=64, columns=64, slice_width=64),
+        note="Compiler's report: float32 has matrix instructions of its own here; steps of 16 leave room for twice the "
+        "programs of 32. Not yet measured on a GPU.",
+    ),
+}  # fmt: skip
+for _size in (HALF, SINGLE):
+    TABLE["sm_86", _size] = TABLE["sm_89", _size] = TABLE["sm_80", _size]
+
+
+def choose_config(generation: Generation, element_size: int, width: int) -> Config:
+    """The configuration for a generation, bytes of an element and student width."""
+    config = TABLE[generation, SINGLE if element_size > HALF else HALF]
+    return replace(config, plan="owned" if width <= NARROW else "staged")
+
+
+def generation_of(major: int, minor: int) -> Generation:
+    """The generation in the table whose configurations a CUDA device of that compute capability gets."""
+    if major < 8:
+        raise ValueError(f"compute capability: got {major}.{minor}; 8.0 or more would do.")
+    if major == 8:
+        return {0: "sm_80", 9: "sm_89"}.get(minor, "sm_86")
+    # Consumer cards of the newer generations (12.x) have the shared memory and the matrix instructions of 8.9.
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_89")
+
+
+def notes(generation: Generation) -> dict[str, str]:
+    """What the configurations of a generation were chosen on, by the size of an element."""
+    return {f"{size} bytes": TABLE[generation, size].note for size in (HALF, SINGLE)}

@@ -1,0 +1,30 @@
+"""How a kernel is started: options that belong to the launch, and the precision of float32 products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gist_fast.kernels.config import Launch
+from torch import Tensor
+
+
+def options(launch: Launch) -> dict[str, Any]:
+    """Keyword arguments of a kernel launch.
+
+    Fused multiply-adds are asked for by name: Triton is about to change its default, and forward and backward pass
+    must not depend on what a user's environment says.
+    """
+    return {
+        "BLOCK_K": launch.block_k,
+        "num_warps": launch.warps,
+        "num_stages": launch.stages,
+        "enable_fp_fusion": True,
+    }
+
+
+def precision(operand: Tensor) -> str:
+    """How ``tl.dot`` multiplies float32: as torch's own matmul does. Half types have one way only."""
+    if operand.dtype == torch.float32 and operand.is_cuda and torch.backends.cuda.matmul.allow_tf32:
+        return "tf32"
+    return "ieee"

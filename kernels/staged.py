@@ -1,0 +1,228 @@
+"""The staged plan of the backward pass: tiles of coefficients to memory, then library matrix products.
+
+A launch writes the coefficients ``V`` (see `gist_fast.kernels.backward`) of one chunk of the part, rounded to the
+operands' type, and two products of the library feed the gradients of its rows and of its columns from them. Every
+score is computed once: a plain part costs 3 products of its size where a program that owns rows needs 4, a symmetric
+one 1.5 instead of 2. It works for every width alike, since no program holds a row of gradients. The price is the
+chunk in memory, which is of a fixed size, and its way there and back: ``6 bytes`` a pair in a half type against
+``6 D`` FLOPs.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from gist_fast.kernels import tile
+from gist_fast.kernels.config import Config, Launch
+from gist_fast.kernels.launch import options, precision
+from gist_fast.kernels.layout import TILE, tiles
+from gist_fast.kernels.masks import chunk_words, decide_chunk
+from gist_fast.kernels.parts import Chunk, Part, chunks
+from torch import Tensor
+
+CHUNK_TILES = 64
+"""Rows and columns of a chunk, in tiles: 128 MiB of coefficients in a half type, 256 MiB in float32."""
+
+
+@triton.jit(
+    do_not_specialize=[
+        "row_count",
+        "column_count",
+        "excluded",
+        "chunk_row",
+        "chunk_column",
+        "row_tiles",
+        "column_tiles",
+        "all_column_tiles",
+    ]
+)
+def coefficients_kernel(
+    x,  # [R, D]
+    y,  # [C, D]
+    limits,  # [R]; looked at where the student guides itself
+    lse2,  # [R]
+    weights,  # [R]
+    bits,  # words of the whole part, or of the chunk (`gist_fast.kernels.masks`)
+    coefficients,  # [rows of the chunk, columns of the chunk], padded to tiles
+    row_count,
+    column_count,
+    width,
+    excluded,
+    chunk_row,
+    chunk_column,
+    row_tiles,
+    column_tiles,
+    all_column_tiles,
+    SELF_GUIDED: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    BITS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    TILE: tl.constexpr = tile.TILE
+    WORDS: tl.constexpr = tile.ROW_WORDS
+    tile_row, tile_column = tile.place(tl.program_id(0), row_tiles, column_tiles, GROUP)
+    r = chunk_row + tile_row
+    c = chunk_column + tile_column
+    if SYMMETRIC and c < r:
+        return
+    lane = tl.arange(0, TILE)
+    rows = r * TILE + lane
+    columns = c * TILE + lane
+    last_row = row_count - 1
+    last_column = column_count - 1
+    own_rows = tl.minimum(rows, last_row)
+    own_columns = tl.minimum(columns, last_row)
+
+    logits = tile.scores(x, y, r * TILE, c * TILE, last_row, last_column, width, TILE, TILE, BLOCK_K, PRECISION)
+    if BITS == tile.PART_BITS:
+        words = tl.load(tile.words_of_tile(bits, r, c, all_column_tiles) + tile.words_grid())
+        if SYMMETRIC:
+            mirrored = tl.load(tile.mirrored_words(bits, r, c, all_column_tiles) + tile.words_grid())
+    elif BITS == tile.CHUNK_BITS:
+        at = tile.words_of_tile(bits, tile_row, tile_column, column_tiles) + tile.words_grid()
+        words = tl.load(at)
+        if SYMMETRIC:
+            mirrored = tl.load(at + row_tiles.to(tl.int64) * column_tiles * tile.TILE_WORDS)
+    else:
+        words = tile.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
+        mirrored = words
+        if SELF_GUIDED:
+            words, mirrored = tile.decide(logits, limits, rows, columns, row_count, words, SYMMETRIC, WORDS)
+    hidden = tile.unpack(words, TILE, WORDS)
+    value = coefficient(logits, hidden, tl.load(lse2 + own_rows)[:, None], tl.load(weights + own_rows)[:, None])
+    if SYMMETRIC:
+        hidden = tile.unpack(mirrored, TILE, WORDS)
+        value += coefficient(
+            logits, hidden, tl.load(lse2 + own_columns)[None, :], tl.load(weights + own_columns)[None, :]
+        )
+    narrow = value.to(coefficients.dtype.element_ty)
+    # A chunk has less than 2^31 entries, whatever the part.
+    stride = column_tiles * TILE
+    across = tile_column * TILE + lane
+    down = tile_row * TILE + lane
+    tl.store(coefficients + down[:, None] * stride + across[None, :], narrow)
+    if SYMMETRIC and c > r and chunk_row == chunk_column:
+        # The chunk is on the diagonal, and its lower half is nobody else's to write.
+        tl.store(coefficients + across[None, :] * stride + down[:, None], narrow)
+
+
+@triton.jit
+def coefficient(logits, hidden, lse2, weight):
+    """``weight * exp2(logit - lse2)``, 0 where hidden."""
+    return tl.where(hidden, 0.0, tl.exp2(logits - lse2) * weight)
+
+
+def backward_part_staged(
+    part: Part,
+    limits: Tensor | None,
+    self_guided: bool,
+    lse2: Tensor,
+    weights: Tensor,
+    row_gradient: Tensor,
+    column_gradient: Tensor,
+    config: Config,
+) -> None:
+    """Add a part's gradients by its rows and columns.
+
+    Args:
+        limits: ``[R]``; None where the bits are kept or no guide decides.
+        lse2: ``[R]``, positive included.
+        weights: ``[R]``
+        row_gradient: ``[R, D]``, fp32; updated.
+        column_gradient: ``[C, D]``, fp32; updated. Not looked at for a symmetric part.
+    """
+    down, across = tiles(part.rows.shape[0]), tiles(part.columns.shape[0])
+    height, breadth = min(CHUNK_TILES, down), min(CHUNK_TILES, across)
+    scratch = part.rows.new_empty(height * breadth * TILE * TILE)
+    launch = config.staged_symmetric if part.symmetric else config.staged
+    decide_again = limits is not None and not self_guided
+    masks = (
+        part.rows.new_empty(chunk_words(height, breadth, part.symmetric), dtype=torch.int32) if decide_again else None
+    )
+    for chunk in chunks(part, height, breadth):
+        if masks is not None:
+            decide_chunk(part, chunk, limits, masks, config)
+        padded = scratch[: chunk.row_tiles * chunk.column_tiles * TILE * TILE].view(chunk.row_tiles * TILE, -1)
+        _launch(part, chunk, limits, masks, lse2, weights, padded, launch)
+        rows, columns = part.rows[chunk.rows], part.columns[chunk.columns]
+        values = padded[: rows.shape[0], : columns.shape[0]]
+        add_product(row_gradient[chunk.rows], values, columns)
+        if not part.symmetric:
+            add_product(column_gradient[chunk.columns], values.T, rows)
+        elif chunk.row != chunk.column:
+            add_product(row_gradient[chunk.columns], values.T, rows)
+
+
+def _launch(
+    part: Part,
+    chunk: Chunk,
+    limits: Tensor | None,
+    masks: Tensor | None,
+    lse2: Tensor,
+    weights: Tensor,
+    coefficients: Tensor,
+    launch: Launch,
+) -> None:
+    kept = part.bits if part.bits is not None else masks
+    which = tile.NO_BITS if kept is None else tile.CHUNK_BITS if part.bits is None else tile.PART_BITS
+    coefficients_kernel[(chunk.row_tiles * chunk.column_tiles,)](
+        part.rows,
+        part.columns,
+        lse2 if limits is None else limits,
+        lse2,
+        weights,
+        lse2 if kept is None else kept,
+        coefficients,
+        part.rows.shape[0],
+        part.columns.shape[0],
+        part.rows.shape[1],
+        part.excluded,
+        chunk.row,
+        chunk.column,
+        chunk.row_tiles,
+        chunk.column_tiles,
+        tiles(part.columns.shape[0]),
+        SELF_GUIDED=limits is not None and kept is None,
+        SYMMETRIC=part.symmetric,
+        BITS=which.value,
+        PRECISION=precision(part.rows),
+        GROUP=launch.group,
+        **options(launch),
+    )
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a @ b``, summed in fp32. ``[N, D]``, ``[N, K]``, ``[K, D]``."""
+    way = "cast" if a.dtype == total.dtype or not a.is_cuda else _way_to_add(a.device, a.dtype)
+    if way == "in place":
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    elif way == "apart":
+        total.add_(torch.mm(a, b, out_dtype=total.dtype))
+    else:
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))
+
+
+@functools.cache
+def _way_to_add(device: torch.device, dtype: torch.dtype) -> str:
+    """How this torch sums a product of half types into a float32 tensor; found out by doing it once.
+
+    ``"in place"`` saves the product's way to memory; where torch has neither that nor a product of half types that is
+    not rounded to a half type, ``"cast"`` multiplies in float32.
+    """
+    total = torch.ones(16, 16, device=device)
+    ones = torch.ones(16, 16, device=device, dtype=dtype)
+    try:
+        torch.addmm(total, ones, ones, out_dtype=total.dtype, out=total)
+        if (total == 17).all():
+            return "in place"
+    except (RuntimeError, TypeError):
+        pass
+    try:
+        return "apart" if (torch.mm(ones, ones, out_dtype=total.dtype) == 16).all() else "cast"
+    except (RuntimeError, TypeError):
+        return "cast"

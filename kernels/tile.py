@@ -1,0 +1,153 @@
+"""What every kernel shares: a tile of scores on the matrix units, and its mask between bools and bits."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from gist_fast.kernels import layout
+
+TILE = tl.constexpr(layout.TILE)
+WORD_BITS = tl.constexpr(layout.WORD_BITS)
+TILE_WORDS = tl.constexpr(layout.TILE_WORDS)
+ROW_WORDS = tl.constexpr(layout.TILE // layout.WORD_BITS)
+
+NO_GUIDE = tl.constexpr(0)
+OWN_GUIDE = tl.constexpr(1)
+"""The guide has embeddings of its own."""
+SELF_GUIDE = tl.constexpr(2)
+"""The student's own scores decide: no second product."""
+
+NO_BITS = tl.constexpr(0)
+PART_BITS = tl.constexpr(1)
+"""Kept from the forward pass, of the whole part."""
+CHUNK_BITS = tl.constexpr(2)
+"""Decided again, of a chunk: all that rows decided, then all that columns did."""
+
+
+@triton.jit
+def place(program, row_tiles, column_tiles, GROUP: tl.constexpr):
+    """A program's tile: down GROUP rows, then a column on, so that programs running together share operands in L2."""
+    band = program // (GROUP * column_tiles)
+    height = tl.minimum(row_tiles - band * GROUP, GROUP)
+    inside = program % (GROUP * column_tiles)
+    return band * GROUP + inside % height, inside // height
+
+
+@triton.jit
+def scores(
+    x,
+    y,
+    first_row,
+    first_column,
+    last_row,
+    last_column,
+    width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``x[first_row:] @ y[first_column:].T``, fp32 ``[ROWS, COLUMNS]``; `width` is a multiple of BLOCK_K.
+
+    Rows past the last read the last again: what comes of them is never used, and no load needs a mask. Offsets within
+    a tile fit 32 bits, which keeps half as many registers busy with addresses; only the tile's own place needs 64.
+    """
+    depth = tl.arange(0, BLOCK_K)
+    rows = tl.minimum(tl.arange(0, ROWS), last_row - first_row)
+    columns = tl.minimum(tl.arange(0, COLUMNS), last_column - first_column)
+    in_x = rows[:, None] * width + depth[None, :]
+    in_y = columns[:, None] * width + depth[None, :]
+    x += width.to(tl.int64) * first_row
+    y += width.to(tl.int64) * first_column
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for _ in range(0, width, BLOCK_K):
+        total = tl.dot(tl.load(x + in_x), tl.trans(tl.load(y + in_y)), total, input_precision=PRECISION)
+        x += BLOCK_K
+        y += BLOCK_K
+    return total
+
+
+@triton.jit
+def pack(hidden, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """``[ROWS, 32 WORDS]`` bools to int32 words ``[ROWS, WORDS]``; distinct powers of two, so the sum is the union."""
+    places = tl.arange(0, 32)
+    bits = tl.reshape(hidden.to(tl.int32), (ROWS, WORDS, 32))
+    return tl.sum(bits << places[None, None, :], axis=2)
+
+
+@triton.jit
+def unpack(words, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """Words ``[ROWS, WORDS]`` to bools ``[ROWS, 32 WORDS]``."""
+    places = tl.arange(0, 32)
+    bits = (words[:, :, None] >> places[None, None, :]) & 1
+    return tl.reshape(bits, (ROWS, WORDS * 32)) != 0
+
+
+@triton.jit
+def unpack_transposed(words, WORDS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Words ``[WORDS, COLUMNS]``, each of 32 consecutive rows, to bools ``[32 WORDS, COLUMNS]``."""
+    places = tl.arange(0, 32)
+    bits = (words[:, None, :] >> places[None, :, None]) & 1
+    return tl.reshape(bits, (WORDS * 32, COLUMNS)) != 0
+
+
+@triton.jit
+def decide(guide, limits, rows, columns, row_count, never, SYMMETRIC: tl.constexpr, WORDS: tl.constexpr):
+    """What does not count in a tile: words as its rows decide, and as its columns do where the part is symmetric.
+
+    Args:
+        guide: the guide's scores ``[ROWS, COLUMNS]``.
+        never: words of what never counts; of a symmetric part they are symmetric too.
+    """
+    limit = tl.load(limits + tl.minimum(rows, row_count - 1))
+    words = never | pack(guide > limit[:, None], rows.shape[0], WORDS)
+    mirrored = never
+    if SYMMETRIC:
+        limit = tl.load(limits + tl.minimum(columns, row_count - 1))
+        mirrored = never | pack(guide > limit[None, :], rows.shape[0], WORDS)
+    return words, mirrored
+
+
+@triton.jit
+def count_bits(words):
+    """How many bits of each word are set."""
+    x = words.to(tl.uint32, bitcast=True)
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return ((x * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def words_of_tile(bits, tile_row, tile_column, column_tiles):
+    """Where the words begin that rows `tile_row` decided in a tile."""
+    return bits + (column_tiles.to(tl.int64) * tile_row + tile_column) * TILE_WORDS
+
+
+@triton.jit
+def mirrored_words(bits, tile_row, tile_column, column_tiles):
+    """Where the words begin that the columns decided in a tile on or above the diagonal of a symmetric part."""
+    diagonal = column_tiles.to(tl.int64) * column_tiles + tile_row
+    above = column_tiles.to(tl.int64) * tile_column + tile_row
+    return bits + tl.where(tile_row == tile_column, diagonal, above) * TILE_WORDS
+
+
+@triton.jit
+def words_grid():
+    """Offsets ``[TILE, ROW_WORDS]`` of a tile's words."""
+    return tl.arange(0, TILE)[:, None] * ROW_WORDS + tl.arange(0, ROW_WORDS)[None, :]
+
+
+@triton.jit
+def never_counts(rows, first_column, row_count, column_count, excluded, WORDS: tl.constexpr):
+    """Words ``[ROWS, WORDS]`` of the entries that never count: outside the matrix, or column ``excluded + row``.
+
+    Made as words, which are a 32nd of the entries, so that no tile pays for what only those on an edge have.
+    """
+    first = first_column + 32 * tl.arange(0, WORDS)
+    inside = column_count - first
+    outside = tl.where(inside >= 32, 0, -1 << tl.minimum(tl.maximum(inside, 0), 31))
+    outside = tl.where(inside <= 0, -1, outside)
+    place = rows[:, None] + excluded - first[None, :]
+    own = tl.where((place >= 0) & (place < 32), 1 << (place & 31), 0)
+    return tl.where((rows >= row_count)[:, None], -1, outside[None, :] | own)

@@ -1,0 +1,404 @@
+"""The kernels run by Triton's interpreter, held to float64. `test_triton_backend.py` starts this file in a process of
+its own, because the interpreter must be chosen before Triton is imported:
+
+    TRITON_INTERPRET=1 python -m pytest tests/triton_interpreted.py
+
+**Masks** are held to exact scores of the very operands that the kernels multiplied. Inside a band of `BAND` around a
+row's limit, sums in float32 may fall on either side; few pairs may lie there. Everything else is then compared under
+the kernels' own masks, so that no tolerance has to make room for a flipped pair.
+
+**Values**: the error against float64 is at most that of a plain torch computation in the operands' type, plus a little.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from gist_fast.kernels import forward as forward_pass
+from gist_fast.kernels import staged
+from gist_fast.kernels.config import choose_config
+from gist_fast.kernels.layout import TILE, TILE_WORDS, tiles
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_operator import check_a_compiled_step, check_operators
+from torch import Tensor
+
+from gist_fast import guided_contrastive_loss
+from gist_fast.backends import choose_backend, triton
+from gist_fast.blocks import Block, make_blocks
+from gist_fast.operands import Operands, logit_scale, prepare
+
+assert triton.interpreted(), "run me with TRITON_INTERPRET=1"
+
+EXAMPLES = int(os.environ.get("GIST_FAST_TEST_EXAMPLES", "25"))
+BAND = 2e-6
+"""Cosine: a dozen roundings of float32, the type of all sums, at 1.0."""
+PLANS = ("staged", "owned")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A call of the loss, small enough to hold all its scores."""
+
+    rows: int = 70
+    extra: int = 0
+    """Positives beyond the rows' own."""
+    offset: int = 0
+    negatives: tuple[int, ...] = ()
+    width: int = 24
+    guide_width: int = 40
+    guide: str = "own"
+    """``own``, ``self`` or ``none``."""
+    contrast_anchors: bool = True
+    contrast_positives: bool = True
+    margin: float = 0.1
+    relative: bool = False
+    temperature: float = 0.05
+    dtype: torch.dtype = torch.float32
+    guide_dtype: torch.dtype = torch.float32
+    seed: int = 0
+
+    def blocks(self) -> list[Block]:
+        return make_blocks(
+            self.rows,
+            (self.rows + self.extra, *self.negatives),
+            offset=self.offset,
+            contrast_anchors=self.contrast_anchors,
+            contrast_positives=self.contrast_positives,
+        )
+
+    def embeddings(self) -> tuple[list[Tensor], list[Tensor]]:
+        generator = torch.Generator().manual_seed(self.seed)
+        counts = (self.rows, self.rows + self.extra, *self.negatives)
+        common = torch.randn(1, self.width, generator=generator)
+        student = [torch.randn(n, self.width, generator=generator) + 0.5 * common for n in counts]
+        guide = [torch.randn(n, self.guide_width, generator=generator) for n in counts]
+        return [x.to(self.dtype) for x in student], [x.to(self.guide_dtype) for x in guide]
+
+    def operands(self) -> Operands:
+        student, guide = self.embeddings()
+        return prepare(
+            student,
+            guide if self.guide == "own" else (),
+            torch.tensor(self.temperature),
+            margin=self.margin,
+            relative=self.relative,
+            self_guided=self.guide == "self",
+            offset=self.offset,
+        )
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    extra = draw(st.integers(0, 140))
+    return Problem(
+        rows=draw(st.integers(1, 160)),
+        extra=extra,
+        offset=draw(st.integers(0, extra)),
+        negatives=tuple(draw(st.lists(st.integers(1, 140), max_size=2))),
+        width=draw(st.integers(1, 140)),
+        guide_width=draw(st.integers(1, 90)),
+        guide=draw(st.sampled_from(("own", "own", "self", "none"))),
+        contrast_anchors=draw(st.booleans()),
+        contrast_positives=draw(st.booleans()),
+        margin=draw(st.floats(-0.3, 0.3)),
+        relative=draw(st.booleans()),
+        temperature=10.0 ** draw(st.floats(-3, 0)),
+        dtype=draw(st.sampled_from((torch.float32, torch.float16))),
+        guide_dtype=draw(st.sampled_from((torch.float32, torch.float16))),
+        seed=draw(st.integers(0, 99)),
+    )
+
+
+def exact_scores(operands: tuple[Tensor, ...], block: Block) -> Tensor:
+    rows = operands[block.row_operand][block.row_start : block.row_start + block.rows]
+    return rows.double() @ operands[block.column_operand].double().T
+
+
+def excluded_pairs(block: Block) -> Tensor:
+    out = torch.zeros(block.rows, block.columns, dtype=torch.bool)
+    if block.excluded is not None:
+        out.diagonal(block.excluded).fill_(True)
+    return out
+
+
+def hidden_pairs(bits: Tensor, blocks: list[Block]) -> list[Tensor]:
+    """The masks that the bits hold, ``[rows, columns]`` bools a block, by the description of `kernels.layout`."""
+    words, out, cursor = bits.view(torch.int32), [], 0
+    for block in blocks:
+        spans = [(0, block.columns, False)]
+        if block.symmetric:
+            own = block.excluded + block.rows
+            spans = [(0, block.excluded, False), (block.excluded, own, True), (own, block.columns, False)]
+        pieces = []
+        for first, last, symmetric in spans:
+            if first == last:
+                continue
+            down, across = tiles(block.rows), tiles(last - first)
+            count = down * (across + symmetric)
+            stored = words[cursor : cursor + count * TILE_WORDS].view(count, TILE, TILE // 32)
+            cursor += count * TILE_WORDS
+            unpacked = ((stored[..., None] >> torch.arange(32)) & 1).bool().view(count, TILE, TILE)
+            piece = torch.empty(down * TILE, across * TILE, dtype=torch.bool)
+            for r in range(down):
+                for c in range(across):
+                    place = unpacked[r * across + c]
+                    target = piece[r * TILE : (r + 1) * TILE, c * TILE : (c + 1) * TILE]
+                    target.copy_(place.T if symmetric and r > c else place)
+                if symmetric:
+                    diagonal = piece[r * TILE : (r + 1) * TILE, r * TILE : (r + 1) * TILE]
+                    assert torch.equal(diagonal, unpacked[down * across + r].T)
+            assert piece[block.rows :].all() and piece[:, last - first :].all(), "pairs outside the matrix count"
+            pieces.append(piece[: block.rows, : last - first])
+        out.append(torch.cat(pieces, dim=1))
+    assert cursor == len(words)
+    return out
+
+
+def masks_of(problem: Problem, operands: Operands, bits: Tensor) -> list[Tensor]:
+    blocks = problem.blocks()
+    return hidden_pairs(bits, blocks) if operands.guide is not None else [excluded_pairs(b) for b in blocks]
+
+
+def closely(found: Tensor, exact: Tensor, plain: Tensor, what: str, little: float) -> None:
+    """The kernel's error is at most the plain computation's plus `little` of the largest value."""
+    found, plain = found.double(), plain.double()
+    finite = exact.isfinite()
+    assert torch.equal(found.isfinite(), finite), f"{what}: finite where float64 is not, or the other way round"
+    zero = torch.zeros_like(exact)
+    error = torch.where(finite, (found - exact).abs(), zero)
+    allowed = torch.where(finite, (plain - exact).abs(), zero).max() + little * torch.where(
+        finite, exact.abs(), zero
+    ).max().clamp_min(1e-6)
+    if error.max() > allowed:
+        worst = np.unravel_index(int(error.argmax()), error.shape)
+        pytest.fail(f"{what}: {found[worst]} instead of {exact[worst]} at {worst}; allowed {allowed}")
+
+
+def plain_softmax(operands: Operands, blocks: list[Block], hidden: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """All unmasked logits, ``[rows, all columns]``, -inf where hidden, computed in `dtype`."""
+    student = tuple(u.to(dtype) for u in operands.student)
+    logits = [
+        (student[b.row_operand][b.row_start : b.row_start + b.rows] @ student[b.column_operand].T).masked_fill(
+            h, -math.inf
+        )
+        for b, h in zip(blocks, hidden, strict=True)
+    ]
+    return torch.cat(logits, dim=1)
+
+
+def plain_gradients(
+    operands: Operands, blocks: list[Block], hidden: list[Tensor], lse2: Tensor, weights: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
+    student = tuple(u.to(dtype) for u in operands.student)
+    gradients = [torch.zeros_like(u) for u in student]
+    for block, mask in zip(blocks, hidden, strict=True):
+        rows = slice(block.row_start, block.row_start + block.rows)
+        x, y = student[block.row_operand][rows], student[block.column_operand]
+        logits = (x @ y.T).masked_fill(mask, -math.inf)
+        scale = torch.float64 if dtype == torch.float64 else torch.float32
+        w = (torch.exp2(logits.to(scale) - lse2.to(scale)[:, None]) * weights.to(scale)[:, None]).to(dtype)
+        gradients[block.row_operand][rows] += w @ y
+        gradients[block.column_operand] += w.T @ x
+    return gradients
+
+
+def check(problem: Problem, plan: str = "staged") -> None:
+    """Everything that a backend returns, against float64."""
+    operands, blocks = problem.operands(), problem.blocks()
+    size = max(problem.dtype.itemsize, problem.guide_dtype.itemsize if problem.guide == "own" else 0)
+    config = replace(choose_config("sm_90", size, problem.width), plan=plan)
+    kept = triton.forward_with(config, operands, blocks, True)
+    hidden = masks_of(problem, operands, kept.bits)
+
+    unit = logit_scale(torch.tensor(problem.temperature)).item() ** 2 if problem.guide == "self" else 1.0
+    for block, mask, masked in zip(blocks, hidden, kept.masked.tolist(), strict=True):
+        excluded = excluded_pairs(block)
+        assert mask[excluded].all(), f"{block.name}: a pair counts that never should"
+        assert masked == int((mask & ~excluded).sum()), f"{block.name}: the count is not that of the bits"
+        if operands.guide is None:
+            continue
+        distance = exact_scores(operands.guide, block) - operands.limits.double()[:, None]
+        wrong = (mask != (distance > 0)) & ~excluded & (distance.abs() > BAND * unit)
+        assert not wrong.any(), f"{block.name}: {wrong.nonzero()[0].tolist()} decided wrongly, {distance[wrong][0]}"
+        near = (distance.abs() <= BAND * unit) & ~excluded
+        # Width 1 and the like: all cosines are 1 or -1, and every pair is a tie.
+        if min(problem.width, problem.guide_width) > 8:
+            assert near.sum() <= 2 + 1e-3 * near.numel(), f"{block.name}: {near.sum()} pairs in the band"
+
+    logits = plain_softmax(operands, blocks, hidden, torch.float64)
+    plain = plain_softmax(operands, blocks, hidden, problem.dtype).float()
+    exact_lse = torch.logsumexp(logits * math.log(2), 1) / math.log(2)
+    closely(kept.lse2, exact_lse, torch.logsumexp(plain * math.log(2), 1) / math.log(2), "lse2", 2e-6)
+    closely(kept.hardest, logits.amax(1), plain.amax(1), "hardest", 2e-6)
+
+    lse2 = torch.logaddexp2(exact_lse, operands.positives.double())
+    weights = torch.randn(problem.rows, generator=torch.Generator().manual_seed(1)).double()
+    weights /= weights.abs().max()
+    bits = kept.bits if operands.guide is not None else None
+    arguments = operands, blocks, lse2.float(), weights.float()
+    found = triton.backward_with(config, *arguments, bits)
+    exact = plain_gradients(operands, blocks, hidden, lse2, weights, torch.float64)
+    same_type = plain_gradients(operands, blocks, hidden, lse2, weights, problem.dtype)
+    # A coefficient 2^(s - lse) carries the absolute error of s and of lse, float32 of up to 1.44 / temperature; and
+    # it is rounded to the operands' type, as in any product of theirs.
+    size = 1.5 / problem.temperature
+    little = 1e-5 + 4e-7 * size + (0 if problem.dtype == torch.float32 else 1e-3)
+    for k, (ours, truth, theirs) in enumerate(zip(found, exact, same_type, strict=True)):
+        closely(ours, truth, theirs, f"gradient {k} by the {plan} plan", little)
+
+    if operands.guide is not None:
+        empty = triton.forward_with(config, operands, blocks, False)
+        assert torch.equal(empty.lse2, kept.lse2) and empty.bits.numel() == 0
+        from_bits = triton.backward_with(replace(config, plan="staged"), *arguments, bits)
+        again = triton.backward_with(config, *arguments, None)
+        for ours, theirs in zip(from_bits, again, strict=True):
+            assert torch.equal(ours, theirs), "masks decided again differ from the bits"
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(problems(), st.sampled_from(PLANS))
+def test_everything_agrees_with_float64(problem: Problem, plan: str) -> None:
+    check(problem, plan)
+
+
+WIDTHS = [(1, 1), (3, 257), (129, 15), (255, 8), (513, 64)]
+
+
+@pytest.mark.parametrize(
+    ("width", "guide_width", "plan"),
+    [(*widths, plan) for widths in WIDTHS for plan in PLANS] + [(8191, 3, "staged"), (5, 8192, "staged")],
+)
+def test_every_width(width: int, guide_width: int, plan: str) -> None:
+    check(Problem(rows=21, extra=3, offset=2, width=width, guide_width=guide_width, negatives=(4,)), plan)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("guide", ["own", "self", "none"])
+def test_many_tiles_and_chunks(guide: str, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Chunks of two tiles: several launches, of which some lie on the diagonal and some end in ragged tiles.
+    monkeypatch.setattr(forward_pass, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(forward_pass, "CHUNK_COLUMNS", 2)
+    monkeypatch.setattr(staged, "CHUNK_TILES", 2)
+    check(Problem(rows=307, extra=252, offset=123, negatives=(200,), guide=guide), plan)
+
+
+@pytest.mark.parametrize("rows", [1, 127, 128, 129])
+def test_edges_of_a_tile(rows: int) -> None:
+    for plan in PLANS:
+        check(Problem(rows=rows, extra=1, offset=1, negatives=(1, rows)), plan)
+
+
+def test_an_exact_duplicate_of_the_positive_stays() -> None:
+    problem = Problem(rows=40, guide_width=1024, margin=0.0, contrast_positives=False, dtype=torch.float16)
+    student, guide = problem.embeddings()
+    student[1][20:], guide[1][20:] = student[1][:20].clone(), guide[1][:20].clone()
+    operands = prepare(student, guide, torch.tensor(0.05), margin=0.0, relative=False, self_guided=False, offset=0)
+    config = choose_config("sm_90", 4, problem.width)
+    hidden = hidden_pairs(triton.forward_with(config, operands, problem.blocks(), True).bits, problem.blocks())[0]
+    row = torch.arange(20)
+    assert not hidden[row, row + 20].any() and not hidden[row + 20, row].any()
+
+
+def loss_and_gradients(
+    backend: str, student: list[Tensor], guide: list[Tensor], **kwargs: object
+) -> tuple[Tensor, list[Tensor]]:
+    leaves = [x.detach().requires_grad_() for x in student]
+    loss = guided_contrastive_loss(
+        leaves[0], leaves[1], guide[0], guide[1], leaves[2:], guide[2:], backend=backend, reduction="none", **kwargs
+    )
+    return loss, list(torch.autograd.grad(loss.sum(), leaves))
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.01, 1.0])
+def test_zero_rows_opposites_and_rows_without_negatives_give_numbers(temperature: float) -> None:
+    student, guide = Problem(rows=30, negatives=(7,)).embeddings()
+    student[0][3] = 0
+    student[1][4] = 0
+    guide[0][5] = 0
+    student[0][6], student[1][6] = student[0][7], -student[0][7]
+    for margin in (0.0, 3.0):  # 3.0: everything is masked.
+        exact = loss_and_gradients(
+            "reference", [x.double() for x in student], [g.double() for g in guide],
+            temperature=temperature, margin=margin,
+        )  # fmt: skip
+        for bits in ("keep", "recompute"):
+            loss, gradients = loss_and_gradients(
+                "triton", student, guide, temperature=temperature, margin=margin, mask_bits=bits
+            )
+            assert loss.isfinite().all() and all(g.isfinite().all() for g in gradients)
+            torch.testing.assert_close(loss.double(), exact[0], rtol=1e-4, atol=1e-4)
+            for ours, theirs in zip(gradients, exact[1], strict=True):
+                largest = float(theirs.abs().max())
+                torch.testing.assert_close(ours.double(), theirs, rtol=1e-3, atol=2e-4 * largest + 1e-9)
+        if margin == 3.0:
+            assert torch.equal(loss, torch.zeros(30))
+
+
+def test_the_public_function_with_strides_and_a_temperature_tensor() -> None:
+    student, guide = Problem(rows=33, extra=9, offset=4, negatives=(5,)).embeddings()
+    strided = [x.repeat_interleave(2, dim=1)[:, ::2] for x in student]
+    assert not strided[0].is_contiguous()
+    found = []
+    for backend, cast in (("triton", torch.float32), ("reference", torch.float64)):
+        temperature = torch.tensor(0.07, dtype=cast, requires_grad=True)
+        leaves = [x.to(cast).detach().requires_grad_() for x in (strided if backend == "triton" else student)]
+        loss, stats = guided_contrastive_loss(
+            leaves[0], leaves[1], guide[0].to(cast), guide[1].to(cast), leaves[2:], [guide[2].to(cast)],
+            temperature=temperature, margin=0.1, margin_strategy="relative", offset=4, backend=backend,
+            return_stats=True,
+        )  # fmt: skip
+        loss.backward()
+        gradients = (temperature.grad, *(x.grad for x in leaves))
+        found.append([loss, *gradients, stats.masked, stats.hardest_negative_similarity])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_runs_are_bitwise_the_same(plan: str) -> None:
+    problem = Problem(rows=140, extra=30, offset=11, negatives=(50,))
+    operands, blocks = problem.operands(), problem.blocks()
+    config = replace(choose_config("sm_90", 4, problem.width), plan=plan)
+    lse2, weights = operands.positives + 3, torch.ones(140)
+    runs = []
+    for _ in range(2):
+        kept = triton.forward_with(config, operands, blocks, True)
+        runs.append([*kept, *triton.backward_with(config, operands, blocks, lse2, weights, kept.bits)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_a_guide_that_is_the_student_costs_no_second_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, _ = Problem().embeddings()
+    kinds = []
+    kernel = forward_pass.forward_kernel
+
+    class Spy:
+        def __getitem__(self, grid: tuple[int, ...]) -> object:
+            def run(*args: object, **kwargs: object) -> None:
+                kinds.append(kwargs["GUIDE"])
+                kernel[grid](*args, **kwargs)
+
+            return run
+
+    monkeypatch.setattr(forward_pass, "forward_kernel", Spy())
+    guided_contrastive_loss(*student, *student, margin=-0.1, backend="triton")
+    assert set(kinds) == {2}
+
+
+def test_bfloat16_is_refused_by_name_and_auto_stays_tiled() -> None:
+    with pytest.raises(ValueError, match="interpreter"):
+        choose_backend("triton", "cpu", torch.bfloat16)
+    assert choose_backend("triton", "cpu", torch.float32) == "triton"
+    assert choose_backend("auto", "cpu", torch.float32) == "tiled"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_operators_are_what_torch_compile_takes_them_for() -> None:
+    check_operators("triton")
+    check_a_compiled_step("triton")
