@@ -8,8 +8,6 @@ CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints-c
 PIP_ARGS ?=
 DEMO_DIR ?= demo-run
 WORKERS ?= 2
-# Threads that wait asleep: on a machine with other work, spinning takes the core from the thread that is waited for.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: install demo test test-slow lint bench clean
 
@@ -19,6 +17,9 @@ $(VENV)/.installed: pyproject.toml setup.py constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(CONSTRAINTS) --editable '.[demo,dev]'
 	touch $@
+
+# Threads that wait asleep: on a machine with other work, spinning takes the core from the thread that is waited for.
+demo test test-slow: export OMP_WAIT_POLICY ?= PASSIVE
 
 demo: install
 	$(BIN)/gist-fast demo --output-dir $(DEMO_DIR)

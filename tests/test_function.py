@@ -63,9 +63,9 @@ def test_float64_agrees_with_the_oracle(backend, problem, mask_bits):
     assert stats.masked.tolist() == [masked for _, masked in counts.values()]
 
 
-@pytest.mark.parametrize("sizes", [(700, 1300, 555, (600,)), (513, 513, 0, ()), (512, 1024, 512, (1, 1025))])
+@pytest.mark.parametrize("sizes", [(900, 1700, 755, (800,)), (769, 769, 0, ()), (768, 1536, 768, (1, 1540))])
 def test_shipped_tiles_agree_with_the_oracle(monkeypatch, sizes):
-    monkeypatch.setattr(tiled, "TILE", 512)
+    monkeypatch.undo()
     rows, columns, offset, negatives = sizes
     problem = make_problem(rows, columns, negatives, 5, 3, offset=offset, margin=0.05)
     expected, _ = oracle(problem)

@@ -27,8 +27,9 @@ from gist_fast.backends.interface import Negatives
 from gist_fast.blocks import Block
 from gist_fast.operands import Operands, accumulation_dtype
 
-TILE = 512
-"""Rows and columns of a tile; a multiple of 8. Four float32 tiles of 512 stay within a core's cache."""
+TILE = 768
+"""Rows and columns of a tile; a multiple of 8. On two cores with 32 MB of shared cache, B 4096, D = G = 384, a step took
+0.745 s with tiles of 512, 0.734 s with 768 and 0.760 s with 1024 (medians of runs side by side)."""
 MASKED = 1e30
 """Subtracted from a masked logit: far below any real one (at most 1.5e3 at temperature 0.001), and 0 after exp2."""
 
@@ -328,14 +329,14 @@ class _KeptBits(_Kept):
 
 def _kept(blocks: Sequence[Block], like: Tensor, buffer: Tensor | int) -> _Kept:
     """What is kept in a buffer, or in a new one of so many bytes; nothing, in an empty one."""
+    scores = _keeps_scores(blocks) and like.dtype == torch.float32
     if isinstance(buffer, int):
-        # Zeros: the bound of `mask_bytes` is not always reached, and what is left must be the same from run to run.
-        buffer = torch.zeros(buffer, dtype=torch.uint8, device=like.device)
+        # Scores fill their buffer. The bound on bits is not always reached, and what is left over must not vary.
+        make = torch.empty if scores else torch.zeros
+        buffer = make(buffer, dtype=torch.uint8, device=like.device)
     if len(buffer) == 0:
         return _Kept(buffer)
-    if _keeps_scores(blocks) and like.dtype == torch.float32:
-        return _KeptScores(buffer)
-    return _KeptBits(buffer, like)
+    return _KeptScores(buffer) if scores else _KeptBits(buffer, like)
 
 
 def _keeps_scores(blocks: Sequence[Block]) -> bool:
