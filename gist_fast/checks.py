@@ -24,7 +24,7 @@ MASK_BITS = ("auto", "keep", "recompute")
 def check_embeddings(
     anchors: Tensor,
     positives: Tensor,
-    negatives: Sequence[Tensor],
+    negatives: Sequence[Tensor] | None,
     guide_anchors: Tensor | None,
     guide_positives: Tensor | None,
     guide_negatives: Sequence[Tensor] | None,
@@ -36,6 +36,11 @@ def check_embeddings(
         TypeError: an argument is no tensor, or not of a floating type.
         ValueError: shapes, widths, devices or numbers of columns do not go together.
     """
+    for name, columns in (("negatives", negatives), ("guide_negatives", guide_negatives)):
+        if isinstance(columns, Tensor) or not isinstance(columns, Sequence | None):
+            got = f"one tensor of shape {_shape(columns)}" if isinstance(columns, Tensor) else type(columns).__name__
+            raise InputTypeError(f"{name}: got {got}; a tuple of [N, D] tensors, one for each column, would do.")
+    negatives = tuple(negatives or ())
     student = _check_family("", anchors, positives, negatives)
     rows = anchors.shape[0]
     if not isinstance(offset, int) or isinstance(offset, bool):
@@ -107,11 +112,6 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 def _check_family(prefix: str, anchors: Tensor, positives: Tensor, negatives: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Embeddings of one model: matrices of one width, type and device."""
-    if isinstance(negatives, Tensor):
-        raise InputTypeError(
-            f"{prefix}negatives: got one tensor of shape {_shape(negatives)}; a tuple of [N, D] tensors, one for each "
-            "column of negatives, would do."
-        )
     family = (anchors, positives, *negatives)
     for name, x in zip(_names(prefix, len(family)), family, strict=True):
         if not isinstance(x, Tensor):

@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 import psutil
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gist_fast.backends import choose_backend, fall_back, reference, streaming_backend
 from gist_fast.backends.interface import GuidedRows
@@ -89,9 +90,10 @@ def guided_contrastive_loss(  # type: ignore[misc]
             ``GIST_FAST_BACKEND`` overrides it); ``"reference"`` holds all scores in memory, and alone has second
             derivatives.
         return_stats: also return `GuidedContrastiveStats`.
-        mask_bits: whether the masks are kept for the backward pass, at one bit a pair (``"keep"``), or decided again
-            from the guide's embeddings (``"recompute"``: no memory, one guide product more a block). ``"auto"`` keeps
-            them up to an eighth of the device's memory.
+        mask_bits: whether the masks are kept for the backward pass (``"keep"``) or decided again from the guide's
+            embeddings (``"recompute"``: no memory, one guide product more a block). Kept, they take one bit a pair;
+            ``"tiled"`` keeps the masked scores of up to 2**26 pairs instead, at four bytes each, and saves their
+            product. ``"auto"`` keeps up to an eighth of the device's memory.
 
     Returns:
         The loss, 0-d or ``[B]``, float32 (float64 for float64 embeddings); with `return_stats`, a pair of it and the
@@ -103,9 +105,8 @@ def guided_contrastive_loss(  # type: ignore[misc]
             finite (its row is named; on an accelerator the loss is NaN instead); the backend cannot run here.
     """
     student, guide = check_embeddings(
-        anchors, positives, tuple(negatives or ()) if not isinstance(negatives, Tensor) else negatives,
-        guide_anchors, guide_positives, guide_negatives, offset,
-    )  # fmt: skip
+        anchors, positives, negatives, guide_anchors, guide_positives, guide_negatives, offset
+    )
     check_temperature(temperature)
     check_margin(margin, margin_strategy)
     check_choice("reduction", reduction, REDUCTIONS)
@@ -136,6 +137,7 @@ def guided_contrastive_loss(  # type: ignore[misc]
             operands = prepare(student, guide, temperature, offset=offset, **static)
             rows = reference.forward(operands, blocks, temperature)
     else:
+        _refuse_transforms((*student, temperature))
         sides = {"contrast_anchors": contrast_anchors, "contrast_positives": contrast_positives, "offset": offset}
 
         def stream(streaming: str) -> GuidedRows:
@@ -164,12 +166,29 @@ def _same_tensor(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are one, or a view of all of the same memory, as ``x`` and ``x.detach()`` are."""
     if a is b:
         return True
-    if torch.compiler.is_compiling():
-        return False
+    if torch.compiler.is_compiling() or _inside_transform():
+        return False  # no memory to compare there
     return (
         a.data_ptr() == b.data_ptr()
         and (a.dtype, a.shape, a.stride(), a.device) == (b.dtype, b.shape, b.stride(), b.device)
     )  # fmt: skip
+
+
+def _inside_transform() -> bool:
+    """Whether a transform of torch.func (``grad``, ``vmap``, ``jvp``) is running."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _refuse_transforms(tensors: Sequence[Tensor]) -> None:
+    """Raise where torch would take the operators' lack of a rule for a derivative of zero, or say nothing of use."""
+    if torch.compiler.is_compiling():
+        return
+    forward_mode = forward_ad._current_level >= 0
+    if _inside_transform() or (forward_mode and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)):
+        raise RuntimeError(
+            "guided_contrastive_loss: the streaming backends know ordinary backward passes only, no forward mode and "
+            "no transform of torch.func; backend='reference' is made of ordinary torch operations and knows them."
+        )
 
 
 def _ordinary(x: Tensor) -> Tensor:

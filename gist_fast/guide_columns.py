@@ -7,10 +7,11 @@ result stands in a memory-mapped Arrow file beside the dataset's own, named afte
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -51,7 +52,8 @@ def embed_guide(
         max_length: tokens of a text that are read; None for the guide's own maximum.
         dtype: what is stored, ``"float16"`` or ``"float32"``.
         cache_dir: where the Arrow files lie; None for a folder in the cache of ``datasets``. A file is used again when
-            texts, guide weights, prompt, maximum length and type are the same.
+            texts, guide (weights, modules, tokenizer), prompt, maximum length and type
+            are the same.
         show_progress_bar: whether to show one while encoding.
 
     Returns:
@@ -93,8 +95,9 @@ def embed_guide(
         parts.append(Dataset.from_file(str(path)))
     joined = concatenate_datasets(parts, axis=1)
     # Without the format, rows would come as Python lists, and without the type as float32.
-    ours = [c + SUFFIX for c in columns]
-    return joined.with_format("numpy", columns=ours, output_all_columns=True, dtype=DTYPES[dtype])
+    # The type by its name, because a saved dataset writes its format down as JSON.
+    ours = [c for c in joined.column_names if c.endswith(SUFFIX)]
+    return joined.with_format("numpy", columns=ours, output_all_columns=True, dtype=dtype)
 
 
 def _encode(
@@ -133,13 +136,24 @@ def _write(path: Path, name: str, rows: list[np.ndarray]) -> None:
 
 
 def _fingerprint(guide: SentenceTransformer) -> str:
-    """A digest of the guide's weights and of what it does to a text besides: its modules' configuration."""
+    """A digest of the guide's weights and of what it does to a text besides: its modules, its tokenizer, its width."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(guide.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    digest.update(repr(guide).encode())
+    digest.update(repr((guide, guide.truncate_dim)).encode())
+    digest.update(_tokenizer_rules(guide.tokenizer).encode())
     return digest.hexdigest()
+
+
+def _tokenizer_rules(tokenizer: Any) -> str:
+    """How a tokenizer cuts a text. Only the fast ones can be written down whole; of others, what they print."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return repr((tokenizer, sorted(tokenizer.get_vocab().items())))
+    rules = json.loads(backend.to_str())
+    # Left over from the last call; the maximum length has its own place in the key.
+    return json.dumps({name: rule for name, rule in rules.items() if name not in ("padding", "truncation")})
 
 
 def _digest(parts: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,7 +65,8 @@ class StatsAverage:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._batches = 0
+        # One a name: batches of several datasets need not have the same blocks.
+        self._batches: Counter[str] = Counter()
 
     def add(self, stats: GuidedContrastiveStats) -> None:
         """Add a batch. Nothing waits."""
@@ -79,10 +81,10 @@ class StatsAverage:
         }
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._batches += 1
+        self._batches.update(values.keys())
 
     def pop(self) -> dict[str, float]:
         """The averages since the last call, and start again; empty where there was no batch. Waits."""
-        averages = {name: value.item() / self._batches for name, value in self._sums.items()}
-        self._sums, self._batches = {}, 0
+        averages = {name: value.item() / self._batches[name] for name, value in self._sums.items()}
+        self._sums, self._batches = {}, Counter()
         return averages

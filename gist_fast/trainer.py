@@ -66,6 +66,11 @@ class GISTTrainer(SentenceTransformerTrainer):
         # The collator is made in the parent's constructor, before `self.loss` exists.
         self._tokenizing_guide = None if self._carries_embeddings else guide or _only_guide(loss)
         super().__init__(model, args, train_dataset, eval_dataset, loss, *other, **kwargs)
+        if self._tokenizing_guide is None and not self._carries_embeddings:
+            # A loss that was given as a function of the model exists only now.
+            self._tokenizing_guide = _only_guide(self.loss)
+            if isinstance(self.data_collator, GISTDataCollator):
+                self._tokenize_for_guide(self.data_collator, self.args)
 
     def get_default_loss(self, model: SentenceTransformer) -> nn.Module:  # type: ignore[override]
         """The guided loss that the arguments describe."""
@@ -96,11 +101,13 @@ class GISTTrainer(SentenceTransformerTrainer):
     ) -> GISTDataCollator:
         """sentence-transformers' collator, and with a guide its tokens of the raw texts."""
         collator = cast(GISTDataCollator, super().get_data_collator(model, args, processing_class))
-        if self._tokenizing_guide is not None:
-            collator.tokenize_for_guide = GuideTokenizer(
-                self._tokenizing_guide, args.guide_prompts, args.guide_max_length
-            )
+        self._tokenize_for_guide(collator, args)
         return collator
+
+    def _tokenize_for_guide(self, collator: GISTDataCollator, args: GISTTrainingArguments) -> None:
+        guide = self._tokenizing_guide
+        if guide is not None:
+            collator.tokenize_for_guide = GuideTokenizer(guide, args.guide_prompts, args.guide_max_length)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the guide did since the last log of the training loss."""

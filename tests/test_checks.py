@@ -33,6 +33,8 @@ WRONG = [
     ({"negatives": (x(),)}, ValueError, r"guide_negatives: 1 columns of negatives came and 0 of the guide's"),
     ({"negatives": x()}, TypeError, r"negatives: got one tensor of shape \[4, 3\]; a tuple"),
     ({"negatives": (x(), x(width=9)), "guide_negatives": (x(), x())}, ValueError, r"negatives\[1\]: got width 9"),
+    ({"negatives": (x(),), "guide_negatives": x()}, TypeError, r"guide_negatives: got one tensor of shape \[4, 3\]"),
+    ({"negatives": 3}, TypeError, r"negatives: got int; a tuple"),
     ({"guide_negatives": (x(width=2),)}, ValueError, r"guide_negatives: 0 columns of negatives came and 1"),
     ({"temperature": 0.0}, ValueError, r"temperature: got 0.0; a float above 0"),
     ({"temperature": -1}, ValueError, r"temperature: got -1"),

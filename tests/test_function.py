@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import assert_close, make_problem, oracle, oracle_logits, values_and_gradients
+from torch.autograd import forward_ad
 
 from gist_fast import GuidedContrastiveStats, guided_contrastive_loss
 from gist_fast.backends import tiled
@@ -92,6 +93,28 @@ def test_reference_has_second_derivatives_and_tiled_refuses_them():
     (first, *_) = torch.autograd.grad(run(problem, "tiled").sum(), problem.tensors, create_graph=True)
     with pytest.raises(RuntimeError, match="backend='reference'"):
         first.sum().backward()
+
+
+def test_transforms_and_forward_mode_are_refused_by_the_streaming_backends():
+    problem = make_problem(4, width=3, temperature=0.3, learned_temperature=False)
+    anchors, tangent = problem.anchors.detach(), torch.ones_like(problem.anchors)
+
+    def function(backend):
+        return lambda a: run(replace(problem, anchors=a), backend).mean()
+
+    value, derivative = torch.func.jvp(function("reference"), (anchors,), (tangent,))
+    assert derivative.abs() > 0
+    for transform in (
+        lambda: torch.func.jvp(function("tiled"), (anchors,), (tangent,)),
+        lambda: torch.func.grad(function("tiled"))(anchors),
+    ):
+        with pytest.raises(RuntimeError, match="backend='reference'"):
+            transform()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(anchors, tangent)
+        with pytest.raises(RuntimeError, match="backend='reference'"):
+            function("tiled")(dual)
+        assert function("tiled")(anchors).item() == pytest.approx(value.item())
 
 
 @backends

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 
 from gist_fast import embed_guide
 from gist_fast.collator import GISTDataCollator, guide_prompt
@@ -58,6 +58,25 @@ def test_nothing_is_encoded_again_unless_something_changed(guide, encoded, pairs
     guide[0].auto_model.get_input_embeddings().weight.data[0, 0] += 1
     embed(pairs, guide, tmp_path)
     assert len(encoded) > first
+
+
+def test_another_width_or_tokenizer_of_the_same_weights_is_another_guide(guide, encoded, pairs, tmp_path):
+    embed(pairs, guide, tmp_path)
+    first = len(encoded)
+    guide.truncate_dim = 16
+    assert len(embed(pairs, guide, tmp_path)[0]["anchor_guide_embedding"]) == 16
+    assert len(encoded) > first
+    first = len(encoded)
+    guide.tokenizer.backend_tokenizer.normalizer = None
+    embed(pairs, guide, tmp_path)
+    assert len(encoded) > first
+
+
+def test_columns_added_one_by_one_are_saved_and_loaded_again(guide, pairs, tmp_path):
+    embedded = embed(embed(pairs, guide, tmp_path, ["anchor"]), guide, tmp_path, ["positive"])
+    embedded.save_to_disk(str(tmp_path / "saved"))
+    for dataset in (embedded, load_from_disk(str(tmp_path / "saved"))):
+        assert {dataset[0][f"{c}_guide_embedding"].dtype for c in ("anchor", "positive")} == {np.dtype("float16")}
 
 
 def test_an_interrupted_run_leaves_nothing_half_written(guide, pairs, monkeypatch, tmp_path):

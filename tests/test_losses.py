@@ -134,6 +134,51 @@ def test_matryoshka_around_it(name, student, guide, pairs):
     assert calls[0] <= calls[1]
 
 
+@both
+@pytest.mark.parametrize("own_tokens", [False, True])
+def test_matryoshka_around_it_when_the_guide_is_the_student(name, own_tokens, student, pairs):
+    results = []
+    student.eval()  # the two draw the guide's dropout in different orders
+    for module in (ours, theirs):
+        inner = make(module, name, student, student, temperature=0.1)
+        loss = theirs.MatryoshkaLoss(student, inner, [32, 8])
+        features = batch(student, pairs)
+        if own_tokens and module is ours:
+            for f in features:
+                f[TOKENS] = dict(f)
+        with torch.no_grad():
+            results.append(loss(features, None).item())
+    assert results[0] == pytest.approx(results[1], rel=rounding(0.1))
+
+
+def test_a_guide_that_is_the_student_is_asked_again_after_a_step(student, pairs):
+    student.eval()
+    loss = ours.GISTEmbedLoss(student, student, temperature=0.1, margin=0.05)
+    features = batch(student, pairs)
+    loss(features, None)
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    assert loss(features, None).item() == loss(batch(student, pairs), None).item()
+
+
+def test_caching_refuses_a_learnable_temperature(student, guide):
+    learned = torch.tensor(0.1, requires_grad=True)
+    ours.GISTEmbedLoss(student, guide, temperature=learned)
+    with pytest.raises(ValueError, match="temperature: got a tensor that requires a gradient"):
+        ours.CachedGISTEmbedLoss(student, guide, temperature=learned)
+
+
+def test_statistics_of_batches_with_different_blocks(student, guide, pairs):
+    loss = ours.GISTEmbedLoss(student, guide, temperature=0.1)
+    result(loss, batch(student, pairs, negatives=1), student)
+    expected = loss.statistics.pop()["masked_an_1"]
+    assert expected > 0
+    result(loss, batch(student, pairs, negatives=1), student)
+    result(loss, batch(student, pairs), student)
+    assert loss.statistics.pop()["masked_an_1"] == pytest.approx(expected, rel=0.2)
+
+
 def test_any_number_of_negatives(student, guide, pairs):
     mine = ours.GISTEmbedLoss(student, guide, temperature=0.1)
     other = theirs.CachedGISTEmbedLoss(student, guide, temperature=0.1, mini_batch_size=64)

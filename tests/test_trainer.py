@@ -166,6 +166,13 @@ def test_a_loss_of_ones_own_brings_its_guide(student, guide, pairs, tmp_path):
     assert any("masked_pp" in entry for entry in trainer.state.log_history)
 
 
+def test_a_loss_made_by_a_function_of_the_model_reads_raw_texts_too(student, guide, pairs, tmp_path):
+    args = arguments(tmp_path, max_steps=1, guide_max_length=9)
+    trainer = GISTTrainer(student, args, pairs, loss=lambda model: GISTEmbedLoss(model, guide))
+    assert trainer.data_collator.tokenize_for_guide.guide is guide
+    assert trainer.data_collator.tokenize_for_guide.max_length == 9
+
+
 def test_half_embedded_datasets_are_refused(student, guide, pairs, tmp_path):
     half = embed_guide(pairs, guide, ["anchor"], cache_dir=tmp_path, show_progress_bar=False)
     with pytest.raises(ValueError, match=r"columns anchor have guide embeddings, but positive do not"):

@@ -24,7 +24,8 @@ class Negatives(NamedTuple):
     masked: Tensor
     """``[blocks]``, int64: how many entries each block masked, excluded ones not counted."""
     bits: Tensor
-    """uint8, flat: a bit a pair, in the backend's own order; empty where not kept."""
+    """uint8, flat: what the backend keeps for its backward pass, in its own order (a bit a pair, or as it
+    documents); empty where not kept."""
 
 
 class StreamingBackend(Protocol):

@@ -28,8 +28,8 @@ from gist_fast.blocks import Block
 from gist_fast.operands import Operands, accumulation_dtype
 
 TILE = 768
-"""Rows and columns of a tile; a multiple of 8. On two cores with 32 MB of shared cache, B 4096, D = G = 384, a step took
-0.733 s with tiles of 512, 0.725 s with 768 and 0.747 s with 1024 (medians of five in one process)."""
+"""Rows and columns of a tile; a multiple of 8. On two cores with 32 MB of shared cache, B 4096, D = G = 384, a step
+took 0.733 s with tiles of 512, 0.725 s with 768 and 0.747 s with 1024 (medians of five in one process)."""
 MASKED = 1e30
 """Subtracted from a masked logit: far below any real one (at most 1.5e3 at temperature 0.001), and 0 after exp2."""
 

@@ -122,6 +122,11 @@ class GuidedLoss(nn.Module):
                 "Give a guide, add the embeddings with gist_fast.embed_guide, or say guided=False to train without."
             )
 
+    @property
+    def guide_is_frozen(self) -> bool:
+        """Whether training leaves the guide as it is: it shares no weights with the student."""
+        return self._encoder is not None and not self._encoder.shares_weights
+
     def encode_guide(self, inputs: dict[str, Any]) -> Tensor:
         """The guide's embeddings ``[B, G]`` of what `take_guide_input` took from a column."""
         assert self._encoder is not None, "check_columns comes first"

@@ -77,6 +77,11 @@ class CachedGISTEmbedLoss(GuidedLoss):
             )
         if not isinstance(mini_batch_size, int) or isinstance(mini_batch_size, bool) or mini_batch_size < 1:
             raise InputError(f"mini_batch_size: got {mini_batch_size!r}; an int of at least 1 would do.")
+        if isinstance(temperature, Tensor) and temperature.requires_grad:
+            raise InputError(
+                "temperature: got a tensor that requires a gradient, which gradient caching computes before the loss "
+                "is scaled; a float would do, or GISTEmbedLoss."
+            )
         _validate_mini_batch_num_tokens(mini_batch_num_tokens)
         super().__init__(
             model,

@@ -9,7 +9,7 @@ from sentence_transformers.base.losses.merged_forward import embed_columns
 from torch import Tensor
 
 from gist_fast.losses.base import GuidedLoss
-from gist_fast.losses.guide import EMBEDDING, take_guide_input
+from gist_fast.losses.guide import EMBEDDING, TOKENS, take_guide_input
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -74,8 +74,8 @@ class GISTEmbedLoss(GuidedLoss):
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The mean loss of a batch, 0-d. `labels` are not looked at.
 
-        Each column's features keep the guide's embeddings (``guide_embedding``), so that a decorator which calls this
-        again with the same features, as ``MatryoshkaLoss`` does, runs the guide once.
+        Each column's features keep a frozen guide's embeddings (``guide_embedding``), so that a decorator which calls
+        this again with the same features, as ``MatryoshkaLoss`` does, runs the guide once.
         """
         features = list(sentence_features)
         self.check_columns(features)
@@ -84,7 +84,17 @@ class GISTEmbedLoss(GuidedLoss):
         student = embed_columns(self.model, features)
         if not self.guided:
             return self.guided_loss(student, ())
-        for f, inputs in zip(features, guide_inputs, strict=True):
-            if EMBEDDING not in f:
-                f[EMBEDDING] = self.encode_guide(inputs)
-        return self.guided_loss(student, [f[EMBEDDING] for f in features])
+        guide = [self._guide_embedding(f, inputs) for f, inputs in zip(features, guide_inputs, strict=True)]
+        return self.guided_loss(student, guide)
+
+    def _guide_embedding(self, features: dict[str, Any], inputs: dict[str, Any]) -> Tensor:
+        """The guide's embeddings ``[B, G]`` of a column; a frozen guide's stay with the features."""
+        if EMBEDDING in features:
+            return features[EMBEDDING]
+        embedding = self.encode_guide(inputs)
+        if self.guide_is_frozen:
+            features[EMBEDDING] = embedding
+        elif TOKENS in inputs:
+            # A guide that changes with the student is asked again, of the same tokens.
+            features[TOKENS] = inputs[TOKENS]
+        return embedding

@@ -60,7 +60,7 @@ class GuideEncoder:
             student
         )
         students = {id(p) for p in student.parameters()}
-        self._shares_weights = any(id(p) in students for p in guide.parameters())
+        self.shares_weights = any(id(p) in students for p in guide.parameters())
 
     def to(self, fn: Any, recurse: bool = True) -> None:
         """Apply what ``nn.Module.to`` and its like apply, unless the student's own move has done it."""
@@ -85,7 +85,7 @@ class GuideEncoder:
     def _settle(self) -> None:
         """A guide's dropout would make the masks random. A guide that shares weights with the student is left alone:
         its mode is the student's."""
-        if self._shares_weights or not any(_active_dropout(self.model)):
+        if self.shares_weights or not any(_active_dropout(self.model)):
             return
         logger.warning("The guide was in training mode, so its dropout made the masks random: now it is in eval mode.")
         self.model.eval()
