@@ -14,7 +14,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import string
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -127,6 +129,20 @@ def pairs() -> Dataset:
 
     anchors, positives = zip(*PAIRS, strict=True)
     return Dataset.from_dict({"anchor": list(anchors), "positive": list(positives)})
+
+
+@pytest.fixture
+def run_command(capfd: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
+    """Run ``gist-fast`` in this process; returns its exit code, its stdout and its stderr."""
+    from gist_fast.cli import main as cli
+
+    def call(*arguments: object) -> SimpleNamespace:
+        capfd.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return call
 
 
 def _words(text: str) -> list[str]:

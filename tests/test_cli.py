@@ -11,31 +11,13 @@ import pytest
 import torch
 
 import gist_fast
-from gist_fast.cli import main as cli
 from gist_fast.cli.output import parse_columns
 from gist_fast.errors import InputError
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models on many threads spend their time waiting for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
-def run(capfd):
-    """Run the command here; return its exit code, its stdout and its stderr."""
-
-    def call(*arguments: object) -> types.SimpleNamespace:
-        capfd.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return types.SimpleNamespace(code=code, out=out, err=err)
-
-    return call
+def run(run_command):
+    return run_command
 
 
 @pytest.fixture

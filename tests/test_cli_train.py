@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -16,31 +17,15 @@ import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from gist_fast.cli import main as cli
 from gist_fast.cli.interrupt import StopOnInterrupt
 from gist_fast.cli.run_folder import checkpoints, clear_folder, prepare_folder, replace_folder
 from gist_fast.errors import InputError
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
-def run(capfd):
-    """Run the command here; return its exit code, its stdout and its stderr."""
-
-    def call(*arguments: object) -> types.SimpleNamespace:
-        capfd.readouterr()
-        code = cli.run(["train", *(str(argument) for argument in arguments)])
-        out, err = capfd.readouterr()
-        return types.SimpleNamespace(code=code, out=out, err=err)
-
-    return call
+def run(run_command):
+    """`run_command` of ``gist-fast train``."""
+    return functools.partial(run_command, "train")
 
 
 @pytest.fixture

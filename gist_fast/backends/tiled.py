@@ -151,13 +151,12 @@ def _masked_logits(work: _Workspace, kept: _Kept | None, block: Block, tile: Til
 
 def _tiles(block: Block) -> Iterator[Tile]:
     """The block cut up; of a symmetric block's square only the tiles on and above the diagonal."""
-    outside = block.columns
     square = range(0)
     if block.symmetric and block.excluded is not None:
         square = range(block.excluded, block.excluded + block.rows)
     for r in range(0, block.rows, TILE):
         rows = slice(r, min(r + TILE, block.rows))
-        for start, stop in ((0, square.start), (square.stop, outside)):
+        for start, stop in ((0, square.start), (square.stop, block.columns)):
             for c in range(start, stop, TILE):
                 yield _tile(block, rows, slice(c, min(c + TILE, stop)), mirrored=False)
         for c in range(square.start + r, square.stop, TILE):
@@ -206,12 +205,8 @@ class _Workspace:
         self._like = operands.positives
         # bf16 units double the gradient products. Scores stay in float32: torch has no bf16 product with a float32
         # result on a CPU, and a logit rounded to bf16 is too coarse.
-        self._narrow = (
-            torch.bfloat16
-            if operands.student[0].dtype == torch.bfloat16 and self._like.device.type == "cpu" and _cpu_has_bf16()
-            else None
-        )
-        self._narrow_student = operands.student
+        narrow = operands.student[0].dtype == torch.bfloat16 and self._like.device.type == "cpu" and _cpu_has_bf16()
+        self._factors = operands.student if narrow else self._student
         self._buffers: dict[str, Tensor] = {}
 
     def student_scores(self, block: Block, tile: Tile) -> Tensor:
@@ -249,8 +244,8 @@ class _Workspace:
         rows = slice(block.row_start + tile.rows.start, block.row_start + tile.rows.stop)
         row_gradient = gradients[block.row_operand][rows]
         column_gradient = gradients[block.column_operand][tile.columns]
-        operands = self._student if self._narrow is None else self._narrow_student
-        row_operand, column_operand = operands[block.row_operand][rows], operands[block.column_operand][tile.columns]
+        row_operand = self._factors[block.row_operand][rows]
+        column_operand = self._factors[block.column_operand][tile.columns]
         if block.symmetric and rows == tile.columns:
             # A square on the diagonal: both products are of the same rows, so one of W + W^T does.
             _add_product(row_gradient, coefficients + coefficients.T, row_operand)

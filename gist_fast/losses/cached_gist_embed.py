@@ -107,9 +107,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
         guide = self._guide_embeddings(features)
         # Cut before the student runs: a module may change the attention mask it is given, and the second pass must
         # meet the same mini-batches as the first.
-        ranges: list[Ranges] = [
-            _minibatch_ranges(f, self.mini_batch_size, self.mini_batch_num_tokens) for f in features
-        ]
+        ranges = [self._ranges(f) for f in features]
         with_grad = torch.is_grad_enabled()
         student, random_states = [], []
         for f, cuts in zip(features, ranges, strict=True):
