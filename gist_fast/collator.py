@@ -1,14 +1,16 @@
 """The way of the guide's view of a text through a batch.
 
 The trainer hands a loss features and never texts, so what the guide needs is added where the texts still are. A key
-``{column}_{name}`` of the collated batch arrives in the loss as ``features[name]`` of that column: `TOKENS` holds a
-dictionary of the guide's own tokens, `EMBEDDING` the guide's embeddings that the dataset carries. (Neither name may end
-in ``_input_ids`` or ``_sentence_embedding``, which the trainer would take for a column of its own.)
+``{column}_{name}`` of the collated batch arrives in the loss as ``features[name]`` of that column: `EMBEDDING` holds
+the guide's embeddings that the dataset carries, `TOKENS`, `ROWS` and `SOURCE` the guide's own tokens (see
+`gist_fast.losses.guide`), `EXTENTS` where each text begins and ends, so that micro-batches can be cut without asking
+the device. (No name may end in ``_input_ids`` or ``_sentence_embedding``, which the trainer would take for a column of
+its own.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,8 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor
 
 from gist_fast.errors import InputError
-from gist_fast.losses.guide import EMBEDDING, TOKENS
+from gist_fast.losses.guide import EMBEDDING, KEYS, ROWS, SOURCE, TOKENS
+from gist_fast.losses.micro_batches import EXTENTS, extents
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -49,23 +52,34 @@ class GuideTokenizer:
     guide: SentenceTransformer
     prompts: dict[str, str] | str | None = None
     max_length: int | None = None
+    with_keys: bool = False
+    """Whether to say which text each one is, for a loss that remembers them (``guide_cache``)."""
 
-    def __call__(self, texts: list[str], column: str, position: int) -> dict[str, Any]:
-        """Features of the guide, tensors of ``len(texts)`` rows."""
+    def settings(self, column: str, position: int) -> tuple[str, int | None]:
+        """Prompt and maximum length for a column: what makes one text the same to the guide as another's copy."""
+        return guide_prompt(self.guide, column, position, self.prompts), self.max_length
+
+    def __call__(self, texts: list[str], prompt: str, max_length: int | None) -> dict[str, Any]:
+        """Features of the guide: tensors of ``len(texts)`` rows, and host arrays `EXTENTS` and perhaps `KEYS`."""
         # Without max_length the tokenizer truncates at the guide's own.
-        kwargs = {} if self.max_length is None else {"text": {"max_length": self.max_length}}
-        return self.guide.preprocess(
-            texts,
-            prompt=guide_prompt(self.guide, column, position, self.prompts) or None,
-            **({"processing_kwargs": kwargs} if kwargs else {}),
+        kwargs = {} if max_length is None else {"text": {"max_length": max_length}}
+        features = self.guide.preprocess(
+            texts, prompt=prompt or None, **({"processing_kwargs": kwargs} if kwargs else {})
         )
+        features[EXTENTS] = extents(features)
+        if self.with_keys:
+            features[KEYS] = np.array([_digest(t, prompt, max_length) for t in texts], dtype="V16")
+        return features
 
 
 @dataclass
 class GISTDataCollator(SentenceTransformerDataCollator):
-    """sentence-transformers' collator, which also carries guide embeddings, or else the guide's own tokens."""
+    """sentence-transformers' collator, which also carries guide embeddings, or else the guide's own tokens.
 
-    tokenize_for_guide: Callable[[list[str], str, int], dict[str, Any]] | None = field(default=None, repr=False)
+    Of the texts that the guide is to read, each distinct one of a batch is tokenised, and encoded by the loss, once.
+    """
+
+    tokenize_for_guide: GuideTokenizer | None = field(default=None, repr=False)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch out of rows.
@@ -76,17 +90,47 @@ class GISTDataCollator(SentenceTransformerDataCollator):
         if not features:
             return super().__call__(features)
         embeddings = [c for c in features[0] if c.endswith(SUFFIX)]
-        texts = [{c: v for c, v in row.items() if c not in embeddings} for row in features]
-        batch = super().__call__(texts)
+        rows = [{c: v for c, v in row.items() if c not in embeddings} for row in features]
+        batch = super().__call__(rows)
         for column in embeddings:
             batch[column] = _stack([row[column] for row in features], column)
+        columns = [c for c in rows[0] if c != "dataset_name" and c not in self.valid_label_columns]
+        for column in columns:
+            own = {k: batch[f"{column}_{k}"] for k in _TOLD_BY if f"{column}_{k}" in batch}
+            if own:
+                batch[f"{column}_{EXTENTS}"] = extents(own)
         if self.tokenize_for_guide is not None:
-            columns = [c for c in texts[0] if c != "dataset_name" and c not in self.valid_label_columns]
-            for position, column in enumerate(columns):
-                if column + SUFFIX not in batch:
-                    rows = [row[column] for row in texts]
-                    batch[f"{column}_{TOKENS}"] = self.tokenize_for_guide(rows, column, position)
+            texts = {c: [row[c] for row in rows] for c in columns}
+            batch.update(_distinct_for_guide(self.tokenize_for_guide, texts, skip=embeddings))
         return batch
+
+
+_TOLD_BY = ("input_ids", "attention_mask", "cu_seq_lens_q")
+"""Features that tell where a text begins and ends."""
+
+
+def _distinct_for_guide(tokenize: GuideTokenizer, texts: dict[str, list[str]], skip: list[str]) -> dict[str, Any]:
+    """The guide's tokens of the distinct texts of some columns, and which of them each row is.
+
+    Columns with the same settings share them; they lie with the first one. See `gist_fast.losses.guide`.
+    """
+    places: dict[tuple[str, int | None], dict[str, int]] = {}
+    source: dict[tuple[str, int | None], int] = {}
+    batch: dict[str, Any] = {}
+    for position, (column, rows) in enumerate(texts.items()):
+        if column + SUFFIX in skip:
+            continue
+        settings = tokenize.settings(column, position)
+        place = places.setdefault(settings, {})
+        batch[f"{column}_{SOURCE}"] = source.setdefault(settings, position)
+        batch[f"{column}_{ROWS}"] = torch.tensor([place.setdefault(text, len(place)) for text in rows])
+    for settings, place in places.items():
+        batch[f"{list(texts)[source[settings]]}_{TOKENS}"] = tokenize(list(place), *settings)
+    return batch
+
+
+def _digest(text: str, *settings: object) -> bytes:
+    return hashlib.blake2b(repr((text, *settings)).encode(), digest_size=16).digest()
 
 
 def _stack(rows: list[Any], column: str) -> Tensor:

@@ -46,13 +46,23 @@ class GISTTrainingArguments(SentenceTransformerTrainingArguments):
         default=False, metadata={"help": "Whether the candidates of all ranks are negatives on every rank."}
     )
     mini_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Rows embedded at a time with gradient caching, for batches that do not fit in memory. None: "
-                          "no caching."},
-    )  # fmt: skip
-    mini_batch_num_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens embedded at a time with gradient caching, instead of rows."}
+        default=None, metadata={"help": "Rows that the student embeds at a time. None: by tokens instead."}
     )
+    mini_batch_num_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Tokens, padding included, that the student embeds at a time. None, and no mini_batch_size "
+                          "either: 2,048 on a CPU, 16,384 elsewhere."},
+    )  # fmt: skip
+    activation_memory: float | str = field(
+        default="auto",
+        metadata={"help": "GiB of activations to keep for the backward pass; mini-batches beyond are embedded twice. "
+                          "'auto': what half of the free main memory holds, or four fifths of a GPU's free memory."},
+    )  # fmt: skip
+    guide_cache: bool = field(
+        default=False,
+        metadata={"help": "Whether to remember the guide's embedding of each text over steps and epochs, in main "
+                          "memory."},
+    )  # fmt: skip
     backend: str = field(
         default="auto", metadata={"help": "How the loss is computed: 'auto', 'triton', 'tiled' or 'reference'."}
     )
@@ -70,3 +80,8 @@ class GISTTrainingArguments(SentenceTransformerTrainingArguments):
     guide_max_length: int | None = field(
         default=None, metadata={"help": "Tokens of a text that the guide reads. None: the guide's own maximum."}
     )
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={"help": "Whether a run may be resumed with other data, batches, seed, loss or guide than it was "
+                          "started with, which is neither the one run nor the other."},
+    )  # fmt: skip

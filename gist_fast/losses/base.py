@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from sentence_transformers.util import all_gather_with_grad, get_rank
 from torch import Tensor, nn
 
 from gist_fast.backends import BACKENDS
 from gist_fast.checks import MASK_BITS, check_choice, check_margin, check_temperature
 from gist_fast.errors import InputError
 from gist_fast.function import guided_contrastive_loss
-from gist_fast.losses.guide import EMBEDDING, GuideEncoder
+from gist_fast.losses.gather import HALF_TYPES, check_batches_agree, gather_candidates
+from gist_fast.losses.guide import EMBEDDING, GuideEncoder, give_back
 from gist_fast.stats import StatsAverage
 
 if TYPE_CHECKING:
@@ -40,8 +40,12 @@ class GuidedLoss(nn.Module):
         guided: bool,
         backend: str,
         mask_bits: str,
+        guide_cache: bool,
+        gather_guide_dtype: Literal["float16", "bfloat16"] | None = None,
     ) -> None:
         super().__init__()
+        if gather_guide_dtype is not None:
+            check_choice("gather_guide_dtype", gather_guide_dtype, tuple(HALF_TYPES))
         check_temperature(temperature)
         check_margin(margin, margin_strategy)
         check_choice("backend", backend, BACKENDS)
@@ -55,17 +59,32 @@ class GuidedLoss(nn.Module):
         self.contrast_anchors = contrast_anchors
         self.contrast_positives = contrast_positives
         self.gather_across_devices = gather_across_devices
+        self.gather_guide_dtype = gather_guide_dtype
         self.guided = guided
         self.backend = backend
         self.mask_bits = mask_bits
         self.statistics = StatsAverage()
         """Running averages over the training batches since it was last emptied; see `gist_fast.stats`."""
-        self._encoder = None if guide is None else GuideEncoder(model, guide)
+        self._encoder = None if guide is None else GuideEncoder(model, guide, remember=guide_cache)
+        self._compute_dtype: torch.dtype | None = None
 
     @property
     def guide(self) -> SentenceTransformer | None:
         """The guide, or None where its embeddings come with the dataset or there is no guiding."""
         return None if self._encoder is None else self._encoder.model
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """The type in which float32 embeddings enter the loss (whose value is float32 all the same) and in which the
+        guide runs; None for the types they have. `gist_fast.GISTTrainer` sets it when it trains in mixed precision,
+        where models compute in half precision but hand out float32."""
+        return self._compute_dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, dtype: torch.dtype | None) -> None:
+        self._compute_dtype = dtype
+        if self._encoder is not None:
+            self._encoder.compute_dtype = dtype
 
     def _apply(self, fn: Any, recurse: bool = True) -> GuidedLoss:
         super()._apply(fn, recurse)
@@ -75,15 +94,13 @@ class GuidedLoss(nn.Module):
 
     def guided_loss(self, student: Sequence[Tensor], guide: Sequence[Tensor]) -> Tensor:
         """The loss, 0-d, of student columns (anchors, positives, negatives, ..), ``[B, D]`` each, and the guide's."""
+        student, guide = self._in_compute_dtype(student, guide)
+        offset, weight = 0, 1.0
+        if self.gather_across_devices:
+            gathered = gather_candidates(student, guide, self.gather_guide_dtype)
+            student, guide, offset, weight = gathered.student, gathered.guide, gathered.offset, gathered.weight
         anchors, *candidates = student
         guide_anchors, guide_candidates = (guide[0], list(guide[1:])) if guide else (None, [])
-        offset = 0
-        if self.gather_across_devices:
-            # Candidates only: each rank compares its own anchors with everybody's candidates, and the gradient by a
-            # candidate finds its way back to the rank it came from.
-            candidates = [all_gather_with_grad(x) for x in candidates]
-            guide_candidates = [all_gather_with_grad(x) for x in guide_candidates]
-            offset = get_rank() * len(anchors)
         loss, stats = guided_contrastive_loss(
             anchors,
             candidates[0],
@@ -103,14 +120,29 @@ class GuidedLoss(nn.Module):
         )
         if torch.is_grad_enabled():
             self.statistics.add(stats)
-        return loss
+        return loss if weight == 1.0 else loss * weight
+
+    def _in_compute_dtype(
+        self, student: Sequence[Tensor], guide: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        dtype = self._compute_dtype
+        if dtype is None:
+            return student, guide
+        # Unit vectors, where float16 is the finer of the half types: what the guide drops hangs on small differences.
+        return (
+            [x.to(dtype) if x.dtype is torch.float32 else x for x in student],
+            [nn.functional.normalize(x, dim=-1).half() if x.dtype is torch.float32 else x for x in guide],
+        )
 
     def check_columns(self, features: Sequence[dict[str, Any]]) -> None:
         """Raise unless there are anchors, positives, and the means to guide them.
 
         Raises:
-            ValueError: fewer than two columns, or a column without guide embeddings where no guide is at hand.
+            ValueError: fewer than two columns, or a column without guide embeddings where no guide is at hand; with
+                `gather_across_devices`, on every rank, where one of them has no rows or other columns.
         """
+        if self.gather_across_devices:
+            check_batches_agree(features)
         if len(features) < 2:
             raise InputError(f"the dataset gives {len(features)} text column(s); anchor and positive are needed.")
         if not self.guided or self._encoder is not None:
@@ -127,10 +159,27 @@ class GuidedLoss(nn.Module):
         """Whether training leaves the guide as it is: it shares no weights with the student."""
         return self._encoder is not None and not self._encoder.shares_weights
 
-    def encode_guide(self, inputs: dict[str, Any]) -> Tensor:
-        """The guide's embeddings ``[B, G]`` of what `take_guide_input` took from a column."""
-        assert self._encoder is not None, "check_columns comes first"
-        return self._encoder.encode(inputs)
+    def guide_embeddings(self, features: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]]) -> list[Tensor]:
+        """The guide's embeddings of each column, ``[B, G]``; none without a guide.
+
+        A frozen guide's stay with the features, so that a decorator which calls a loss again with the same ones, as
+        ``MatryoshkaLoss`` does, runs the guide once.
+
+        Args:
+            features: of each column.
+            inputs: what `take_guide_inputs` took from them.
+        """
+        if not self.guided:
+            return []
+        if self._encoder is None:
+            return [f[EMBEDDING] for f in features]
+        embeddings = self._encoder.encode_batch(inputs)
+        if self.guide_is_frozen:
+            for f, embedding in zip(features, embeddings, strict=True):
+                f[EMBEDDING] = embedding
+        else:
+            give_back(features, inputs)
+        return embeddings
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments that the model card lists."""

@@ -1,37 +1,23 @@
-"""`CachedGISTEmbedLoss`: the guided loss of batches whose activations do not fit, by gradient caching.
-
-Gradient caching (arXiv 2101.06983) embeds the batch in mini-batches without a graph, computes the loss and its
-gradient by the embeddings, then embeds each mini-batch again with a graph and the same random state and carries the
-gradient on. Random states, slicing and the second pass are sentence-transformers' own.
-"""
+"""`CachedGISTEmbedLoss`: the guided loss of batches whose activations do not fit, by gradient caching."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from sentence_transformers.base.losses.gradcache import (
-    RandContext,
-    _backward_hook,
-    _create_minibatch,
-    _minibatch_ranges,
-    _validate_mini_batch_num_tokens,
-    has_static_embedding_input,
-)
+from sentence_transformers.base.losses.gradcache import has_static_embedding_input
 from torch import Tensor
-from tqdm import tqdm
 
 from gist_fast.errors import InputError
+from gist_fast.losses.activation_memory import ActivationMemory
 from gist_fast.losses.base import GuidedLoss
-from gist_fast.losses.guide import EMBEDDING, TOKENS, take_guide_input
+from gist_fast.losses.gradient_cache import GradientCache
+from gist_fast.losses.guide import students_own, take_guide_inputs
+from gist_fast.losses.micro_batches import EXTENTS, MicroBatches, extents, positions_are_relative
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-Ranges = list[tuple[int, int]]
 
 
 class CachedGISTEmbedLoss(GuidedLoss):
@@ -44,9 +30,14 @@ class CachedGISTEmbedLoss(GuidedLoss):
         guide: see `GISTEmbedLoss`.
         temperature: see `GISTEmbedLoss`.
         mini_batch_size: rows embedded at a time; above 0.
-        mini_batch_num_tokens: if given, mini-batches hold as many rows as stay within that many tokens instead.
+        mini_batch_num_tokens: if given, mini-batches hold as many rows as stay within that many tokens, padding
+            included, instead.
         show_progress_bar: whether to show one over the mini-batches.
-        margin_strategy: see `GISTEmbedLoss`, as all that follow.
+        margin_strategy: see `GISTEmbedLoss`, as all that follow but the last two.
+        sort_by_length: put texts of like length into one mini-batch, so that little is padded. Loss and gradients are
+            the same, but dropout draws other numbers than in the order of the data set.
+        activation_memory: GiB of activations to keep, which spares the mini-batches they belong to a second forward
+            pass; ``"auto"``: what half of the free main memory holds, or four fifths of the free memory of a GPU.
     """
 
     uses_gradient_cache = True
@@ -69,6 +60,9 @@ class CachedGISTEmbedLoss(GuidedLoss):
         guided: bool = True,
         backend: Literal["auto", "triton", "tiled", "reference"] = "auto",
         mask_bits: Literal["auto", "keep", "recompute"] = "auto",
+        guide_cache: bool = False,
+        sort_by_length: bool = True,
+        activation_memory: float | Literal["auto"] = 0.0,
     ) -> None:
         if has_static_embedding_input(model):
             raise InputError(
@@ -82,7 +76,13 @@ class CachedGISTEmbedLoss(GuidedLoss):
                 "temperature: got a tensor that requires a gradient, which gradient caching computes before the loss "
                 "is scaled; a float would do, or GISTEmbedLoss."
             )
-        _validate_mini_batch_num_tokens(mini_batch_num_tokens)
+        if mini_batch_num_tokens is not None and (
+            not isinstance(mini_batch_num_tokens, int) or isinstance(mini_batch_num_tokens, bool)
+            or mini_batch_num_tokens < 1
+        ):  # fmt: skip
+            raise InputError(
+                f"mini_batch_num_tokens: got {mini_batch_num_tokens!r}; an int of at least 1 would do, or None."
+            )
         super().__init__(
             model,
             guide,
@@ -95,39 +95,31 @@ class CachedGISTEmbedLoss(GuidedLoss):
             guided,
             backend,
             mask_bits,
+            guide_cache,
         )
         self.mini_batch_size = mini_batch_size
         self.mini_batch_num_tokens = mini_batch_num_tokens
         self.show_progress_bar = show_progress_bar
+        self.sort_by_length = sort_by_length
+        self.activation_memory = ActivationMemory(activation_memory)
+        self._trim_left = positions_are_relative(model)
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
-        """The mean loss of a batch, 0-d. Its backward pass embeds the mini-batches again. `labels` are not used."""
+        """The mean loss of a batch, 0-d. Its backward pass may embed mini-batches again. `labels` are not used."""
         features = list(sentence_features)
         self.check_columns(features)
-        guide = self._guide_embeddings(features)
-        # Cut before the student runs: a module may change the attention mask it is given, and the second pass must
-        # meet the same mini-batches as the first.
-        ranges = [self._ranges(f) for f in features]
-        with_grad = torch.is_grad_enabled()
-        student, random_states = [], []
-        for f, cuts in zip(features, ranges, strict=True):
-            parts = list(self.embed_minibatch_iter(f, with_grad=False, copy_random_state=with_grad, ranges=cuts))
-            student.append([embedding.detach().requires_grad_(with_grad) for embedding, _ in parts])
-            random_states.append([state for _, state in parts])
-        if not with_grad:
-            return self.calculate_loss(student, guide)
-
-        loss = self.calculate_loss(student, guide, with_backward=True).detach().requires_grad_()
-        loss.register_hook(
-            partial(
-                _backward_hook,
-                sentence_features=features,
-                loss_obj=self,
-                cache=[[part.grad for part in column] for column in student],  # type: ignore[misc]
-                random_states=random_states,  # type: ignore[arg-type]
-                ranges=ranges,  # type: ignore[arg-type]
-            )
-        )
+        guide = self.guide_embeddings(features, take_guide_inputs(features))
+        columns = [self._cut(f) for f in features]
+        cache = GradientCache(self.model, columns, self.activation_memory, self.show_progress_bar)
+        student = cache.embed()
+        if not torch.is_grad_enabled():
+            return self.calculate_loss(_in_one_part(student), _in_one_part(guide))
+        loss = self.calculate_loss(_in_one_part(student), _in_one_part(guide), with_backward=True)
+        loss = loss.detach().requires_grad_()
+        gradients = [x.grad for x in student]
+        assert all(g is not None for g in gradients), "every column is a part of the loss"
+        own_scale = self._own_scale(student[0])
+        loss.register_hook(lambda scale: cache.backward(gradients, scale / own_scale))  # type: ignore[arg-type]
         return loss
 
     def calculate_loss(
@@ -138,50 +130,40 @@ class CachedGISTEmbedLoss(GuidedLoss):
         Args:
             reps: for each column, its student embeddings ``[b, D]``; leaves, where `with_backward`.
             reps_guided: for each column, the guide's ``[b, G]``; empty without a guide.
-            with_backward: fill the leaves' ``grad`` and return the loss without a graph.
+            with_backward: fill the leaves' ``grad`` and return the loss without a graph. (In float16 those gradients
+                are larger by a factor that `forward` takes out again.)
         """
-        loss = self.guided_loss([torch.cat(parts) for parts in reps], [torch.cat(parts) for parts in reps_guided])
+        student, guide = ([torch.cat(parts) for parts in columns] for columns in (reps, reps_guided))
+        loss = self.guided_loss(student, guide)
         if with_backward:
-            loss.backward()
+            (loss * self._own_scale(student[0])).backward()
             loss = loss.detach()
         return loss
 
-    def embed_minibatch_iter(
-        self,
-        sentence_feature: dict[str, Any],
-        with_grad: bool,
-        copy_random_state: bool,
-        random_states: list[RandContext] | None = None,
-        ranges: Ranges | None = None,
-    ) -> Iterator[tuple[Tensor, RandContext | None]]:
-        """The student's embeddings of a column, mini-batch by mini-batch, with the random state before each."""
-        if ranges is None:
-            ranges = self._ranges(sentence_feature)
-        for k, (begin, end) in enumerate(tqdm(ranges, desc="Embed mini-batches", disable=not self.show_progress_bar)):
-            part = _create_minibatch(sentence_feature, begin, end)
-            replay = nullcontext() if random_states is None else random_states[k]
-            with replay, nullcontext() if with_grad else torch.no_grad():
-                state = RandContext(*part.values()) if copy_random_state else None
-                yield self.model(part)["sentence_embedding"], state
+    def _own_scale(self, anchors: Tensor) -> float:
+        """A power of two. The mean over many rows has gradients so small that float16 would lose them, and here they
+        are computed before a gradient scaler can have scaled the loss: so compute those of about the sum."""
+        half = torch.float16 in (self.compute_dtype, anchors.dtype)
+        return 2.0 ** len(anchors).bit_length() if half else 1.0
 
-    def _ranges(self, features: dict[str, Any]) -> Ranges:
-        """Where the rows of a column are cut into mini-batches."""
-        return _minibatch_ranges(features, self.mini_batch_size, self.mini_batch_num_tokens)
-
-    def _guide_embeddings(self, features: list[dict[str, Any]]) -> list[list[Tensor]]:
-        if not self.guided:
-            return []
-        return [[f[EMBEDDING]] if EMBEDDING in f else self._encode(take_guide_input(f)) for f in features]
-
-    def _encode(self, inputs: dict[str, Any]) -> list[Tensor]:
-        """The guide's embeddings in mini-batches, cut out of its own tokens or the student's."""
-        own = inputs.get(TOKENS)
-        tokens = inputs if own is None else own
-        parts = (_create_minibatch(tokens, begin, end) for begin, end in self._ranges(tokens))
-        return [self.encode_guide(part if own is None else {TOKENS: part}) for part in parts]
+    def _cut(self, features: dict[str, Any]) -> MicroBatches:
+        own = {**students_own(features), EXTENTS: extents(features)}
+        by_tokens = self.mini_batch_num_tokens is not None
+        return MicroBatches(
+            own,
+            max_rows=None if by_tokens else self.mini_batch_size,
+            max_tokens=self.mini_batch_num_tokens,
+            sort=self.sort_by_length,
+            trim_left=self._trim_left,
+        )
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments that the model card lists."""
         config = super().get_config_dict()
         sizes = {"mini_batch_size": self.mini_batch_size, "mini_batch_num_tokens": self.mini_batch_num_tokens}
         return {"guide": config.pop("guide"), "temperature": config.pop("temperature"), **sizes, **config}
+
+
+def _in_one_part(columns: Sequence[Tensor]) -> list[list[Tensor]]:
+    """As ``MatryoshkaLoss`` expects what it shortens: a list of parts for each column."""
+    return [[column] for column in columns]

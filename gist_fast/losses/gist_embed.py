@@ -9,7 +9,8 @@ from sentence_transformers.base.losses.merged_forward import embed_columns
 from torch import Tensor
 
 from gist_fast.losses.base import GuidedLoss
-from gist_fast.losses.guide import EMBEDDING, TOKENS, take_guide_input
+from gist_fast.losses.guide import take_guide_inputs
+from gist_fast.losses.micro_batches import EXTENTS
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -37,6 +38,10 @@ class GISTEmbedLoss(GuidedLoss):
         guided: False trains without a guide, on all in-batch negatives.
         backend: see `gist_fast.guided_contrastive_loss`.
         mask_bits: see `gist_fast.guided_contrastive_loss`.
+        guide_cache: remember the guide's embedding of each text over steps and epochs, in main memory; for texts that
+            `gist_fast.collator` tokenised for the guide. (Within a batch each distinct one is encoded once anyway.)
+        gather_guide_dtype: with `gather_across_devices`, the type that the guide's embeddings are rounded to before they
+            are gathered; None for the type they have, which is float16 where they come with the dataset.
 
     Raises:
         ValueError: a tokenizer is not of transformers, or a value is out of range.
@@ -56,6 +61,8 @@ class GISTEmbedLoss(GuidedLoss):
         guided: bool = True,
         backend: Literal["auto", "triton", "tiled", "reference"] = "auto",
         mask_bits: Literal["auto", "keep", "recompute"] = "auto",
+        guide_cache: bool = False,
+        gather_guide_dtype: Literal["float16", "bfloat16"] | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -69,32 +76,17 @@ class GISTEmbedLoss(GuidedLoss):
             guided,
             backend,
             mask_bits,
+            guide_cache,
+            gather_guide_dtype,
         )
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
-        """The mean loss of a batch, 0-d. `labels` are not looked at.
-
-        Each column's features keep a frozen guide's embeddings (``guide_embedding``), so that a decorator which calls
-        this again with the same features, as ``MatryoshkaLoss`` does, runs the guide once.
-        """
+        """The mean loss of a batch, 0-d. `labels` are not looked at."""
         features = list(sentence_features)
         self.check_columns(features)
-        guide_inputs = [take_guide_input(f) for f in features]
+        guide_inputs = take_guide_inputs(features)
+        for f in features:
+            f.pop(EXTENTS, None)
         # Student before guide, in sentence-transformers' order, so that dropout draws the same numbers.
         student = embed_columns(self.model, features)
-        if not self.guided:
-            return self.guided_loss(student, ())
-        guide = [self._guide_embedding(f, inputs) for f, inputs in zip(features, guide_inputs, strict=True)]
-        return self.guided_loss(student, guide)
-
-    def _guide_embedding(self, features: dict[str, Any], inputs: dict[str, Any]) -> Tensor:
-        """The guide's embeddings ``[B, G]`` of a column; a frozen guide's stay with the features."""
-        if EMBEDDING in features:
-            return features[EMBEDDING]
-        embedding = self.encode_guide(inputs)
-        if self.guide_is_frozen:
-            features[EMBEDDING] = embedding
-        elif TOKENS in inputs:
-            # A guide that changes with the student is asked again, of the same tokens.
-            features[TOKENS] = inputs[TOKENS]
-        return embedding
+        return self.guided_loss(student, self.guide_embeddings(features, guide_inputs))

@@ -4,7 +4,9 @@ A loss sees features, never texts. In order of preference, a column's features h
 
 1. ``guide_embedding``, ``[B, G]``: a column of the dataset (`gist_fast.embed_guide`), or what an earlier call on the
    same features computed, as `MatryoshkaLoss` makes one for each of its dimensions;
-2. ``guide``, a dictionary: the guide's own tokens of the raw text, put there by `gist_fast.collator`;
+2. ``guide``, a dictionary: the guide's own tokens, put there by `gist_fast.collator`, of the raw texts of the column;
+   or of the distinct texts of several columns, and then ``guide_rows``, ``[B]``, says which of them each row is, and
+   ``guide_source`` which column's features hold them;
 3. only the student's tokens: the guide reads them too if its vocabulary is the same, else they are decoded and
    tokenised again, which is what sentence-transformers' own loss does.
 """
@@ -14,7 +16,8 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +25,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from gist_fast.errors import InputError
+from gist_fast.losses.guide_memory import GuideMemory
+from gist_fast.losses.micro_batches import (
+    EXTENTS,
+    MicroBatches,
+    default_tokens,
+    positions_are_relative,
+    reorderable,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -30,12 +41,34 @@ logger = logging.getLogger(__name__)
 
 TOKENS = "guide"
 EMBEDDING = "guide_embedding"
+ROWS = "guide_rows"
+SOURCE = "guide_source"
+KEYS = "keys"
+"""Key of `TOKENS`: a host array ``[n]`` of digests, the same for the same text under the same settings."""
+
+OURS = (TOKENS, EMBEDDING, ROWS, SOURCE, EXTENTS)
+"""Keys of a column's features that are none of the student's."""
 
 
-def take_guide_input(features: dict[str, Any]) -> dict[str, Any]:
-    """What the guide reads of a column: its own tokens, which the student must not see and which leave `features`
+def take_guide_inputs(features: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the guide reads of each column: its own tokens, which the student must not see and which leave `features`
     hereby, or a copy of the student's tokens, made before the student writes its outputs among them."""
-    return {TOKENS: features.pop(TOKENS)} if TOKENS in features else dict(features)
+    taken = []
+    for f in features:
+        inputs = {k: f.pop(k) for k in (TOKENS, ROWS, SOURCE) if k in f}
+        taken.append({**inputs, **({EMBEDDING: f[EMBEDDING]} if EMBEDDING in f else {})} if inputs else dict(f))
+    return taken
+
+
+def students_own(features: dict[str, Any]) -> dict[str, Any]:
+    """The features of a column without what is there for the guide and for cutting micro-batches."""
+    return {k: v for k, v in features.items() if k not in OURS}
+
+
+def give_back(features: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]]) -> None:
+    """Put the guide's own tokens back, for another call with the same features."""
+    for f, taken in zip(features, inputs, strict=True):
+        f.update({k: v for k, v in taken.items() if k in (TOKENS, ROWS, SOURCE)})
 
 
 class GuideEncoder:
@@ -45,7 +78,7 @@ class GuideEncoder:
     sentence-transformers replaces nested children called ``model``) nor reach the optimizer with its parameters.
     """
 
-    def __init__(self, student: SentenceTransformer, guide: SentenceTransformer) -> None:
+    def __init__(self, student: SentenceTransformer, guide: SentenceTransformer, remember: bool = False) -> None:
         for name, model in (("model", student), ("guide", guide)):
             if not isinstance(getattr(model, "tokenizer", None), PreTrainedTokenizerBase):
                 found = type(getattr(model, "tokenizer", None)).__name__
@@ -54,6 +87,9 @@ class GuideEncoder:
                     "(PreTrainedTokenizerBase)."
                 )
         self.model = guide
+        self.compute_dtype: torch.dtype | None = None
+        """If set, a guide in float32 runs under autocast in that type, as the student does."""
+        self._memories: dict[torch.dtype, GuideMemory] | None = {} if remember else None
         self.is_student = guide is student
         self._tokenizer = student.tokenizer
         self.must_retokenize = student.tokenizer.get_vocab() != guide.tokenizer.get_vocab() or _limit(guide) < _limit(
@@ -61,6 +97,11 @@ class GuideEncoder:
         )
         students = {id(p) for p in student.parameters()}
         self.shares_weights = any(id(p) in students for p in guide.parameters())
+        if remember and self.shares_weights:
+            raise InputError(
+                "guide_cache: True, but the guide shares weights with the student, so its embeddings change with every "
+                "step; False would do."
+            )
 
     def to(self, fn: Any, recurse: bool = True) -> None:
         """Apply what ``nn.Module.to`` and its like apply, unless the student's own move has done it."""
@@ -68,19 +109,67 @@ class GuideEncoder:
             self.model._apply(fn, recurse)
 
     @torch.no_grad()
-    def encode(self, features: dict[str, Any]) -> Tensor:
-        """The guide's embeddings of a column's rows, ``[B, G]``.
+    def encode_batch(self, inputs: Sequence[dict[str, Any]]) -> list[Tensor]:
+        """The guide's embeddings of each column, ``[B, G]``.
 
         Args:
-            features: what `take_guide_input` took from a column, or a part of its rows; left as they are.
+            inputs: what `take_guide_inputs` took from the columns; left as they are.
         """
         self._settle()
-        if TOKENS in features:
-            tokens = features[TOKENS]
-        else:
-            tokens = self._retokenized(features) if self.must_retokenize else features
-        # A copy: a model writes its outputs into the features it is given.
-        return self.model(dict(tokens))["sentence_embedding"]
+        of_tokens: dict[int, Tensor] = {}
+        embeddings = []
+        with self._autocast():
+            for k, column in enumerate(inputs):
+                if EMBEDDING in column:
+                    embeddings.append(column[EMBEDDING])
+                    continue
+                source = column.get(SOURCE, k)
+                if source not in of_tokens:
+                    of_tokens[source] = self._encode_tokens(inputs[source])
+                rows = column.get(ROWS)
+                embeddings.append(of_tokens[source] if rows is None else of_tokens[source].index_select(0, rows))
+        # A guide that is the student would leave its weights there, cast without a graph.
+        torch.clear_autocast_cache()
+        return embeddings
+
+    def _autocast(self) -> AbstractContextManager:
+        kind = self.model.device.type
+        if self.compute_dtype is None or torch.is_autocast_enabled(kind):
+            return nullcontext()
+        return torch.autocast(kind, dtype=self.compute_dtype)
+
+    def _encode_tokens(self, inputs: dict[str, Any]) -> Tensor:
+        """``[n, G]``: of the guide's own tokens, or of the student's."""
+        if TOKENS in inputs:
+            tokens = {k: v for k, v in inputs[TOKENS].items() if k != KEYS}
+            keys = inputs[TOKENS].get(KEYS)
+            if self._memories is None or keys is None:
+                return self._encode(tokens)
+            # Evaluation may run in another type than training.
+            kind = self.model.device.type
+            dtype = (
+                torch.get_autocast_dtype(kind)
+                if torch.is_autocast_enabled(kind)
+                else next(self.model.parameters()).dtype
+            )
+            memory = self._memories.setdefault(dtype, GuideMemory())
+            return memory.recall(keys, lambda missing: self._encode(tokens, missing), self.model.device)
+        return self._encode(self._retokenized(inputs) if self.must_retokenize else inputs)
+
+    def _encode(self, features: dict[str, Any], rows: Sequence[int] | None = None) -> Tensor:
+        """``[n, G]`` of features of the guide, or of those of their `rows`, in micro-batches of like length."""
+        batches = MicroBatches(
+            features,
+            max_tokens=default_tokens(self.model.device),
+            # A guide that trains has dropout, and draws it in the order of the rows.
+            sort=not self.shares_weights,
+            trim_left=positions_are_relative(self.model),
+            rows=rows if reorderable(features) else None,
+        )
+        embeddings = batches.restore([self.model(part)["sentence_embedding"] for part in batches])
+        if rows is None or len(embeddings) == len(rows):
+            return embeddings
+        return embeddings[list(rows)]
 
     def _settle(self) -> None:
         """A guide's dropout would make the masks random. A guide that shares weights with the student is left alone:

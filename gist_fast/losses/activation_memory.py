@@ -1,0 +1,110 @@
+"""How many activations may be kept, and how many a forward pass did keep.
+
+An activation kept for the backward pass spares a second forward pass; the budget here says for how many there is room.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from gist_fast.errors import InputError
+
+GIB = 2**30
+CPU_SHARE, GPU_SHARE = 0.5, 0.8
+"""Of the memory that is free, the share that "auto" takes. What else grows meanwhile (the loss, the workspace of a
+matrix product, fragmentation; on a CPU all other programs) has the rest."""
+
+
+class ActivationMemory:
+    """A budget for kept activations, and what they have been seen to take.
+
+    Args:
+        limit: GiB, 0 or more; or ``"auto"`` for a share of what is free when a batch begins.
+
+    Raises:
+        ValueError: another value.
+    """
+
+    def __init__(self, limit: float | Literal["auto"]) -> None:
+        known = limit == "auto" or (isinstance(limit, int | float) and not isinstance(limit, bool) and limit >= 0)
+        if not known:
+            raise InputError(f"activation_memory: got {limit!r}; 'auto', or a number of GiB of at least 0 would do.")
+        self.limit = limit
+        self._per_token = 0.0
+        self._trained = False
+        """Whether a step was taken before: gradients' and the optimizer's memory then exists already."""
+
+    def budget(self, model: nn.Module, device: torch.device) -> int:
+        """Bytes of activations that a batch may keep now."""
+        if self.limit != "auto":
+            return int(float(self.limit) * GIB)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        # Not there yet, but before the activations are gone: gradients, and at first Adam's two moments.
+        coming = sum(p.nbytes * (1 if self._trained else 3) for p in trained if p.grad is None)
+        self._trained = True
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            return max(0, int((free + unused) * GPU_SHARE) - coming)
+        if device.type == "cpu":
+            return max(0, int(free_memory() * CPU_SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) - coming)
+        return 0
+
+    def estimate(self, tokens: int) -> float:
+        """Bytes that a micro-batch of so many padded tokens keeps, by the largest rate seen; 0 before any was."""
+        return self._per_token * tokens
+
+    def observe(self, tokens: int, kept: int) -> None:
+        """Learn from a micro-batch that kept `kept` bytes."""
+        self._per_token = max(self._per_token, kept / tokens)
+
+
+class Kept:
+    """Bytes that a forward pass keeps for its backward pass."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+@contextmanager
+def measure_kept(model: nn.Module, device: torch.device) -> Iterator[Kept]:
+    """Count what the forward pass in this context keeps, the model's own weights left out."""
+    kept = Kept()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        yield kept
+        kept.bytes = torch.cuda.memory_allocated(device) - before
+        return
+    seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            kept.bytes += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        yield kept
+
+
+def free_memory() -> int:
+    """Bytes of main memory that can be had, by the machine and by the container's limit."""
+    free = psutil.virtual_memory().available
+    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    return free if limit is None or used is None else max(0, min(free, limit - used))
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such limit, or "max"
+        return None

@@ -1,0 +1,210 @@
+"""Gradient caching (arXiv 2101.06983) with as few second forward passes as memory allows.
+
+The loss needs all embeddings of a batch at once, the student's backward pass only those of one micro-batch. So the
+batch is embedded in micro-batches, the loss gives the gradient by the embeddings, and then each micro-batch carries its
+share of that into the student: from the activations of its first pass where these were kept, else by a second
+pass with the same random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sentence_transformers.base.losses.gradcache import RandContext
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from gist_fast.losses.activation_memory import ActivationMemory, measure_kept
+from gist_fast.losses.micro_batches import MicroBatches
+
+
+@dataclass
+class _Part:
+    """One micro-batch between its first pass and its backward pass."""
+
+    column: int
+    group: int
+    random_state: RandContext | None  # before the first pass; None without gradients
+    embedding: Tensor | None = None  # [b, D], with its graph, where that is kept
+
+
+class GradientCache:
+    """The embeddings of one batch, and the way of their gradient into the student.
+
+    Args:
+        model: the student, perhaps wrapped (DistributedDataParallel, torch.compile).
+        columns: of the batch.
+        memory: for activations; its budget is asked for once a batch.
+        show_progress_bar: whether to show one over the micro-batches of each pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        columns: Sequence[MicroBatches],
+        memory: ActivationMemory,
+        show_progress_bar: bool = False,
+    ) -> None:
+        self._model = model
+        self._columns = columns
+        self._memory = memory
+        self._progress = show_progress_bar
+        self._parts: list[_Part] = []
+        self._device = next(model.parameters()).device
+        self._autocast = _autocast_state(self._device.type)
+
+    def embed(self) -> list[Tensor]:
+        """The student's embeddings of each column, ``[B, D]``; leaves that require a gradient, if gradients are on."""
+        with_grad = torch.is_grad_enabled()
+        groups = [(c, g) for c, column in enumerate(self._columns) for g in range(len(column))]
+        room = _Room(self._memory, self._columns, self._memory.budget(self._model, self._device) if with_grad else 0)
+        # The reducer of DistributedDataParallel is started by the forward pass of the last micro-batch.
+        never = groups[-1] if _reducer(self._model) is not None else None
+        embeddings: list[list[Tensor]] = [[] for _ in self._columns]
+        graphless = True
+        for c, g in tqdm(groups, desc="Embed mini-batches", disable=not self._progress):
+            features, tokens = self._columns[c][g], self._columns[c].tokens[g]
+            part = _Part(c, g, RandContext(*features.values()) if with_grad else None)
+            keep = with_grad and (c, g) != never and room.has_for(tokens)
+            if keep:
+                if graphless:
+                    # A weight that autocast cast without a graph must not be met again where one is needed.
+                    torch.clear_autocast_cache()
+                graphless = False
+                with measure_kept(self._model, self._device) as kept, _without_reduction(self._model):
+                    embedding = self._embedding(features)
+                keep = room.take(tokens, kept.bytes)
+            else:
+                graphless = True
+                with torch.no_grad():
+                    embedding = self._embedding(features)
+                room.leave(tokens)
+            if keep:
+                part.embedding = embedding
+            embeddings[c].append(embedding.detach())
+            self._parts.append(part)
+        joined = [column.restore(parts) for column, parts in zip(self._columns, embeddings, strict=True)]
+        return [x.requires_grad_(with_grad) for x in joined]
+
+    @property
+    def kept(self) -> float:
+        """Of the micro-batches embedded, the share whose activations were kept."""
+        return sum(part.embedding is not None for part in self._parts) / max(1, len(self._parts))
+
+    def backward(self, gradients: Sequence[Tensor], scale: Tensor | float = 1.0) -> None:
+        """Add to the student's gradients, once.
+
+        Args:
+            gradients: of the loss by what `embed` returned, ``[B, D]`` each.
+            scale: multiplies them; 0-d.
+
+        Raises:
+            RuntimeError: called a second time.
+        """
+        if not self._parts:
+            raise RuntimeError(
+                "Trying to go backward through a gradient-cached loss a second time; its activations are gone. Compute "
+                "the loss again."
+            )
+        split = [column.split(g) for column, g in zip(self._columns, gradients, strict=True)]
+        # Those that were kept go first, to free their memory for the second passes.
+        parts = sorted(self._parts, key=lambda part: part.embedding is None)
+        self._parts = []
+        last_trainable = None
+        reduced = _reducer(self._model) is None
+        torch.clear_autocast_cache()
+        with torch.enable_grad(), torch.autocast(**self._autocast):
+            for k, part in enumerate(tqdm(parts, desc="Backward mini-batches", disable=not self._progress)):
+                last = k == len(parts) - 1
+                with nullcontext() if last else _without_reduction(self._model):
+                    embedding = self._embedding_of(part)
+                    if not embedding.requires_grad:  # frozen, as one route of a Router may be
+                        continue
+                    gradient = split[part.column][part.group]
+                    embedding.backward(_scaled(gradient, scale, embedding.dtype))
+                reduced, last_trainable = reduced or last, part
+            if not reduced and last_trainable is not None:
+                # What was due to start the reduction is frozen: start it with nothing to add.
+                embedding = self._embedding_of(last_trainable)
+                embedding.backward(torch.zeros_like(embedding))
+
+    def _embedding_of(self, part: _Part) -> Tensor:
+        """``[b, D]`` with its graph: the kept one, or by a second pass."""
+        if part.embedding is not None:
+            embedding, part.embedding = part.embedding, None
+            return embedding
+        assert part.random_state is not None
+        with part.random_state:
+            return self._embedding(self._columns[part.column][part.group])
+
+    def _embedding(self, features: dict[str, Any]) -> Tensor:
+        return self._model(features)["sentence_embedding"]
+
+
+class _Room:
+    """What of a batch's budget for activations is left, while its micro-batches are embedded one by one."""
+
+    def __init__(self, memory: ActivationMemory, columns: Sequence[MicroBatches], budget: int) -> None:
+        tokens = [n for column in columns for n in column.tokens]
+        self._memory = memory
+        self._left: float = budget
+        self._largest = max(tokens)
+        self._to_come = sum(tokens)
+        self._all_kept = True
+
+    def has_for(self, tokens: int) -> bool:
+        """Whether a micro-batch of so many tokens is likely to fit."""
+        return self._fits(self._memory.estimate(tokens))
+
+    def take(self, tokens: int, kept: int) -> bool:
+        """Whether the `kept` bytes of a micro-batch fit; they are taken if so."""
+        self._memory.observe(tokens, kept)
+        if not self._fits(kept):
+            self.leave(tokens)
+            return False
+        self._left -= kept
+        self._to_come -= tokens
+        return True
+
+    def leave(self, tokens: int) -> None:
+        """A micro-batch is not kept."""
+        self._all_kept = False
+        self._to_come -= tokens
+
+    def _fits(self, needed: float) -> bool:
+        # While a second pass is to be expected, the room for its activations stays free.
+        no_second_pass = self._all_kept and self._memory.estimate(self._to_come) <= self._left
+        return needed + (0.0 if no_second_pass else self._memory.estimate(self._largest)) <= self._left
+
+
+def _scaled(gradient: Tensor, scale: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """`gradient` times `scale` in `dtype`, multiplied in float32 at least: float16 knows no small gradients."""
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    return (gradient.to(wide) * scale).to(dtype)
+
+
+def _autocast_state(device_type: str) -> dict[str, Any]:
+    """What makes `torch.autocast` the same as it is now: the hook of a backward pass runs outside of it."""
+    return {
+        "device_type": device_type,
+        "enabled": torch.is_autocast_enabled(device_type),
+        "dtype": torch.get_autocast_dtype(device_type),
+        "cache_enabled": torch.is_autocast_cache_enabled(),
+    }
+
+
+def _reducer(model: nn.Module) -> DistributedDataParallel | None:
+    """The wrapper that sums gradients over ranks, if it is to do so in this step."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, DistributedDataParallel) and inner.require_backward_grad_sync else None
+
+
+def _without_reduction(model: nn.Module) -> AbstractContextManager:
+    """Gradients add up on this rank alone."""
+    wrapper = _reducer(model)
+    return nullcontext() if wrapper is None else wrapper.no_sync()
