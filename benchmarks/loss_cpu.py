@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +17,7 @@ from pathlib import Path
 import torch
 
 import gist_fast
+from benchmarks.machine import machine
 from benchmarks.measure import alternate, peak_memory
 from benchmarks.peers import TEMPERATURE, Embeddings, make_embeddings, plain_matmul, sentence_transformers_gist
 from gist_fast.backends.tiled import _cpu_has_bf16
@@ -121,24 +120,6 @@ def memory() -> dict:
     step(ours, make_embeddings(512, WIDTH, WIDTH))()  # thread pools and libraries come up before the count
     e = make_embeddings(32768, WIDTH, WIDTH)
     return {"rows": 32768, "memory": peak_memory(step(ours, e))}
-
-
-def machine() -> dict:
-    """What the figures depend on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "gist_fast": gist_fast.__version__,
-        "commit": commit.stdout.strip() or "unknown",
-    }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def table(results: dict) -> str:

@@ -86,7 +86,9 @@ class GradientCache:
                 room.leave(tokens)
             if keep:
                 part.embedding = embedding
-            embeddings[c].append(embedding.detach())
+            # What is not kept goes now, not when the next one has been computed.
+            embedding = embedding.detach()
+            embeddings[c].append(embedding)
             self._parts.append(part)
         joined = [column.restore(parts) for column, parts in zip(self._columns, embeddings, strict=True)]
         return [x.requires_grad_(with_grad) for x in joined]

@@ -1,0 +1,199 @@
+"""A whole training step against sentence-transformers': ``python -m benchmarks.step [--batch N] [--rounds N]``.
+
+Student and guide are all-MiniLM-L6-v2, of one size and with one tokenizer, so that both sides do the same work; texts
+are documentation strings of mixed length. Each side trains in its own trainer, in a process of its own, so that the
+peak of its resident memory is its own too; they take turns. Before they are timed, the losses of one batch are
+compared. Results go to ``benchmarks/results/<device>/step.json``; ``--table`` prints the README's table from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Timing
+
+RESULTS = Path(__file__).parent / "results"
+TEMPERATURE = 0.05
+SIDES = ("theirs", "ours", "ours_with_columns")
+MINI_BATCH = 32
+"""Rows of theirs at a time: its default."""
+
+
+def train(side: str, batch: int, memory: float, cache: str) -> dict[str, Any]:
+    """One step of `batch` pairs, in this process.
+
+    Returns:
+        Its seconds from the first text to the updated weights, the peak of resident memory and that before, in bytes.
+    """
+    from datasets import Dataset
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss
+    from transformers import TrainerCallback
+
+    from benchmarks.texts import docstring_pairs
+    from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
+    from gist_fast.demo.models import guide_path
+
+    anchors, positives = zip(*docstring_pairs(batch), strict=True)
+    data = Dataset.from_dict({"anchor": list(anchors), "positive": list(positives)})
+    student, guide = (SentenceTransformer(str(guide_path()), device="cpu") for _ in range(2))
+    moments: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            moments.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            moments.append(time.perf_counter())
+
+    common: dict[str, Any] = {
+        "output_dir": cache,
+        "per_device_train_batch_size": batch,
+        "max_steps": 1,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    columns = 0.0
+    trainer: SentenceTransformerTrainer
+    if side == "theirs":
+        loss = CachedGISTEmbedLoss(student, guide, temperature=TEMPERATURE, mini_batch_size=MINI_BATCH)
+        trainer = SentenceTransformerTrainer(
+            student, SentenceTransformerTrainingArguments(**common), data, loss=loss, callbacks=[Clock()]
+        )
+    else:
+        given: SentenceTransformer | None = guide
+        if side == "ours_with_columns":
+            start = time.perf_counter()
+            data = embed_guide(data, guide, cache_dir=cache, show_progress_bar=False)
+            columns = time.perf_counter() - start
+            given = None
+        arguments = GISTTrainingArguments(**common, temperature=TEMPERATURE, activation_memory=memory)
+        trainer = GISTTrainer(student, arguments, data, guide=given, callbacks=[Clock()])
+    before = _peak_bytes()
+    trainer.train()
+    logged = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
+    return {
+        "seconds": moments[1] - moments[0],
+        "peak": _peak_bytes(),
+        "before": before,
+        "columns_seconds": columns,
+        "loss": logged[-1],
+    }
+
+
+def check() -> dict[str, float]:
+    """The losses of one small batch without dropout; ends the program unless they agree."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss
+
+    from benchmarks.texts import docstring_pairs
+    from gist_fast import losses
+    from gist_fast.demo.models import guide_path
+
+    model, guide = (SentenceTransformer(str(guide_path()), device="cpu").eval() for _ in range(2))
+    values = []
+    for kind in (CachedGISTEmbedLoss, losses.CachedGISTEmbedLoss):
+        features = [model.preprocess(list(column)) for column in zip(*docstring_pairs(48), strict=True)]
+        with torch.no_grad():
+            values.append(kind(model, guide, temperature=TEMPERATURE, mini_batch_size=7)(features, None).item())
+    if not abs(values[0] - values[1]) <= 1e-4 * abs(values[0]):
+        raise SystemExit(f"wrong before fast: the loss is {values[1]}, sentence-transformers' {values[0]}")
+    return {"theirs": values[0], "ours": values[1]}
+
+
+def in_own_process(side: str, arguments: argparse.Namespace, cache: str) -> dict[str, Any]:
+    """`train` in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.step", "--side", side, "--batch", str(arguments.batch)]
+    command += ["--memory", str(arguments.memory), "--cache", cache]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All sides in turn, `--rounds` times."""
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in arguments.sides}
+    with tempfile.TemporaryDirectory() as cache:
+        for number in range(arguments.rounds):
+            for side in arguments.sides:
+                print(f"round {number + 1}, {side} ...", file=sys.stderr)
+                runs[side].append(in_own_process(side, arguments, cache))
+    result: dict[str, Any] = {"batch": arguments.batch, "activation_memory_gib": arguments.memory, "runs": runs}
+    if "theirs" in runs:
+        theirs = Timing(tuple(run["seconds"] for run in runs["theirs"]))
+        for side in arguments.sides[1:]:
+            result[f"speedup_{side}"] = theirs.ratio_to(Timing(tuple(run["seconds"] for run in runs[side])))
+    return result
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def table(results: dict[str, Any]) -> str:
+    """The README's table."""
+    rows = ["| one training step | seconds | against theirs | peak of resident memory |", "|---|---|---|---|"]
+    names = {
+        "theirs": "sentence-transformers' `CachedGISTEmbedLoss` in its trainer",
+        "ours": "`GISTTrainer`, guide in the step",
+        "ours_with_columns": "`GISTTrainer`, guide columns",
+    }
+    for key in sorted(k for k in results if k.startswith("batch_")):
+        part = results[key]
+        for side, runs in part["runs"].items():
+            seconds = Timing(tuple(run["seconds"] for run in runs)).median
+            ratio = part.get(f"speedup_{side}")
+            against = "" if ratio is None else f"{ratio[1]:.1f}x ({ratio[0]:.1f} to {ratio[2]:.1f})"
+            peak = max(run["peak"] for run in runs) / 2**30
+            rows.append(f"| B {part['batch']:,}: {names[side]} | {seconds:.0f} | {against} | {peak:.2f} GiB |")
+    about = results["machine"]
+    versions = f"torch {about['torch']}, gist_fast {about['gist_fast']} at {about['commit']}"
+    return "\n".join([*rows, "", f"{about['cpu']}, {about['threads']} threads, {versions}."])
+
+
+def main() -> None:
+    import torch
+
+    from benchmarks.machine import machine
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", type=float, default=0.5, help="GiB of activations that ours may keep")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--device", default=f"cpu-{torch.get_num_threads()}-threads", help="the results' folder")
+    parser.add_argument("--table", action="store_true", help="only print the table of the stored results")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--cache", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(train(arguments.side, arguments.batch, arguments.memory, arguments.cache)))
+        return
+    path = RESULTS / arguments.device / "step.json"
+    if not arguments.table:
+        results = json.loads(path.read_text()) if path.exists() else {}
+        results |= {"machine": machine(), "check": check(), f"batch_{arguments.batch:06d}": compare(arguments)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=2) + "\n")
+    print(table(json.loads(path.read_text())))
+
+
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    main()
