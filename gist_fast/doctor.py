@@ -1,4 +1,4 @@
-"""What this machine offers: packages, GPUs, number types, and which backend ``auto`` takes."""
+"""What this machine offers: packages, GPUs, number types, which backend ``auto`` takes, and whether texts are padded."""
 
 from __future__ import annotations
 
@@ -33,6 +33,16 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class AttentionChoice:
+    """Whether models that compute in a type on a device need no padding, and why."""
+
+    device: str
+    dtype: str
+    padding_free: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class Report:
     """What was found."""
 
@@ -47,6 +57,7 @@ class Report:
     """``CUDA 13.0``, ``ROCm 7.0``, or why there is none."""
     cpu: dict[str, Any]
     choices: list[Choice] = field(default_factory=list)
+    attention: list[AttentionChoice] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,14 +67,18 @@ def examine() -> Report:
     """Look around; nothing is changed, and a part that is missing is reported, not raised."""
     import torch
 
+    from gist_fast.attention import choose_attention
     from gist_fast.backends import explain_choice
 
     gpus = _gpus(torch)
-    choices = []
+    choices, attention = [], []
     for device in ("cuda", "cpu") if gpus else ("cpu",):
         for dtype in (torch.float32, torch.bfloat16):
             backend, reason = explain_choice(device, dtype)
-            choices.append(Choice(device, str(dtype).removeprefix("torch."), backend, reason))
+            name = str(dtype).removeprefix("torch.")
+            choices.append(Choice(device, name, backend, reason))
+            attended = choose_attention(device, half=dtype is not torch.float32)
+            attention.append(AttentionChoice(device, name, attended.padding_free, attended.reason))
     return Report(
         gist_fast=gist_fast.__version__,
         python=platform.python_version(),
@@ -73,6 +88,7 @@ def examine() -> Report:
         gpu_runtime=_runtime(torch),
         cpu=_cpu(torch),
         choices=choices,
+        attention=attention,
     )
 
 

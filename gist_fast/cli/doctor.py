@@ -27,3 +27,11 @@ def doctor(as_json: Json = False) -> None:
         ("device", "type", "backend", "why"),
         [(choice.device, choice.dtype, choice.backend, choice.reason) for choice in report.choices],
     )
+    print_table(
+        "Padding",
+        ("device", "type", "texts are", "why"),
+        [(choice.device, choice.dtype, _PADDING[choice.padding_free], choice.reason) for choice in report.attention],
+    )
+
+
+_PADDING = {True: "flattened, without padding", False: "padded to others of like length"}

@@ -7,10 +7,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gist_fast.cli.output import note
 from gist_fast.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from gist_fast.attention import Attention
 
 MARKERS = ("modules.json", "config.json")
 
@@ -40,6 +43,20 @@ def check_model(path: str, role: str) -> str:
     from huggingface_hub import try_to_load_from_cache
 
     return "cache" if any(isinstance(try_to_load_from_cache(path, marker), str) for marker in MARKERS) else "hub"
+
+
+def load_with_attention(path: str, role: str, attention: Attention, **options: Any) -> SentenceTransformer:
+    """`load_model`, with that attention where the model knows it; an ``attn_implementation`` among the options wins."""
+    asked = options.get("model_kwargs") or {}
+    if attention.implementation is None or "attn_implementation" in asked:
+        return load_model(path, role, **options)
+    wanted = {**asked, "attn_implementation": attention.implementation}
+    try:
+        return load_model(path, role, **{**options, "model_kwargs": wanted})
+    except InputError as error:
+        model = load_model(path, role, **options)
+        note(f"{role}: {path} does not know {attention.implementation}, so its texts are padded ({error.__cause__}).")
+        return model
 
 
 def load_model(path: str, role: str, **options: Any) -> SentenceTransformer:
