@@ -11,6 +11,7 @@ its own.)
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,11 @@ import torch
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor
 
+from gist_fast.by_column import value_for
 from gist_fast.errors import InputError
 from gist_fast.losses.guide import EMBEDDING, KEYS, ROWS, SOURCE, TOKENS
 from gist_fast.losses.micro_batches import EXTENTS, extents
+from gist_fast.ranges import TOKENISE, named
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -30,17 +33,22 @@ SUFFIX = f"_{EMBEDDING}"
 """Columns of a dataset with this ending hold the guide's embeddings of the column before it."""
 
 
-def guide_prompt(guide: SentenceTransformer, column: str, position: int, prompts: dict[str, str] | str | None) -> str:
+def guide_prompt(
+    guide: SentenceTransformer,
+    column: str,
+    position: int,
+    prompts: Mapping[str, str | dict[str, str]] | str | None,
+    dataset: str | None = None,
+) -> str:
     """The prompt that the guide reads before the texts of a column, perhaps empty.
 
     Args:
         position: the column's place in the dataset; the first holds the queries.
-        prompts: one for all columns, or by column; None for the guide's own.
+        prompts: one for all columns, by column, or by dataset (see `gist_fast.by_column`); None for the guide's own.
+        dataset: the name of the column's dataset, where there are several.
     """
-    if isinstance(prompts, str):
-        return prompts
     if prompts is not None:
-        return prompts.get(column, "")
+        return value_for(prompts, column, dataset) or ""
     own = guide.prompts or {}
     return own.get("query" if position == 0 else "document") or own.get(guide.default_prompt_name or "") or ""
 
@@ -50,14 +58,15 @@ class GuideTokenizer:
     """Tokenises raw texts as the guide wants them: its tokenizer, its prompt, its maximum length."""
 
     guide: SentenceTransformer
-    prompts: dict[str, str] | str | None = None
-    max_length: int | None = None
+    prompts: Mapping[str, str | dict[str, str]] | str | None = None
+    max_length: int | Mapping[str, int | dict[str, int]] | None = None
     with_keys: bool = False
     """Whether to say which text each one is, for a loss that remembers them (``guide_cache``)."""
 
-    def settings(self, column: str, position: int) -> tuple[str, int | None]:
+    def settings(self, column: str, position: int, dataset: str | None = None) -> tuple[str, int | None]:
         """Prompt and maximum length for a column: what makes one text the same to the guide as another's copy."""
-        return guide_prompt(self.guide, column, position, self.prompts), self.max_length
+        prompt = guide_prompt(self.guide, column, position, self.prompts, dataset)
+        return prompt, value_for(self.max_length, column, dataset)
 
     def __call__(self, texts: list[str], prompt: str, max_length: int | None) -> dict[str, Any]:
         """Features of the guide: tensors of ``len(texts)`` rows, and host arrays `EXTENTS` and perhaps `KEYS`."""
@@ -81,6 +90,10 @@ class GISTDataCollator(SentenceTransformerDataCollator):
 
     tokenize_for_guide: GuideTokenizer | None = field(default=None, repr=False)
 
+    _dataset: str | None = field(default=None, init=False, repr=False)
+    _column: str = field(default="", init=False, repr=False)
+
+    @named(TOKENISE)
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch out of rows.
 
@@ -89,6 +102,7 @@ class GISTDataCollator(SentenceTransformerDataCollator):
         """
         if not features:
             return super().__call__(features)
+        self._dataset = features[0].get("dataset_name")
         embeddings = [c for c in features[0] if c.endswith(SUFFIX)]
         rows = [{c: v for c, v in row.items() if c not in embeddings} for row in features]
         batch = super().__call__(rows)
@@ -96,20 +110,31 @@ class GISTDataCollator(SentenceTransformerDataCollator):
             batch[column] = _stack([row[column] for row in features], column)
         columns = [c for c in rows[0] if c != "dataset_name" and c not in self.valid_label_columns]
         for column in columns:
-            own = {k: batch[f"{column}_{k}"] for k in _TOLD_BY if f"{column}_{k}" in batch}
+            # Static embeddings have neither, and cannot be cut either.
+            own = {k: batch[f"{column}_{k}"] for k in ("attention_mask", "cu_seq_lens_q") if f"{column}_{k}" in batch}
             if own:
                 batch[f"{column}_{EXTENTS}"] = extents(own)
         if self.tokenize_for_guide is not None:
             texts = {c: [row[c] for row in rows] for c in columns}
-            batch.update(_distinct_for_guide(self.tokenize_for_guide, texts, skip=embeddings))
+            name = rows[0].get("dataset_name")
+            batch.update(_distinct_for_guide(self.tokenize_for_guide, texts, skip=embeddings, dataset=name))
         return batch
 
+    def _get_task_for_column(
+        self, column_name: str, column_position: int, router_mapping: dict[str, str]
+    ) -> str | None:
+        # The parent asks this first of each column, and then for the maximum length by the task alone.
+        self._column = column_name
+        return super()._get_task_for_column(column_name, column_position, router_mapping)
 
-_TOLD_BY = ("input_ids", "attention_mask", "cu_seq_lens_q")
-"""Features that tell where a text begins and ends."""
+    def _get_max_length_for_task(self, task: str | None) -> int | None:
+        length = value_for(self.max_length, self._column, self._dataset)
+        return super()._get_max_length_for_task(task) if length is None else length
 
 
-def _distinct_for_guide(tokenize: GuideTokenizer, texts: dict[str, list[str]], skip: list[str]) -> dict[str, Any]:
+def _distinct_for_guide(
+    tokenize: GuideTokenizer, texts: dict[str, list[str]], skip: list[str], dataset: str | None
+) -> dict[str, Any]:
     """The guide's tokens of the distinct texts of some columns, and which of them each row is.
 
     Columns with the same settings share them; they lie with the first one. See `gist_fast.losses.guide`.
@@ -120,7 +145,7 @@ def _distinct_for_guide(tokenize: GuideTokenizer, texts: dict[str, list[str]], s
     for position, (column, rows) in enumerate(texts.items()):
         if column + SUFFIX in skip:
             continue
-        settings = tokenize.settings(column, position)
+        settings = tokenize.settings(column, position, dataset)
         place = places.setdefault(settings, {})
         batch[f"{column}_{SOURCE}"] = source.setdefault(settings, position)
         batch[f"{column}_{ROWS}"] = torch.tensor([place.setdefault(text, len(place)) for text in rows])

@@ -4,8 +4,8 @@
 student: path/or/hub-name            # or {path, prompts, max_seq_length, revision, trust_remote_code, model_kwargs}
 guide: path/or/hub-name              # the same; null to train without a guide
 data:
-  train: pairs.jsonl                 # or {path, split, name, columns}
-  eval: held_out.jsonl
+  train: pairs.jsonl                 # or {path, split, name, columns, streaming, shuffle_buffer}
+  eval: held_out.jsonl               # or, as train too, several by name: {questions: a.jsonl, titles: {path: b.csv}}
 loss: {temperature: 0.01, margin: 0.05, margin_strategy: relative, mini_batch_size: 32}
 training: {output_dir: runs/first, learning_rate: 2e-5, per_device_train_batch_size: 256}
 evaluation: {queries: queries.jsonl, corpus: corpus.jsonl, relevant: relevant.tsv}
@@ -18,6 +18,7 @@ Paths are relative to the file that they stand in, or to the working directory w
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -208,15 +209,35 @@ def _build(cls: type, entry: Entry, key: str) -> Any:
         nested = dataclass_in(hints[f.name])
         if nested is not None:
             optional = below.value is None and f.default is None
-            values[f.name] = None if optional else _build(nested, below, name)
+            build = _build_sources if cls is DataConfig else functools.partial(_build, nested)
+            values[f.name] = None if optional else build(below, name)
             continue
         value = check(below, hints[f.name], name)
         if isinstance(value, str) and "path" in f.metadata:
             value = resolve_path(value, below.base, name_allowed=f.metadata["path"] == "file or name")
-        if name.endswith(("max_seq_length", "batch_size")) and value is not None and value < 1:
+        if name.endswith(("max_seq_length", "batch_size", "shuffle_buffer")) and value is not None and value < 1:
             raise InputError(f"{below.where}: {name} must be at least 1; got {value}.")
         values[f.name] = value
+    if values.get("shuffle_buffer") and not values.get("streaming"):
+        raise InputError(f"{entry.value['shuffle_buffer'].where}: {key}.shuffle_buffer is for streaming: true.")
     return cls(**values)
+
+
+def _build_sources(entry: Entry, key: str) -> SourceConfig | dict[str, SourceConfig]:
+    """One source, or those of a mapping of names."""
+    known = typing.get_type_hints(SourceConfig)
+    if not isinstance(entry.value, dict) or any(name in known for name in entry.value):
+        return _build(SourceConfig, entry, key)
+    if not entry.value:
+        raise InputError(f"{entry.where}: {key} is empty; it takes a path, or names and their paths.")
+    for name, below in entry.value.items():
+        near = nearest(name, known)
+        if near and not isinstance(below.value, dict):
+            raise InputError(
+                f"{below.where}: unknown key {name!r} in {key}{near}; known: {_list(known)}. (A dataset of that name "
+                f"would be {name}: {{path: ...}}.)"
+            )
+    return {name: _build(SourceConfig, below, f"{key}.{name}") for name, below in entry.value.items()}
 
 
 def _arguments(tree: Entry, student: ModelConfig, guide: ModelConfig | None, path: str) -> dict[str, Any]:
@@ -288,6 +309,10 @@ def _evaluation(entry: Entry) -> EvaluationConfig:
         raise InputError(f"{entry.where}: evaluation needs queries, corpus and relevant, or pairs, or triplet.")
     if len(given) > 1:
         raise InputError(f"{entry.where}: evaluation has {_list(given)}; keep one.")
+    for name in ("pairs", "triplet"):
+        source = getattr(config, name)
+        if source is not None and source.streaming:
+            raise InputError(f"{entry.where}: evaluation.{name}.streaming: its texts are needed all at once.")
     return config
 
 

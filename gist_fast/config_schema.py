@@ -21,8 +21,9 @@ class ModelConfig:
 
     path: str = field(metadata=_FILE_OR_NAME)
     """A sentence-transformers directory, or a name on the hub."""
-    prompts: str | dict[str, str] | None = None
-    """What to put before the texts in training: one text for all columns, or one a column."""
+    prompts: str | dict[str, str | dict[str, str]] | None = None
+    """What to put before the texts in training: one text for all columns, or one a column; with several datasets also
+    one a dataset, or a mapping of columns a dataset."""
     max_seq_length: int | None = None
     """Tokens after which a text is cut; None for the model's own."""
     revision: str | None = None
@@ -39,14 +40,18 @@ class SourceConfig:
     split: str | None = None
     name: str | None = None
     columns: dict[str, str] | list[str] | None = None
+    streaming: bool = False
+    """Whether to read the rows as they are needed, in their order; see `gist_fast.data.stream_texts`."""
+    shuffle_buffer: int | None = None
+    """Rows of a stream that are held, to draw the next one among them; None: the order of the file."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What to train on, and what to take an evaluation loss on."""
+    """What to train on, and what to take an evaluation loss on: a source, or several by name."""
 
-    train: SourceConfig
-    eval: SourceConfig | None = None
+    train: SourceConfig | dict[str, SourceConfig]
+    eval: SourceConfig | dict[str, SourceConfig] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,12 @@ def argument_hints() -> dict[str, Any]:
 
 
 def loss_settings() -> list[str]:
-    """Those fields that the section ``loss`` takes: what `GISTTrainingArguments` adds, but for the guide's reading."""
+    """Those fields that the section ``loss`` takes: what `GISTTrainingArguments` adds, but for how texts are read."""
     from sentence_transformers import SentenceTransformerTrainingArguments
 
     stock = {f.name for f in dataclasses.fields(SentenceTransformerTrainingArguments)}
-    return [name for name in argument_hints() if name not in stock and not name.startswith("guide_")]
+    added = [name for name in argument_hints() if name not in stock]
+    return [name for name in added if name != "max_length" and not name.startswith("guide_")]
 
 
 @functools.cache
@@ -122,7 +128,9 @@ def hint_of(path: tuple[str, ...]) -> Any:
     hint: Any = SECTIONS[path[0]]
     for key in path[1:]:
         below = dataclass_in(hint)
-        hint = typing.get_type_hints(below).get(key) if below else None
+        hints = typing.get_type_hints(below) if below else {}
+        # `data.train` may hold several sources, each under a name of the user's.
+        hint = below if below is SourceConfig and path[0] == "data" and key not in hints else hints.get(key)
     return hint
 
 

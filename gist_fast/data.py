@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gist_fast.errors import InputError, nearest
-from gist_fast.text_files import SUFFIXES, Column, check_table, read_file, suffix_of
+from gist_fast.text_files import SUFFIXES, Column, check_table, read_chunks, read_file, suffix_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    import pyarrow as pa
+    from datasets import Dataset, IterableDataset
 
 logger = logging.getLogger(__name__)
 
 ANCHOR, POSITIVE = "anchor", "positive"
 GUIDE_SUFFIX = "_guide_embedding"
+STREAM_ROWS = 256
+"""Rows of a streamed hub dataset that are checked at a time."""
 _NEGATIVE = re.compile(r"negative(?:_(\d+))?")
 
 ColumnNames = Mapping[str, str] | Sequence[str]
@@ -50,13 +53,68 @@ def load_texts(
     """
     source = str(source)
     path = Path(source).expanduser()
-    if suffix_of(path) and (path.exists() or not _could_be_hub_name(source)):
-        if split or name:
-            option = "split" if split else "name"
-            raise InputError(f"{path}: a file has no {option}; leave out {option}={split or name!r}.")
+    if _is_file(source, split, name):
         return _from_file(path, columns)
     dataset = _from_directory(path, split, name) if path.exists() else _from_hub(source, split, name)
     return _checked(dataset, columns, f"{source}[{split}]" if split else source)
+
+
+def stream_texts(
+    source: str | Path, *, split: str | None = None, columns: ColumnNames | None = None, name: str | None = None
+) -> IterableDataset:
+    """Texts that are read and checked as they are needed, in their order, for what is too large to be read first.
+
+    Args:
+        source: a file, or the name of a dataset on the hub.
+        split, columns, name: as in `load_texts`.
+
+    Returns:
+        An iterable dataset with known features and the columns that `load_texts` gives. A wrong row is an error when it
+        is met.
+
+    Raises:
+        InputError: as in `load_texts`, as far as the first rows show it; while iterating, naming file, row and column.
+    """
+    source = str(source)
+    path = Path(source).expanduser()
+    if _is_file(source, split, name):
+        return _stream_file(path, columns)
+    if path.is_dir():
+        raise InputError(f"{path}: a saved directory is mapped into memory, not read into it; leave out streaming.")
+    if path.exists():
+        raise InputError(f"{path}: unknown kind of file; it must end in one of {', '.join(SUFFIXES)}.")
+    return checked_stream(_from_hub(source, split, name, streaming=True), columns, f"{source}[{split}]")
+
+
+def checked_stream(dataset: IterableDataset, columns: ColumnNames | None, where: str) -> IterableDataset:
+    """The chosen columns of an iterable dataset under their new names, each row checked when it is met.
+
+    Args:
+        where: what to call the dataset in an error.
+    """
+    if dataset.features is None:
+        # The first rows tell.
+        dataset = dataset._resolve_features()
+    chosen = choose_columns(list(dataset.features), columns, where)
+    # Of no rows: only the types are looked at, before the first row is read.
+    check_table(dataset.features.arrow_schema.empty_table(), chosen, where)
+    dataset = dataset.select_columns([c.source for c in chosen])
+    checked = dataset.with_format("arrow").map(
+        _Check(chosen, where), batched=True, batch_size=STREAM_ROWS, with_indices=True, features=dataset.features
+    )
+    return _renamed(checked.with_format(None), chosen)
+
+
+class _Check:
+    """Checks rows of an iterable dataset; a class, because worker processes take it along."""
+
+    def __init__(self, columns: Sequence[Column], where: str) -> None:
+        self.columns, self.where = columns, where
+        self.widths: dict[str, int] = {}
+
+    def __call__(self, table: pa.Table, indices: Sequence[int]) -> pa.Table:
+        check_table(table, self.columns, self.where, int(indices[0]) + 1, self.widths)
+        return table
 
 
 def choose_columns(available: Sequence[str], columns: ColumnNames | None, where: str) -> list[Column]:
@@ -93,6 +151,17 @@ def text_columns(dataset: Dataset) -> list[str]:
 def guide_columns(dataset: Dataset) -> list[str]:
     """The columns of a loaded dataset that hold the guide's embeddings, in the order of their texts."""
     return [c + GUIDE_SUFFIX for c in text_columns(dataset) if c + GUIDE_SUFFIX in dataset.column_names]
+
+
+def _is_file(source: str, split: str | None, name: str | None) -> bool:
+    """Whether a source is to be read as a file; refuses what a file does not have."""
+    path = Path(source).expanduser()
+    if not suffix_of(path) or (_could_be_hub_name(source) and not path.exists()):
+        return False
+    if split or name:
+        option = "split" if split else "name"
+        raise InputError(f"{path}: a file has no {option}; leave out {option}={split or name!r}.")
+    return True
 
 
 def _is_part(name: str) -> bool:
@@ -146,6 +215,21 @@ def _from_file(path: Path, columns: ColumnNames | None) -> Dataset:
     return Dataset(table)
 
 
+def _stream_file(path: Path, columns: ColumnNames | None) -> IterableDataset:
+    from datasets import Features, IterableDataset
+
+    # The first rows tell the columns and their types, and most that can be wrong with a file.
+    first = next(read_chunks(path, lambda names: choose_columns(names, columns, str(path))))
+    return IterableDataset.from_generator(
+        _rows, features=Features.from_arrow_schema(first.schema), gen_kwargs={"path": path, "columns": columns}
+    )
+
+
+def _rows(path: Path, columns: ColumnNames | None) -> Iterator[dict[str, Any]]:
+    for table in read_chunks(path, lambda names: choose_columns(names, columns, str(path))):
+        yield from table.to_pylist()
+
+
 def _from_directory(path: Path, split: str | None, name: str | None) -> Dataset:
     if path.is_file():
         raise InputError(f"{path}: unknown kind of file; it must end in one of {', '.join(SUFFIXES)}.")
@@ -168,13 +252,13 @@ def _from_directory(path: Path, split: str | None, name: str | None) -> Dataset:
     return _one_split(loaded, split, str(path))
 
 
-def _from_hub(source: str, split: str | None, name: str | None) -> Dataset:
+def _from_hub(source: str, split: str | None, name: str | None, streaming: bool = False) -> Any:
     if not _could_be_hub_name(source):
         raise InputError(f"{source}: no such file or folder{_like(Path(source).expanduser())}.")
     from datasets import load_dataset
 
     try:
-        loaded = load_dataset(source, name=name, split=split)
+        loaded = load_dataset(source, name=name, split=split, streaming=streaming)
     except Exception as error:
         # Whatever the hub's client raises (absent, private, offline, unknown split), the user's next step is the same.
         raise InputError(
@@ -184,10 +268,10 @@ def _from_hub(source: str, split: str | None, name: str | None) -> Dataset:
     return _one_split(loaded, None if split else split, source)
 
 
-def _one_split(loaded: object, split: str | None, where: str) -> Dataset:
-    from datasets import Dataset, DatasetDict
+def _one_split(loaded: object, split: str | None, where: str) -> Any:
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-    if isinstance(loaded, DatasetDict):
+    if isinstance(loaded, (DatasetDict, IterableDatasetDict)):
         if split is None and len(loaded) == 1:
             return next(iter(loaded.values()))
         if split is None:
@@ -197,7 +281,7 @@ def _one_split(loaded: object, split: str | None, where: str) -> Dataset:
                 f"{where}: no split {split!r}{nearest(split, loaded)}; it has {', '.join(map(repr, loaded))}."
             )
         return loaded[split]
-    if not isinstance(loaded, Dataset):
+    if not isinstance(loaded, (Dataset, IterableDataset)):
         raise InputError(f"{where}: a {type(loaded).__name__} cannot be used here; a dataset of one split would do.")
     if split is not None and str(loaded.split) != split:
         raise InputError(f"{where}: is a single dataset, without a split {split!r}; leave split out.")
@@ -209,11 +293,14 @@ def _checked(dataset: Dataset, columns: ColumnNames | None, where: str) -> Datas
     chosen = choose_columns(dataset.column_names, columns, where)
     if not len(dataset):
         raise InputError(f"{where}: holds no rows; at least one is needed.")
-    first_row = 1
+    first_row, widths = 1, dict[str, int]()
     for table in dataset.select_columns([c.source for c in chosen]).with_format("arrow").iter(batch_size=16384):
-        check_table(table, chosen, where, first_row)
+        check_table(table, chosen, where, first_row, widths)
         first_row += table.num_rows
-    dataset = dataset.with_format(None).select_columns([c.source for c in chosen])
+    return _renamed(dataset.with_format(None).select_columns([c.source for c in chosen]), chosen)
+
+
+def _renamed(dataset: Any, chosen: Sequence[Column]) -> Any:
     # In two steps, since a name may be taken by a column that is itself renamed.
     dataset = dataset.rename_columns({c.source: f"__{k}" for k, c in enumerate(chosen)})
     return dataset.rename_columns({f"__{k}": c.target for k, c in enumerate(chosen)})

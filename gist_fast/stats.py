@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,3 +89,12 @@ class StatsAverage:
         averages = {name: value.item() / self._batches[name] for name, value in self._sums.items()}
         self._sums, self._batches = {}, Counter()
         return averages
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, on the CPU. Waits."""
+        return {"sums": {name: value.cpu() for name, value in self._sums.items()}, "batches": dict(self._batches)}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from what `state_dict` returned."""
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._batches = Counter(state["batches"])

@@ -2,7 +2,7 @@
 
 Nothing is guessed: a cell of a CSV file is the text that stands there, so ``1e5``, ``NA`` and ``null`` stay texts. Rows
 are checked as they are read, chunk by chunk, because only then can an error name the line; at no time do more than
-`CHUNK_ROWS` rows exist as Python objects.
+`CHUNK_ROWS` rows exist as Python objects. A file is read whole (`read_file`), or a chunk at a time (`read_chunks`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import itertools
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -57,6 +60,15 @@ def read_file(path: Path, choose: Choose) -> pa.Table:
     Raises:
         InputError: naming the file, and the row (the first is 1), line and column where there is one.
     """
+    return pa.concat_tables(read_chunks(path, choose))
+
+
+def read_chunks(path: Path, choose: Choose) -> Iterator[pa.Table]:
+    """The same, a chunk of at most `CHUNK_ROWS` rows at a time, all of one schema; at least one row in all.
+
+    Raises:
+        InputError: as `read_file`, when the wrong row is met.
+    """
     suffix = suffix_of(path)
     if suffix is None:
         raise InputError(f"{path}: unknown kind of file; it must end in one of {', '.join(SUFFIXES)}.")
@@ -66,29 +78,39 @@ def read_file(path: Path, choose: Choose) -> pa.Table:
         raise InputError(f"{path}: is not a file.")
     try:
         if suffix == ".parquet":
-            return _read_parquet(path, choose)
+            yield from _read_parquet(path, choose)
+            return
         with gzip.open(path, "rb") if suffix.endswith(".gz") else path.open("rb") as stream:
             if suffix.startswith(".jsonl"):
-                return _read_jsonl(path, stream, choose)
-            return _read_delimited(path, stream, choose, "\t" if suffix.startswith(".tsv") else ",")
+                yield from _read_jsonl(path, stream, choose)
+            else:
+                yield from _read_delimited(path, stream, choose, "\t" if suffix.startswith(".tsv") else ",")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: not a whole gzip file ({_first_line(error)}); write it again.") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or _first_line(error)}).") from error
 
 
-def check_table(table: pa.Table, columns: Sequence[Column], where: str, first_row: int = 1) -> pa.Table:
+def check_table(
+    table: pa.Table,
+    columns: Sequence[Column],
+    where: str,
+    first_row: int = 1,
+    widths: dict[str, int] | None = None,
+) -> pa.Table:
     """The chosen columns of a table that is already Arrow, checked: for Parquet files and datasets.
 
     Args:
         where: what to call the table in an error.
         first_row: the number of its first row.
+        widths: of the embeddings in the rows before, by column; those that are new are added.
     """
+    widths = {} if widths is None else widths
     arrays: dict[str, Any] = {}
     for column in columns:
         array = table.column(column.source)
         if column.kind == "vector":
-            arrays[column.target] = _checked_vectors(array, column, where)
+            arrays[column.target] = _checked_vectors(array, column, where, first_row, widths)
             continue
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
@@ -119,18 +141,21 @@ def _first_empty(array: pa.ChunkedArray) -> int | None:
     return None
 
 
-def _read_parquet(path: Path, choose: Choose) -> pa.Table:
+def _read_parquet(path: Path, choose: Choose) -> Iterator[pa.Table]:
     import pyarrow.parquet as pq
 
+    first_row, widths = 1, dict[str, int]()
     try:
         with pq.ParquetFile(path) as file:
             columns = choose(_distinct(path, list(file.schema_arrow.names)))
-            table = file.read(columns=[column.source for column in columns])
+            for batch in file.iter_batches(CHUNK_ROWS, columns=[column.source for column in columns]):
+                table = check_table(pa.Table.from_batches([batch]), columns, str(path), first_row, widths)
+                first_row += table.num_rows
+                yield table
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({_first_line(error)}).") from error
-    if not table.num_rows:
+    if first_row == 1:
         raise _empty(path)
-    return check_table(table, columns, str(path))
 
 
 @dataclass
@@ -144,23 +169,33 @@ class _Chunks:
         self.rows = 0
         self.widths: dict[str, int] = {}
         self.values: list[list[Any]] = [[] for _ in self.columns]
-        self.done: list[list[pa.Array]] = [[] for _ in self.columns]
 
     def add(self, values: Sequence[Any], line: int) -> None:
         """Check and keep one row, its values in the order of `columns`."""
         self.rows += 1
         for column, value, kept in zip(self.columns, values, self.values, strict=True):
             kept.append(self._checked(column, value, line))
-        if self.rows % CHUNK_ROWS == 0:
-            self._flush()
 
-    def table(self) -> pa.Table:
+    @property
+    def whole(self) -> bool:
+        """Whether it is time to take the rows."""
+        return len(self.values[0]) >= CHUNK_ROWS
+
+    def take(self) -> pa.Table:
+        """The rows kept since the last time."""
+        arrays = {}
+        for column, kept in zip(self.columns, self.values, strict=True):
+            kind = pa.list_(pa.float32()) if column.kind == "vector" else pa.string()
+            arrays[column.target] = pa.array(kept, type=kind)
+            kept.clear()
+        return pa.table(arrays)
+
+    def rest(self) -> Iterator[pa.Table]:
+        """The last rows, where there are any."""
         if not self.rows:
             raise _empty(self.path)
-        self._flush()
-        return pa.table(
-            {column.target: pa.chunked_array(done) for column, done in zip(self.columns, self.done, strict=True)}
-        )
+        if self.values[0]:
+            yield self.take()
 
     def _checked(self, column: Column, value: Any, line: int) -> Any:
         if column.kind == "vector":
@@ -182,6 +217,8 @@ class _Chunks:
         at = f"{self._at(line)}, column {column.source!r}"
         if not isinstance(value, list) or not value or not all(type(x) in (int, float) for x in value):
             raise InputError(f"{at}: {_shown(value)} is no embedding; a list of numbers would do.")
+        if not all(map(math.isfinite, value)):
+            raise InputError(f"{at}: an embedding with {next(x for x in value if not math.isfinite(x))} in it.")
         width = self.widths.setdefault(column.target, len(value))
         if len(value) != width:
             raise InputError(f"{at}: an embedding of {len(value)} numbers, where the rows before have {width}.")
@@ -190,15 +227,8 @@ class _Chunks:
     def _at(self, line: int) -> str:
         return f"{self.path}: row {self.rows} (line {line})"
 
-    def _flush(self) -> None:
-        for column, kept, done in zip(self.columns, self.values, self.done, strict=True):
-            if kept:
-                kind = pa.list_(pa.float32()) if column.kind == "vector" else pa.string()
-                done.append(pa.array(kept, type=kind))
-                kept.clear()
 
-
-def _read_jsonl(path: Path, stream: Iterable[bytes], choose: Choose) -> pa.Table:
+def _read_jsonl(path: Path, stream: Iterable[bytes], choose: Choose) -> Iterator[pa.Table]:
     chunks, names = None, []
     for number, text in _lines(path, stream):
         if not text.strip():
@@ -226,51 +256,62 @@ def _read_jsonl(path: Path, stream: Iterable[bytes], choose: Choose) -> pa.Table
                 f"{', '.join(map(repr, record)) or 'nothing'}."
             ) from error
         chunks.add(values, number)
+        if chunks.whole:
+            yield chunks.take()
     if chunks is None:
         raise _empty(path)
-    return chunks.table()
+    yield from chunks.rest()
 
 
 _ONE_OBJECT = 'one JSON object a line is needed, as in {"anchor": "...", "positive": "..."}.'
 
 
-def _read_delimited(path: Path, stream: Iterable[bytes], choose: Choose, delimiter: str) -> pa.Table:
-    chunks, names, line = None, [], 1
+def _read_delimited(path: Path, stream: Iterable[bytes], choose: Choose, delimiter: str) -> Iterator[pa.Table]:
+    rows = _cells(path, stream, delimiter)
+    with _long_cells():
+        header = next(rows, None)
+    if header is None:
+        raise _empty(path)
+    names = _distinct(path, header[1])
+    columns = choose(names)
+    for column in columns:
+        if column.kind == "vector":
+            raise InputError(f"{path}: {column.source!r}: embeddings need a .jsonl or .parquet file.")
+    chunks = _Chunks(path, columns)
+    places = [names.index(column.source) for column in columns]
+    while True:
+        with _long_cells():
+            for line, cells in itertools.islice(rows, CHUNK_ROWS):
+                if len(cells) != len(names):
+                    raise InputError(
+                        f"{path}: row {chunks.rows + 1} (line {line}) has {_count(len(cells), 'cell')}, the header "
+                        f"{len(names)}; quote cells that hold the separator."
+                    )
+                chunks.add([cells[place] for place in places], line)
+        if not chunks.whole:
+            yield from chunks.rest()
+            return
+        yield chunks.take()
+
+
+def _cells(path: Path, stream: Iterable[bytes], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not empty, the header among them, each with the line that it starts on."""
     texts = (text for _, text in _lines(path, stream))
     # strict: an unclosed quote would otherwise swallow the rest of the file as one cell.
     reader = csv.reader(texts, delimiter=delimiter, strict=True)
-    with _long_cells():
-        while True:
-            line = reader.line_num + 1
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                raise InputError(
-                    f"{path}: the row that starts on line {line} is not well-formed ({error}); a cell that holds a "
-                    'quote, a line break or the separator stands in double quotes, its own quotes doubled ("").'
-                ) from error
-            if cells is None:
-                break
-            if not cells:
-                continue
-            if chunks is None:
-                names = _distinct(path, cells)
-                chosen = choose(names)
-                for column in chosen:
-                    if column.kind == "vector":
-                        raise InputError(f"{path}: {column.source!r}: embeddings need a .jsonl or .parquet file.")
-                chunks = _Chunks(path, chosen)
-                places = [names.index(column.source) for column in chosen]
-                continue
-            if len(cells) != len(names):
-                raise InputError(
-                    f"{path}: row {chunks.rows + 1} (line {line}) has {_count(len(cells), 'cell')}, the header "
-                    f"{len(names)}; quote cells that hold the separator."
-                )
-            chunks.add([cells[place] for place in places], line)
-    if chunks is None:
-        raise _empty(path)
-    return chunks.table()
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise InputError(
+                f"{path}: the row that starts on line {line} is not well-formed ({error}); a cell that holds a "
+                'quote, a line break or the separator stands in double quotes, its own quotes doubled ("").'
+            ) from error
+        if cells is None:
+            return
+        if cells:
+            yield line, cells
 
 
 @contextlib.contextmanager
@@ -295,15 +336,34 @@ def _lines(path: Path, stream: Iterable[bytes]) -> Iterator[tuple[int, str]]:
             ) from error
 
 
-def _checked_vectors(array: pa.ChunkedArray, column: Column, where: str) -> pa.ChunkedArray:
+def _checked_vectors(
+    array: pa.ChunkedArray, column: Column, where: str, first_row: int, widths: dict[str, int]
+) -> pa.ChunkedArray:
     kind = array.type
     lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
     if not lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
         raise InputError(f"{where}: column {column.source!r} holds {kind}, not embeddings (lists of numbers).")
-    if array.null_count:
-        raise InputError(f"{where}: column {column.source!r} lacks {_count(array.null_count, 'embedding')}.")
-    if not pa.types.is_fixed_size_list(kind) and len(pc.unique(pc.list_value_length(array))) > 1:
-        raise InputError(f"{where}: column {column.source!r} holds embeddings of several widths.")
+
+    def at(row: int) -> str:
+        return f"{where}: row {row}, column {column.source!r}"
+
+    for chunk in array.chunks:
+        if chunk.null_count:
+            raise InputError(f"{at(first_row + pc.index(chunk.is_null(), True).as_py())}: the embedding is missing.")
+        lengths = pc.list_value_length(chunk).to_numpy(zero_copy_only=False)
+        width = widths.setdefault(column.target, int(lengths[0])) if len(lengths) else 0
+        if (lengths != width).any():
+            row = int((lengths != width).argmax())
+            raise InputError(
+                f"{at(first_row + row)}: an embedding of {lengths[row]} numbers, where the rows before have {width}."
+            )
+        numbers = chunk.flatten()
+        finite = np.isfinite(numbers.to_numpy(zero_copy_only=False).astype(np.float32, copy=False))
+        if numbers.null_count or not finite.all():
+            # A null among the numbers is NaN here.
+            row = int(finite.argmin()) // width
+            raise InputError(f"{at(first_row + row)}: an embedding with something in it that is no finite number.")
+        first_row += len(chunk)
     return array
 
 

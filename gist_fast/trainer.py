@@ -7,33 +7,52 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-from torch import nn
+from sentence_transformers.base.losses.gradcache import has_static_embedding_input
+from sentence_transformers.base.sampler import BatchSamplers
+from torch import Tensor, nn
 
+from gist_fast.batches import NoDuplicatesBatchSampler
+from gist_fast.by_column import check_lengths, check_names, columns_by_dataset
+from gist_fast.callbacks import (
+    DeviceCallback,
+    LogSource,
+    ThroughputCallback,
+    gathered_figures,
+    mean_over_processes,
+    rounded,
+    show_on_bar,
+)
 from gist_fast.collator import SUFFIX, GISTDataCollator, GuideTokenizer
 from gist_fast.errors import InputError
+from gist_fast.long_runs import LongRunMixin
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, GuidedLoss
+from gist_fast.losses.guide import students_own
+from gist_fast.losses.micro_batches import default_tokens
+from gist_fast.many_devices import check_batches, check_parallelism, check_settings
+from gist_fast.ranges import OPTIMIZER, WAITING, named
 from gist_fast.training_args import GISTTrainingArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
+    from torch.utils.data import BatchSampler
 
 logger = logging.getLogger(__name__)
 
-LOG_DIGITS = 6
 
-
-class GISTTrainer(SentenceTransformerTrainer):
+class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
     """Trains a student under a guide.
 
     All that ``SentenceTransformerTrainer`` takes and does stays: datasets, samplers, evaluators, callbacks, resuming,
     the best model, the model card. On top of it,
 
-    - without a `loss`, it builds the guided one from its arguments (`GISTTrainingArguments`): gradient-cached where
-      ``mini_batch_size`` or ``mini_batch_num_tokens`` is given;
+    - without a `loss`, it builds the guided one from its arguments (`GISTTrainingArguments`), gradient-cached: any
+      batch size fits, and while memory lasts no text is forwarded twice;
     - the guide reads the *raw* texts with its own tokenizer, prompt and maximum length, or is not run at all where the
       dataset carries its embeddings (`gist_fast.embed_guide`);
     - every log of the training loss carries the share of pairs masked in each block (``masked_ap`` and so on), the
-      mean similarity of the positives and that of the hardest negatives.
+      mean similarity of the positives and that of the hardest negatives, the speed, and what the run takes of the
+      machine (`gist_fast.callbacks`);
+    - a run that is cut off at any moment and resumed ends in the same weights (`gist_fast.long_runs`).
 
     Args:
         guide: the guide of the loss built here. None with a dataset that carries guide embeddings, or to train without
@@ -41,7 +60,8 @@ class GISTTrainer(SentenceTransformerTrainer):
         All others: those of ``SentenceTransformerTrainer``.
 
     Raises:
-        ValueError: both a `loss` and a `guide` were given, or only part of the text columns has guide embeddings.
+        ValueError: both a `loss` and a `guide` were given, only part of the text columns has guide embeddings, or the
+            student is to be distributed in a way that guided losses do not know (`gist_fast.many_devices`).
     """
 
     args: GISTTrainingArguments
@@ -61,11 +81,30 @@ class GISTTrainer(SentenceTransformerTrainer):
     ) -> None:
         if loss is not None and guide is not None:
             raise InputError("guide: a loss was given too, and it brings its own guide; give one of the two.")
+        for name in ("max_length", "guide_prompts", "guide_max_length") if args is not None else ():
+            check_names(name, getattr(args, name, None), columns_by_dataset(train_dataset, eval_dataset))
+        check_lengths("max_length", getattr(args, "max_length", None), getattr(model, "max_seq_length", None))
+        check_lengths("guide_max_length", getattr(args, "guide_max_length", None))
         self._guide = guide
         self._carries_embeddings = _all_carry_embeddings(train_dataset, eval_dataset)
         # The collator is made in the parent's constructor, before `self.loss` exists.
         self._tokenizing_guide = None if self._carries_embeddings else guide or _only_guide(loss)
+        check_settings(args)
         super().__init__(model, args, train_dataset, eval_dataset, loss, *other, **kwargs)
+        losses = [guided for _, guided in _named_guided_losses(self.loss)]
+        if losses:
+            gathers = any(guided.gather_across_devices for guided in losses)
+            check_parallelism(self, gathers, caches=any(hasattr(guided, "uses_gradient_cache") for guided in losses))
+        for source in (ThroughputCallback, DeviceCallback):
+            if not any(isinstance(callback, source) for callback in self.callback_handler.callbacks):
+                self.add_callback(source())
+        if self.accelerator.dataloader_config.dispatch_batches:
+            raise InputError(
+                "accelerator_config.dispatch_batches: a batch that one process hands out cannot be cut into rows, as "
+                "distinct texts are tokenised once for the guide; leave it out, and each process reads its own rows."
+            )
+        # None would mean True for streams.
+        self.accelerator.dataloader_config.dispatch_batches = False
         if self._tokenizing_guide is None and not self._carries_embeddings:
             # A loss that was given as a function of the model exists only now.
             self._tokenizing_guide = _only_guide(self.loss)
@@ -88,13 +127,52 @@ class GISTTrainer(SentenceTransformerTrainer):
             "guided": guided,
             "backend": args.backend,
             "mask_bits": args.mask_bits,
+            "guide_cache": args.guide_cache,
         }
         # With embeddings in the dataset, a guide that was given all the same has nothing to do.
         guide = None if self._carries_embeddings else self._guide
-        if args.mini_batch_size is None and args.mini_batch_num_tokens is None:
-            return GISTEmbedLoss(model, guide, **shared)
-        rows, tokens = args.mini_batch_size or 32, args.mini_batch_num_tokens
-        return CachedGISTEmbedLoss(model, guide, mini_batch_size=rows, mini_batch_num_tokens=tokens, **shared)
+        rows, tokens = args.mini_batch_size, args.mini_batch_num_tokens
+        if rows is None and tokens is None:
+            if has_static_embedding_input(model):
+                return GISTEmbedLoss(model, guide, **shared)
+            tokens = default_tokens(args.device)
+        return CachedGISTEmbedLoss(
+            model,
+            guide,
+            mini_batch_size=rows or 32,
+            mini_batch_num_tokens=tokens,
+            activation_memory=args.activation_memory,  # type: ignore[arg-type]  # the loss checks it
+            **shared,
+        )
+
+    def prepare_loss(self, loss: Any, model: Any) -> Any:
+        """The loss on the right device; a guided one in the type that this trainer's mixed precision computes in."""
+        prepared = super().prepare_loss(loss, model)
+        if isinstance(prepared, nn.Module):
+            for guided in _guided_losses(prepared):
+                guided.compute_dtype = guided.compute_dtype or self.args.half_precision
+        return prepared
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss of a batch, where each dataset may have its own."""
+        self._dataset_name = inputs.get("dataset_name", "")
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Any]], Tensor | None]:
+        """The features of each column: those of sentence-transformers, though no key of ``negative_1`` comes into
+        ``negative`` too; what is there for the guide, only where the loss is a guided one."""
+        features, labels = super().collect_features(inputs)
+        prefixes = [k[: -len("input_ids")] for k in inputs if k.endswith("_input_ids")]
+        if len(prefixes) == len(features):
+            for prefix, column in zip(prefixes, features, strict=True):
+                longer = [p[len(prefix) :] for p in prefixes if p != prefix and p.startswith(prefix)]
+                for key in [k for k in column if any(k.startswith(p) for p in longer)]:
+                    del column[key]
+        # sentence-transformers takes the dataset's name out of the inputs before it asks for the features.
+        loss = self.loss[self._dataset_name] if isinstance(self.loss, dict) else self.loss
+        if not any(_guided_losses(loss)):
+            features = [students_own(f) for f in features]
+        return features, labels
 
     def get_data_collator(  # type: ignore[override]
         self, model: SentenceTransformer, args: GISTTrainingArguments, processing_class: Any = None
@@ -107,14 +185,67 @@ class GISTTrainer(SentenceTransformerTrainer):
     def _tokenize_for_guide(self, collator: GISTDataCollator, args: GISTTrainingArguments) -> None:
         guide = self._tokenizing_guide
         if guide is not None:
-            collator.tokenize_for_guide = GuideTokenizer(guide, args.guide_prompts, args.guide_max_length)
+            collator.tokenize_for_guide = GuideTokenizer(
+                guide, args.guide_prompts, args.guide_max_length, with_keys=args.guide_cache
+            )
+
+    def get_train_dataloader(self) -> Any:
+        """sentence-transformers' dataloader, which must give every rank a batch in every step."""
+        loader = super().get_train_dataloader()
+        check_batches(loader)
+        return loader
+
+    def get_batch_sampler(self, dataset: Dataset, *args: Any, **kwargs: Any) -> BatchSampler | None:  # type: ignore[override]
+        """sentence-transformers' samplers, and for ``no_duplicates`` the fast one of `gist_fast.batches`."""
+        if self.args.batch_sampler == BatchSamplers.NO_DUPLICATES:
+            return NoDuplicatesBatchSampler(dataset, *args, **kwargs)
+        return super().get_batch_sampler(dataset, *args, **kwargs)
+
+    def should_dataset_name_column_be_added(self, dataset: Any, args: Any, loss: Any) -> bool:
+        """Whether the collator needs to know which of several datasets a batch is of."""
+        by_dataset = (args.max_length, args.guide_prompts, args.guide_max_length)
+        return bool(
+            super().should_dataset_name_column_be_added(dataset, args, loss)
+            or (isinstance(dataset, dict) and any(isinstance(setting, dict) for setting in by_dataset))
+        )
+
+    def add_dataset_name_column(self, dataset: Any, dataset_name: str | None = None) -> Any:
+        """As sentence-transformers, but for guide embeddings, which its transform would make Python lists of."""
+        embeddings = not isinstance(dataset, dict) and any(c.endswith(SUFFIX) for c in dataset.column_names or ())
+        in_place = getattr(dataset, "_indices", None) is None and hasattr(dataset, "add_column")
+        if dataset_name and embeddings and in_place and getattr(dataset, "format", {}).get("type") == "numpy":
+            return dataset.add_column("dataset_name", [dataset_name] * len(dataset))
+        return super().add_dataset_name_column(dataset, dataset_name)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the guide did since the last log of the training loss."""
+        """Add what the guide did since the last log of the training loss, the speed, and what the machine says."""
         if "loss" in logs:
-            for prefix, loss in _named_guided_losses(self.loss):
-                logs.update({prefix + k: round(v, LOG_DIGITS) for k, v in loss.statistics.pop().items()})
+            callbacks, processes = self.callback_handler.callbacks, self.args.world_size
+            done = {
+                prefix + name: value
+                for prefix, loss in _named_guided_losses(self.loss)
+                for name, value in loss.statistics.pop().items()
+            }
+            logs.update(rounded(mean_over_processes(done, processes)))
+            logs.update(gathered_figures(callbacks, processes))
+            show_on_bar(callbacks, logs)
         super().log(logs, start_time)
+
+    @named(WAITING)
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's: the batches of one step."""
+        return super().get_batch_samples(*args, **kwargs)
+
+    @named(OPTIMIZER)
+    def _clip_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        return super()._clip_grad_norm(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """The parent's step, once the callbacks have counted the batch."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, LogSource):
+                callback.count(inputs)
+        return super().training_step(model, inputs, *args, **kwargs)
 
 
 def _guided_losses(loss: nn.Module) -> Iterator[GuidedLoss]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 
@@ -20,7 +21,9 @@ class GISTTrainingArguments(SentenceTransformerTrainingArguments):
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012 - transformers' own name and form
         *SentenceTransformerTrainingArguments._VALID_DICT_FIELDS,
+        "max_length",
         "guide_prompts",
+        "guide_max_length",
     ]
 
     logging_steps: float = field(
@@ -71,17 +74,29 @@ class GISTTrainingArguments(SentenceTransformerTrainingArguments):
         metadata={"help": "Whether masks are kept for the backward pass ('keep'), decided again ('recompute'), or by "
                           "size ('auto')."},
     )  # fmt: skip
-    guide_prompts: dict[str, str] | str | None = field(
+    max_length: int | dict[str, int | dict[str, int]] | None = field(
         default=None,
-        metadata={"help": "Prompts that the guide reads before the texts: one string, or a mapping of column names. "
-                          "None: the guide's own 'query' prompt for the first column and 'document' prompt for the "
-                          "others, where it has them, else its default prompt."},
+        metadata={"help": "Tokens of a text that the student reads in training: one number, or by column, by dataset, "
+                          "or by dataset and column. None: the student's own maximum."},
     )  # fmt: skip
-    guide_max_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a text that the guide reads. None: the guide's own maximum."}
-    )
+    guide_prompts: dict[str, str | dict[str, str]] | str | None = field(
+        default=None,
+        metadata={"help": "Prompts that the guide reads before the texts: one string, or by column, by dataset, or by "
+                          "dataset and column. None: the guide's own 'query' prompt for the first column and "
+                          "'document' prompt for the others, where it has them, else its default prompt."},
+    )  # fmt: skip
+    guide_max_length: int | dict[str, int | dict[str, int]] | None = field(
+        default=None,
+        metadata={"help": "Tokens of a text that the guide reads: one number, or by column, by dataset, or by dataset "
+                          "and column. None: the guide's own maximum."},
+    )  # fmt: skip
     resume_with_changes: bool = field(
         default=False,
         metadata={"help": "Whether a run may be resumed with other data, batches, seed, loss or guide than it was "
                           "started with, which is neither the one run nor the other."},
     )  # fmt: skip
+
+    @property
+    def half_precision(self) -> torch.dtype | None:
+        """The type that the models compute in under mixed precision; None without."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else None

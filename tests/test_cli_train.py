@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -328,3 +329,273 @@ class TestCtrlC:
         assert result.code == 130
         assert "interrupted before the first step" in result.err
         assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Each batch that is collated: the rows that went in and what came out."""
+    from gist_fast.collator import GISTDataCollator
+
+    batches, collate = [], GISTDataCollator.__call__
+
+    def spy(self, features):
+        batch = collate(self, features)
+        batches.append((features, batch))
+        return batch
+
+    monkeypatch.setattr(GISTDataCollator, "__call__", spy)
+    return batches
+
+
+def change(config: Path, **sections: object) -> None:
+    """Set keys of a configuration: ``data={...}`` replaces the section, ``training={...}`` adds to it."""
+    tree = yaml.safe_load(config.read_text())
+    for name, value in sections.items():
+        tree[name] = tree.get(name, {}) | value if name == "training" else value
+    config.write_text(yaml.safe_dump(tree, sort_keys=False))
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def words(model: SentenceTransformer, tokens: dict) -> list[str]:
+    return [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens["input_ids"]]
+
+
+class TestSeveralDatasets:
+    @pytest.fixture
+    def two(self, config, pairs, tmp_path):
+        """Questions of 40 rows, and titles of 24 with a negative."""
+        rows = list(pairs)
+        write_rows(tmp_path / "questions.jsonl", rows[:40])
+        write_rows(
+            tmp_path / "titles.jsonl",
+            [
+                {"title": r["anchor"], "text": r["positive"], "negative": rows[k]["positive"]}
+                for k, r in enumerate(rows[40:])
+            ],
+        )
+        titles = {"path": "titles.jsonl", "columns": {"anchor": "title", "positive": "text"}}
+        change(config, data={"train": {"questions": "questions.jsonl", "titles": titles}})
+        return config
+
+    @pytest.mark.parametrize(("mixing", "counts"), [("round_robin", (3, 3)), ("proportional", (5, 3))])
+    def test_one_dataset_a_batch(self, run, two, seen, mixing, counts):
+        change(
+            two,
+            training={
+                "multi_dataset_batch_sampler": mixing,
+                "batch_sampler": "no_duplicates",
+                "per_device_train_batch_size": 8,
+            },
+        )
+        result = run(two, "--json")
+        assert result.code == 0, result.err
+        # A dataset of other columns in the batch would be an error in the collator; this one just has one more.
+        kinds = [{"negative" in row for row in features} for features, _ in seen]
+        assert all(len(kind) == 1 for kind in kinds)
+        assert (kinds.count({False}), kinds.count({True})) == counts
+        assert json.loads(result.out)["steps"] == sum(counts)
+        assert json.loads(result.out)["rows"] == 64
+        if mixing == "round_robin":
+            assert kinds == [{False}, {True}] * 3
+
+    def test_prompts_and_lengths_by_dataset_and_column(self, run, two, seen, tiny_student, tiny_guide):
+        change(
+            two,
+            student={
+                "path": str(tiny_student),
+                "prompts": {"questions": {"anchor": "which planet "}, "titles": "water "},
+            },
+            guide={"path": str(tiny_guide), "prompts": {"titles": {"positive": "pressure "}}},
+            training={"max_length": {"questions": {"positive": 7}, "titles": 9}, "guide_max_length": {"anchor": 6}},
+        )
+        result = run(two, "--max_steps", "5")
+        assert result.code == 0, result.err
+        student, guide = (SentenceTransformer(str(path), device="cpu") for path in (tiny_student, tiny_guide))
+        checked = set()
+        for features, batch in seen:
+            name = features[0]["dataset_name"]
+            checked.add(name)
+            anchors, positives = ({"input_ids": batch[f"{c}_input_ids"]} for c in ("anchor", "positive"))
+            if name == "questions":
+                assert all(text.startswith("which planet ") for text in words(student, anchors))
+                assert positives["input_ids"].shape[1] == 7
+                assert anchors["input_ids"].shape[1] > 9
+            else:
+                for column in (anchors, positives, {"input_ids": batch["negative_input_ids"]}):
+                    assert all(text.startswith("water") for text in words(student, column))
+                    assert column["input_ids"].shape[1] == 9
+            # The guide reads the raw texts: none of the student's prompts, and its own only where it is given.
+            tokens = {key: value for key, value in batch.items() if key.endswith("_guide")}
+            assert tokens
+            for key, value in tokens.items():
+                heard = words(guide, value)
+                own = name == "titles" and key == "positive_guide"
+                assert not any(text.startswith(("w h i c h p l a n e t w", "water w")) for text in heard)
+                assert all(text.startswith("pressure ") == own for text in heard)
+            # Columns of one prompt and length share their tokens; the anchors are cut at six, [CLS] and [SEP] included.
+            assert batch["anchor_guide"]["input_ids"].shape[1] == 6
+            assert "positive_guide" in tokens
+            assert batch["positive_guide"]["input_ids"].shape[1] > 6
+        assert checked == {"questions", "titles"}
+
+    def test_an_evaluation_loss_for_each(self, run, two):
+        tree = yaml.safe_load(two.read_text())
+        change(two, data=tree["data"] | {"eval": {"near": "questions.jsonl", "far": "titles.jsonl"}})
+        refused(run(two, "--dry-run"), "titles.jsonl: no column 'anchor'")
+        change(two, data=tree["data"] | {"eval": {"near": "questions.jsonl", "far": "pairs.jsonl"}})
+        change(two, training={"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2})
+        result = run(two, "--max_steps", "2")
+        assert result.code == 0, result.err
+        state = json.loads((two.parent / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+        logged = {key for entry in state["log_history"] for key in entry}
+        assert {"eval_near_loss", "eval_far_loss"} <= logged
+
+    def test_the_plan_names_both(self, run, two):
+        result = run(two, "--dry-run", "--json")
+        assert result.code == 0, result.err
+        told = json.loads(result.out)
+        assert "questions: " in told["train"]
+        assert "questions.jsonl: 40 rows of anchor, positive; titles: " in told["train"]
+        assert told["steps"] == 3 + 2
+
+    @pytest.mark.parametrize(
+        ("training", "says"),
+        [
+            ({"max_length": {"anchr": 5}}, "training.max_length: 'anchr' is no column or dataset of the data (did you"),
+            ({"max_length": {"titles": {"anchr": 5}}}, "training.max_length.titles: 'anchr' is no column of the data"),
+            (
+                {"prompts": {"title": {"anchor": "x"}}},
+                "training.prompts: 'title' is no dataset of the data (did you mean",
+            ),
+            ({"guide_prompts": {"questions": {"negative": "x"}}}, "training.guide_prompts.questions: 'negative' is no"),
+        ],
+    )
+    def test_a_setting_for_what_does_not_exist(self, run, two, training, says):
+        change(two, training=training)
+        refused(run(two, "--dry-run"), says)
+
+    def test_streams_are_not_mixed(self, run, two):
+        refused(
+            run(two, "--dry-run", "--data.train.titles.streaming", "--max_steps", "2"),
+            "data.train.titles.streaming: one of several datasets cannot be streamed",
+        )
+
+
+class TestStreaming:
+    def test_a_stream_trains_as_the_file_would_in_its_order(self, run, config, seen, pairs):
+        change(config, data={"train": {"path": "pairs.jsonl", "streaming": True}})
+        result = run(config, "--max_steps", "6", "--json")
+        assert result.code == 0, result.err
+        # One batch is fetched ahead.
+        read = [row["anchor"] for features, _ in seen[:6] for row in features]
+        assert read == [*pairs["anchor"], *pairs["anchor"][:32]]
+        summary = json.loads(result.out)
+        assert (summary["steps"], summary["rows"]) == (6, None)
+        assert all(0 < share < 1 for share in summary["masked"].values())
+
+    def test_shuffled(self, run, config, seen, pairs):
+        change(config, data={"train": {"path": "pairs.jsonl", "streaming": True, "shuffle_buffer": 64}})
+        assert run(config, "--max_steps", "8").code == 0
+        read = [[row["anchor"] for features, _ in seen[k : k + 4] for row in features] for k in (0, 4)]
+        # Each is drawn among 64 rows that are held.
+        assert set(read[0]) | set(read[1]) <= set(pairs["anchor"])
+        assert read[0][:16] != pairs["anchor"][:16]
+        assert read[0] != read[1]
+        first = [[row["anchor"] for row in features] for features, _ in seen[:8]]
+        seen.clear()
+        assert run(config, "--max_steps", "8", "--overwrite").code == 0
+        assert [[row["anchor"] for row in features] for features, _ in seen[:8]] == first
+
+    def test_resumed_where_it_was(self, run, config, seen):
+        change(config, data={"train": {"path": "pairs.jsonl", "streaming": True}}, training={"save_steps": 5})
+        run(config, "--max_steps", "7", "--lr_scheduler_type", "constant", "--save_strategy", "steps")
+        whole = [[row["anchor"] for row in features] for features, _ in seen]
+        for later in checkpoints(config.parent / "out")[1:]:
+            shutil.rmtree(later)
+        assert [path.name for path in checkpoints(config.parent / "out")] == ["checkpoint-5"]
+        final = weights(config.parent / "out" / "final")
+        seen.clear()
+        result = run(config, "--max_steps", "7", "--lr_scheduler_type", "constant", "--resume")
+        assert result.code == 0, result.err
+        # The second time through the file: the five batches before are read and skipped.
+        assert [[row["anchor"] for row in features] for features, _ in seen][:7] == whole[:7]
+        assert whole[5] == whole[1]
+        assert not moved(final, weights(config.parent / "out" / "final"))
+
+    def test_the_wrong_row_is_named_and_the_last_checkpoint_stays(self, run, config, tmp_path, pairs):
+        rows = list(pairs)
+        rows[47]["positive"] = 5
+        write_rows(tmp_path / "pairs.jsonl", rows)
+        change(config, data={"train": {"path": "pairs.jsonl", "streaming": True}}, training={"save_steps": 1})
+        import gist_fast.text_files
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gist_fast.text_files, "CHUNK_ROWS", 8)
+            result = run(config, "--max_steps", "4", "--save_strategy", "steps")
+        refused(result, "pairs.jsonl: row 48 (line 48), column 'positive': is 5; a text is needed there")
+        kept = checkpoints(tmp_path / "out")
+        # The wrong batch is the third, and is fetched before the second is trained on.
+        assert [path.name for path in kept] == ["checkpoint-1"]
+        weights(kept[-1])
+        assert not (tmp_path / "out" / "final").exists()
+
+    @pytest.mark.parametrize(
+        ("data", "overrides", "says"),
+        [
+            ({"path": "pairs.jsonl", "streaming": True}, (), "so training.max_steps must say when to stop"),
+            (
+                {"path": "pairs.jsonl", "streaming": True},
+                ("--max_steps", "3", "--batch_sampler", "no_duplicates"),
+                "training.batch_sampler: no_duplicates chooses among all rows",
+            ),
+            (
+                {"path": "pairs.jsonl", "shuffle_buffer": 9},
+                (),
+                "line 4: data.train.shuffle_buffer is for streaming: true",
+            ),
+            ({"path": "pairs.jsonl", "streaming": True, "shuffle_buffer": 0}, (), "shuffle_buffer must be at least 1"),
+            ({"path": ".", "streaming": True}, ("--max_steps", "3"), "a saved directory is mapped into memory"),
+        ],
+    )
+    def test_refused(self, run, config, data, overrides, says):
+        change(config, data={"train": data})
+        refused(run(config, "--dry-run", *overrides), says)
+        assert not (config.parent / "out").exists()
+
+
+class TestSeveralNegatives:
+    def rows(self, pairs) -> list[dict]:
+        names = ("negative", "negative_1", "negative_2")
+        texts = pairs["positive"]
+        return [
+            row | {name: texts[(k + 7 * (n + 1)) % len(texts)] for n, name in enumerate(names)}
+            for k, row in enumerate(pairs)
+        ]
+
+    def test_three_columns_reach_the_loss_in_order(self, run, config, seen, pairs, tmp_path):
+        write_rows(tmp_path / "pairs.jsonl", [dict(reversed(row.items())) for row in self.rows(pairs)])
+        result = run(config, "--json", "--batch_sampler", "no_duplicates", "--per_device_train_batch_size", "6")
+        assert result.code == 0, result.err
+        masked = json.loads(result.out)["masked"]
+        assert set(masked) == {"masked_ap", "masked_aa", "masked_pp", "masked_an_0", "masked_an_1", "masked_an_2"} or (
+            sum(name.startswith("masked_an") for name in masked) == 3
+        )
+        for features, batch in seen:
+            columns = [key.removesuffix("_input_ids") for key in batch if key.endswith("_input_ids")]
+            assert columns == ["anchor", "positive", "negative", "negative_1", "negative_2"]
+            texts = [text for row in features for text in row.values()]
+            assert len(texts) == len(set(texts))
+
+    @pytest.mark.parametrize("missing", [{"negative_1": None}, {}])
+    def test_a_row_without_one(self, run, config, pairs, tmp_path, missing):
+        rows = self.rows(pairs)
+        del rows[16]["negative_1"]
+        rows[16] |= missing
+        write_rows(tmp_path / "pairs.jsonl", rows)
+        says = "column 'negative_1': is None" if missing else "has no 'negative_1', as the first row has"
+        refused(run(config, "--dry-run"), says)
+        assert "row 17 (line 17)" in run(config, "--dry-run").err

@@ -318,3 +318,67 @@ def test_every_number_that_python_writes_is_read_as_that_number(number):
 def test_a_configuration_is_relative_to_its_own_folder(write, tmp_path):
     relative = os.path.relpath(write(), Path.cwd())
     assert load_config(relative).data.train.path == str(tmp_path / "pairs.jsonl")
+
+
+class TestSeveralSources:
+    TWO = MINIMAL.replace("train: pairs.jsonl", "train:\n    nq: nq.jsonl\n    hub: {path: me/titles, split: train}")
+
+    def test_by_name_in_their_order(self, write, tmp_path):
+        config = load_config(write(self.TWO))
+        assert config.data.train == {
+            "nq": SourceConfig(path=str(tmp_path / "nq.jsonl")),
+            "hub": SourceConfig(path="me/titles", split="train"),
+        }
+        assert list(config.data.train) == ["nq", "hub"]
+
+    def test_one_that_is_written_out_is_still_one(self, write, tmp_path):
+        text = MINIMAL.replace("pairs.jsonl", "{path: pairs.jsonl, streaming: true, shuffle_buffer: 100}")
+        train = load_config(write(text)).data.train
+        assert train == SourceConfig(path=str(tmp_path / "pairs.jsonl"), streaming=True, shuffle_buffer=100)
+
+    def test_from_the_command_line(self, write, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        overrides = [
+            "--data.train.nq.columns",
+            "{anchor: q}",
+            "--data.train.more",
+            "./x.csv",
+            "--data.train.hub.streaming",
+        ]
+        train = load_config(write(self.TWO), overrides).data.train
+        assert train["nq"] == SourceConfig(path=str(tmp_path / "nq.jsonl"), columns={"anchor": "q"})
+        assert train["more"] == SourceConfig(path=str(tmp_path / "x.csv"))
+        assert train["hub"].streaming
+
+    def test_prompts_of_each(self, write):
+        prompts = "{nq: {anchor: 'q: '}, hub: 't: '}"
+        text = self.TWO.replace("models/student", f"{{path: models/student, prompts: {prompts}}}")
+        text = text.replace(
+            "runs/one", "runs/one\n  max_length: {nq: {anchor: 32}, hub: 64}\n  guide_max_length: {anchor: 9}"
+        )
+        arguments = load_config(write(text)).arguments
+        assert arguments["prompts"] == {"nq": {"anchor": "q: "}, "hub": "t: "}
+        assert arguments["max_length"] == {"nq": {"anchor": 32}, "hub": 64}
+        assert arguments["guide_max_length"] == {"anchor": 9}
+
+    @pytest.mark.parametrize(
+        ("old", "new", "says"),
+        [
+            ("nq: nq.jsonl", "pth: nq.jsonl", "line 5: unknown key 'pth' in data.train (did you mean 'path'?)"),
+            ("nq: nq.jsonl", "path: nq.jsonl", "line 6: unknown key 'hub' in data.train; known: path, split, name"),
+            ("nq: nq.jsonl", "nq:", "line 5: data.train.nq takes a text; got null"),
+            ("split: train", "splt: train", "line 6: unknown key 'splt' in data.train.hub (did you mean 'split'?)"),
+            ("split: train", "streaming: yes", "data.train.hub.streaming takes true or false; got 'yes' (write true)"),
+            ("split: train", "shuffle_buffer: 5", "line 6: data.train.hub.shuffle_buffer is for streaming: true"),
+            ("runs/one", "runs\n  max_length: {nq: soon}", "training.max_length takes a whole number, a mapping"),
+            ("runs/one", "runs\nloss: {max_length: 3}", "unknown key 'max_length' in loss (it belongs in training)"),
+        ],
+    )
+    def test_what_is_wrong(self, write, old, new, says):
+        assert old in self.TWO
+        assert says in message(write(self.TWO.replace(old, new, 1)))
+
+    def test_no_stream_where_all_texts_are_needed(self, write):
+        text = MINIMAL + "evaluation: {pairs: {path: a.csv, streaming: true}}\n"
+        assert "evaluation.pairs.streaming: its texts are needed all at once" in message(write(text))
+        assert "data.train is empty" in message(write(MINIMAL.replace("pairs.jsonl", "{}")))

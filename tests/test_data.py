@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gist_fast import text_files
-from gist_fast.data import choose_columns, guide_columns, load_texts, text_columns
+from gist_fast.data import checked_stream, choose_columns, guide_columns, load_texts, stream_texts, text_columns
 from gist_fast.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
@@ -278,3 +278,122 @@ def test_wrong_columns_of_a_parquet_file(tmp_path):
     vectors = {"anchor": ["a"], "positive": ["b"], "positive_guide_embedding": ["not numbers"]}
     pq.write_table(pa.table(vectors), tmp_path / "v.parquet")
     assert "column 'positive_guide_embedding' holds string, not embeddings" in message(tmp_path / "v.parquet")
+
+
+@pytest.mark.parametrize(
+    ("vector", "says"),
+    [
+        (None, "row 17, column 'anchor_guide_embedding': the embedding is missing"),
+        ([1.0], "row 17, column 'anchor_guide_embedding': an embedding of 1 numbers, where the rows before have 2"),
+        ([1.0, None], "row 17, column 'anchor_guide_embedding': an embedding with something in it that is no finite"),
+        ([float("inf"), 0.0], "row 17, column 'anchor_guide_embedding': an embedding with something in it that is no"),
+    ],
+)
+def test_a_wrong_embedding_in_arrow_is_placed(tmp_path, monkeypatch, vector, says):
+    vectors = [[float(k), 0.5] for k in range(40)]
+    vectors[16] = vector
+    columns = {"anchor": [f"a{k}" for k in range(40)], "positive": ["p"] * 40, "anchor_guide_embedding": vectors}
+    pq.write_table(pa.table(columns), tmp_path / "v.parquet")
+    Dataset.from_dict(columns).save_to_disk(tmp_path / "saved")
+    for chunk in (1000, 16, 7):
+        monkeypatch.setattr(text_files, "CHUNK_ROWS", chunk)
+        assert says in message(tmp_path / "v.parquet")
+    assert says in message(tmp_path / "saved")
+
+
+class TestStreams:
+    ROWS = [  # noqa: RUF012
+        {"anchor": f"a {k}", "positive": f"p {k}", "negative": f"n {k}", "negative_1": f"m {k}"} for k in range(50)
+    ]
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_the_same_as_reading_the_file(self, tmp_path, monkeypatch, suffix):
+        monkeypatch.setattr(text_files, "CHUNK_ROWS", 16)
+        path = write(tmp_path / f"x{suffix}", [dict(reversed(row.items())) | {"other": "x"} for row in self.ROWS])
+        stream = stream_texts(path)
+        assert list(stream.features) == stream.column_names == ["anchor", "positive", "negative", "negative_1"]
+        assert list(stream) == load_texts(path).to_list() == self.ROWS
+        assert list(stream) == self.ROWS
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_a_wrong_row_is_an_error_when_it_is_met(self, tmp_path, monkeypatch, suffix):
+        monkeypatch.setattr(text_files, "CHUNK_ROWS", 5)
+        rows = [dict(row) for row in self.ROWS]
+        rows[16]["positive"] = None if suffix == ".parquet" else ""
+        path = write(tmp_path / f"x{suffix}", rows)
+        before = path.read_bytes()
+        met = []
+        with pytest.raises(
+            InputError, match=r"x\.\S+: row 17( \(line \d+\))?, column 'positive': is (empty|None); a text"
+        ):
+            met.extend(row["anchor"] for row in map(dict, stream_texts(path)))
+        # The last good ones came before it, but for those of its chunk.
+        assert met == [f"a {k}" for k in range(15)]
+        assert path.read_bytes() == before
+
+    def test_half_a_file(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(text_files, "CHUNK_ROWS", 5)
+        path = write(tmp_path / "x.jsonl.gz", [row | {"anchor": f"{hash(str(row))}"} for row in self.ROWS])
+        path.write_bytes(path.read_bytes()[:-200])
+        with pytest.raises(InputError, match=r"x\.jsonl\.gz: not a whole gzip file"):
+            list(stream_texts(path))
+
+    def test_what_is_wrong_from_the_start_is_said_at_the_start(self, tmp_path):
+        path = write(tmp_path / "x.jsonl", [{"anchor": "a", "positve": "b"}])
+        with pytest.raises(InputError, match=r"no column 'positive' \(did you mean 'positve'\?\)"):
+            stream_texts(path)
+        (tmp_path / "y.csv").write_text("anchor,positive\n")
+        with pytest.raises(InputError, match="holds no rows"):
+            stream_texts(tmp_path / "y.csv")
+        with pytest.raises(InputError, match="a file has no split"):
+            stream_texts(path, split="train")
+        (tmp_path / "z.txt").write_text("a")
+        with pytest.raises(InputError, match="unknown kind of file"):
+            stream_texts(tmp_path / "z.txt")
+
+    def test_the_size_of_cells_is_left_as_it_was(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(text_files, "CHUNK_ROWS", 5)
+        limit = csv.field_size_limit()
+        for _ in stream_texts(write(tmp_path / "x.csv", [row | {"anchor": "a" * 200_000} for row in self.ROWS[:12]])):
+            assert csv.field_size_limit() == limit
+
+    def test_a_dataset_of_the_hub(self, tmp_path, monkeypatch):
+        rows = [{"q": f"a {k}", "anchor": f"p {k}", "q_guide_embedding": [k, 0.5], "x": 1} for k in range(600)]
+        asked = []
+
+        def load_dataset(source, **options):
+            asked.append((source, options))
+            return {"train": Dataset.from_list(rows).to_iterable_dataset(num_shards=3)}[options["split"]]
+
+        monkeypatch.setattr("datasets.load_dataset", load_dataset)
+        stream = stream_texts("me/pairs", split="train", columns={"anchor": "q", "positive": "anchor"})
+        assert asked == [("me/pairs", {"name": None, "split": "train", "streaming": True})]
+        assert list(stream.features) == ["anchor", "positive", "anchor_guide_embedding"]
+        expected = [
+            {"anchor": r["q"], "positive": r["anchor"], "anchor_guide_embedding": r["q_guide_embedding"]} for r in rows
+        ]
+        assert list(stream) == expected
+        rows[516]["anchor"] = None
+        with pytest.raises(InputError, match=r"me/pairs\[train\]: row 517, column 'anchor': is None"):
+            list(stream_texts("me/pairs", split="train", columns={"anchor": "q", "positive": "anchor"}))
+
+    def test_columns_that_are_no_texts(self):
+        stream = Dataset.from_dict({"anchor": ["a"], "positive": [3]}).to_iterable_dataset()
+        with pytest.raises(InputError, match="where: column 'positive' holds int64, not text"):
+            checked_stream(stream, None, "where")
+
+
+def test_a_dataset_with_guide_embeddings_streams_without_its_format(tmp_path, pairs, student, guide):
+    from gist_fast import embed_guide
+    from gist_fast.collator import GISTDataCollator
+
+    dataset = embed_guide(pairs, guide, cache_dir=tmp_path, show_progress_bar=False)
+    # A format of some columns has no counterpart in a stream, says `datasets`, and what would do.
+    with pytest.raises(NotImplementedError, match=r"with_format\(None\)"):
+        dataset.to_iterable_dataset()
+    stream = dataset.with_format(None).to_iterable_dataset()
+    collator = GISTDataCollator(preprocess_fn=student.preprocess)
+    one, other = collator(list(stream.take(20))), collator([dataset[k] for k in range(20)])
+    for column in ("anchor_guide_embedding", "positive_guide_embedding"):
+        assert one[column].shape == (20, 48)
+        assert (one[column] == other[column].float()).all()

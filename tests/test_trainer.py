@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
+from gist_fast.losses.micro_batches import default_tokens
 
 
 def arguments(tmp_path, cls=GISTTrainingArguments, **kwargs):
@@ -141,11 +142,28 @@ def test_the_loss_is_built_from_the_arguments(cached, student, guide, pairs, tmp
     options |= {"contrast_positives": False, "backend": "reference", "mask_bits": "recompute"}
     sizes = {"mini_batch_size": 6} if cached else {}
     trainer = GISTTrainer(student, arguments(tmp_path, **options, **sizes), pairs, guide=guide)
-    assert type(trainer.loss) is (CachedGISTEmbedLoss if cached else GISTEmbedLoss)
+    assert type(trainer.loss) is CachedGISTEmbedLoss
+    assert (trainer.loss.mini_batch_num_tokens, trainer.loss.activation_memory.limit) == (
+        None if cached else default_tokens(torch.device("cpu")),
+        "auto",
+    )
     for name, value in {**options, **sizes}.items():
         assert getattr(trainer.loss, name) == value
     assert trainer.loss.guide is guide
     assert trainer.loss.guided
+
+
+def test_a_static_student_cannot_be_cut_and_need_not_be(guide, pairs, tmp_path):
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    torch.manual_seed(0)
+    student = SentenceTransformer(modules=[StaticEmbedding(guide.tokenizer, embedding_dim=16)], device="cpu")
+    before = weights(student)
+    embedded = embed_guide(pairs, guide, cache_dir=tmp_path / "cache", show_progress_bar=False)
+    trainer = GISTTrainer(student, arguments(tmp_path, max_steps=1), embedded)
+    assert type(trainer.loss) is GISTEmbedLoss
+    trainer.train()
+    assert not same(before, weights(student))
 
 
 def test_without_a_guide_it_says_so(student, pairs, tmp_path, caplog):

@@ -7,6 +7,7 @@ code  meaning
 1     something failed that the user did not type: one line, and how to get the traceback
 2     wrong usage or input: one line that says what came and what would do
 130   Ctrl-C
+143   SIGTERM (while training: a checkpoint is saved first)
 ====  ==================================================================================================
 """
 
@@ -23,7 +24,7 @@ from typing import Annotated, Any
 import typer
 
 import gist_fast
-from gist_fast.cli import demo, doctor, evaluate, inspect, kernels, train
+from gist_fast.cli import bench, demo, doctor, embed_guide, evaluate, inspect, kernels, train
 from gist_fast.cli.output import note
 from gist_fast.errors import WrongInput
 
@@ -31,10 +32,12 @@ app = typer.Typer(name="gist-fast", add_completion=False, pretty_exceptions_enab
 
 # To add a command: a file beside this one with a function, and a line here.
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
+app.command("embed-guide")(embed_guide.embed_guide)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.command("kernels")(kernels.kernels)
+app.add_typer(bench.app, name="bench")
 app.command("demo")(demo.demo)
 
 INTERRUPTED = 130

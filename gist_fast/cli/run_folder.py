@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 from pathlib import Path
 
+from gist_fast.checkpoints import checkpoint_folders, fault, last_whole, leftovers, whole_checkpoints
 from gist_fast.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -15,14 +15,13 @@ logger = logging.getLogger(__name__)
 FINAL = "final"
 PART = ".part"
 """Added to a folder's name while it is written."""
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+PREVIOUS = ".previous"
+"""Added to a folder's name while it is replaced."""
 _WRITTEN_BESIDES = ("eval", "runs")
 """What a run leaves besides its models: the evaluators' tables and TensorBoard's events."""
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first. One that was cut off while it was written is none."""
-    return [path for path in _checkpoint_folders(folder) if (path / "trainer_state.json").is_file()]
+checkpoints = whole_checkpoints
 
 
 def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | None:
@@ -38,14 +37,16 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | Non
         raise InputError("--resume and --overwrite exclude each other; keep one.")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; training.output_dir must be a folder, or not exist yet.")
-    whole = checkpoints(folder)
     if resume:
-        if not whole:
-            raise InputError(f"{folder}: holds no checkpoint to resume from; leave out --resume to start a run there.")
-        broken = [path.name for path in _checkpoint_folders(folder) if path not in whole]
+        try:
+            last = last_whole(folder)
+        except InputError as error:
+            raise InputError(f"{str(error).removesuffix('.')}; leave out --resume to start a run there.") from None
+        broken = [f"{path.name} ({said})" for path in checkpoint_folders(folder) if (said := fault(path))]
+        broken += [path.name for path in leftovers(folder)]
         if broken:
             logger.warning("%s: not whole, and passed over: %s", folder, ", ".join(broken))
-        return whole[-1]
+        return last
     held = [path.name for path in _models(folder)]
     if held and not overwrite:
         raise InputError(
@@ -57,23 +58,22 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | Non
 
 def clear_folder(folder: Path) -> list[str]:
     """Delete what an earlier run wrote to `folder`, and nothing else; return the names of what is gone."""
-    parts = [*_models(folder), *(folder / name for name in _WRITTEN_BESIDES), folder / f"{FINAL}{PART}"]
+    parts = [*_models(folder), *(folder / name for name in _WRITTEN_BESIDES), *leftovers(folder)]
+    parts += [folder / f"{FINAL}{PART}", folder / f"{FINAL}{PREVIOUS}"]
     gone = [path for path in parts if path.is_dir()]
     for path in gone:
         shutil.rmtree(path)
     return [path.name for path in gone]
 
 
-def final_part(folder: Path) -> Path:
-    """Where to write the final model, empty; `replace_folder` then puts it in its place."""
-    part = folder / f"{FINAL}{PART}"
+def clear_part(part: Path) -> None:
+    """Remove what a process that died left where the final model is written; `replace_folder` then puts it in place."""
     shutil.rmtree(part, ignore_errors=True)
-    return part
 
 
 def replace_folder(new: Path, old: Path) -> None:
     """Put `new` in the place of `old`, so that at every moment one of the two is whole under a findable name."""
-    previous = old.with_name(old.name + ".previous")
+    previous = old.with_name(old.name + PREVIOUS)
     shutil.rmtree(previous, ignore_errors=True)
     if old.exists():
         os.replace(old, previous)
@@ -82,15 +82,8 @@ def replace_folder(new: Path, old: Path) -> None:
 
 
 def _models(folder: Path) -> list[Path]:
-    found = _checkpoint_folders(folder)
+    found = checkpoint_folders(folder)
     return found + ([folder / FINAL] if (folder / FINAL).exists() else [])
-
-
-def _checkpoint_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    numbered = [(int(match[1]), path) for path in folder.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))]
-    return [path for _, path in sorted(numbered)]
 
 
 def _listed(names: list[str]) -> str:

@@ -11,10 +11,10 @@ import typer
 from gist_fast.cli.output import Json, note, only_results_on_stdout, print_json, print_table
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from sentence_transformers.base.evaluation import BaseEvaluator
 
-    from gist_fast.config import ModelConfig, SourceConfig, TrainConfig
+    from gist_fast.config import ModelConfig, TrainConfig
+    from gist_fast.sources import Loaded
     from gist_fast.trainer import GISTTrainer
     from gist_fast.training_args import GISTTrainingArguments
 
@@ -28,8 +28,8 @@ class _Plan:
     config: TrainConfig
     arguments: GISTTrainingArguments
     checkpoint: Path | None
-    train: Dataset
-    eval: Dataset | None
+    train: Loaded
+    eval: Loaded | None
     evaluator: BaseEvaluator | None
     models: dict[str, str]
     """Where student and guide are: ``folder``, ``cache`` or ``hub``."""
@@ -61,7 +61,7 @@ def train(
     Any setting of the configuration can be given after it, as --training.learning_rate 1e-4, or --learning_rate 1e-4
     where only one section has it. The trained model is put in output_dir/final.
 
-    Ctrl-C finishes the step, saves a checkpoint and stops; --resume goes on from there.
+    Ctrl-C and SIGTERM finish the step, save a checkpoint and stop; --resume goes on from there.
     """
     with only_results_on_stdout():
         try:
@@ -83,9 +83,9 @@ def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: boo
     from gist_fast.cli.models import check_model
     from gist_fast.cli.run_folder import prepare_folder
     from gist_fast.config import load_config
-    from gist_fast.data import guide_columns
     from gist_fast.errors import InputError
     from gist_fast.evaluation import configured_evaluator
+    from gist_fast.sources import carries_guide, check_run, load_sources
 
     config = load_config(path, overrides)
     checkpoint = prepare_folder(config.output_dir, resume=resume, overwrite=overwrite)
@@ -99,8 +99,10 @@ def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: boo
     models = {"student": check_model(config.student.path, "student")}
     if config.guide:
         models["guide"] = check_model(config.guide.path, "guide")
-    train_set = _load(config.data.train)
-    if config.guide is None and not config.unguided and not guide_columns(train_set):
+    train_set = load_sources(config.data.train, "data.train", arguments.seed, endless=True)
+    eval_set = None if config.data.eval is None else load_sources(config.data.eval, "data.eval", arguments.seed)
+    check_run(arguments, train_set, eval_set)
+    if config.guide is None and not config.unguided and not carries_guide(train_set):
         raise InputError(
             f"{path}: 'guide' is missing, and the training data carry no embeddings of one; name a guide, or write "
             "'guide: null' to train without."
@@ -110,23 +112,17 @@ def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: boo
         arguments=arguments,
         checkpoint=checkpoint,
         train=train_set,
-        eval=None if config.data.eval is None else _load(config.data.eval),
+        eval=eval_set,
         evaluator=None if config.evaluation is None else configured_evaluator(config.evaluation),
         models=models,
     )
-
-
-def _load(source: SourceConfig) -> Dataset:
-    from gist_fast.data import load_texts
-
-    return load_texts(source.path, split=source.split, columns=source.columns, name=source.name)
 
 
 def _run(plan: _Plan, *, overwrite: bool) -> dict[str, Any]:
     """Train, save, and say how it went; a summary, empty in all processes but the first.
 
     Raises:
-        typer.Exit: with 130, after Ctrl-C.
+        typer.Exit: with 130 after Ctrl-C, with 143 after SIGTERM.
     """
     trainer = None
     try:
@@ -140,17 +136,21 @@ def _run(plan: _Plan, *, overwrite: bool) -> dict[str, Any]:
 
 def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
     """The trainer, and the student's scores before training."""
-    from gist_fast.cli.models import load_model
+    import torch
+
+    from gist_fast.attention import choose_attention
+    from gist_fast.cli.models import load_with_attention
     from gist_fast.evaluation import evaluate
     from gist_fast.trainer import GISTTrainer
 
     config = plan.config
-    student = load_model(config.student.path, "student", **_model_options(config.student))
+    attention = choose_attention(plan.arguments.device.type, half=plan.arguments.half_precision is not None)
+    student = load_with_attention(config.student.path, "student", attention, **_model_options(config.student))
     if config.student.max_seq_length:
         student.max_seq_length = config.student.max_seq_length
     guide = None
     if config.guide:
-        guide = load_model(config.guide.path, "guide", **_model_options(config.guide))
+        guide = load_with_attention(config.guide.path, "guide", attention, **_model_options(config.guide))
     trainer = GISTTrainer(
         model=student,
         args=plan.arguments,
@@ -162,7 +162,10 @@ def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
     before = None
     if plan.evaluator is not None and config.evaluation and config.evaluation.before and plan.checkpoint is None:
         note("Measuring the student before training.")
-        before = evaluate(student, plan.evaluator)
+        half = plan.arguments.half_precision
+        # As the trainer will evaluate it: flash-attn knows no other type.
+        with torch.autocast(plan.arguments.device.type, dtype=half, enabled=half is not None):
+            before = evaluate(student, plan.evaluator)
     return trainer, before
 
 
@@ -177,8 +180,9 @@ def _model_options(model: ModelConfig) -> dict[str, Any]:
 
 def _train(plan: _Plan, trainer: GISTTrainer, before: dict[str, float] | None, *, overwrite: bool) -> dict[str, Any]:
     from gist_fast.cli.interrupt import StopOnInterrupt
-    from gist_fast.cli.run_folder import FINAL, clear_folder, final_part, replace_folder
+    from gist_fast.cli.run_folder import FINAL, PART, clear_folder, clear_part, replace_folder
     from gist_fast.evaluation import evaluate
+    from gist_fast.sources import count_rows
 
     first = trainer.is_world_process_zero()
     if overwrite:
@@ -186,27 +190,35 @@ def _train(plan: _Plan, trainer: GISTTrainer, before: dict[str, float] | None, *
             gone = clear_folder(plan.output_dir) if first else []
         if gone:
             note(f"Deleted from {plan.output_dir}: {', '.join(gone)}.")
-    if plan.checkpoint:
+    if plan.checkpoint and first:
         note(f"Continuing from {plan.checkpoint}.")
-    stop = StopOnInterrupt(enabled=trainer.args.world_size == 1)
+    stop = StopOnInterrupt(trainer.args.world_size)
     trainer.add_callback(stop)
     with stop:
         outcome = trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
-    state = trainer.state
-    if stop.requested and state.global_step < state.max_steps:
-        note(f"gist-fast: stopped after step {state.global_step} of {state.max_steps}; {_kept(plan)}")
-        raise typer.Exit(INTERRUPTED)
-    final = plan.output_dir / FINAL
-    part = final_part(plan.output_dir)
-    trainer.save_model(str(part))
-    if not first:
-        return {}
-    replace_folder(part, final)
+        state = trainer.state
+        if stop.requested and state.global_step < state.max_steps:
+            if first:
+                note(f"gist-fast: stopped after step {state.global_step} of {state.max_steps}; {_kept(plan)}")
+            raise typer.Exit(stop.exit_code)
+        final = plan.output_dir / FINAL
+        part = plan.output_dir / f"{FINAL}{PART}"
+        with trainer.args.main_process_first(desc="making room for the model"):
+            if first:
+                clear_part(part)
+        # Every process: a sharded model is gathered here. Only the first one writes.
+        trainer.save_model(str(part))
+        if not first:
+            return {}
+        replace_folder(part, final)
+        if stop.requested:
+            note(f"gist-fast: stopped after the last step; {_kept(plan)}")
+            raise typer.Exit(stop.exit_code)
     after = None if plan.evaluator is None else evaluate(trainer.model, plan.evaluator)
     return {
         "model": str(final),
         "output_dir": str(plan.output_dir),
-        "rows": len(plan.train),
+        "rows": count_rows(plan.train),
         "steps": state.global_step,
         "epochs": state.epoch,
         "seconds": outcome.metrics.get("train_runtime"),
@@ -240,10 +252,11 @@ def _last_masked(trainer: GISTTrainer) -> dict[str, float]:
 
 def _print_plan(plan: _Plan, overwrite: bool, as_json: bool) -> None:
     from gist_fast.cli.run_folder import checkpoints
+    from gist_fast.sources import by_name, count_rows, describe
 
     config, arguments = plan.config, plan.arguments
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    an_epoch = -(-len(plan.train) // batch)
+    an_epoch = sum(-(-(count_rows(dataset) or 0) // batch) for dataset in by_name(plan.train).values())
     steps = arguments.max_steps if arguments.max_steps > 0 else int(an_epoch * arguments.num_train_epochs)
     guide = f"{config.guide.path} ({plan.models['guide']})" if config.guide else "none"
     if config.guide is None and not config.unguided:
@@ -251,8 +264,8 @@ def _print_plan(plan: _Plan, overwrite: bool, as_json: bool) -> None:
     told = {
         "student": f"{config.student.path} ({plan.models['student']})",
         "guide": guide,
-        "train": f"{config.data.train.path}: {len(plan.train)} rows of {', '.join(plan.train.column_names)}",
-        "eval": "none" if plan.eval is None else f"{config.data.eval.path}: {len(plan.eval)} rows",  # type: ignore[union-attr]
+        "train": describe(config.data.train, plan.train),
+        "eval": "none" if plan.eval is None or config.data.eval is None else describe(config.data.eval, plan.eval),
         "evaluator": "none" if plan.evaluator is None else type(plan.evaluator).__name__,
         "rows a step": batch,
         "steps": steps,

@@ -14,6 +14,7 @@ from gist_fast.errors import InputError
 from gist_fast.function import guided_contrastive_loss
 from gist_fast.losses.gather import HALF_TYPES, check_batches_agree, gather_candidates
 from gist_fast.losses.guide import EMBEDDING, GuideEncoder, give_back
+from gist_fast.ranges import GUIDE, LOSS_FORWARD, named
 from gist_fast.stats import StatsAverage
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class GuidedLoss(nn.Module):
         """Running averages over the training batches since it was last emptied; see `gist_fast.stats`."""
         self._encoder = None if guide is None else GuideEncoder(model, guide, remember=guide_cache)
         self._compute_dtype: torch.dtype | None = None
+        self.largest_batch = 0
+        """Rows of the last batch; of batches gathered from several ranks, those of the largest."""
 
     @property
     def guide(self) -> SentenceTransformer | None:
@@ -92,13 +95,16 @@ class GuidedLoss(nn.Module):
             self._encoder.to(fn, recurse)
         return self
 
+    @named(LOSS_FORWARD)
     def guided_loss(self, student: Sequence[Tensor], guide: Sequence[Tensor]) -> Tensor:
         """The loss, 0-d, of student columns (anchors, positives, negatives, ..), ``[B, D]`` each, and the guide's."""
         student, guide = self._in_compute_dtype(student, guide)
         offset, weight = 0, 1.0
+        self.largest_batch = len(student[0])
         if self.gather_across_devices:
             gathered = gather_candidates(student, guide, self.gather_guide_dtype)
             student, guide, offset, weight = gathered.student, gathered.guide, gathered.offset, gathered.weight
+            self.largest_batch = gathered.largest
         anchors, *candidates = student
         guide_anchors, guide_candidates = (guide[0], list(guide[1:])) if guide else (None, [])
         loss, stats = guided_contrastive_loss(
@@ -159,6 +165,7 @@ class GuidedLoss(nn.Module):
         """Whether training leaves the guide as it is: it shares no weights with the student."""
         return self._encoder is not None and not self._encoder.shares_weights
 
+    @named(GUIDE)
     def guide_embeddings(self, features: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]]) -> list[Tensor]:
         """The guide's embeddings of each column, ``[B, G]``; none without a guide.
 

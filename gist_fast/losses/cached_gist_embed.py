@@ -15,6 +15,7 @@ from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.gradient_cache import GradientCache
 from gist_fast.losses.guide import students_own, take_guide_inputs
 from gist_fast.losses.micro_batches import EXTENTS, MicroBatches, extents, positions_are_relative
+from gist_fast.ranges import LOSS_BACKWARD, within
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -136,7 +137,8 @@ class CachedGISTEmbedLoss(GuidedLoss):
         student, guide = ([torch.cat(parts) for parts in columns] for columns in (reps, reps_guided))
         loss = self.guided_loss(student, guide)
         if with_backward:
-            (loss * self._own_scale(student[0])).backward()
+            with within(LOSS_BACKWARD):
+                (loss * self._own_scale(student[0])).backward()
             loss = loss.detach()
         return loss
 

@@ -13,6 +13,7 @@ ranks' losses that the trainer logs.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -31,6 +32,16 @@ logger = logging.getLogger(__name__)
 
 HALF_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
+FACTS = (
+    "number of columns",
+    "width of the student's embeddings",
+    "type of the student's embeddings",
+    "number of the guide's columns",
+    "width of the guide's embeddings",
+    "type of the guide's embeddings",
+)
+"""What must be the same on all ranks, in the order of `_facts`."""
+
 
 @dataclass(frozen=True)
 class Gathered:
@@ -44,6 +55,8 @@ class Gathered:
     """Candidates of each column that come before this rank's own."""
     weight: float
     """What this rank's mean loss is multiplied by: ``n * W / N``, which is 1.0 where all ranks hold equally many."""
+    largest: int
+    """Rows of the rank that holds most."""
 
 
 def gather_candidates(student: Sequence[Tensor], guide: Sequence[Tensor], guide_dtype: str | None = None) -> Gathered:
@@ -65,10 +78,8 @@ def gather_candidates(student: Sequence[Tensor], guide: Sequence[Tensor], guide_
     if guide_dtype is not None:
         guide = [x.to(HALF_TYPES[guide_dtype]) for x in guide]
     if not is_distributed():
-        logger.warning(
-            "gather_across_devices is on, but this process is alone; the candidates are those of its own batch."
-        )
-        return Gathered(tuple(student), tuple(guide), 0, 1.0)
+        _say_alone()
+        return Gathered(tuple(student), tuple(guide), 0, 1.0, len(student[0]))
     rank, world = dist.get_rank(), dist.get_world_size()
     rows = [theirs[0] for theirs in _agreed(_facts(student, guide), student[0].device)]
     (anchors, *candidates), guide_candidates = student, list(guide[1:])
@@ -81,6 +92,7 @@ def gather_candidates(student: Sequence[Tensor], guide: Sequence[Tensor], guide_
         (*guide[:1], *(column() for column in gathered_guide)),
         offset=sum(rows[:rank]),
         weight=rows[rank] * world / sum(rows),
+        largest=max(rows),
     )
 
 
@@ -104,6 +116,11 @@ def check_batches_agree(features: Sequence[dict[str, Any]]) -> None:
     everyone = _exchange([int(not empty), len(features)], tensors[0].device)
     _refuse_empty([r for r, theirs in enumerate(everyone) if not theirs[0]])
     _refuse_difference("number of columns", [theirs[1] for theirs in everyone])
+
+
+@functools.cache
+def _say_alone() -> None:
+    logger.warning("gather_across_devices is on, but this process is alone; the candidates are those of its own batch.")
 
 
 class _GatherWithGrad(torch.autograd.Function):
@@ -199,9 +216,7 @@ def _agreed(mine: list[int], device: torch.device) -> list[list[int]]:
     if any(theirs[0] < 0 for theirs in everyone):
         bad = [r for r, theirs in enumerate(everyone) if theirs[0] < 0]
         raise InputError(f"gather_across_devices: the columns of rank {_listed(bad)} differ in their number of rows.")
-    names = ("number of columns", "width of the student's embeddings", "type of the student's embeddings")
-    names += ("number of the guide's columns", "width of the guide's embeddings", "type of the guide's embeddings")
-    for k, name in enumerate(names, start=1):
+    for k, name in enumerate(FACTS, start=1):
         values: list[Any] = [theirs[k] for theirs in everyone]
         if name.startswith("type"):
             values = ["none" if v < 0 else str(FLOATS[v]).removeprefix("torch.") for v in values]

@@ -11,6 +11,7 @@ from torch import Tensor
 from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.guide import take_guide_inputs
 from gist_fast.losses.micro_batches import EXTENTS
+from gist_fast.ranges import STUDENT_FORWARD, follow_backward, within
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -88,5 +89,8 @@ class GISTEmbedLoss(GuidedLoss):
         for f in features:
             f.pop(EXTENTS, None)
         # Student before guide, in sentence-transformers' order, so that dropout draws the same numbers.
-        student = embed_columns(self.model, features)
-        return self.guided_loss(student, self.guide_embeddings(features, guide_inputs))
+        with within(STUDENT_FORWARD):
+            student = embed_columns(self.model, features)
+        loss = self.guided_loss(student, self.guide_embeddings(features, guide_inputs))
+        follow_backward(loss, student)
+        return loss

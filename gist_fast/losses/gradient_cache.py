@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from gist_fast.losses.activation_memory import ActivationMemory, measure_kept
 from gist_fast.losses.micro_batches import MicroBatches
+from gist_fast.ranges import STUDENT_BACKWARD, STUDENT_FORWARD, STUDENT_FORWARD_AGAIN, named, within
 
 
 @dataclass
@@ -58,6 +59,7 @@ class GradientCache:
         self._device = next(model.parameters()).device
         self._autocast = _autocast_state(self._device.type)
 
+    @named(STUDENT_FORWARD)
     def embed(self) -> list[Tensor]:
         """The student's embeddings of each column, ``[B, D]``; leaves that require a gradient, if gradients are on."""
         with_grad = torch.is_grad_enabled()
@@ -98,6 +100,7 @@ class GradientCache:
         """Of the micro-batches embedded, the share whose activations were kept."""
         return sum(part.embedding is not None for part in self._parts) / max(1, len(self._parts))
 
+    @named(STUDENT_BACKWARD)
     def backward(self, gradients: Sequence[Tensor], scale: Tensor | float = 1.0) -> None:
         """Add to the student's gradients, once.
 
@@ -141,7 +144,7 @@ class GradientCache:
             embedding, part.embedding = part.embedding, None
             return embedding
         assert part.random_state is not None
-        with part.random_state:
+        with within(STUDENT_FORWARD_AGAIN), part.random_state:
             return self._embedding(self._columns[part.column][part.group])
 
     def _embedding(self, features: dict[str, Any]) -> Tensor:

@@ -38,7 +38,7 @@ def extents(features: dict[str, Any]) -> np.ndarray:
     width = mask.shape[1]
     begins, ends = active.argmax(1), width - np.flip(active, 1).argmax(1)
     # A row without a token keeps its whole width: nothing can be trimmed by it, and nothing needs to be.
-    return np.where(active.any(1)[:, None], np.stack([begins, ends], axis=1), [0, width])
+    return np.where(np.asarray(active.any(1))[:, None], np.stack([begins, ends], axis=1), [0, width])
 
 
 def default_tokens(device: torch.device) -> int:

@@ -1,0 +1,201 @@
+"""``gist-fast bench``: what this machine gets out of it, and against whom; ``gist-fast bench compare``: what moved."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gist_fast.cli.output import Json, note, only_results_on_stdout, print_json, print_table
+
+if TYPE_CHECKING:
+    from gist_fast.bench.compare import Comparison
+    from gist_fast.bench.results import Results
+    from gist_fast.report.page import Picture
+
+app = typer.Typer(invoke_without_command=True)
+FOLDER = "gist-fast-bench"
+
+
+@app.callback()
+def bench(
+    context: typer.Context,
+    suite: Annotated[str, typer.Option(help="Any of loss, engine, guide, step, start, commas between.")] = (
+        "loss,engine,guide,step,start"
+    ),
+    sizes: Annotated[str | None, typer.Option(help="Batch sizes, commas between; else each suite's own.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; else cuda where there is one.")] = None,
+    dtype: Annotated[str, typer.Option(help="Type of the embeddings of the suite loss.")] = "float32",
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="What to plan for; else 210, or 45 with --quick.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Results and plots go into a folder in there that is named after the device.")
+    ] = Path(FOLDER),
+    report: Annotated[Path | None, typer.Option(help="Also write one self-contained page of HTML.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, within a minute.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the loss, the engine, the guide columns, a training step and the cold start, beside their peers.
+
+    Everything is checked before it is timed. Ends within five minutes on two cores.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from gist_fast.bench import tables
+
+    given = _sizes(sizes)
+    with only_results_on_stdout():
+        _check(device, dtype, report, overwrite)
+        from gist_fast.bench.results import device_name
+        from gist_fast.bench.run import BUDGET, QUICK_BUDGET, run, suites_named
+        from gist_fast.bench.suite import Plan
+
+        place = _device(device)
+        chosen = suites_named(suite)
+        folder = output / device_name(place)
+        path = _free(folder)
+        results = run(
+            chosen,
+            Plan(given, place, dtype, quick),
+            command=shlex.join(["gist-fast", *sys.argv[1:]]),
+            budget=seconds or (QUICK_BUDGET if quick else BUDGET),
+            say=note,
+        )
+        _write(path, results, report, overwrite)
+    if as_json:
+        print_json(results.as_dict())
+        return
+    for name in dict.fromkeys(row.suite for row in results.rows):
+        columns, rows = tables.suite_table(results, name)
+        print_table(f"{name}: {next(s.title for s in chosen if s.name == name)}", columns, rows)
+    if results.fits:
+        print_table("How costs grow", *tables.fit_table(results))
+    print_table("Measured on", ("what", "value"), list(tables.facts(results).items()))
+
+
+@app.command("compare")
+def compare(
+    old: Annotated[Path, typer.Argument(help="The bench.json of one run.")],
+    new: Annotated[Path, typer.Argument(help="That of a later one.")],
+    everything: Annotated[bool, typer.Option("--all", help="Also what did not move.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what moved between two results, by how much, and against which noise."""
+    from dataclasses import asdict
+
+    from gist_fast.bench.compare import compare as compare_results
+    from gist_fast.bench.results import read
+
+    found = compare_results(read(old), read(new))
+    if as_json:
+        changes = [{**asdict(c), "moved": c.moved, "verdict": c.verdict} for c in found.changes]
+        print_json({**asdict(found), "changes": changes})
+        return
+    _show(found, everything)
+
+
+def _show(found: Comparison, everything: bool) -> None:
+    from gist_fast.bench.tables import amount, duration
+
+    if found.facts:
+        print_table("These differ between the two runs", ("what", "old", "new"), found.facts)
+    moved = [change for change in found.changes if everything or change.moved]
+    rows = []
+    for c in moved:
+        shown = amount if c.figure == "memory" else duration
+        values = [x if isinstance(x, str) else shown(x) for x in (c.old, c.new)]
+        noise = "-" if c.noise is None else f"{c.noise:.1%}"
+        rows.append((c.suite, f"{c.size:,}" if c.size else "-", c.what, c.figure, *values, c.verdict, noise))
+    if rows:
+        print_table("What moved", ("suite", "B", "what", "figure", "old", "new", "verdict", "noise"), rows)
+    print(f"{sum(c.moved for c in found.changes)} of {len(found.changes)} figures moved by more than their noise.")
+    for word, labels in (("old", found.only_old), ("new", found.only_new)):
+        if labels:
+            print(f"only in the {word} results: {', '.join(labels)}.")
+
+
+def _sizes(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    try:
+        sizes = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        sizes = (0,)
+    if min(sizes) < 2:
+        raise typer.BadParameter(f"{text!r}; whole numbers from 2, such as 256,1024, would do.", param_hint="--sizes")
+    return sizes
+
+
+def _device(device: str | None) -> str:
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _check(device: str | None, dtype: str, report: Path | None, overwrite: bool) -> None:
+    """Refuse before anything is measured."""
+    import torch
+
+    from gist_fast.bench.cases import ITEM_SIZES
+    from gist_fast.checks import check_choice
+    from gist_fast.errors import InputError
+
+    check_choice("--dtype", dtype, tuple(ITEM_SIZES))
+    if device is not None and device != "cpu" and not device.startswith("cuda"):
+        raise InputError(f"--device: got {device!r}; cpu or cuda would do.")
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device: got {device!r}, but this torch finds no GPU; cpu would do.")
+    if report is not None:
+        from gist_fast.report.page import check_path
+        from gist_fast.report.plots import check_matplotlib
+
+        check_matplotlib()
+        check_path(report, overwrite=overwrite)
+
+
+def _free(folder: Path) -> Path:
+    """``bench.json``, or with the first number that is free: a run never replaces another's figures."""
+    from gist_fast.errors import InputError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output: {folder} cannot be made ({error.strerror}).") from error
+    path, number = folder / "bench.json", 1
+    while path.exists():
+        number += 1
+        path = folder / f"bench-{number}.json"
+    return path
+
+
+def _write(path: Path, results: Results, report: Path | None, overwrite: bool) -> None:
+    from gist_fast.bench.pictures import page, pictures
+    from gist_fast.bench.results import write
+    from gist_fast.errors import InputError
+
+    write(path, results)
+    note(f"results: {path}")
+    drawn: dict[str, Picture] = {}
+    try:
+        drawn = pictures(results)
+    except InputError as error:
+        note(f"no plots: {error}")
+    for name, picture in drawn.items():
+        path.with_name(f"{path.stem}-{name}.svg").write_text(picture.svg)
+    if drawn:
+        note(f"plots: {_names(path, drawn)}")
+    if report is not None:
+        from gist_fast.report.page import write_page
+
+        write_page(report, page(results, drawn), overwrite=overwrite)
+        note(f"report: {report}")
+
+
+def _names(path: Path, drawn: Sequence[str] | dict[str, Picture]) -> str:
+    return f"{path.with_name(path.stem)}-{{{','.join(drawn)}}}.svg"

@@ -1,0 +1,214 @@
+"""``gist-fast embed-guide``: a dataset with the guide's embeddings as columns."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gist_fast.cli.output import (
+    Columns,
+    Json,
+    note,
+    only_results_on_stdout,
+    parse_columns,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from gist_fast.guide_columns import Report
+    from gist_fast.guide_columns.share import Team
+
+INTERRUPTED = 130
+_MARKERS = ("state.json", "dataset_info.json")
+
+
+def embed_guide(
+    data: Annotated[str, typer.Argument(help="Texts: a file, a saved directory or a hub name.")],
+    guide: Annotated[str, typer.Option(help="The guide model.")],
+    output: Annotated[Path, typer.Option(help="The folder to write, which gist-fast train takes as its data.")],
+    columns: Columns = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Put before each text for the guide; or one a column, as anchor=TEXT. Else the guide's own."),
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Tokens that the guide reads; else its own.")] = None,
+    dtype: Annotated[str, typer.Option(help="What is stored: float16 or float32.")] = "float16",
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that the guide reads at a time; else what suits its device.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Texts that it reads at a time, at most.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Where embeddings are kept for the next time; else the cache of datasets.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, cpu and so on; else the best there is.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that output holds.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not tell how far it is.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Embed every text with the guide, once, and write the data with the embeddings as columns.
+
+    Training on the result needs no guide. Embeddings are kept as they are made: what was stopped, killed or
+    interrupted goes on from there when run again, and texts that were embedded before are not embedded again.
+
+    Started by torchrun or accelerate launch, several processes share the work.
+    """
+    with only_results_on_stdout():
+        from gist_fast.cli.models import check_model
+        from gist_fast.data import load_texts
+
+        check_model(guide, "guide")
+        _check_output(output, overwrite)
+        dataset = load_texts(data, split=split, columns=parse_columns(columns))
+        from gist_fast.guide_columns import Report
+
+        report = Report()
+        try:
+            with _team() as team:
+                embedded = _embed(
+                    team,
+                    dataset,
+                    guide,
+                    device,
+                    prompts=_prompts(prompt, dataset.column_names),
+                    batch_size=batch_size,
+                    batch_tokens=batch_tokens,
+                    max_length=max_length,
+                    dtype=dtype,
+                    cache_dir=None if cache_dir is None else cache_dir.expanduser(),
+                    show_progress_bar=not quiet,
+                    report=report,
+                )
+                team.first(lambda: _save(embedded, output, quiet))
+                first = team.rank == 0
+        except KeyboardInterrupt:
+            note(f"gist-fast: interrupted; {_kept(report)}")
+            raise typer.Exit(INTERRUPTED) from None
+    if first:
+        _print(_summary(embedded, output, report), as_json)
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    """Whether the result may go there; nothing is written or removed."""
+    from gist_fast.errors import InputError
+
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output: {output} is a file; a folder would do, or a name that is free.")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not all((output / marker).is_file() for marker in _MARKERS):
+        raise InputError(f"--output: {output} holds other things than a saved dataset; choose another folder.")
+    if not overwrite:
+        raise InputError(f"--output: {output} already holds a dataset; replace it with --overwrite, or choose another.")
+
+
+def _prompts(given: list[str] | None, columns: list[str]) -> dict[str, str] | str | None:
+    from gist_fast.errors import InputError
+
+    if not given:
+        return None
+    parts = [text.partition("=") for text in given]
+    named = [bool(equals) and name in columns for name, equals, _ in parts]
+    if all(named):
+        return {name: text for name, _, text in parts}
+    if len(given) > 1:
+        raise InputError(
+            f"--prompt: got {len(given)}, but {given[named.index(False)]!r} is for no column; one for all columns "
+            f"would do, or COLUMN=TEXT, with a column of {', '.join(columns)}."
+        )
+    return given[0]
+
+
+@contextlib.contextmanager
+def _team() -> Iterator[Team]:
+    """The processes of this job, which part again afterwards if they met here."""
+    import torch.distributed as dist
+
+    from gist_fast.guide_columns.share import Team
+
+    met = dist.is_available() and dist.is_initialized()
+    team = Team()
+    yield team
+    if team.size > 1 and not met:
+        dist.destroy_process_group()
+
+
+def _embed(team: Team, dataset: Dataset, name: str, device: str | None, **options: Any) -> Dataset:
+    from gist_fast.cli.models import load_model
+    from gist_fast.guide_columns import embed_guide
+
+    if device is None and team.size > 1:
+        from accelerate import PartialState
+
+        device = str(PartialState().device)
+    # By a text column only: embeddings that the data carry are no texts.
+    return embed_guide(dataset, load_model(name, "guide", device=device), **options)
+
+
+def _save(dataset: Dataset, output: Path, quiet: bool) -> None:
+    """Write the dataset beside its place, and put it there when it is whole."""
+    import datasets
+
+    from gist_fast.cli.run_folder import replace_folder
+
+    part = output.with_name(output.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    were_on = datasets.are_progress_bars_disabled() is False
+    if quiet:
+        datasets.disable_progress_bars()
+    try:
+        dataset.save_to_disk(str(part))
+        replace_folder(part, output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if quiet and were_on:
+            datasets.enable_progress_bars()
+
+
+def _kept(report: Report) -> str:
+    if not report.folders:
+        return "nothing was written."
+    kept = f"{report.embedded} of {report.missing} texts embedded here" if report.missing else "all embeddings"
+    return f"{kept} are kept in {report.folders[-1]}; the same command goes on from there."
+
+
+def _summary(dataset: Dataset, output: Path, report: Report) -> dict[str, Any]:
+    from gist_fast.data import guide_columns
+
+    added = guide_columns(dataset)
+    feature = dataset.features[added[0]]
+    seconds = report.seconds
+    return {
+        "output": str(output),
+        "rows": len(dataset),
+        "columns": added,
+        "width": feature.length,
+        "dtype": feature.feature.dtype,
+        "embedded": report.missing,
+        "found": report.distinct - report.missing if report.columns else None,
+        "texts_per_second": report.embedded / seconds if report.embedded else None,
+        "tokens_per_second": report.tokens / seconds if report.tokens else None,
+        "kept_in": [str(folder) for folder in report.folders],
+    }
+
+
+def _print(summary: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(summary)
+        return
+    rows = []
+    for name, value in summary.items():
+        if value is not None:
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            rows.append((name.replace("_", " "), ", ".join(shown) if isinstance(shown, list) else str(shown)))
+    print_table("Guide columns", ("what", "value"), rows)
+    typer.echo(f"Train on it: data: {{train: {summary['output']}}}, without a guide")

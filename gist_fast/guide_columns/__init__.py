@@ -1,0 +1,109 @@
+"""The guide's embeddings as columns of a dataset, so that training needs no guide in memory.
+
+A frozen guide gives a text the same embedding in every step and epoch, so each distinct text is encoded once. Two
+things are kept under ``cache_dir``, in one folder for each guide (weights, modules, tokenizer), prompt, maximum length
+and type of number:
+
+- a *store* of embeddings by the text's digest (`store`): shards that are written while the guide works, never changed
+  and only added to. A killed run loses what its last shard does not hold, half a minute's work; a dataset that grew,
+  was shuffled, cut, or had its columns renamed finds its texts there;
+- a *column file* for each column (`column_files`): the embeddings row by row, memory-mapped by ``datasets``. It is
+  named after the column's texts in their order, so that for an unchanged column neither the store nor the guide is
+  asked.
+
+Both are written beside their place and moved there when whole, and both carry checksums that are tried before use; what
+is damaged is named, set aside, and computed again. Processes of one job (``torchrun``, ``accelerate launch``) take
+turns at windows of texts, which do not depend on how many processes there are: the batches, and with them the numbers,
+are those of one process. They must share ``cache_dir``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import datasets
+from datasets import Dataset, concatenate_datasets
+
+from gist_fast.collator import SUFFIX
+from gist_fast.guide_columns.checks import DTYPES, check_arguments, column_prompts
+from gist_fast.guide_columns.column_files import NAME
+from gist_fast.guide_columns.job import Job, Report
+from gist_fast.guide_columns.share import Team
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["DTYPES", "Report", "embed_guide"]
+
+
+def embed_guide(
+    dataset: Dataset,
+    guide: SentenceTransformer,
+    columns: Sequence[str] | None = None,
+    *,
+    prompts: dict[str, str] | str | None = None,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+    max_length: int | None = None,
+    dtype: str = "float16",
+    cache_dir: str | os.PathLike | None = None,
+    show_progress_bar: bool = True,
+    report: Report | None = None,
+) -> Dataset:
+    """Add the guide's embeddings of the text columns to a dataset.
+
+    Args:
+        dataset: with columns of texts.
+        guide: reads the raw texts with its own tokenizer, on the device that it is on.
+        columns: the columns to embed, queries first; None for all columns of strings.
+        prompts: one prompt for all columns, or by column; None for the guide's own (see
+            `gist_fast.collator.guide_prompt`).
+        batch_size: texts that the guide reads at a time; None for any number within `batch_tokens`.
+        batch_tokens: tokens that it reads at a time, padding included; None for what suits its device.
+        max_length: tokens of a text that are read; None for the guide's own maximum.
+        dtype: what is stored, ``"float16"`` or ``"float32"``.
+        cache_dir: where the embeddings are kept (see `gist_fast.guide_columns`); None for a folder in the cache of
+            ``datasets``. Those of the same text, guide, prompt, maximum length and type are used again.
+        show_progress_bar: whether to tell on stderr how far it is.
+        report: filled in with what was done, while it is done.
+
+    Returns:
+        The dataset with a column ``{column}_guide_embedding`` (numpy rows ``[G]``) for each column, rows in order; the
+        same in every process of a job.
+
+    Raises:
+        ValueError: the dataset is empty, has a transform, lacks a column, holds a value that is no text, or already has
+            embeddings of a column; an argument is out of range; an embedding is not finite, or `dtype` does not hold
+            it; the processes of a job differ in dataset or guide.
+        TypeError: it is no dataset of one split.
+        OSError: nothing can be written, as on a full disk. What was written before stays.
+    """
+    check_arguments(dataset, guide, batch_size, batch_tokens, max_length, dtype)
+    prompt_of = column_prompts(dataset, guide, columns, prompts)
+    folder = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "gist_fast"
+    job = Job(
+        guide,
+        folder.expanduser(),
+        dtype,
+        Team(),
+        max_length=max_length,
+        max_rows=batch_size,
+        max_tokens=batch_tokens,
+        shown=show_progress_bar,
+        report=Report() if report is None else report,
+    )
+    parts = [dataset]
+    for column, path in job.run(dataset, prompt_of).items():
+        parts.append(Dataset.from_file(str(path)).rename_column(NAME, column + SUFFIX))
+    joined = concatenate_datasets(parts, axis=1)
+    # Without the format, rows would come as Python lists, and without the type as float32. One type serves all columns:
+    # the widest, so that none is read as less than it holds.
+    ours = [c for c in joined.column_names if c.endswith(SUFFIX)]
+    types = {getattr(getattr(joined.features[c], "feature", None), "dtype", "float32") for c in ours}
+    # The type by its name, because a saved dataset writes its format down as JSON.
+    return joined.with_format(
+        "numpy", columns=ours, output_all_columns=True, dtype="float16" if types == {"float16"} else "float32"
+    )

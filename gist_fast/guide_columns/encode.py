@@ -1,0 +1,212 @@
+"""The guide over texts of mixed length: tokenised once, sorted by length, packed under a budget of tokens."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gist_fast.errors import InputError
+from gist_fast.losses.micro_batches import MicroBatches, default_tokens, extents
+from gist_fast.packing import by_length, pack
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+T = TypeVar("T")
+PIECE_BYTES = 8 << 20
+"""Padded bytes of the texts that are tokenised together: some hundred megabytes of tokens at the very most."""
+_BYTES_PER_TOKEN = 8
+_SMALLEST_NORM = 1e-3
+"""Of what float16 holds as well as it holds others: below, its numbers lose digits (they are spaced 6e-8 apart)."""
+
+
+@dataclass
+class Encoded:
+    """Some texts' embeddings."""
+
+    rows: np.ndarray
+    """Their places among the texts given, ``[n]``."""
+    vectors: Tensor
+    """``[n, width]``, where the guide computed them."""
+    tokens: int
+    """Padded tokens that the guide read."""
+
+
+class Unstorable(ValueError):  # noqa: N818 - always told on as an InputError
+    """An embedding that cannot be stored as it is."""
+
+    def __init__(self, row: int, problem: str) -> None:
+        super().__init__(problem)
+        self.row = row
+
+
+class Encoder:
+    """The guide's way from texts to embeddings.
+
+    Args:
+        prompt: put before each text, perhaps empty.
+        max_length: tokens of a text that are read; None for the guide's own maximum.
+        max_tokens: padded tokens of a batch; None for what suits the guide's device.
+        max_rows: texts of a batch, or None.
+    """
+
+    def __init__(
+        self,
+        guide: SentenceTransformer,
+        prompt: str,
+        *,
+        max_length: int | None = None,
+        max_tokens: int | None = None,
+        max_rows: int | None = None,
+    ) -> None:
+        self.guide = guide
+        self.prompt = prompt
+        self.max_length = max_length
+        self.max_tokens = default_tokens(guide.device) if max_tokens is None else max_tokens
+        self.max_rows = max_rows
+
+    def __call__(self, windows: Iterable[list[str]]) -> Iterator[tuple[int, Encoded]]:
+        """The embeddings of windows of texts, batch by batch, each with the number of its window.
+
+        While the guide reads a piece, the next is tokenised. What is computed does not depend on how many windows
+        there are.
+
+        Raises:
+            ValueError: the guide's memory does not suffice for a batch, or it cannot be kept to `max_length`.
+        """
+        pieces = (
+            (number, rows, texts) for number, window in enumerate(windows) for rows, texts in self._pieces(window)
+        )
+        with _evaluating(self.guide):
+            for (number, rows, texts), features in _one_ahead(lambda piece: self._tokens(piece[2]), pieces):
+                if features is None:
+                    for begin, end in pack([len(t.encode()) for t in texts], **self._limits(_BYTES_PER_TOKEN)):
+                        tokens = self._preprocess(texts[begin:end])
+                        vectors = self._forward(tokens, end - begin)
+                        yield number, Encoded(rows[begin:end], vectors, 0)
+                    continue
+                batches = MicroBatches(features, **self._limits(1), trim_left=True)
+                # Read by name: `restore` would wait for the whole piece.
+                order = _order(features, batches)
+                for (begin, end), batch, tokens_read in zip(batches.groups, batches, batches.tokens, strict=True):
+                    yield number, Encoded(rows[order[begin:end]], self._forward(batch, end - begin), tokens_read)
+
+    def _limits(self, factor: int) -> dict[str, Any]:
+        return {"max_tokens": self.max_tokens * factor, "max_rows": self.max_rows}
+
+    def _pieces(self, texts: list[str]) -> Iterator[tuple[np.ndarray, list[str]]]:
+        """Texts of like length in bytes, which is near to like length in tokens, and their places."""
+        lengths = [len(text.encode()) for text in texts]
+        order = np.array(by_length(lengths))
+        for begin, end in pack([lengths[i] for i in order], max_tokens=PIECE_BYTES):
+            yield order[begin:end], [texts[i] for i in order[begin:end]]
+
+    def _tokens(self, texts: list[str]) -> dict[str, Any] | None:
+        """The guide's features of the texts; None where it makes none that could be cut into batches afterwards."""
+        features = self._preprocess(texts)
+        ids = features.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.ndim != 2:
+            return None
+        if self.max_length is not None:
+            spans = extents(features)
+            longest = int((spans[:, 1] - spans[:, 0]).max())
+            if longest > self.max_length:
+                raise InputError(
+                    f"max_length: got {self.max_length}, but the guide's tokenizer makes up to {longest} tokens of a "
+                    "text all the same; leave it out."
+                )
+        return features
+
+    def _preprocess(self, texts: list[str]) -> dict[str, Any]:
+        kwargs = {} if self.max_length is None else {"processing_kwargs": {"text": {"max_length": self.max_length}}}
+        # None, not an empty prompt, which some modules would still count as one.
+        return self.guide.preprocess(texts, prompt=self.prompt or None, **kwargs)
+
+    def _forward(self, features: dict[str, Any], rows: int) -> Tensor:
+        """``[rows, width]``."""
+        features = {
+            name: value.to(self.guide.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in features.items()
+        }
+        try:
+            # Not inference_mode: what a module keeps for later (rotary tables) could then not be trained with.
+            with torch.no_grad():
+                vectors = self.guide(features)["sentence_embedding"]
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"batch_tokens: the guide's device has too little memory for {rows} texts within a budget of "
+                f"{self.max_tokens} tokens; a smaller one would do."
+            ) from error
+        return vectors if self.guide.truncate_dim is None else vectors[:, : self.guide.truncate_dim]
+
+
+def to_stored(vectors: Tensor, dtype: np.dtype) -> np.ndarray:
+    """``[n, width]`` in the type that is stored.
+
+    Raises:
+        Unstorable: an embedding is not finite, or the type does not hold it.
+    """
+    exact = vectors.detach().float().cpu().numpy()
+    if row := _first(~np.isfinite(exact).all(1)):
+        raise Unstorable(row - 1, "the guide's embedding holds NaN or infinity; look at the guide and at that text.")
+    with np.errstate(over="ignore"):
+        stored = exact.astype(dtype)
+    if row := _first(~np.isfinite(stored).all(1)):
+        largest = np.abs(exact[row - 1]).max()
+        raise Unstorable(
+            row - 1,
+            f"the guide's embedding holds {largest:.6g}, above the largest {np.dtype(dtype)}, "
+            f"{np.finfo(dtype).max:.6g}; dtype='float32' would do.",
+        )
+    if dtype == np.float16:
+        norms = np.linalg.norm(exact, axis=1)
+        if row := _first((norms < _SMALLEST_NORM) & (norms > 0)):
+            raise Unstorable(
+                row - 1,
+                f"the guide's embedding has a norm of {norms[row - 1]:.3g}, too small for float16 to hold its "
+                "direction; dtype='float32' would do.",
+            )
+    return stored
+
+
+def _first(wrong: np.ndarray) -> int:
+    """The first place that holds True, counted from 1; 0 for none."""
+    return int(wrong.argmax()) + 1 if wrong.any() else 0
+
+
+def _order(features: dict[str, Any], batches: MicroBatches) -> np.ndarray:
+    """Which row of the features stands where in the batches."""
+    rows = torch.arange(sum(end - begin for begin, end in batches.groups))
+    return torch.cat(batches.split(rows)).numpy()
+
+
+@contextlib.contextmanager
+def _evaluating(guide: SentenceTransformer) -> Iterator[None]:
+    """Without dropout, and afterwards each module as it was: a guide may be the student itself."""
+    were = [(module, module.training) for module in guide.modules()]
+    guide.eval()
+    try:
+        yield
+    finally:
+        for module, training in were:
+            module.training = training
+
+
+def _one_ahead(work: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[T, Any]]:
+    """Each item with what `work` makes of it, in order; the next one is worked on meanwhile, in a thread."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for item in items:
+            started = (item, pool.submit(work, item))
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = started
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()

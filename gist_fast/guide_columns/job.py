@@ -1,0 +1,246 @@
+"""One run of `embed_guide`: what is there already, what is missing, who embeds it, and the columns made of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+
+from gist_fast.errors import InputError
+from gist_fast.guide_columns.checks import DTYPES
+from gist_fast.guide_columns.column_files import find_column, write_column
+from gist_fast.guide_columns.encode import Encoded, Encoder, Unstorable, to_stored
+from gist_fast.guide_columns.files import put, remove_leftovers, written_whole
+from gist_fast.guide_columns.fingerprint import guide_fingerprint
+from gist_fast.guide_columns.progress import Progress
+from gist_fast.guide_columns.share import Team
+from gist_fast.guide_columns.store import Store
+from gist_fast.guide_columns.texts import DistinctTexts, TextColumn
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+LAYOUT = "1"
+"""Of the files; another one does not look at these."""
+WINDOW_TEXTS = (1024, 16384)
+"""Fewest and most texts that are sorted by length together: enough that hardly anything is padded, and few enough that
+several processes have about the same to do."""
+WINDOWS = 64
+SHARD_SECONDS = 30.0
+SHARD_BYTES = 64 << 20
+_BYTES_COUNTED = 8
+"""For each token that is read: what is cut off a long text is no work."""
+
+
+@dataclass
+class Report:
+    """What a run has done so far, in this process."""
+
+    folders: list[Path] = field(default_factory=list)
+    """Where the embeddings are kept, a folder a prompt."""
+    columns: int = 0
+    """Columns that had to be put together; the others were there."""
+    distinct: int = 0
+    """Distinct texts in those."""
+    missing: int = 0
+    """Those of them that were not in the store when the run began, all processes together."""
+    embedded: int = 0
+    """Texts that this process embedded and wrote."""
+    tokens: int = 0
+    """Tokens that its guide read for that, padding included."""
+    seconds: float = 0.0
+    """Time that its guide took for that, tokenising and writing included."""
+
+
+@dataclass
+class Job:
+    """A guide and how it reads, a place for its embeddings, and the processes that share the work."""
+
+    guide: SentenceTransformer
+    folder: Path
+    dtype: str
+    team: Team
+    max_length: int | None
+    max_rows: int | None
+    max_tokens: int | None
+    shown: bool
+    report: Report
+
+    def run(self, dataset: Dataset, prompts: dict[str, str]) -> dict[str, Path]:
+        """The file of each column of `prompts`, in that order."""
+        columns = {name: TextColumn(dataset, name) for name in prompts}
+        digests = {name: column.digest() for name, column in columns.items()}
+        weights = guide_fingerprint(self.guide)
+        self.team.agree("guide", weights)
+        self.team.agree("dataset", (digests, prompts, self.max_length, self.dtype))
+        files: dict[str, Path | None] = {}
+        for prompt in dict.fromkeys(prompts.values()):
+            folder = self._folder(weights, prompt)
+            self.report.folders.append(folder)
+            named = [name for name in columns if prompts[name] == prompt]
+            files |= self._find(folder, {name: (digests[name], len(columns[name])) for name in named})
+            lacking = [name for name in named if files[name] is None]
+            if lacking:
+                files |= self._make(folder, prompt, {name: columns[name] for name in lacking}, digests)
+        for path in files.values():
+            if path is None or not path.exists():
+                raise InputError(f"cache_dir: {path} is not here; a folder that all processes share would do.")
+        return {name: path for name in prompts if (path := files[name]) is not None}
+
+    def _folder(self, weights: str, prompt: str) -> Path:
+        """Where the embeddings under a prompt are kept; named after all that they depend on besides the text."""
+        told = {
+            "layout": LAYOUT,
+            "guide": weights,
+            "prompt": prompt,
+            "max_length": str(self.max_length or self.guide.max_seq_length),
+            "dtype": self.dtype,
+        }
+        written = json.dumps(told, sort_keys=True, indent=2)
+        folder = self.folder / hashlib.blake2b(written.encode(), digest_size=16).hexdigest()
+
+        def describe() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
+            about = folder / "about.json"
+            if not about.exists():
+                with written_whole(folder) as partial:
+                    partial.write_text(written + "\n", encoding="utf-8")
+                    put(partial, about)
+
+        self.team.first(describe)
+        return folder
+
+    def _find(self, folder: Path, wanted: dict[str, tuple[str, int]]) -> dict[str, Path | None]:
+        """The files that are there, by digest and rows of their columns."""
+        dtype = np.dtype(DTYPES[self.dtype])
+        return self.team.first(
+            lambda: {name: find_column(folder, digest, rows, dtype) for name, (digest, rows) in wanted.items()}
+        )
+
+    def _make(
+        self, folder: Path, prompt: str, columns: dict[str, TextColumn], digests: dict[str, str]
+    ) -> dict[str, Path]:
+        """Embed what is missing, and write the files of these columns."""
+        texts = DistinctTexts(list(columns.values()))
+        store = Store(folder, np.dtype(DTYPES[self.dtype]))
+        missing = self._missing(store, texts)
+        self.report.columns += len(columns)
+        self.report.distinct += len(texts)
+        self.report.missing += len(missing)
+        if len(missing):
+            self.team.together(lambda: self._embed(store, prompt, texts, missing))
+            left = self._missing(store, texts)
+            if len(left):
+                raise InputError(
+                    f"cache_dir: {len(left)} of {len(missing)} embeddings that were written to {folder} are not there; "
+                    "a folder that all processes share, and that nothing else deletes from, would do."
+                )
+
+        def write() -> dict[str, Path]:
+            return {
+                name: write_column(folder, digests[name], store, store.locate(texts.keys, check=False)[rows])
+                for name, rows in zip(columns, texts.rows, strict=True)
+            }
+
+        return self.team.first(write)
+
+    def _missing(self, store: Store, texts: DistinctTexts) -> np.ndarray:
+        """The numbers of the texts that the store lacks; the same in every process, whatever others add meanwhile."""
+
+        def look() -> list[str]:
+            store.open()
+            store.locate(texts.keys)
+            return store.opened()
+
+        names = self.team.first(look)
+        if self.team.rank > 0:
+            store.open(names)
+        return np.flatnonzero(store.locate(texts.keys, check=False) < 0)
+
+    def _embed(self, store: Store, prompt: str, texts: DistinctTexts, missing: np.ndarray) -> None:
+        """Embed this process's share of the missing texts, and write them."""
+        fewest, most = WINDOW_TEXTS
+        size = min(most, max(fewest, -(-len(missing) // WINDOWS)))
+        mine = [missing[start : start + size] for start in range(0, len(missing), size)][
+            self.team.rank :: self.team.size
+        ]
+        encoder = Encoder(
+            self.guide, prompt, max_length=self.max_length, max_tokens=self.max_tokens, max_rows=self.max_rows
+        )
+        shard = _Shard(store, texts, self.report)
+        most_tokens = self.max_length or self.guide.max_seq_length or math.inf
+        work = np.minimum(texts.lengths, _BYTES_COUNTED * most_tokens) + _BYTES_COUNTED
+        count, whole = sum(map(len, mine)), int(sum(work[numbers].sum() for numbers in mine))
+        title = "Guide" if self.team.size == 1 else f"Guide (process 1 of {self.team.size})"
+        with Progress(title, count, whole, shown=self.shown and self.team.rank == 0) as progress, shard:
+            for number, encoded in encoder(map(texts.take, mine)):
+                numbers = mine[number][encoded.rows]
+                shard.add(numbers, encoded)
+                progress.advance(len(numbers), encoded.tokens, int(work[numbers].sum()))
+
+
+class _Shard:
+    """Embeddings not written yet. Leaving the context writes the rest, after an error or Ctrl-C too."""
+
+    def __init__(self, store: Store, texts: DistinctTexts, report: Report) -> None:
+        self._store, self._texts, self._report = store, texts, report
+        self._waiting: list[tuple[np.ndarray, Encoded]] = []
+        self._bytes = 0
+        self._since = time.monotonic()
+
+    def add(self, numbers: np.ndarray, encoded: Encoded) -> None:
+        self._waiting.append((numbers, encoded))
+        self._bytes += encoded.vectors.numel() * self._store.dtype.itemsize
+        if self._bytes > SHARD_BYTES or time.monotonic() - self._since > SHARD_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write what is waiting.
+
+        Raises:
+            ValueError: an embedding cannot be stored; those before it are written.
+        """
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        if waiting:
+            numbers = np.concatenate([n for n, _ in waiting])
+            vectors = torch.cat([encoded.vectors for _, encoded in waiting])
+            try:
+                stored = to_stored(vectors, self._store.dtype)
+            except Unstorable as error:
+                good = np.arange(error.row)
+                if len(good):
+                    self._put(numbers[good], to_stored(vectors[: error.row], self._store.dtype), 0)
+                raise InputError(f"{self._texts.where(int(numbers[error.row]))}: {error}") from error
+            self._put(numbers, stored, sum(encoded.tokens for _, encoded in waiting))
+        self._since = time.monotonic()
+
+    def _put(self, numbers: np.ndarray, stored: np.ndarray, tokens: int) -> None:
+        self._store.add(self._texts.keys.take(pa.array(numbers)), stored)
+        self._report.embedded += len(numbers)
+        self._report.tokens += tokens
+
+    def __enter__(self) -> _Shard:
+        self._began = self._since = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.write()
+            else:
+                # What is told is why the run ended, not that the rest could not be kept.
+                with contextlib.suppress(Exception):
+                    self.write()
+        finally:
+            self._report.seconds += time.monotonic() - self._began

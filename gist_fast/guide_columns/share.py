@@ -1,0 +1,95 @@
+"""The processes of one job, started by ``torchrun`` or ``accelerate launch``, doing something together.
+
+A process that fails tells the others, so that none waits for it until a timeout.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from gist_fast.errors import InputError, WrongInput
+
+T = TypeVar("T")
+
+
+class Team:
+    """This process and the others of its job; alone where there are none."""
+
+    def __init__(self) -> None:
+        available = dist.is_available()
+        if available and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+
+            PartialState()
+        joined = available and dist.is_initialized()
+        self.size = dist.get_world_size() if joined else 1
+        self.rank = dist.get_rank() if joined else 0
+
+    def first(self, compute: Callable[[], T]) -> T:
+        """What the first process computes, on all of them.
+
+        Raises:
+            Exception: what `compute` raised; on the others a ValueError or RuntimeError with its message.
+        """
+        if self.size == 1:
+            return compute()
+        told: list[Any] = [None]
+        failed: Exception | None = None
+        if self.rank == 0:
+            try:
+                told = [(None, compute())]
+            except Exception as error:
+                failed, told = error, [(_described(error), None)]
+        dist.broadcast_object_list(told, src=0)
+        if failed is not None:
+            raise failed
+        problem, value = told[0]
+        _raise_of(0, problem)
+        return value
+
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """What each process's work gave, by rank, once all are done.
+
+        Raises:
+            Exception: what this process's work raised, or else a ValueError or RuntimeError with what another's did.
+        """
+        if self.size == 1:
+            return [work()]
+        failed: Exception | None = None
+        mine: Any = None
+        try:
+            mine = (None, work())
+        except Exception as error:
+            failed, mine = error, (_described(error), None)
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, mine)
+        if failed is not None:
+            raise failed
+        for rank, (problem, _) in enumerate(everyone):
+            _raise_of(rank, problem)
+        return [value for _, value in everyone]
+
+    def agree(self, name: str, value: object) -> None:
+        """Check that all processes have the same.
+
+        Raises:
+            ValueError: they do not.
+        """
+        values = self.together(lambda: value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise InputError(f"{name}: process {rank} has another than process 0; all must have the same.")
+
+
+def _described(error: Exception) -> tuple[bool, str]:
+    return isinstance(error, WrongInput), f"{type(error).__name__}: {error}"
+
+
+def _raise_of(rank: int, problem: tuple[bool, str] | None) -> None:
+    if problem is not None:
+        wrong_input, message = problem
+        raise (InputError if wrong_input else RuntimeError)(f"process {rank} failed: {message}")
