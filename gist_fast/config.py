@@ -2,7 +2,7 @@
 
 ```yaml
 student: path/or/hub-name            # or {path, prompts, max_seq_length, revision, trust_remote_code, model_kwargs}
-guide: path/or/hub-name              # the same; null to train without a guide
+guide: path/or/hub-name              # the same and columns; null to train without a guide
 data:
   train: pairs.jsonl                 # or {path, split, name, columns, streaming, shuffle_buffer}
   eval: held_out.jsonl               # or, as train too, several by name: {questions: a.jsonl, titles: {path: b.csv}}
@@ -31,6 +31,7 @@ from gist_fast.config_schema import (
     SECTIONS,
     DataConfig,
     EvaluationConfig,
+    GuideConfig,
     ModelConfig,
     SourceConfig,
     argument_hints,
@@ -55,7 +56,7 @@ class TrainConfig:
     data: DataConfig
     arguments: dict[str, Any]
     """What ``loss``, ``training`` and the models' prompts say of `GISTTrainingArguments`."""
-    guide: ModelConfig | None = None
+    guide: GuideConfig | None = None
     unguided: bool = False
     """Whether ``guide: null`` was written, which asks for training without one."""
     evaluation: EvaluationConfig | None = None
@@ -98,7 +99,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     guide = sections.get("guide")
     unguided = guide is not None and guide.value is None
     student = _build(ModelConfig, sections["student"], "student")
-    guide = None if guide is None or unguided else _build(ModelConfig, guide, "guide")
+    guide = None if guide is None or unguided else _build(GuideConfig, guide, "guide")
     evaluation = sections.get("evaluation")
     return TrainConfig(
         student=student,
@@ -109,6 +110,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         evaluation=_evaluation(evaluation) if evaluation and evaluation.value is not None else None,
     )
 
+
+_TAKES_PATH = (ModelConfig, GuideConfig, SourceConfig)
+"""What may be written as its path alone."""
 
 _EXAMPLES = {
     "student": "'student: <path or hub name of a model>'",
@@ -186,14 +190,14 @@ def _is_flag(path: tuple[str, ...]) -> bool:
 
 
 def _takes_shorthand(path: tuple[str, ...]) -> bool:
-    return dataclass_in(hint_of(path)) in (ModelConfig, SourceConfig)
+    return dataclass_in(hint_of(path)) in _TAKES_PATH
 
 
 def _build(cls: type, entry: Entry, key: str) -> Any:
     """A dataclass from a mapping, or from the text that is short for ``{path: text}``."""
     hints = typing.get_type_hints(cls)
     if not isinstance(entry.value, dict):
-        if cls not in (ModelConfig, SourceConfig):
+        if cls not in _TAKES_PATH:
             raise InputError(f"{entry.where}: {key} takes a mapping with {_list(hints)}; got {entry.value!r}.")
         path = check(entry, str, key)
         return cls(path=resolve_path(path, entry.base, name_allowed=True))

@@ -33,6 +33,15 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class GuideConfig(ModelConfig):
+    """The guide."""
+
+    columns: bool = False
+    """Whether to embed all texts before the training begins, and then train without the guide in memory; see
+    `gist_fast.embed_guide`."""
+
+
+@dataclass(frozen=True)
 class SourceConfig:
     """Texts to load; the arguments of `gist_fast.data.load_texts`."""
 
@@ -75,7 +84,7 @@ class EvaluationConfig:
 
 SECTIONS: dict[str, Any] = {
     "student": ModelConfig,
-    "guide": ModelConfig,
+    "guide": GuideConfig,
     "data": DataConfig,
     "loss": None,
     "training": None,

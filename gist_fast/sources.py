@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from gist_fast.by_column import check_lengths, check_names, columns_by_dataset
+from gist_fast.by_column import check_lengths, check_names, columns_by_dataset, value_for
 from gist_fast.data import guide_columns, load_texts, stream_texts
 from gist_fast.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
+    from sentence_transformers import SentenceTransformer
 
     from gist_fast.config_schema import SourceConfig
     from gist_fast.training_args import GISTTrainingArguments
@@ -74,6 +75,35 @@ def count_rows(data: Loaded) -> int | None:
 def carries_guide(data: Loaded) -> bool:
     """Whether all datasets carry embeddings of a guide."""
     return all(guide_columns(dataset) for dataset in by_name(data).values())
+
+
+def with_guide_columns(data: Loaded, guide: SentenceTransformer, arguments: GISTTrainingArguments, key: str) -> Loaded:
+    """The datasets with embeddings of the guide; see `gist_fast.embed_guide`.
+
+    Raises:
+        InputError: it is a stream; maximum lengths differ by column.
+    """
+    from datasets import Dataset, DatasetDict
+
+    from gist_fast.guide_columns import embed_guide
+
+    length = arguments.guide_max_length
+    if isinstance(length, Mapping):
+        raise InputError(
+            "guide_max_length: by column, but with guide.columns all texts of the guide have one maximum length; a "
+            "number would do."
+        )
+    embedded = {}
+    for name, dataset in by_name(data).items():
+        if not isinstance(dataset, Dataset):
+            raise InputError(f"guide.columns: {key} is a stream, whose texts are not known beforehand; leave it out.")
+        asked = arguments.guide_prompts
+        columns = dataset.column_names
+        prompts = None if asked is None else {c: value_for(asked, c, name or None) or "" for c in columns}
+        embedded[name] = embed_guide(
+            dataset, guide, prompts=prompts, max_length=length, show_progress_bar=not arguments.disable_tqdm
+        )
+    return DatasetDict(embedded) if isinstance(data, Mapping) else embedded[""]
 
 
 def describe(sources: Sources, data: Loaded) -> str:

@@ -128,6 +128,7 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             "backend": args.backend,
             "mask_bits": args.mask_bits,
             "guide_cache": args.guide_cache,
+            "gather_guide_dtype": args.gather_guide_dtype,
         }
         # With embeddings in the dataset, a guide that was given all the same has nothing to do.
         guide = None if self._carries_embeddings else self._guide

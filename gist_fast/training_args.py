@@ -48,6 +48,11 @@ class GISTTrainingArguments(SentenceTransformerTrainingArguments):
     gather_across_devices: bool = field(
         default=False, metadata={"help": "Whether the candidates of all ranks are negatives on every rank."}
     )
+    gather_guide_dtype: str | None = field(
+        default=None,
+        metadata={"help": "The type that the guide's embeddings are rounded to before they are gathered: 'float16' or "
+                          "'bfloat16'. None: the type they have."},
+    )  # fmt: skip
     mini_batch_size: int | None = field(
         default=None, metadata={"help": "Rows that the student embeds at a time. None: by tokens instead."}
     )

@@ -130,6 +130,28 @@ class TestRun:
         for name, value in one.items():
             torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-4)
 
+    def test_the_guide_s_embeddings_made_beforehand(self, run, config, tmp_path, tiny_guide, monkeypatch):
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        from gist_fast.losses.guide import GuideEncoder
+
+        settings = yaml.safe_load(config.read_text())
+        settings["data"]["eval"] = "pairs.jsonl"
+        losses = []
+        for columns in (False, True):
+            settings["guide"] = {"path": str(tiny_guide), "columns": columns}
+            settings["training"]["guide_prompts"] = {"anchor": "query: "}
+            settings["training"]["output_dir"] = f"out-{columns}"
+            config.write_text(yaml.safe_dump(settings))
+            if columns:
+                monkeypatch.setattr(GuideEncoder, "__init__", lambda *_, **__: pytest.fail("the guide was loaded"))
+            result = run(config, "--json")
+            assert result.code == 0, result.err
+            losses.append(json.loads(result.out)["loss"])
+        assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+        settings["training"]["guide_max_length"] = {"anchor": 5}
+        config.write_text(yaml.safe_dump(settings))
+        refused(run(config, "--overwrite"), "guide_max_length: by column")
+
     def test_settings_reach_their_places(self, run, config, tmp_path):
         result = run(
             config, "--max_steps=1", "--student.max_seq_length", "11", "--mini_batch_size", "4", "--margin", "-0.05"

@@ -1,78 +1,280 @@
-"""Candidates gathered from several ranks: loss and gradients are those of one process with the joined batch."""
+"""Several ranks train as one process with their joined batch would: weights, losses, and what is refused.
+
+Real models, the real trainer and its real launcher (``torchrun``), gloo on the CPU. What they are held to is computed
+here in float64, in one process, by the reference backend and a hand-written step of gradient descent.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from conftest import PAIRS
+from distributed_worker import load, without_dropout
 from oracle import assert_close
 
-WORLD, ROWS = 2, 6
+from gist_fast import guided_contrastive_loss
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun's rendezvous with gloo is not offered on Windows")
+
+BATCH, TEMPERATURE, RATE = 4, 0.1, 0.1
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node"]
+WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
-def columns(width: int, seed: int) -> list[torch.Tensor]:
-    """Anchors, positives and one column of negatives of all ranks, ``[WORLD * ROWS, width]`` each."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(WORLD * ROWS, width, generator=generator) for _ in range(3)]
+def launch(world: int, *command: object, folder: Path, launcher: list[str] = TORCHRUN) -> None:
+    """Run a Python script or ``-m module`` on `world` ranks."""
+    log = folder / "log.txt"
+    with log.open("w") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher, str(world), *map(str, command)],
+            stdout=out, stderr=subprocess.STDOUT, timeout=400, cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+    assert done.returncode == 0, log.read_text()[-6000:]
 
 
-def one_rank(rank: int, folder: str, student_path: str, guide_path: str) -> None:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer import losses as theirs
-
-    from gist_fast import losses as ours
-
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
-    try:
-        student, guide = (SentenceTransformer(path, device="cpu") for path in (student_path, guide_path))
-        own = slice(rank * ROWS, (rank + 1) * ROWS)
-        results = {}
-        for name, module in (("ours", ours), ("theirs", theirs)):
-            loss = module.CachedGISTEmbedLoss(
-                student, guide, temperature=0.1, mini_batch_size=ROWS, margin=0.05, gather_across_devices=True
-            )
-            leaves = [[x[own].clone().requires_grad_()] for x in columns(8, 0)]
-            value = loss.calculate_loss(leaves, [[x[own]] for x in columns(5, 1)])
-            value.backward()
-            results[name] = [value.detach(), *(parts[0].grad for parts in leaves)]
-        torch.save(results, Path(folder) / f"rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def run_cases(world: int, cases: list[dict], folder: Path) -> list[dict]:
+    """What each rank wrote about each case."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    launch(world, WORKER, folder, folder=folder)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
 
 
-def test_gathered_candidates(tmp_path, tiny_student, tiny_guide):
-    if os.name == "nt":
-        pytest.skip("gloo's file rendezvous is not offered on Windows")
-    mp.spawn(one_rank, (str(tmp_path), str(tiny_student), str(tiny_guide)), nprocs=WORLD)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(WORLD)]
-    for results in ranks:
-        assert_close(results["ours"], results["theirs"], 1e-5)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, tiny_student, tiny_guide):
+    """Fourteen rows of three columns of texts, of widely mixed length; with guide columns, and without."""
+    from datasets import Dataset
 
-    from gist_fast import guided_contrastive_loss
+    from gist_fast import embed_guide
 
-    joined = [x.requires_grad_() for x in columns(8, 0)]
-    guide = columns(5, 1)
-    for rank, results in enumerate(ranks):
-        own = slice(rank * ROWS, (rank + 1) * ROWS)
-        loss = guided_contrastive_loss(
-            joined[0][own],
-            joined[1],
-            guide[0][own],
-            guide[1],
-            negatives=joined[2:],
-            guide_negatives=guide[2:],
-            temperature=0.1,
-            margin=0.05,
-            offset=rank * ROWS,
-            backend="reference",
-        )
+    folder = tmp_path_factory.mktemp("data")
+    texts = [[], [], []]
+    for k, (question, answer) in enumerate(PAIRS[:14]):
+        texts[0].append(" ".join([question] * (1 + k % 3)))
+        texts[1].append(answer)
+        texts[2].append(PAIRS[20 + (5 * k) % 14][1])
+    plain = Dataset.from_dict(dict(zip(("anchor", "positive", "negative"), texts, strict=True)))
+    plain.save_to_disk(str(folder / "plain"))
+    guide = load(str(tiny_guide))
+    columns = embed_guide(plain, guide, cache_dir=folder / "cache", show_progress_bar=False)
+    columns.save_to_disk(str(folder / "columns"))
+    pairs = plain.remove_columns("negative")
+    pairs.save_to_disk(str(folder / "pairs"))
+    stored = [torch.tensor(columns[:][f"{name}_guide_embedding"]) for name in plain.column_names]
+    live = [guide.encode(column, convert_to_tensor=True, show_progress_bar=False) for column in texts]
+    return SimpleNamespace(folder=folder, texts=texts, stored=stored, live=live, student=str(tiny_student),
+                           guide=str(tiny_guide))  # fmt: skip
+
+
+def steps_of(world: int, rows: int) -> list[list[range]]:
+    """For each step, the rows of each rank: whole batches go round, the last may be short."""
+    batches = [range(k, min(k + BATCH, rows)) for k in range(0, rows, BATCH)]
+    assert len(batches) % world == 0
+    return [batches[k : k + world] for k in range(0, len(batches), world)]
+
+
+def joined_step(student, texts: list[list[str]], guide: list[torch.Tensor], ranks: list[range]) -> torch.Tensor:
+    """The mean loss over the rows of all ranks, every rank's anchors against all candidates, and against its own
+    anchors."""
+    joined = [k for rows in ranks for k in rows]
+    embeddings = [student(student.preprocess([column[k] for k in joined]))["sentence_embedding"] for column in texts]
+    # In the type they have, since the loss rounds unit vectors to it, which may decide a comparison.
+    guides = [g[joined] for g in guide[: len(texts)]]
+    total, offset = 0.0, 0
+    for rows in ranks:
+        own = slice(offset, offset + len(rows))
+        total = total + guided_contrastive_loss(
+            embeddings[0][own], embeddings[1], guides[0][own], guides[1],
+            negatives=embeddings[2:], guide_negatives=guides[2:], temperature=TEMPERATURE, offset=offset,
+            reduction="sum", backend="reference",
+        )  # fmt: skip
+        offset += len(rows)
+    return total / len(joined)
+
+
+def one_process(data, guide: list[torch.Tensor], *, columns: int, steps: list[list[range]], accumulate: int = 1):
+    """Changes of the student's weights, and the losses, by gradient descent in float64."""
+    student = without_dropout(load(data.student)).double().train()
+    before = {name: p.detach().clone() for name, p in student.named_parameters()}
+    losses = []
+    for k in range(0, len(steps), accumulate):
+        parts = [joined_step(student, data.texts[:columns], guide, ranks) for ranks in steps[k : k + accumulate]]
+        loss = sum(parts) / len(parts)
+        student.zero_grad()
         loss.backward()
-        assert_close([results["ours"][0]], [loss.detach()], 1e-5)
-    # Each rank's anchors get their own loss's gradient; a candidate gets the sum over all ranks' losses.
-    for k, whole in enumerate(joined):
-        gathered = torch.cat([results["ours"][1 + k] for results in ranks])
-        assert_close([gathered], [whole.grad], 1e-5)
+        with torch.no_grad():
+            for p in student.parameters():
+                p -= RATE * p.grad if p.grad is not None else 0
+        losses.append(loss.item())
+    return {name: p.detach() - before[name] for name, p in student.named_parameters()}, losses
+
+
+def changes(data, state: dict) -> dict:
+    before = load(data.student).state_dict()
+    return {name: (x.double() - before[name].double()) for name, x in state.items()}
+
+
+def relative_error(got: dict, wanted: dict) -> float:
+    """Of all weights together: the distance, in units of the wanted change."""
+    assert got.keys() >= wanted.keys()
+    difference = sum((got[name] - x).square().sum() for name, x in wanted.items())
+    return (difference / sum(x.square().sum() for x in wanted.values())).sqrt().item()
+
+
+def case(data, name: str, loss: str, dataset: str = "columns", *, guide: bool = False, run: str = "train", **options):
+    arguments = {"learning_rate": RATE, **options.pop("arguments", {})}
+    return {
+        "name": name, "run": run, "loss": loss, "dataset": str(data.folder / dataset), "student": data.student,
+        "guide": data.guide if guide else None, "arguments": arguments,
+        "loss_arguments": {"temperature": TEMPERATURE, **options.pop("loss_arguments", {})}, **options,
+    }  # fmt: skip
+
+
+# Few tokens a mini-batch, so that ranks cut their batches into different numbers of them; some activations kept.
+CACHED = {"mini_batch_num_tokens": 40, "activation_memory": 0.0}
+KEPT = {"mini_batch_num_tokens": 40, "activation_memory": "auto"}
+
+
+def test_two_ranks(data, tmp_path):
+    """One start of two processes, since starting takes longest."""
+    odd = {"run": "odd_batch", "guide": data.guide, "student": data.student}
+    ranks = run_cases(
+        2,
+        [
+            case(data, "plain", "GISTEmbedLoss"),
+            case(data, "cached", "CachedGISTEmbedLoss", loss_arguments=CACHED),
+            case(data, "kept", "CachedGISTEmbedLoss", "plain", guide=True, loss_arguments=KEPT),
+            case(data, "accumulated", "CachedGISTEmbedLoss", loss_arguments=KEPT,
+                 arguments={"gradient_accumulation_steps": 2}),
+            case(data, "in the loop", "GISTEmbedLoss", "plain", guide=True,
+                 arguments={"gradient_accumulation_steps": 2}),
+            case(data, "bf16", "CachedGISTEmbedLoss", loss_arguments=CACHED, arguments={"bf16": True}),
+            {"name": "on embeddings", "run": "on_embeddings", "guide": data.guide, "student": data.student},
+            case(data, "no batch", "GISTEmbedLoss", run="refused",
+                 arguments={"accelerator_config": {"split_batches": True}}),
+            {**odd, "name": "no row", "loss": "GISTEmbedLoss", "rows": [3, 0], "columns": [2, 2]},
+            {**odd, "name": "no row, cached", "loss": "CachedGISTEmbedLoss", "rows": [0, 3], "columns": [2, 2]},
+            {**odd, "name": "other columns", "loss": "GISTEmbedLoss", "rows": [3, 3], "columns": [2, 3]},
+            case(data, "sharded", "GISTEmbedLoss", run="sharded", rows=[[0, 4], [4, 7]]),
+        ],
+        tmp_path,
+    )  # fmt: skip
+    steps = steps_of(2, 14)
+    assert [[len(rows) for rows in step] for step in steps] == [[4, 4], [4, 2]]
+    for name, guide, accumulate in (
+        ("plain", data.stored, 1),
+        ("cached", data.stored, 1),
+        ("kept", data.live, 1),
+        ("accumulated", data.stored, 2),
+        ("in the loop", data.live, 2),
+    ):
+        wanted, losses = one_process(data, guide, columns=3, steps=steps, accumulate=accumulate)
+        for results in ranks:
+            assert relative_error(changes(data, results[name]["state"]), wanted) < 2e-5, name
+            assert results[name]["losses"] == pytest.approx(losses, rel=1e-5), name
+            assert results[name]["wrapper"] == "DistributedDataParallel"
+
+    wanted, losses = one_process(data, data.stored, columns=3, steps=steps)
+    assert 1e-5 < relative_error(changes(data, ranks[0]["bf16"]["state"]), wanted) < 0.1
+    assert ranks[0]["bf16"]["losses"] == pytest.approx(losses, rel=0.02)
+
+    for results in ranks:
+        assert "dataloader_drop_last" in results["no batch"]["message"]
+        assert "rank 1 of 2 has an empty batch" in results["no row"]["message"]
+        assert "rank 0 of 2 has an empty batch" in results["no row, cached"]["message"]
+        assert "number of columns differs between ranks: 2, 3" in results["other columns"]["message"]
+        assert {results[name]["type"] for name in ("no batch", "no row", "no row, cached", "other columns")} == {
+            "InputError"
+        }
+
+    student = without_dropout(load(data.student)).double()
+    joined_step(student, data.texts, data.stored, [range(4), range(4, 7)]).backward()
+    wanted = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    for results in ranks:
+        # The ranks' losses are weighted by their rows, and FSDP averages as DistributedDataParallel does.
+        assert relative_error({k: v.double() for k, v in results["sharded"].items()}, wanted) < 2e-5
+
+    results = [rank["on embeddings"] for rank in ranks]
+    for result in results:
+        assert_close(result["ours"], result["theirs"], 1e-5)
+    for name, dtype, guide_dtype, tolerance in (
+        ("ours", torch.float32, torch.float32, 1e-5),
+        ("half", torch.float32, torch.float16, 1e-5),
+        ("bf16", torch.bfloat16, torch.float32, 2e-2),
+    ):
+        joined = [x.to(dtype).double().requires_grad_() for x in results[0]["student"]]
+        guide = [x.to(guide_dtype).double() for x in results[0]["guide"]]
+        for rank, result in enumerate(results):
+            own = slice(6 * rank, 6 * rank + 6)
+            loss = guided_contrastive_loss(
+                joined[0][own], joined[1], guide[0][own], guide[1], negatives=joined[2:], guide_negatives=guide[2:],
+                temperature=0.1, margin=0.05, offset=6 * rank, backend="reference",
+            )  # fmt: skip
+            loss.backward()
+            assert_close([result[name][0].double()], [loss.detach()], tolerance)
+        # A rank's anchors get the gradient of its own loss; a candidate gets the sum over all ranks' losses.
+        for k, whole in enumerate(joined):
+            gathered = torch.cat([result[name][1 + k] for result in results])
+            assert gathered.dtype == dtype
+            assert_close([gathered.double()], [whole.grad], tolerance)
+
+
+@pytest.mark.slow
+def test_four_ranks(data, tmp_path):
+    """Fourteen rows in one step: 4, 4, 4 and 2."""
+    odd = {"run": "odd_batch", "guide": data.guide, "student": data.student, "columns": [2] * 4}
+    ranks = run_cases(
+        4,
+        [
+            case(data, "plain", "GISTEmbedLoss"),
+            case(data, "kept", "CachedGISTEmbedLoss", "plain", guide=True, loss_arguments=KEPT),
+            case(data, "pairs", "CachedGISTEmbedLoss", "pairs", guide=True, loss_arguments=CACHED),
+            {**odd, "name": "no row", "loss": "CachedGISTEmbedLoss", "rows": [0, 3, 2, 0]},
+        ],
+        tmp_path,
+    )
+    steps = steps_of(4, 14)
+    assert [[len(rows) for rows in step] for step in steps] == [[4, 4, 4, 2]]
+    for name, guide, columns in (("plain", data.stored, 3), ("kept", data.live, 3), ("pairs", data.live, 2)):
+        wanted, losses = one_process(data, guide, columns=columns, steps=steps)
+        for results in ranks:
+            assert relative_error(changes(data, results[name]["state"]), wanted) < 2e-5, name
+            assert results[name]["losses"] == pytest.approx(losses, rel=1e-5), name
+    for results in ranks:
+        assert "rank 0, 3 of 4 has an empty batch" in results["no row"]["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_the_command_on_two_ranks(launcher, data, tmp_path):
+    """``gist-fast train``, unchanged, under either launcher: half the steps, and a model that loads."""
+    from sentence_transformers import SentenceTransformer
+
+    rows = [{"anchor": question, "positive": answer} for question, answer in PAIRS]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training = {
+        "output_dir": "out", "num_train_epochs": 1, "per_device_train_batch_size": 16, "learning_rate": 0.001,
+        "logging_steps": 1, "use_cpu": True,
+    }  # fmt: skip
+    config = {"student": data.student, "guide": data.guide, "data": {"train": "pairs.jsonl"}, "training": training,
+              "loss": {"temperature": 0.1, "gather_across_devices": True}}  # fmt: skip
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    if launcher == "torchrun":
+        start = TORCHRUN
+    else:
+        # Its --cpu would start one process; the configuration says use_cpu.
+        start = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
+                 "--dynamo_backend", "no", "--num_processes"]  # fmt: skip
+    launch(2, "-m", "gist_fast", "train", "config.yaml", folder=tmp_path, launcher=start)
+    state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["max_steps"] == len(rows) // (2 * training["per_device_train_batch_size"])
+    trained = SentenceTransformer(str(tmp_path / "out" / "final"), device="cpu").state_dict()
+    changed = [name for name, x in load(data.student).state_dict().items() if not torch.equal(x, trained[name])]
+    assert changed

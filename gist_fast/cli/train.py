@@ -54,6 +54,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check files, columns, settings and models, print the plan, and leave.")
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="At the end, also write one self-contained page of HTML: curves and tables."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a student under a guide.
@@ -65,18 +69,30 @@ def train(
     """
     with only_results_on_stdout():
         try:
+            if report is not None:
+                _check_report(report, overwrite=overwrite)
             plan = _make_plan(config, context.args, resume=resume, overwrite=overwrite)
         except KeyboardInterrupt:
             note("gist-fast: interrupted while getting ready; nothing was written.")
             raise typer.Exit(INTERRUPTED) from None
         if not dry_run:
-            summary = _run(plan, overwrite=overwrite)
+            summary = _run(plan, overwrite=overwrite, report=report)
     if dry_run:
         _print_plan(plan, overwrite, as_json)
     elif as_json:
         print_json(summary)
     elif summary:
         _print_summary(summary)
+    if not dry_run and report is not None and summary and summary["report"] is None:
+        raise typer.Exit(2)
+
+
+def _check_report(path: Path, *, overwrite: bool) -> None:
+    from gist_fast.report.page import check_path
+    from gist_fast.report.plots import check_matplotlib
+
+    check_matplotlib()
+    check_path(path, overwrite=overwrite)
 
 
 def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: bool) -> _Plan:
@@ -118,7 +134,7 @@ def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: boo
     )
 
 
-def _run(plan: _Plan, *, overwrite: bool) -> dict[str, Any]:
+def _run(plan: _Plan, *, overwrite: bool, report: Path | None) -> dict[str, Any]:
     """Train, save, and say how it went; a summary, empty in all processes but the first.
 
     Raises:
@@ -127,7 +143,10 @@ def _run(plan: _Plan, *, overwrite: bool) -> dict[str, Any]:
     trainer = None
     try:
         trainer, before = _make_trainer(plan)
-        return _train(plan, trainer, before, overwrite=overwrite)
+        summary = _train(plan, trainer, before, overwrite=overwrite)
+        if report is not None and summary:
+            summary["report"] = _write_report(report, plan, trainer, summary, overwrite=overwrite)
+        return summary
     except KeyboardInterrupt:
         step = trainer.state.global_step if trainer is not None else 0
         note(f"gist-fast: interrupted {f'after step {step}' if step else 'before the first step'}; {_kept(plan)}")
@@ -141,6 +160,7 @@ def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
     from gist_fast.attention import choose_attention
     from gist_fast.cli.models import load_with_attention
     from gist_fast.evaluation import evaluate
+    from gist_fast.sources import carries_guide, with_guide_columns
     from gist_fast.trainer import GISTTrainer
 
     config = plan.config
@@ -148,14 +168,19 @@ def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
     student = load_with_attention(config.student.path, "student", attention, **_model_options(config.student))
     if config.student.max_seq_length:
         student.max_seq_length = config.student.max_seq_length
-    guide = None
-    if config.guide:
+    guide, train_set, eval_set = None, plan.train, plan.eval
+    if config.guide and not carries_guide(train_set):
         guide = load_with_attention(config.guide.path, "guide", attention, **_model_options(config.guide))
+        if config.guide.columns:
+            train_set = with_guide_columns(train_set, guide, plan.arguments, "data.train")
+            if eval_set is not None:
+                eval_set = with_guide_columns(eval_set, guide, plan.arguments, "data.eval")
+            guide = None
     trainer = GISTTrainer(
         model=student,
         args=plan.arguments,
-        train_dataset=plan.train,
-        eval_dataset=plan.eval,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
         guide=guide,
         evaluator=plan.evaluator,
     )
@@ -228,7 +253,36 @@ def _train(plan: _Plan, trainer: GISTTrainer, before: dict[str, float] | None, *
         "resumed_from": str(plan.checkpoint) if plan.checkpoint else None,
         "masked": _last_masked(trainer),
         "evaluation": None if after is None else {"before": before, "after": after},
+        "report": None,
     }
+
+
+def _write_report(
+    path: Path, plan: _Plan, trainer: GISTTrainer, summary: dict[str, Any], *, overwrite: bool
+) -> str | None:
+    """Where the report is; None where it could not be written, which takes nothing from the run itself."""
+    from gist_fast.errors import InputError
+    from gist_fast.report.facts import changed_settings, machine_facts
+    from gist_fast.report.page import write_page
+    from gist_fast.report.training import FinishedTraining, training_page
+
+    scores = summary["evaluation"] or {}
+    told = ("rows", "steps", "epochs", "seconds", "rows_per_second", "loss", "best_checkpoint", "resumed_from", "model")
+    facts = {name: str(value) for name, value in _what_runs(plan).items() if value and name != "output_dir"}
+    run = FinishedTraining(
+        log_history=trainer.state.log_history,
+        outcome={name.replace("_", " "): summary[name] for name in told},
+        before=scores.get("before"),
+        after=scores.get("after"),
+        settings=changed_settings(plan.config, eval_strategy=plan.arguments.eval_strategy),
+        facts={**facts, **machine_facts(plan.arguments.device.type)},
+    )
+    try:
+        write_page(path, training_page(run, f"Training of {Path(plan.config.student.path).name}"), overwrite=overwrite)
+    except InputError as error:
+        note(f"gist-fast: {error} The model is in {summary['model']}.")
+        return None
+    return str(path)
 
 
 def _kept(plan: _Plan) -> str:
@@ -252,6 +306,24 @@ def _last_masked(trainer: GISTTrainer) -> dict[str, float]:
 
 def _print_plan(plan: _Plan, overwrite: bool, as_json: bool) -> None:
     from gist_fast.cli.run_folder import checkpoints
+
+    told: dict[str, Any] = {
+        **_what_runs(plan),
+        "resumes from": str(plan.checkpoint) if plan.checkpoint else None,
+        "deletes": [path.name for path in checkpoints(plan.output_dir)] if overwrite else [],
+        "settings": plan.config.arguments,
+    }
+    if as_json:
+        print_json({name.replace(" ", "_"): value for name, value in told.items()})
+        return
+    settings = told.pop("settings")
+    rows = [(name, ", ".join(value) if isinstance(value, list) else value) for name, value in told.items() if value]
+    rows += [(name, str(value)) for name, value in settings.items() if name != "output_dir"]
+    print_table("All is well; this would be run", ("what", "value"), [(name, str(value)) for name, value in rows])
+
+
+def _what_runs(plan: _Plan) -> dict[str, Any]:
+    """The models, the data and the size of the run."""
     from gist_fast.sources import by_name, count_rows, describe
 
     config, arguments = plan.config, plan.arguments
@@ -261,7 +333,7 @@ def _print_plan(plan: _Plan, overwrite: bool, as_json: bool) -> None:
     guide = f"{config.guide.path} ({plan.models['guide']})" if config.guide else "none"
     if config.guide is None and not config.unguided:
         guide = "its embeddings in the data"
-    told = {
+    return {
         "student": f"{config.student.path} ({plan.models['student']})",
         "guide": guide,
         "train": describe(config.data.train, plan.train),
@@ -271,17 +343,7 @@ def _print_plan(plan: _Plan, overwrite: bool, as_json: bool) -> None:
         "steps": steps,
         "device": str(arguments.device),
         "output_dir": str(plan.output_dir),
-        "resumes from": str(plan.checkpoint) if plan.checkpoint else None,
-        "deletes": [path.name for path in checkpoints(plan.output_dir)] if overwrite else [],
-        "settings": config.arguments,
     }
-    if as_json:
-        print_json({name.replace(" ", "_"): value for name, value in told.items()})
-        return
-    settings = told.pop("settings")
-    rows = [(name, ", ".join(value) if isinstance(value, list) else value) for name, value in told.items() if value]
-    rows += [(name, str(value)) for name, value in settings.items() if name != "output_dir"]
-    print_table("All is well; this would be run", ("what", "value"), [(name, str(value)) for name, value in rows])
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
@@ -293,7 +355,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
             for metric, after in scores["after"].items()
         ]
         print_table("Evaluation", ("metric", "before", "after", "change"), changes)
-    shown = ("rows", "steps", "epochs", "seconds", "rows_per_second", "loss", "best_checkpoint", "model")
+    shown = ("rows", "steps", "epochs", "seconds", "rows_per_second", "loss", "best_checkpoint", "model", "report")
     values = [(name, summary[name]) for name in shown if summary[name] is not None]
     rows = [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in values]
     rows += [(name, f"{value:.2%}") for name, value in summary["masked"].items()]

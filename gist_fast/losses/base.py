@@ -192,7 +192,7 @@ class GuidedLoss(nn.Module):
         """The arguments that the model card lists."""
         return {
             "guide": self.guide,
-            "temperature": float(self.temperature),
+            "temperature": self.temperature.item() if isinstance(self.temperature, Tensor) else float(self.temperature),
             "margin_strategy": self.margin_strategy,
             "margin": self.margin,
             "contrast_anchors": self.contrast_anchors,

@@ -62,6 +62,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
         backend: Literal["auto", "triton", "tiled", "reference"] = "auto",
         mask_bits: Literal["auto", "keep", "recompute"] = "auto",
         guide_cache: bool = False,
+        gather_guide_dtype: Literal["float16", "bfloat16"] | None = None,
         sort_by_length: bool = True,
         activation_memory: float | Literal["auto"] = 0.0,
     ) -> None:
@@ -97,6 +98,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
             backend,
             mask_bits,
             guide_cache,
+            gather_guide_dtype,
         )
         self.mini_batch_size = mini_batch_size
         self.mini_batch_num_tokens = mini_batch_num_tokens
@@ -143,10 +145,11 @@ class CachedGISTEmbedLoss(GuidedLoss):
         return loss
 
     def _own_scale(self, anchors: Tensor) -> float:
-        """A power of two. The mean over many rows has gradients so small that float16 would lose them, and here they
-        are computed before a gradient scaler can have scaled the loss: so compute those of about the sum."""
+        """A power of two, the same on all ranks. The mean over many rows has gradients so small that float16 would lose
+        them, and here they are computed before a gradient scaler can have scaled the loss: so compute those of about
+        the sum."""
         half = torch.float16 in (self.compute_dtype, anchors.dtype)
-        return 2.0 ** len(anchors).bit_length() if half else 1.0
+        return 2.0 ** self.largest_batch.bit_length() if half else 1.0
 
     def _cut(self, features: dict[str, Any]) -> MicroBatches:
         own = {**students_own(features), EXTENTS: extents(features)}
