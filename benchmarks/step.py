@@ -1,9 +1,10 @@
 """A whole training step against sentence-transformers': ``python -m benchmarks.step [--batch N] [--rounds N]``.
 
 Student and guide are all-MiniLM-L6-v2, of one size and with one tokenizer, so that both sides do the same work; texts
-are documentation strings of mixed length. Each side trains in its own trainer, in a process of its own, so that the
-peak of its resident memory is its own too; they take turns. Before they are timed, the losses of one batch are
-compared. Results go to ``benchmarks/results/<device>/step.json``; ``--table`` prints the README's table from it.
+are documentation strings of mixed length, or the demo's short ones. Each side trains in its own trainer, in a process
+of its own, so that the peak of its resident memory is its own too; they take turns. Before they are timed, the losses
+of one batch are compared. Results go to ``benchmarks/results/<device>/step.json``; ``--table`` prints the README's
+table from it.
 """
 
 from __future__ import annotations
@@ -24,13 +25,24 @@ from benchmarks.measure import Timing
 RESULTS = Path(__file__).parent / "results"
 TEMPERATURE = 0.05
 SIDES = ("theirs", "ours", "ours_with_columns")
-MAX_TOKENS = 128
-"""What the model was trained with."""
 MINI_BATCH = 32
 """Rows of theirs at a time: its default."""
 
 
-def train(side: str, batch: int, memory: float, cache: str) -> dict[str, Any]:
+def pairs_of(texts: str, count: int) -> tuple[list[str], list[str]]:
+    """Anchors and positives."""
+    if texts == "docstrings":
+        from benchmarks.texts import docstring_pairs
+
+        anchors, positives = zip(*docstring_pairs(count), strict=True)
+        return list(anchors), list(positives)
+    from gist_fast.demo.texts import build_texts
+
+    data = build_texts(train_pairs=count).train
+    return list(data["anchor"]), list(data["positive"])
+
+
+def train(side: str, batch: int, memory: float, cache: str, texts: str) -> dict[str, Any]:
     """One step of `batch` pairs, in this process.
 
     Returns:
@@ -45,14 +57,12 @@ def train(side: str, batch: int, memory: float, cache: str) -> dict[str, Any]:
     from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss
     from transformers import TrainerCallback
 
-    from benchmarks.texts import docstring_pairs
     from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
     from gist_fast.demo.models import guide_path
 
-    anchors, positives = zip(*docstring_pairs(batch), strict=True)
-    data = Dataset.from_dict({"anchor": list(anchors), "positive": list(positives)})
+    anchors, positives = pairs_of(texts, batch)
+    data = Dataset.from_dict({"anchor": anchors, "positive": positives})
     student, guide = (SentenceTransformer(str(guide_path()), device="cpu") for _ in range(2))
-    student.max_seq_length = guide.max_seq_length = MAX_TOKENS
     moments: list[float] = []
 
     class Clock(TrainerCallback):
@@ -119,10 +129,26 @@ def check() -> dict[str, float]:
     return {"theirs": values[0], "ours": values[1]}
 
 
+def lengths(arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Of each column's tokens: mean, and the 5, 25, 50, 75 and 95 per cent quantiles."""
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+
+    from gist_fast.demo.models import guide_path
+    from gist_fast.losses.micro_batches import extents
+
+    model = SentenceTransformer(str(guide_path()), device="cpu")
+    told = {}
+    for name, column in zip(("anchor", "positive"), pairs_of(arguments.texts, arguments.batch), strict=True):
+        tokens = extents(model.preprocess(column))[:, 1]
+        told[name] = [float(tokens.mean()), *np.quantile(tokens, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()]
+    return told
+
+
 def in_own_process(side: str, arguments: argparse.Namespace, cache: str) -> dict[str, Any]:
     """`train` in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.step", "--side", side, "--batch", str(arguments.batch)]
-    command += ["--memory", str(arguments.memory), "--cache", cache]
+    command += ["--memory", str(arguments.memory), "--cache", cache, "--texts", arguments.texts]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
@@ -137,7 +163,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
             for side in arguments.sides:
                 print(f"round {number + 1}, {side} ...", file=sys.stderr)
                 runs[side].append(in_own_process(side, arguments, cache))
-    result: dict[str, Any] = {"batch": arguments.batch, "activation_memory_gib": arguments.memory, "runs": runs}
+    result: dict[str, Any] = {"batch": arguments.batch, "texts": arguments.texts}
+    result |= {"activation_memory_gib": arguments.memory, "tokens": lengths(arguments), "runs": runs}
     if "theirs" in runs:
         theirs = Timing(tuple(run["seconds"] for run in runs["theirs"]))
         for side in arguments.sides[1:]:
@@ -164,7 +191,9 @@ def table(results: dict[str, Any]) -> str:
             ratio = part.get(f"speedup_{side}")
             against = "" if ratio is None else f"{ratio[1]:.1f}x ({ratio[0]:.1f} to {ratio[2]:.1f})"
             peak = max(run["peak"] for run in runs) / 2**30
-            rows.append(f"| B {part['batch']:,}: {names[side]} | {seconds:.0f} | {against} | {peak:.2f} GiB |")
+            rows.append(
+                f"| B {part['batch']:,}, {part['texts']}: {names[side]} | {seconds:.0f} | {against} | {peak:.2f} GiB |"
+            )
     about = results["machine"]
     versions = f"torch {about['torch']}, gist_fast {about['gist_fast']} at {about['commit']}"
     return "\n".join([*rows, "", f"{about['cpu']}, {about['threads']} threads, {versions}."])
@@ -179,6 +208,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=float, default=0.5, help="GiB of activations that ours may keep")
+    parser.add_argument(
+        "--texts", choices=("docstrings", "demo"), default="docstrings", help="long and mixed, or short"
+    )
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--device", default=f"cpu-{torch.get_num_threads()}-threads", help="the results' folder")
     parser.add_argument("--table", action="store_true", help="only print the table of the stored results")
@@ -186,12 +218,16 @@ def main() -> None:
     parser.add_argument("--cache", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        print(json.dumps(train(arguments.side, arguments.batch, arguments.memory, arguments.cache)))
+        print(json.dumps(train(arguments.side, arguments.batch, arguments.memory, arguments.cache, arguments.texts)))
         return
     path = RESULTS / arguments.device / "step.json"
     if not arguments.table:
         results = json.loads(path.read_text()) if path.exists() else {}
-        results |= {"machine": machine(), "check": check(), f"batch_{arguments.batch:06d}": compare(arguments)}
+        results |= {
+            "machine": machine(),
+            "check": check(),
+            f"batch_{arguments.batch:06d}_{arguments.texts}": compare(arguments),
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=2) + "\n")
     print(table(json.loads(path.read_text())))
