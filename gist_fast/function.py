@@ -134,19 +134,30 @@ def guided_contrastive_loss(  # type: ignore[misc]
         guide = ()
     if chosen == "reference":
         with torch.autocast(anchors.device.type, enabled=False):
-            operands = prepare(student, guide, temperature, offset=offset, **static)
+            operands = prepare(student, guide, temperature, offset=offset, differentiable=True, **static)
             rows = reference.forward(operands, blocks, temperature)
     else:
         _refuse_transforms((*student, temperature))
         sides = {"contrast_anchors": contrast_anchors, "contrast_positives": contrast_positives, "offset": offset}
 
+        # What a traced graph runs is decided while it is traced.
+        automatic = backend == "auto" and chosen == "triton" and not torch.compiler.is_compiling()
+
         def stream(streaming: str) -> GuidedRows:
-            keep_bits = _keep_bits(mask_bits, streaming, blocks, anchors.device)
             return GuidedRows(
-                *guided_forward(streaming, student, guide, temperature, keep_bits=keep_bits, **sides, **static)
+                *guided_forward(
+                    streaming,
+                    student,
+                    guide,
+                    temperature,
+                    keep_bits=_keep_bits(mask_bits, streaming, blocks, anchors.device),
+                    automatic=automatic,
+                    **sides,
+                    **static,
+                )
             )
 
-        if backend == "auto" and chosen == "triton" and not torch.compiler.is_compiling():
+        if automatic:
             try:
                 rows = stream(chosen)
             except Exception as error:

@@ -8,6 +8,9 @@ own instruction on a GPU and over twice as fast as ``exp`` in torch's CPU vector
 Guide embeddings become plain unit vectors. Each row's threshold is turned into a *limit*, the guide score above which
 an entry is masked, with the margin already taken off.
 
+**Memory.** No step here makes a float32 copy of all rows: they are taken in pieces (`PIECE`). The guide's unit vectors
+are no more than the promise of them (`UnitRows`), which a backend multiplies out where and when it needs them.
+
 **Ties.** The rule is ``guide score > threshold``, strictly, so that another copy of the positive's text stays a
 negative. A dot product summed in another order differs in its last bits, and would decide such a tie at random: the
 limit therefore stands `TIE_ULPS` units of the last place of 1.0 (in the type the dot product is summed in) above the
@@ -17,7 +20,7 @@ threshold. That is 1.9e-6 for everything summed in float32 and 3.6e-15 for float
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +32,58 @@ from gist_fast.errors import InputError
 TIE_ULPS = 16
 ZERO_NORM = 1e-12
 """Rows of a smaller norm are zero vectors: similarity 0 to everything, and no gradient."""
+PIECE = 2**24
+"""Elements that a step over rows takes at a time, so that what it holds in between is 64 MiB in float32, whatever the
+batch. On a GPU such a step still takes longer than its launch."""
+
+
+class UnitRows:
+    """Embeddings and the factor of each row, multiplied out as a whole or where rows are needed. Without gradient.
+
+    A row comes out the same, bit for bit, whichever others it is asked for with.
+
+    Args:
+        raw: ``[N, width]``
+        factors: ``[N, 1]``, accumulation type.
+    """
+
+    def __init__(self, raw: Tensor, factors: Tensor) -> None:
+        self.raw, self.factors = raw, factors
+        self._whole: Tensor | None = None
+
+    @property
+    def whole(self) -> Tensor:
+        """All rows, ``[N, width]``, in the type of `raw`; kept from then on."""
+        if self._whole is None:
+            self._whole = self._multiply(slice(0, self.raw.shape[0]), self.raw.shape[1])
+        return self._whole
+
+    def rows(self, rows: slice, width: int | None = None) -> Tensor:
+        """``[n, width]`` of the rows, contiguous; filled up with zeros where `width` is more than theirs."""
+        own_width = self.raw.shape[1]
+        if width in (None, own_width) and self.raw.numel() <= PIECE:
+            return self.whole[rows]
+        return self._multiply(rows, width or own_width)
+
+    def _multiply(self, rows: slice, width: int) -> Tensor:
+        raw, factors = self.raw[rows], self.factors[rows]
+        count, own_width = raw.shape
+        with torch.no_grad():
+            if (
+                torch.compiler.is_compiling()
+            ):  # In a traced graph only the reference comes here, and all it has is small.
+                unit = _as_multiplied((raw * factors).to(raw.dtype))
+                return torch.nn.functional.pad(unit, (0, width - own_width))
+            out = raw.new_empty(count, width)
+            out[:, own_width:] = 0
+            for piece in pieces(raw):
+                target = out[piece, :own_width]
+                # On a GPU one pass, which casts in registers; other devices make a copy of the piece.
+                torch.mul(raw[piece], factors[piece], out=target)
+                rounded = _as_multiplied(target)
+                if rounded is not target:
+                    target.copy_(rounded)
+        return out
 
 
 @dataclass(frozen=True)
@@ -38,9 +93,10 @@ class Operands:
     student: tuple[Tensor, ...]
     """Anchors ``[B, D]``, positives ``[M, D]``, negatives ``[N_k, D]``, in the type of the embeddings. A dot product
     of two rows is their logit in base 2."""
-    guide: tuple[Tensor, ...] | None
-    """The guide's unit vectors, same rows, ``[.., G]``; `student` itself (the same object) where the student guides
-    itself; None without a guide."""
+    guide_rows: tuple[UnitRows, ...] | None
+    """The guide's unit vectors, same rows, ``[.., G]``; None without a guide that has embeddings of its own."""
+    self_guided: bool
+    """Whether the student guides itself."""
     limits: Tensor | None
     """``[B]``, accumulation type: entries of row i whose guide score exceeds ``limits[i]`` are masked."""
     positives: Tensor
@@ -49,8 +105,16 @@ class Operands:
     """Norms of the raw student rows, ``[.., 1]`` each, accumulation type."""
 
     @property
-    def self_guided(self) -> bool:
-        return self.guide is self.student
+    def guide(self) -> tuple[Tensor, ...] | None:
+        """The guide's unit vectors, whole and kept; `student` where it guides itself; None without a guide."""
+        if self.self_guided:
+            return self.student
+        return None if self.guide_rows is None else tuple(rows.whole for rows in self.guide_rows)
+
+    @property
+    def guided(self) -> bool:
+        """Whether a guide decides masks, be it the student."""
+        return self.limits is not None
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -72,45 +136,65 @@ def prepare(
     relative: bool,
     self_guided: bool,
     offset: int,
+    differentiable: bool = False,
 ) -> Operands:
-    """Normalise, scale and round the embeddings, and work out each row's limit. Differentiable by the student.
+    """Normalise, scale and round the embeddings, and work out each row's limit.
 
     Args:
         student: anchors ``[B, D]``, positives ``[M, D]``, then any negatives ``[N_k, D]``, as the user gave them.
         guide: the guide's embeddings of the same texts, or an empty sequence.
         temperature: 0-d.
         self_guided: the student's own scores decide the mask; `guide` is empty then.
+        differentiable: keep to operations that autograd knows, by student and temperature, at the price of copies in
+            the accumulation type.
 
     Raises:
         ValueError: on the CPU, when a row is not finite; it is named. On an accelerator looking would make the host
             wait, so the loss comes out as NaN instead.
     """
     scale = logit_scale(temperature.to(accumulation_dtype(student[0].dtype)))
-    operands, norms = zip(*(_normalise(x, scale, _student_name(k)) for k, x in enumerate(student)), strict=True)
+    norms = tuple(_norms(x, _student_name(k)) for k, x in enumerate(student))
+    if differentiable:
+        operands = tuple(
+            (x.to(norm.dtype) * (scale * _inverse(norm))).to(x.dtype) for x, norm in zip(student, norms, strict=True)
+        )
+    else:
+        operands = tuple(UnitRows(x, scale * _inverse(norm)).whole for x, norm in zip(student, norms, strict=True))
     batch = student[ANCHORS].shape[0]
     own = slice(offset, offset + batch)
     positives = _row_dots(operands[ANCHORS], operands[POSITIVES][own])
 
     guides, limits = None, None
     if self_guided:
-        guides = operands
         with torch.no_grad():
             # The student's scores carry the factor scale**2, so the limits must carry it too.
             unit = positives / scale.square()
             limits = _limits(unit, margin, relative) * scale.square()
     elif guide:
         with torch.no_grad():
-            one = torch.ones((), dtype=accumulation_dtype(guide[0].dtype), device=guide[0].device)
-            pairs = [_normalise(x, one, "guide_" + _student_name(k)) for k, x in enumerate(guide)]
-            guides = tuple(_as_multiplied(unit) for unit, _ in pairs)
-            limits = _limits(_row_dots(guides[ANCHORS], guides[POSITIVES][own]), margin, relative)
+            guides = tuple(UnitRows(x, _inverse(_norms(x, "guide_" + _student_name(k)))) for k, x in enumerate(guide))
+            own_scores = [
+                _row_dots(guides[ANCHORS].rows(piece), guides[POSITIVES].rows(_moved(piece, offset)))
+                for piece in pieces(guide[ANCHORS])
+            ]
+            limits = _limits(torch.cat(own_scores), margin, relative)
             # A guide row that is not finite would compare as false and mask nothing, unseen: make every limit NaN.
-            limits = limits + torch.stack([(norm - norm).sum() for _, norm in pairs]).sum()
-    return Operands(operands, guides, limits, positives, norms)
+            limits = limits + torch.stack([(g.factors - g.factors).sum() for g in guides]).sum()
+    return Operands(operands, guides, self_guided, limits, positives, norms)
+
+
+def add_positives(gradients: Sequence[Tensor], operands: Operands, coefficients: Tensor, offset: int) -> None:
+    """Add ``coefficients_i * d (anchor_i . positive_{offset + i})`` to the gradients by anchors and positives."""
+    anchors, positives = operands.student[ANCHORS], operands.student[POSITIVES]
+    column = coefficients[:, None]
+    for piece in pieces(anchors):
+        own = _moved(piece, offset)
+        gradients[ANCHORS][piece].addcmul_(column[piece], positives[own])
+        gradients[POSITIVES][own].addcmul_(column[piece], anchors[piece])
 
 
 def embedding_gradients(
-    gradients: Sequence[Tensor], student: Sequence[Tensor], norms: Sequence[Tensor], temperature: Tensor
+    gradients: list[Tensor], student: Sequence[Tensor], norms: Sequence[Tensor], temperature: Tensor, factor: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """Carry gradients by the operands back to the embeddings and the temperature.
 
@@ -119,9 +203,10 @@ def embedding_gradients(
     embeddings' type is passed straight through.
 
     Args:
-        gradients: by each operand, accumulation type. Overwritten.
+        gradients: by each operand, accumulation type. Emptied, so that each one's memory goes as soon as it can.
         student: the raw embeddings, as given to `prepare`.
         norms: ``Operands.norms``.
+        factor: 0-d; all gradients are multiplied by it.
 
     Returns:
         The gradients by the embeddings, in their types, and the gradient by the temperature, 0-d.
@@ -129,14 +214,22 @@ def embedding_gradients(
     temperature = temperature.to(accumulation_dtype(student[0].dtype))
     scale = logit_scale(temperature)
     by_embedding, along = [], torch.zeros_like(temperature)
-    for du, x, norm in zip(gradients, student, norms, strict=True):
+    for x, norm in zip(student, norms, strict=True):
+        gradient = gradients.pop(0)
         inverse = _inverse(norm)
-        direction = x.to(norm.dtype) * inverse
-        radial = (direction * du).sum(dim=1, keepdim=True)
-        along = along + radial.sum()
-        du.addcmul_(direction, radial, value=-1).mul_(scale * inverse)
-        by_embedding.append(du.to(x.dtype))
-    return by_embedding, -scale * along / (2 * temperature)
+        # Where the types are one, the gradient by the embedding takes the place of that by the operand.
+        out = gradient if x.dtype == gradient.dtype else torch.empty_like(gradient, dtype=x.dtype)
+        for piece in pieces(x):
+            du = gradient[piece]
+            direction = x[piece] * inverse[piece]
+            radial = (direction * du).sum(dim=1, keepdim=True)
+            along = along + radial.sum()
+            du.addcmul_(direction, radial, value=-1).mul_(factor * scale * inverse[piece])
+            if out is not gradient:
+                out[piece] = du
+        by_embedding.append(out)
+        del gradient, du
+    return by_embedding, -factor * scale * along / (2 * temperature)
 
 
 def operand_name(index: int) -> str:
@@ -148,13 +241,15 @@ def _student_name(index: int) -> str:
     return ("anchors", "positives")[index] if index < 2 else f"negatives[{index - 2}]"
 
 
-def _normalise(x: Tensor, scale: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """``x`` with rows of norm `scale`, in its own type, and the norms ``[N, 1]`` in the accumulation type."""
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=accumulation_dtype(x.dtype))
+def _norms(x: Tensor, name: str) -> Tensor:
+    """``[N, 1]``, accumulation type."""
+    dtype = accumulation_dtype(x.dtype)
+    norms = [torch.linalg.vector_norm(x[piece], dim=1, keepdim=True, dtype=dtype) for piece in pieces(x)]
+    norm = norms[0] if len(norms) == 1 else torch.cat(norms)
     # A traced graph cannot branch on values; there, as on an accelerator, the loss comes out as NaN.
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_finite(x, norm, name)
-    return (x.to(norm.dtype) * (scale * _inverse(norm))).to(x.dtype), norm
+    return norm
 
 
 def _inverse(norm: Tensor) -> Tensor:
@@ -179,7 +274,12 @@ def _check_finite(x: Tensor, norm: Tensor, name: str) -> None:
 
 def _row_dots(a: Tensor, b: Tensor) -> Tensor:
     accumulate = accumulation_dtype(a.dtype)
-    return (a.to(accumulate) * b.to(accumulate)).sum(dim=1)
+    dots = [(a[piece].to(accumulate) * b[piece].to(accumulate)).sum(dim=1) for piece in pieces(a)]
+    return dots[0] if len(dots) == 1 else torch.cat(dots)
+
+
+def _moved(rows: slice, by: int) -> slice:
+    return slice(rows.start + by, rows.stop + by)
 
 
 def _limits(thresholds: Tensor, margin: float, relative: bool) -> Tensor:
@@ -193,3 +293,10 @@ def _as_multiplied(unit: Tensor) -> Tensor:
         # TF32 keeps 10 of float32's 23 mantissa bits: add half of the last kept one, and cut.
         return ((unit.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
     return unit
+
+
+def pieces(x: Tensor) -> Iterator[slice]:
+    """Cut the rows of ``x [N, width]`` into slices of at most `PIECE` elements, or a row."""
+    step = max(1, PIECE // max(1, x.shape[1]))
+    for start in range(0, max(1, x.shape[0]), step):
+        yield slice(start, min(start + step, x.shape[0]))

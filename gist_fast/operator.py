@@ -20,14 +20,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gist_fast.backends import streaming_backend
+from gist_fast.backends import fall_back, streaming_backend
 from gist_fast.backends.interface import LN2
-from gist_fast.blocks import ANCHORS, POSITIVES, Block, make_blocks
-from gist_fast.operands import Operands, accumulation_dtype, embedding_gradients, prepare
+from gist_fast.blocks import ANCHORS, Block, make_blocks
+from gist_fast.operands import accumulation_dtype, add_positives, embedding_gradients, prepare
 
 
-@torch.library.custom_op("gist_fast::guided_forward", mutates_args=())
-def guided_forward(
+def forward_rows(
     backend: str,
     student: Sequence[Tensor],
     guide: Sequence[Tensor],
@@ -39,10 +38,14 @@ def guided_forward(
     contrast_positives: bool,
     offset: int,
     keep_bits: bool,
+    automatic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The fields of `GuidedRows`; the arguments are those of `gist_fast.guided_contrastive_loss`, checked."""
+    """The fields of `GuidedRows`; the arguments are those of `gist_fast.guided_contrastive_loss`, checked.
+
+    `automatic` says that the backend was nobody's choice by name, so that a backward pass that fails may take another.
+    """
     blocks = _blocks(student, contrast_anchors, contrast_positives, offset)
-    with torch.autocast(student[0].device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):
         operands = prepare(
             student,
             guide,
@@ -68,6 +71,9 @@ def guided_forward(
         )
 
 
+guided_forward = torch.library.custom_op("gist_fast::guided_forward", mutates_args=())(forward_rows)
+
+
 @guided_forward.register_fake
 def _(
     backend,
@@ -81,6 +87,7 @@ def _(
     contrast_positives,
     offset,
     keep_bits,
+    automatic,
 ):
     blocks = _blocks(student, contrast_anchors, contrast_positives, offset)
     guided = self_guided or len(guide) > 0
@@ -97,8 +104,7 @@ def _(
     )
 
 
-@torch.library.custom_op("gist_fast::guided_backward", mutates_args=())
-def guided_backward(
+def backward_rows(
     grad_loss: Tensor,
     lse2: Tensor,
     bits: Tensor,
@@ -113,46 +119,58 @@ def guided_backward(
     contrast_positives: bool,
     offset: int,
     keep_bits: bool,
+    automatic: bool,
 ) -> list[Tensor]:
     """Gradients by each of `student` and, last, by `temperature`, given ``grad_loss [B]``."""
     blocks = _blocks(student, contrast_anchors, contrast_positives, offset)
-    with torch.autocast(student[0].device.type, enabled=False):
+
+    def run(backend: str, lse2: Tensor | None, bits: Tensor | None) -> list[Tensor]:
+        decide = bits is None  # With the bits at hand the guide is not needed again.
         operands = prepare(
             student,
-            # With the bits at hand the guide is not needed again.
-            () if keep_bits else guide,
+            guide if decide else (),
             temperature,
             margin=margin,
             relative=relative,
-            self_guided=self_guided and not keep_bits,
+            self_guided=self_guided and decide,
             offset=offset,
         )
+        if lse2 is None:
+            lse2 = streaming_backend(backend).forward(operands, blocks, False).lse2
         # d loss / d base-2 logit carries ln 2.
         weights = LN2 * grad_loss.to(lse2.dtype)
         largest = weights.abs().amax().clamp_min(torch.finfo(weights.dtype).tiny)
         weights = weights / largest
         total = torch.logaddexp2(lse2, operands.positives)
-        gradients = streaming_backend(backend).backward(
-            operands, blocks, total, weights, bits if len(bits) > 0 else None
-        )
-        _add_positives(gradients, operands, weights * -torch.sigmoid(LN2 * (lse2 - operands.positives)), offset)
-        for gradient in gradients:
-            gradient.mul_(largest)
-        by_embedding, by_temperature = embedding_gradients(gradients, student, operands.norms, temperature)
+        found = streaming_backend(backend).backward(operands, blocks, total, weights, bits)
+        add_positives(found, operands, weights * -torch.sigmoid(LN2 * (lse2 - operands.positives)), offset)
+        norms = operands.norms
+        del operands
+        by_embedding, by_temperature = embedding_gradients(found, student, norms, temperature, largest)
         return [*by_embedding, by_temperature.to(temperature.dtype)]
+
+    with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):
+        try:
+            found = run(backend, lse2, bits if len(bits) > 0 else None)
+        except Exception as error:
+            x = student[ANCHORS]
+            spared = len(bits) > 0 and not (guide or self_guided)
+            if spared or not automatic or not fall_back("auto", backend, x.device.type, x.dtype, error):
+                raise
+        else:
+            _proven.add(_kernels(backend, student))
+            return found
+        # Decides the masks again, so its own logsumexp goes with them: a pair on the threshold that is in one and not
+        # in the other could have any weight.
+        return run("tiled", None, None)
+
+
+guided_backward = torch.library.custom_op("gist_fast::guided_backward", mutates_args=())(backward_rows)
 
 
 @guided_backward.register_fake
 def _(grad_loss, lse2, bits, backend, student, guide, temperature, *static):
     return [*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in student), temperature.new_empty(())]
-
-
-def _add_positives(gradients: list[Tensor], operands: Operands, coefficients: Tensor, offset: int) -> None:
-    """Add ``coefficients_i * d (anchor_i . positive_{offset + i})``."""
-    own = slice(offset, offset + len(coefficients))
-    column = coefficients[:, None]
-    gradients[ANCHORS].addcmul_(column, operands.student[POSITIVES][own].to(column.dtype))
-    gradients[POSITIVES][own].addcmul_(column, operands.student[ANCHORS].to(column.dtype))
 
 
 def _blocks(student: Sequence[Tensor], contrast_anchors: bool, contrast_positives: bool, offset: int) -> list[Block]:
@@ -162,11 +180,24 @@ def _blocks(student: Sequence[Tensor], contrast_anchors: bool, contrast_positive
     )
 
 
+_proven: set[tuple] = set()
+"""The `_kernels` whose backward pass has run: they are known to compile and start here."""
+
+
+def _kernels(backend: str, student: Sequence[Tensor]) -> tuple:
+    """What decides which kernels a backward pass from bits compiles."""
+    x = student[ANCHORS]
+    return backend, x.device.type, x.dtype, x.shape[1]
+
+
 def _setup_context(ctx, inputs, output) -> None:
     backend, student, guide, temperature, *static = inputs
     _, lse2, *_, bits = output
-    # Where the bits are kept the guide is done with, and its memory can go.
-    needed = () if len(bits) > 0 else guide
+    # Where the bits are kept the guide is done with, and its memory can go; but for the first backward pass of its
+    # kind, which may have to fall back on a backend that does not know these bits.
+    automatic = static[-1]
+    spared = len(bits) > 0 and (not automatic or _kernels(backend, student) in _proven)
+    needed = () if spared else guide
     ctx.backend, ctx.static, ctx.students, ctx.guides = backend, static, len(student), len(guide)
     ctx.save_for_backward(lse2, bits, temperature, *student, *needed)
 

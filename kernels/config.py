@@ -17,8 +17,8 @@ Plan = Literal["owned", "staged"]
 NARROW = 128
 """Up to this student width the backward pass owns rows; beyond it stages coefficients.
 
-By count: owning costs 8 D units of 2 B^2 FLOPs for ap, aa and pp, staging 6 D and 18 bytes a pair of B^2. At 600
-TFLOP/s and 5 TB/s from L2, the bytes outweigh the FLOPs saved below D of some 130.
+By count: owning costs 8 D units of 2 B^2 FLOPs for ap, aa and pp, staging 6 D and 18 bytes a pair of B^2. Wider rows
+than these do not fit the registers of two programs a multiprocessor; docs/kernels.md counts what slices would cost.
 """
 
 
@@ -44,6 +44,19 @@ class Launch:
             raise ValueError(f"warps: got {self.warps}; 2, 4, 8 or 16 would do.")
         if not (1 <= self.stages <= 6 and self.group >= 1):
             raise ValueError(f"stages, group: got {self.stages} and {self.group}; 1 to 6, and 1 or more, would do.")
+
+
+@dataclass(frozen=True)
+class Staged(Launch):
+    """How the kernel that computes coefficients is compiled."""
+
+    columns: int = 128
+    """Columns of a tile that a program takes; the rows it takes all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.columns not in (32, 64, 128):
+            raise ValueError(f"columns: got {self.columns}; 32, 64 or 128 would do.")
 
 
 @dataclass(frozen=True)
@@ -75,8 +88,8 @@ class Config:
     forward_symmetric: Launch
     masks: Launch
     masks_symmetric: Launch
-    staged: Launch
-    staged_symmetric: Launch
+    staged: Staged
+    staged_symmetric: Staged
     owned: Owned
     note: str
     """What it was chosen on."""
@@ -106,7 +119,7 @@ HALF, SINGLE = 2, 4
 def _wide(block_k: int, warps: int, stages: int, owned: Owned, note: str, **others: Launch) -> Config:
     """A configuration of one launch for all kernels but those named."""
     names = ("forward", "forward_symmetric", "masks", "masks_symmetric", "staged", "staged_symmetric")
-    launches = {name: Launch(block_k, warps, stages) for name in names}
+    launches = {name: (Staged if name.startswith("staged") else Launch)(block_k, warps, stages) for name in names}
     return Config(**{**launches, **others}, owned=owned, note=note)
 
 
@@ -115,8 +128,9 @@ TABLE: dict[tuple[Generation, int], Config] = {
     # nothing, and two programs fit; coefficients of both sides spill 184 bytes with 4 warps, so they get 8.
     ("sm_90", HALF): _wide(
         64, 4, 3, Owned(64, warps=4, stages=2, rows=64, columns=32, slice_width=128),
-        staged_symmetric=Launch(64, 8, 3),
-        note="Compiler's report: 2 programs a multiprocessor, but 1 for staged_symmetric (254 registers, 8 warps). "
+        staged_symmetric=Staged(64, 8, 3),
+        note="Compiler's report: 2 programs a multiprocessor, but 1 for staged_symmetric (254 registers, 8 warps; 2 of "
+        "128 x 64 at 182 registers and 4 warps raise its bound from 59% to 82%, for half as much again from L2). "
         "Lost: 8 warps for forward (1 program); owned 64 x 64 (8 bytes spilled), 128 x 64 with 8 warps (1 program), "
         "128 x 128 (408 bytes spilled). Not yet measured on a GPU.",
     ),

@@ -21,8 +21,9 @@ from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.parts import Chunk, Part, chunks
 from torch import Tensor
 
-CHUNK_ROWS, CHUNK_COLUMNS = 64, 256
-"""Tiles of one launch: 2^28 pairs at most, and 32 MiB of maxima and sums between it and the fold."""
+CHUNK_TILES = 128
+"""Rows and columns of one launch, in tiles: 2^28 pairs at most, 32 MiB of maxima and sums between it and the fold, and
+a guide's operands of 2^15 rows."""
 FOLD_ROWS, FOLD_DEPTH = 64, 16
 
 
@@ -41,8 +42,8 @@ FOLD_ROWS, FOLD_DEPTH = 64, 16
 def forward_kernel(
     x,  # [R, D]
     y,  # [C, D]
-    guide_x,  # [R, G]
-    guide_y,  # [C, G]
+    guide_x,  # [rows of the chunk, G]
+    guide_y,  # [columns of the chunk, G]
     limits,  # [R]
     bits,  # words of the whole part
     counts,  # [tiles of the chunk]
@@ -83,7 +84,8 @@ def forward_kernel(
 
     if GUIDE == tile.OWN_GUIDE:
         guide = tile.scores(
-            guide_x, guide_y, r * TILE, c * TILE, row_count - 1, column_count - 1, guide_width,
+            guide_x, guide_y, tile_row * TILE, tile_column * TILE,
+            row_count - 1 - chunk_row * TILE, column_count - 1 - chunk_column * TILE, guide_width,
             TILE, TILE, BLOCK_K, GUIDE_PRECISION,
         )  # fmt: skip
     if GUIDE == tile.SELF_GUIDE:
@@ -176,7 +178,7 @@ def forward_part(
         0-d int64: how many pairs were masked, excluded ones not counted.
     """
     down, across = tiles(part.rows.shape[0]), tiles(part.columns.shape[0])
-    height, breadth = min(CHUNK_ROWS, down), min(CHUNK_COLUMNS, across)
+    height, breadth = min(CHUNK_TILES, down), min(CHUNK_TILES, across)
     scratch = total.new_empty((4 if part.symmetric else 2, height * breadth * TILE))
     counts = torch.zeros(height * breadth, dtype=torch.int32, device=total.device)
     masked = torch.zeros((), dtype=torch.int64, device=total.device)
@@ -198,10 +200,11 @@ def forward_part(
 def _launch(
     part: Part, chunk: Chunk, limits: Tensor | None, self_guided: bool, scratch: Tensor, counts: Tensor, launch: Launch
 ) -> None:
-    guided = part.guide_rows is not None
-    guide_rows = part.guide_rows if guided else part.rows
-    guide_columns = part.guide_columns if guided else part.columns
-    kind = tile.OWN_GUIDE if guided else tile.SELF_GUIDE if self_guided else tile.NO_GUIDE
+    guide_rows, guide_columns = part.rows, part.columns
+    kind = tile.SELF_GUIDE if self_guided else tile.NO_GUIDE
+    if part.guide_rows is not None:
+        kind = tile.OWN_GUIDE
+        guide_rows, guide_columns = part.guide_rows(chunk.rows), part.guide_columns(chunk.columns)
     forward_kernel[(chunk.row_tiles * chunk.column_tiles,)](
         part.rows,
         part.columns,

@@ -30,8 +30,8 @@ from torch import Tensor
     ]
 )
 def masks_kernel(
-    guide_x,  # [R, G]
-    guide_y,  # [C, G]
+    guide_x,  # [rows of the chunk, G]
+    guide_y,  # [columns of the chunk, G]
     limits,  # [R]
     bits,  # words of the chunk
     row_count,
@@ -58,7 +58,8 @@ def masks_kernel(
     columns = c * TILE + tl.arange(0, TILE)
     words = tile.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
     guide = tile.scores(
-        guide_x, guide_y, r * TILE, c * TILE, row_count - 1, column_count - 1, guide_width,
+        guide_x, guide_y, tile_row * TILE, tile_column * TILE,
+        row_count - 1 - chunk_row * TILE, column_count - 1 - chunk_column * TILE, guide_width,
         TILE, TILE, BLOCK_K, GUIDE_PRECISION,
     )  # fmt: skip
     words, mirrored = tile.decide(guide, limits, rows, columns, row_count, words, SYMMETRIC, WORDS)
@@ -76,21 +77,22 @@ def chunk_words(row_tiles: int, column_tiles: int, symmetric: bool) -> int:
 def decide_chunk(part: Part, chunk: Chunk, limits: Tensor, bits: Tensor, config: Config) -> None:
     """Fill `bits` with what does not count in a chunk of a part that has a guide of its own."""
     launch = config.masks_symmetric if part.symmetric else config.masks
+    guide_rows, guide_columns = part.guide_rows(chunk.rows), part.guide_columns(chunk.columns)
     masks_kernel[(chunk.row_tiles * chunk.column_tiles,)](
-        part.guide_rows,
-        part.guide_columns,
+        guide_rows,
+        guide_columns,
         limits,
         bits,
         part.rows.shape[0],
         part.columns.shape[0],
-        part.guide_rows.shape[1],
+        guide_rows.shape[1],
         part.excluded,
         chunk.row,
         chunk.column,
         chunk.row_tiles,
         chunk.column_tiles,
         SYMMETRIC=part.symmetric,
-        GUIDE_PRECISION=precision(part.guide_rows),
+        GUIDE_PRECISION=precision(guide_rows),
         GROUP=launch.group,
         **options(launch),
     )

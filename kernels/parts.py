@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gist_fast.kernels.layout import TILE, tiles
 from torch import Tensor
+
+Rows = Callable[[slice], Tensor]
+"""Gives some rows of an operand, contiguous. What it gives may be made for the occasion, so it is asked a chunk at a
+time."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +21,10 @@ class Part:
     """``[R, D]``, contiguous: row i is compared with ``limits[i]`` and feeds the logsumexp of anchor i."""
     columns: Tensor
     """``[C, D]``, contiguous."""
-    guide_rows: Tensor | None
-    """``[R, G]``; None where no guide decides, or the student itself."""
-    guide_columns: Tensor | None
-    """``[C, G]``"""
+    guide_rows: Rows | None
+    """Of ``[R, G]``; None where no guide decides, or the student itself."""
+    guide_columns: Rows | None
+    """Of ``[C, G]``."""
     excluded: int
     """Column ``excluded + i`` never counts in row i; may lie outside."""
     symmetric: bool

@@ -17,7 +17,7 @@ from typing import Any
 
 import triton
 from gist_fast.kernels import forward, masks, owned, staged, tile
-from gist_fast.kernels.config import HALF, SINGLE, TABLE, Generation, Launch, Owned
+from gist_fast.kernels.config import HALF, SINGLE, TABLE, Generation, Launch, Owned, Staged
 from gist_fast.kernels.layout import TILE, TILE_WORDS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -223,6 +223,8 @@ def _compile(card: Target, variant: Variant, launch: Launch) -> Any:
         constants |= {"TILE": TILE, "ROWS": launch.rows, "COLUMNS": launch.columns, "SLICE": launch.slice_width}
     else:
         constants["GROUP"] = launch.group
+    if isinstance(launch, Staged):
+        constants["COLUMNS"] = launch.columns
     names = variant.function.arg_names
     signature = {
         name: "constexpr" if name in constants
@@ -289,11 +291,12 @@ def _work(
         # All programs stream the same rows at about the same time, so that one load from memory serves them all.
         streamed = launch.columns * width * size // together
         return 2 * pairs * (width + held), streamed + variant.sides * pairs // 8, variant.sides * pairs
-    pairs = TILE * TILE
+    breadth = launch.columns if isinstance(launch, Staged) else TILE
+    pairs = TILE * breadth
     alone = variant.function is masks.masks_kernel
     depth = (0 if alone else width) + (guide_width if variant.guided else 0)
     across = max(1, together // launch.group)
-    operands = TILE * depth * size * (launch.group + across) // (launch.group * across)
-    bits = 4 * TILE_WORDS * variant.sides
+    operands = breadth * depth * size * (launch.group + across) // (launch.group * across)
+    bits = 4 * TILE_WORDS * variant.sides * breadth // TILE
     out = pairs * size if variant.function is staged.coefficients_kernel else 0 if alone else 8 * TILE * variant.sides
     return 2 * pairs * depth, operands + bits + out, 0 if alone else variant.sides * pairs

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from gist_fast.kernels import tile
-from gist_fast.kernels.config import Config, Launch
+from gist_fast.kernels.config import Config, Staged
 from gist_fast.kernels.launch import options, precision
 from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.masks import chunk_words, decide_chunk
@@ -25,6 +25,8 @@ from torch import Tensor
 
 CHUNK_TILES = 64
 """Rows and columns of a chunk, in tiles: 128 MiB of coefficients in a half type, 256 MiB in float32."""
+CAST_ROWS = 1024
+"""Rows of coefficients made float32 at a time where torch cannot sum a product of half types in float32."""
 
 
 @triton.jit(
@@ -62,34 +64,40 @@ def coefficients_kernel(
     PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     TILE: tl.constexpr = tile.TILE
-    WORDS: tl.constexpr = tile.ROW_WORDS
-    tile_row, tile_column = tile.place(tl.program_id(0), row_tiles, column_tiles, GROUP)
+    WORDS: tl.constexpr = COLUMNS // 32
+    SHARES: tl.constexpr = tile.TILE // COLUMNS
+    # Programs that share a tile run next to each other.
+    tile_row, tile_column = tile.place(tl.program_id(0) // SHARES, row_tiles, column_tiles, GROUP)
+    share = tl.program_id(0) % SHARES
     r = chunk_row + tile_row
     c = chunk_column + tile_column
     if SYMMETRIC and c < r:
         return
     lane = tl.arange(0, TILE)
     rows = r * TILE + lane
-    columns = c * TILE + lane
+    first = c * TILE + share * COLUMNS
+    columns = first + tl.arange(0, COLUMNS)
+    in_tile = tl.arange(0, TILE)[:, None] * tile.ROW_WORDS + (share * WORDS + tl.arange(0, WORDS))[None, :]
     last_row = row_count - 1
     last_column = column_count - 1
     own_rows = tl.minimum(rows, last_row)
     own_columns = tl.minimum(columns, last_row)
 
-    logits = tile.scores(x, y, r * TILE, c * TILE, last_row, last_column, width, TILE, TILE, BLOCK_K, PRECISION)
+    logits = tile.scores(x, y, r * TILE, first, last_row, last_column, width, TILE, COLUMNS, BLOCK_K, PRECISION)
     if BITS == tile.PART_BITS:
-        words = tl.load(tile.words_of_tile(bits, r, c, all_column_tiles) + tile.words_grid())
+        words = tl.load(tile.words_of_tile(bits, r, c, all_column_tiles) + in_tile)
         if SYMMETRIC:
-            mirrored = tl.load(tile.mirrored_words(bits, r, c, all_column_tiles) + tile.words_grid())
+            mirrored = tl.load(tile.mirrored_words(bits, r, c, all_column_tiles) + in_tile)
     elif BITS == tile.CHUNK_BITS:
-        at = tile.words_of_tile(bits, tile_row, tile_column, column_tiles) + tile.words_grid()
+        at = tile.words_of_tile(bits, tile_row, tile_column, column_tiles) + in_tile
         words = tl.load(at)
         if SYMMETRIC:
             mirrored = tl.load(at + row_tiles.to(tl.int64) * column_tiles * tile.TILE_WORDS)
     else:
-        words = tile.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
+        words = tile.never_counts(rows, first, row_count, column_count, excluded, WORDS)
         mirrored = words
         if SELF_GUIDED:
             words, mirrored = tile.decide(logits, limits, rows, columns, row_count, words, SYMMETRIC, WORDS)
@@ -103,7 +111,7 @@ def coefficients_kernel(
     narrow = value.to(coefficients.dtype.element_ty)
     # A chunk has less than 2^31 entries, whatever the part.
     stride = column_tiles * TILE
-    across = tile_column * TILE + lane
+    across = tile_column * TILE + share * COLUMNS + tl.arange(0, COLUMNS)
     down = tile_row * TILE + lane
     tl.store(coefficients + down[:, None] * stride + across[None, :], narrow)
     if SYMMETRIC and c > r and chunk_row == chunk_column:
@@ -166,11 +174,11 @@ def _launch(
     lse2: Tensor,
     weights: Tensor,
     coefficients: Tensor,
-    launch: Launch,
+    launch: Staged,
 ) -> None:
     kept = part.bits if part.bits is not None else masks
     which = tile.NO_BITS if kept is None else tile.CHUNK_BITS if part.bits is None else tile.PART_BITS
-    coefficients_kernel[(chunk.row_tiles * chunk.column_tiles,)](
+    coefficients_kernel[(chunk.row_tiles * chunk.column_tiles * (TILE // launch.columns),)](
         part.rows,
         part.columns,
         lse2 if limits is None else limits,
@@ -192,6 +200,7 @@ def _launch(
         BITS=which.value,
         PRECISION=precision(part.rows),
         GROUP=launch.group,
+        COLUMNS=launch.columns,
         **options(launch),
     )
 
@@ -204,7 +213,9 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     elif way == "apart":
         total.add_(torch.mm(a, b, out_dtype=total.dtype))
     else:
-        total.addmm_(a.to(total.dtype), b.to(total.dtype))
+        b = b.to(total.dtype)
+        for rows in range(0, a.shape[0], CAST_ROWS):
+            total[rows : rows + CAST_ROWS].addmm_(a[rows : rows + CAST_ROWS].to(total.dtype), b)
 
 
 @functools.cache

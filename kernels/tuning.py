@@ -19,14 +19,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from gist_fast.kernels.config import Config, Launch, Owned
+from gist_fast.kernels.config import Config, Launch, Owned, Staged
 
 logger = logging.getLogger(__name__)
 
 SWITCH = "GIST_FAST_AUTOTUNE"
 FOLDER = "GIST_FAST_CACHE"
 REPEATS = 5
-FIELDS = {"forward": ("forward", "forward_symmetric"), "backward": ("staged", "staged_symmetric", "owned")}
+FIELDS = {
+    "forward": ("forward", "forward_symmetric"),
+    "backward": ("staged", "staged_symmetric", "owned"),
+    "recompute": ("masks", "masks_symmetric", "staged", "staged_symmetric"),
+}
+"""The launches that are tried for each direction; ``recompute`` is a backward pass that decides the masks again."""
 _known: dict[str, Config] = {}
 
 
@@ -54,12 +59,12 @@ def tuned(key: str, default: Config, direction: str, seconds: Callable[[Config],
     """The configuration for a key: known in this process, on disk, or found now.
 
     Args:
-        default: where the search begins; also what the answer must agree with in all that is not tuned.
-        direction: ``"forward"`` or ``"backward"``: which launches are tried.
+        default: where the search begins.
+        direction: a key of `FIELDS`: which launches are tried. ``"recompute"`` keeps to the default's step.
         seconds: times a configuration; may raise, as one that does not fit the device does.
     """
     if key not in _known:
-        found = _read(key, default)
+        found = _read(key, default.block_k if direction == "recompute" else None)
         if found is None:
             found = _search(default, direction, seconds)
             _write(key, found)
@@ -68,14 +73,28 @@ def tuned(key: str, default: Config, direction: str, seconds: Callable[[Config],
 
 
 def candidates(config: Config, field: str) -> Iterator[Config]:
-    """Configurations that differ from `config` in one launch. The step stays: operands and masks depend on it."""
+    """Configurations that differ from `config` in the shape of one launch."""
     launch = getattr(config, field)
-    for warps in (4, 8):
-        for stages in (2, 3, 4):
-            for group in (8, 16) if field != "owned" else (launch.group,):
-                changed = replace(launch, warps=warps, stages=stages, group=group)
-                if changed != launch:
-                    yield replace(config, **{field: changed})
+    shapes = [{"warps": warps, "stages": stages} for warps in (4, 8) for stages in (2, 3, 4)]
+    if isinstance(launch, Staged):
+        shapes = [{**shape, "columns": 128} for shape in shapes]
+        # Twice the programs on a multiprocessor, for half as much again from the L2 cache.
+        shapes += [{"warps": 4, "stages": stages, "columns": 64} for stages in (2, 3, 4)]
+    for shape in shapes:
+        changed = replace(launch, **shape)
+        if changed != launch:
+            yield replace(config, **{field: changed})
+
+
+def with_step(config: Config, block_k: int) -> Config:
+    """The configuration with another step in all its launches."""
+    launches = {name: replace(launch, block_k=block_k) for name, launch in config.launches().items()}
+    return replace(config, **launches)
+
+
+def recall(key: str, default: Config) -> Config:
+    """What this process found for a key, or the default; nothing is tried."""
+    return _known.get(key, default)
 
 
 def time_on_device(run: Callable[[], object]) -> float:
@@ -110,11 +129,17 @@ def _search(default: Config, direction: str, seconds: Callable[[Config], float])
 
     if direction == "backward":
         challenge(replace(best, plan="owned" if best.plan == "staged" else "staged"))
+    if direction != "recompute":
+        for step in (default.block_k // 2, default.block_k * 2):
+            if 16 <= step <= 128:
+                challenge(with_step(best, step))
     for field in FIELDS[direction]:
-        if field == "owned" if best.plan == "staged" else field != "owned" and direction == "backward":
+        if direction == "backward" and (field == "owned") != (best.plan == "owned"):
             continue
         for config in candidates(best, field):
             challenge(config)
+        if field != "owned":
+            challenge(replace(best, **{field: replace(getattr(best, field), group=16)}))
     logger.info("tuning: %.3f ms by %s", 1e3 * least, best)
     return best
 
@@ -130,7 +155,8 @@ def _path(key: str) -> Path:
     return folder() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
 
-def _read(key: str, default: Config) -> Config | None:
+def _read(key: str, step: int | None = None) -> Config | None:
+    """What is on disk for a key; where `step` is given, only if it has that step."""
     try:
         stored = json.loads(_path(key).read_text(encoding="utf-8"))
         if stored["key"] != key:
@@ -138,12 +164,12 @@ def _read(key: str, default: Config) -> Config | None:
         config = _parse(stored["config"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return config if config.block_k == default.block_k else None
+    return config if step in (None, config.block_k) else None
 
 
 def _parse(stored: dict[str, Any]) -> Config:
     launches = {
-        name: (Owned if name == "owned" else Launch)(**value)
+        name: {"owned": Owned, "staged": Staged, "staged_symmetric": Staged}.get(name, Launch)(**value)
         for name, value in stored.items()
         if isinstance(value, dict)
     }

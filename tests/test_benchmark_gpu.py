@@ -41,8 +41,14 @@ def test_parts_write_results_and_the_table_shows_them(tmp_path: Path) -> None:
         assert row["share_of_matmul"] == pytest.approx(row["tflops"] / results["speed"]["matmul_tflops"])
     assert results["memory"] == {"ended": "exit code 1", "log": "out of memory"}
 
+    counted = {"batch": 9, "keep_bytes": 7e9, "keep_as_promised": True, "recompute_bytes": 2e9}
+    results["memory"] |= {**counted, "recompute_as_promised": False}
+    (tmp_path / "results.json").write_text(json.dumps(results))
     table = part(tmp_path, "table").stdout
+    assert "keep: 7.00 GB, as promised" in table
+    assert "recompute: 2.00 GB, MORE THAN PROMISED" in table
     assert "triton recompute" in table
+    assert "guide by chunks" in table
     assert "memory: exit code 1" in table
 
 

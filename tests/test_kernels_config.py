@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from gist_fast.kernels.config import HALF, NARROW, SINGLE, TABLE, Launch, Owned, choose_config, generation_of, notes
+from gist_fast.kernels.config import (
+    HALF,
+    NARROW,
+    SINGLE,
+    TABLE,
+    Launch,
+    Owned,
+    Staged,
+    choose_config,
+    generation_of,
+    notes,
+)
 
 GENERATIONS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
 
@@ -37,6 +48,8 @@ def test_what_cannot_be_compiled_is_refused_where_it_is_written() -> None:
         Launch(48, 4, 3)
     with pytest.raises(ValueError, match="warps: got 3"):
         Launch(64, 3, 3)
+    with pytest.raises(ValueError, match="columns: got 16"):
+        Staged(64, 4, 3, columns=16)
     with pytest.raises(ValueError, match="rows: got 256"):
         Owned(64, 4, 2, rows=256)
     with pytest.raises(ValueError, match="slice_width: got 96"):

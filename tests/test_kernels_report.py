@@ -17,7 +17,7 @@ if interpreted():
     pytest.skip("kernels are interpreted in this process, and nothing compiles", allow_module_level=True)
 
 from gist_fast.kernels import config as table
-from gist_fast.kernels.config import HALF, TABLE, Launch
+from gist_fast.kernels.config import HALF, TABLE, Staged
 from gist_fast.kernels.report import TARGETS, Compiled, compile_variant, report, variants
 
 
@@ -60,7 +60,7 @@ def test_figures_of_a_tile_follow_from_its_widths() -> None:
 
 def test_a_configuration_that_spills_is_seen() -> None:
     variant = next(v for v in variants("bf16", "ieee") if v.kernel == "staged_symmetric")
-    compiled = compile_variant(TARGETS["sm_90"], variant, Launch(64, 4, 3), width=384, guide_width=1024)
+    compiled = compile_variant(TARGETS["sm_90"], variant, Staged(64, 4, 3), width=384, guide_width=1024)
     assert compiled.spills > 0
     with pytest.raises(AssertionError, match="spills"):
         hold(compiled)

@@ -89,12 +89,32 @@ def test_a_damaged_file_counts_as_absent_and_is_replaced(content: str) -> None:
     found = tuning.tuned(key(), DEFAULT, "forward", timer)
     assert timer.calls > 1
     tuning._known.clear()
-    assert tuning._read(key(), DEFAULT) == found
+    assert tuning._read(key()) == found
 
 
-def test_an_answer_to_another_step_is_not_taken() -> None:
-    tuning._write(key(), TABLE["sm_80", HALF])
-    assert tuning._read(key(), DEFAULT) is None
+def test_the_step_is_tuned_too() -> None:
+    def seconds(config: Config) -> float:
+        return abs(config.block_k - 32) + 0.01 * config.forward.stages
+
+    found = tuning.tuned(key(), DEFAULT, "forward", seconds)
+    assert {launch.block_k for launch in found.launches().values()} == {32}
+    assert found.forward.stages == 2
+
+
+def test_masks_decided_again_keep_the_step_of_the_forward_pass() -> None:
+    steps = set()
+
+    def seconds(config: Config) -> float:
+        steps.add(config.block_k)
+        return 10 - config.masks.warps - config.staged_symmetric.columns / 64
+
+    found = tuning.tuned(key(), tuning.with_step(DEFAULT, 32), "recompute", seconds)
+    assert steps == {32}
+    assert (found.masks.warps, found.staged_symmetric.columns) == (8, 128)
+    # Nor is an answer in other steps taken from the disk.
+    tuning._write(key(rows=1), DEFAULT)
+    assert tuning._read(key(rows=1)) == DEFAULT
+    assert tuning._read(key(rows=1), step=32) is None
 
 
 def write_often(folder: str, stages: int) -> None:
@@ -114,7 +134,7 @@ def test_writers_at_once_leave_one_whole_answer(tmp_path: Path) -> None:
     seen = 0
     while any(writer.is_alive() for writer in writers):
         if tuning._path(key()).exists():
-            assert tuning._read(key(), DEFAULT) is not None, "half a file was read"
+            assert tuning._read(key()) is not None, "half a file was read"
             seen += 1
     for writer in writers:
         writer.join()

@@ -26,7 +26,7 @@ def check_operators(backend: str) -> None:
     ):
         student, guide = embeddings(guided)
         temperature = torch.tensor(0.1, requires_grad=True)
-        static = (0.1, False, self_guided, True, True, 2, keep_bits)
+        static = (0.1, False, self_guided, True, True, 2, keep_bits, False)
         arguments = (backend, student, guide, temperature, *static)
         torch.library.opcheck(torch.ops.gist_fast.guided_forward.default, arguments)
         _, lse2, *_, bits = torch.ops.gist_fast.guided_forward(*arguments)

@@ -11,9 +11,11 @@ import pytest
 import torch
 from gist_fast.kernels.layout import TILE_WORDS
 
-from gist_fast import backends, guided_contrastive_loss
-from gist_fast.backends import triton
-from gist_fast.blocks import make_blocks
+from gist_fast import backends, guided_contrastive_loss, operator
+from gist_fast.backends import tiled, triton
+from gist_fast.backends.interface import Negatives
+from gist_fast.blocks import Block, make_blocks
+from gist_fast.operands import Operands
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
@@ -102,6 +104,85 @@ def test_a_failing_launch_under_auto_falls_back_with_one_warning(
     with pytest.raises(RuntimeError, match="out of resource"):
         guided_contrastive_loss(a, p, a, p, backend="triton")
     backends._automatic.cache_clear()
+
+
+@pytest.fixture
+def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU stands in for a GPU on which the forward pass runs and the backward pass does not."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("PTX was compiled for another card")
+
+    def forward(operands: Operands, blocks: list[Block], keep_bits: bool) -> Negatives:
+        found = tiled.forward(operands, blocks, False)
+        # Bits that `tiled` would choke on, or take for other masks.
+        size = triton.mask_bytes(blocks) if keep_bits and operands.guided else 0
+        return found._replace(bits=torch.full((size,), 255, dtype=torch.uint8))
+
+    monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr(backends, "triton_obstacle", lambda *_: None)
+    monkeypatch.setattr(backends, "_failures", {})
+    monkeypatch.setattr(backends, "explain_choice", _choice)
+    monkeypatch.setattr(operator, "_proven", set())
+    monkeypatch.setattr(triton, "forward", forward)
+    monkeypatch.setattr(triton, "backward", fail)
+    backends._automatic.cache_clear()
+    yield
+    backends._automatic.cache_clear()
+
+
+@pytest.mark.usefixtures("cpu_for_gpu")
+@pytest.mark.parametrize("guide", ["own", "self", "none"])
+@pytest.mark.parametrize("mask_bits", ["keep", "recompute"])
+def test_a_failing_backward_launch_under_auto_falls_back_with_one_warning(
+    guide: str, mask_bits: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gradients(backend: str) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        leaves = [torch.randn(n, 8, generator=generator).requires_grad_() for n in (20, 23, 4)]
+        guides = [torch.randn(n, 6, generator=generator) for n in (20, 23, 4)] if guide == "own" else leaves
+        guides = [None, None, ()] if guide == "none" else [*guides[:2], guides[2:]]
+        temperature = torch.tensor(0.05, requires_grad=True)
+        loss = guided_contrastive_loss(
+            *leaves[:2], *guides[:2], leaves[2:], guides[2] or None, temperature, -0.1, offset=2, backend=backend,
+            mask_bits=mask_bits,
+        )  # fmt: skip
+        return list(torch.autograd.grad(loss, [*leaves, temperature]))
+
+    with caplog.at_level("WARNING", "gist_fast"):
+        found = [gradients("auto") for _ in range(2)]
+    expected = gradients("tiled")
+    for ours in found:
+        for one, other in zip(ours, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    assert [r.getMessage() for r in caplog.records] == [
+        "backend 'auto' falls back to 'tiled' on this GPU: Triton's kernels failed here "
+        "(RuntimeError: PTX was compiled for another card)."
+    ]
+    with pytest.raises(RuntimeError, match="another card"):
+        gradients("triton")
+
+
+@pytest.mark.usefixtures("cpu_for_gpu")
+def test_the_guide_is_let_go_once_a_backward_pass_of_its_kind_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(arguments: Operands, *_: object) -> list[torch.Tensor]:
+        return [torch.zeros_like(u) for u in arguments.student]
+
+    student, guide = ([torch.randn(n, 8) for n in (5, 6)] for _ in range(2))
+    saved = []
+    for backward in (run, triton.backward):  # that of the fixture, which fails
+        monkeypatch.setattr(triton, "backward", backward)
+        leaves = [x.clone().requires_grad_() for x in student]
+        loss = guided_contrastive_loss(*leaves, *guide, mask_bits="keep")
+        kept = loss.grad_fn.next_functions[0][0].saved_tensors
+        saved.append(sum(any(x is g for g in guide) for x in kept))
+        if backward is run:
+            loss.backward()
+        else:
+            # Without the guide there is nothing to fall back with; and nothing is made up.
+            with pytest.raises(RuntimeError, match="another card"):
+                loss.backward()
+    assert saved == [2, 0]
 
 
 def _choice(device: str, dtype: torch.dtype) -> tuple[str, str]:

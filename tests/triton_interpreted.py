@@ -29,6 +29,7 @@ from test_operator import check_a_compiled_step, check_operators
 from torch import Tensor
 
 from gist_fast import guided_contrastive_loss
+from gist_fast import operands as operand_module
 from gist_fast.backends import choose_backend, triton
 from gist_fast.blocks import Block, make_blocks
 from gist_fast.operands import Operands, logit_scale, prepare
@@ -208,11 +209,13 @@ def plain_gradients(
     return gradients
 
 
-def check(problem: Problem, plan: str = "staged") -> None:
+def check(problem: Problem, plan: str = "staged", columns: int = TILE) -> None:
     """Everything that a backend returns, against float64."""
     operands, blocks = problem.operands(), problem.blocks()
     size = max(problem.dtype.itemsize, problem.guide_dtype.itemsize if problem.guide == "own" else 0)
-    config = replace(choose_config("sm_90", size, problem.width), plan=plan)
+    config = choose_config("sm_90", size, problem.width)
+    shared = {name: replace(getattr(config, name), columns=columns) for name in ("staged", "staged_symmetric")}
+    config = replace(config, plan=plan, **shared)
     kept = triton.forward_with(config, operands, blocks, True)
     hidden = masks_of(problem, operands, kept.bits)
 
@@ -282,10 +285,35 @@ def test_every_width(width: int, guide_width: int, plan: str) -> None:
 @pytest.mark.parametrize("guide", ["own", "self", "none"])
 def test_many_tiles_and_chunks(guide: str, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Chunks of two tiles: several launches, of which some lie on the diagonal and some end in ragged tiles.
-    monkeypatch.setattr(forward_pass, "CHUNK_ROWS", 2)
-    monkeypatch.setattr(forward_pass, "CHUNK_COLUMNS", 2)
+    monkeypatch.setattr(forward_pass, "CHUNK_TILES", 2)
     monkeypatch.setattr(staged, "CHUNK_TILES", 2)
     check(Problem(rows=307, extra=252, offset=123, negatives=(200,), guide=guide), plan)
+
+
+@pytest.mark.parametrize(("columns", "guide"), [(64, "own"), (32, "self"), (64, "none")])
+def test_a_tile_of_coefficients_may_be_shared_by_programs(columns: int, guide: str) -> None:
+    check(Problem(rows=140, extra=130, offset=71, guide=guide), columns=columns)
+
+
+@pytest.mark.parametrize("guide_dtype", [torch.float32, torch.float16])
+def test_a_guide_multiplied_out_chunk_by_chunk_decides_as_one_held_whole(
+    guide_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward_pass, "CHUNK_TILES", 2)
+    monkeypatch.setattr(staged, "CHUNK_TILES", 1)
+    problem = Problem(rows=140, extra=130, offset=71, guide_width=41, guide_dtype=guide_dtype, margin=0.0)
+    found = []
+    # Of three rows at a time, too, wherever the host goes through all rows.
+    for held, piece in ((triton.HELD_BYTES, operand_module.PIECE), (0, 3 * problem.width)):
+        monkeypatch.setattr(triton, "HELD_BYTES", held)
+        monkeypatch.setattr(operand_module, "PIECE", piece)
+        operands, blocks = problem.operands(), problem.blocks()
+        config = replace(choose_config("sm_90", 4, problem.width), plan="staged")
+        lse2, weights = operands.positives + 3, torch.ones(problem.rows)
+        kept = triton.forward_with(config, operands, blocks, True)
+        found.append([operands.limits, *kept, *triton.backward_with(config, operands, blocks, lse2, weights, None)])
+    for whole, chunked in zip(*found, strict=True):
+        assert torch.equal(whole, chunked)
 
 
 @pytest.mark.parametrize("rows", [1, 127, 128, 129])

@@ -3,6 +3,9 @@
 Blocks become *parts*: a block ``pp`` that has more columns than rows (candidates gathered from all ranks) is a
 symmetric square and the plain rectangles left and right of it. Widths are filled up with zeros to what the kernels
 step by, which changes no product.
+
+A guide's unit vectors are held whole where they are few (`HELD_BYTES`), and else made for a chunk of pairs at a time:
+a pass over 2 x 16 MiB in front of a product of 8192 x 8192 x 1024, a twentieth of its time at most.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ from gist_fast.blocks import ANCHORS, Block
 from gist_fast.kernels import tuning
 from gist_fast.kernels.config import Config, Generation, choose_config, generation_of
 from gist_fast.kernels.layout import mask_words
-from gist_fast.kernels.parts import Part
-from gist_fast.operands import Operands
+from gist_fast.kernels.parts import Part, Rows
+from gist_fast.operands import Operands, UnitRows
 
 MINIMUM_TRITON = (3, 6)
 MINIMUM_CAPABILITY = (8, 0)
+HELD_BYTES = 2**28
+"""Unit vectors of a guide that are held whole: those of 65,536 pairs of 1024 columns in a half type."""
 
 
 class Rectangle(NamedTuple):
@@ -88,7 +93,8 @@ def backward(
     operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, bits: Tensor | None
 ) -> list[Tensor]:
     """Gradients by the student operands; see `gist_fast.backends.interface.StreamingBackend`."""
-    config = _config("backward", operands, blocks, lambda c: backward_with(c, operands, blocks, lse2, weights, bits))
+    direction = "recompute" if bits is None and operands.guided else "backward"
+    config = _config(direction, operands, blocks, lambda c: backward_with(c, operands, blocks, lse2, weights, bits))
     return backward_with(config, operands, blocks, lse2, weights, bits)
 
 
@@ -101,10 +107,11 @@ def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], ke
     device = operands.positives.device
     maximum = torch.full((rows,), -torch.inf, device=device)
     total = torch.zeros(rows, device=device)
-    bits = torch.empty(mask_bytes(blocks) if work.guided and keep_bits else 0, dtype=torch.uint8, device=device)
+    keep_bits = keep_bits and operands.guided
+    bits = torch.empty(mask_bytes(blocks) if keep_bits else 0, dtype=torch.uint8, device=device)
     masked = []
     with _on(device):
-        for _, parts in work.parts(blocks, bits if work.guided and keep_bits else None):
+        for _, parts in work.parts(blocks, bits if keep_bits else None):
             counts = [
                 forward_part(part, operands.limits, operands.self_guided, maximum, total, config) for part, _ in parts
             ]
@@ -156,10 +163,7 @@ class _Padded:
 
     def __init__(self, operands: Operands, config: Config) -> None:
         self.student = tuple(_fill_up(u, config.block_k) for u in operands.student)
-        self.guided = operands.guide is not None
-        self._guide: tuple[Tensor, ...] | None = None
-        if operands.guide is not None and not operands.self_guided:
-            self._guide = tuple(_fill_up(u, config.block_k) for u in operands.guide)
+        self._guide = None if operands.guide_rows is None else _Guide(operands.guide_rows, config.block_k)
 
     def parts(
         self, blocks: Sequence[Block], bits: Tensor | None
@@ -185,12 +189,45 @@ class _Padded:
         return Part(
             rows=self.student[block.row_operand][rows],
             columns=self.student[block.column_operand][columns],
-            guide_rows=None if guide is None else guide[block.row_operand][rows],
-            guide_columns=None if guide is None else guide[block.column_operand][columns],
+            guide_rows=None if guide is None else guide.within(block.row_operand, rows),
+            guide_columns=None if guide is None else guide.within(block.column_operand, columns),
             excluded=rectangle.excluded,
             symmetric=rectangle.symmetric,
             bits=bits,
         )
+
+
+class _Guide:
+    """The guide's unit vectors, filled up: whole, or a chunk's rows and a chunk's columns at a time."""
+
+    def __init__(self, guide: tuple[UnitRows, ...], step: int) -> None:
+        raw = guide[ANCHORS].raw
+        self._guide = guide
+        self._width = raw.shape[1] + -raw.shape[1] % step
+        n_bytes = self._width * raw.element_size() * sum(len(g.raw) for g in guide)
+        self._whole = [_fill_up(g.whole, step) for g in guide] if n_bytes <= HELD_BYTES else None
+        self._made: dict[tuple[int, int, int], Tensor] = {}
+
+    def within(self, operand: int, span: slice) -> Rows:
+        """Gives rows of `span` of an operand, which are numbered from its start and may be asked for beyond its end."""
+
+        def rows(wanted: slice) -> Tensor:
+            return self._rows(operand, span.start + wanted.start, min(span.start + wanted.stop, span.stop))
+
+        return rows
+
+    def _rows(self, operand: int, start: int, stop: int) -> Tensor:
+        if self._whole is not None:
+            return self._whole[operand][start:stop]
+        key = operand, start, stop
+        # The two asked for last are kept, the later one behind: a chunk's rows mostly are those of the chunk before.
+        made = self._made.pop(key, None)
+        if made is None:
+            while len(self._made) > 1:
+                del self._made[next(iter(self._made))]
+            made = self._guide[operand].rows(slice(start, stop), self._width)
+        self._made[key] = made
+        return made
 
 
 def _fill_up(operand: Tensor, step: int) -> Tensor:
@@ -203,27 +240,36 @@ def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Ca
     """The configuration of the table, or with ``GIST_FAST_AUTOTUNE=1`` the fastest known or found by `run`."""
     student = operands.student[ANCHORS]
     element_size, guide_width = student.element_size(), 0
-    if operands.guide is not None and not operands.self_guided:
-        element_size = max(element_size, operands.guide[ANCHORS].element_size())
-        guide_width = operands.guide[ANCHORS].shape[1]
+    dtypes = {str(student.dtype)}
+    if operands.guide_rows is not None:
+        guide = operands.guide_rows[ANCHORS].raw
+        element_size = max(element_size, guide.element_size())
+        guide_width = guide.shape[1]
+        dtypes.add(str(guide.dtype))
     default = choose_config(generation(student.device), element_size, student.shape[1])
     if not tuning.enabled() or student.device.type != "cuda":
         return default
-    key = tuning.make_key(
-        direction,
-        device=torch.cuda.get_device_name(student.device),
-        versions=(torch.__version__, importlib.metadata.version("triton")),
-        dtypes=tuple(sorted({str(student.dtype), str(operands.guide[ANCHORS].dtype) if operands.guide else ""})),
-        widths=(student.shape[1], guide_width),
-        rows=blocks[0].rows,
-        pairs=sum(block.rows * block.columns for block in blocks),
-    )
+
+    def key(direction: str) -> str:
+        return tuning.make_key(
+            direction,
+            device=torch.cuda.get_device_name(student.device),
+            versions=(torch.__version__, importlib.metadata.version("triton")),
+            dtypes=tuple(sorted(dtypes)),
+            widths=(student.shape[1], guide_width),
+            rows=blocks[0].rows,
+            pairs=sum(block.rows * block.columns for block in blocks),
+        )
 
     def seconds(config: Config) -> float:
         with _on(student.device):
             return tuning.time_on_device(lambda: run(config))
 
-    return tuning.tuned(key, default, direction, seconds)
+    if direction != "recompute":
+        return tuning.tuned(key(direction), default, direction, seconds)
+    # Masks decided again must be summed in the forward pass's own steps.
+    step = tuning.recall(key("forward"), default).block_k
+    return tuning.tuned(key(f"{direction} in steps of {step}"), tuning.with_step(default, step), direction, seconds)
 
 
 @functools.cache
