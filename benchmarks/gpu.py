@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from gist_fast import guided_contrastive_loss  # noqa: E402
+from gist_fast.bench.timing import Stopwatch  # noqa: E402
 
 TEMPERATURE, MARGIN = 0.01, 0.05
 FULL = {"batch": 32_768, "widths": (384, 768, 1024), "guide": 1024, "largest": 131_072, "matrix": 8192, "repeats": 5}
@@ -50,7 +50,7 @@ class Bench:
         # The interpreter cannot multiply bfloat16.
         self.dtype = torch.float16 if toy else torch.bfloat16
         self.result: dict[str, Any] = {}
-        self._flush = None if toy else torch.empty(512 << 20, dtype=torch.uint8, device=self.device)
+        self.stopwatch = Stopwatch(str(self.device))
 
     def write(self, **values: Any) -> None:
         """Add to the part's results, on disk at once."""
@@ -71,18 +71,7 @@ class Bench:
         times = []
         for _ in range(self.sizes["repeats"] + 2):
             before()
-            if self.toy:
-                start = time.perf_counter()
-                run()
-                times.append(1e3 * (time.perf_counter() - start))
-                continue
-            self._flush.zero_()
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            run()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
+            times.append(1e3 * self.stopwatch(run))
         # The first two compile and warm up.
         return sorted(times[2:])[len(times[2:]) // 2]
 
@@ -287,7 +276,7 @@ def memory(bench: Bench) -> None:
         leaves = [x.requires_grad_() for x in bench.embeddings(batch, width)]
         guide = bench.embeddings(batch, bench.sizes["guide"], seed=1)
         if not bench.toy:
-            bench._flush = None
+            bench.stopwatch = None  # and what it overwrites the L2 cache with
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -321,6 +310,25 @@ def tests(bench: Bench) -> None:
     code = pytest.main(["-q", "-m", "gpu", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_triton_gpu.py")])
     bench.write(exit_code=int(code))
     raise SystemExit(int(code))
+
+
+def peers(bench: Bench) -> None:
+    """The loss beside its peers over batch sizes, and a training step where sentence-transformers is installed."""
+    from gist_fast.bench.results import Results
+    from gist_fast.bench.run import SUITES, run
+    from gist_fast.bench.suite import Plan
+
+    def keep(results: Results) -> None:
+        (bench.out / "bench.json").write_text(json.dumps(results.as_dict(), indent=1) + "\n")
+        outcomes = [f"{row.suite} {row.size} {row.what}: {row.outcome} {row.why}".strip() for row in results.rows]
+        bench.write(file="bench.json", outcomes=outcomes)
+
+    installed = importlib.util.find_spec("sentence_transformers") is not None
+    suites = [SUITES[name] for name in (("loss", "step", "guide") if installed and not bench.toy else ("loss",))]
+    # Children of a toy run, which is on a CPU, are forked from a server that needs sentence-transformers.
+    plan = Plan((16, 24), "cpu") if bench.toy else Plan((), "cuda", "bfloat16")
+    seconds = 3.0 if bench.toy else 55.0
+    run(suites, plan, command="benchmarks/gpu.sh", budget=seconds, rounds=7, say=print, keep=keep)
 
 
 def ended(out: Path, part: str, code: int) -> None:
@@ -368,7 +376,7 @@ def device_name(toy: bool = False) -> str:
     return torch.cuda.get_device_name().lower().replace(" ", "-").replace("/", "-")
 
 
-PARTS = {f.__name__: f for f in (environment, check, speed, memory, tests, sanitize, tuned)}
+PARTS = {f.__name__: f for f in (environment, check, speed, memory, tests, peers, sanitize, tuned)}
 
 
 def main() -> None:

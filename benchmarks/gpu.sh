@@ -5,7 +5,7 @@
 # to benchmarks/results/<device>/. Every part is a process with a limit of its own and writes its results when it
 # ends, so that one that fails or hangs costs only itself. All limits together stay under 9 minutes.
 #
-# TOY=1 TRITON_INTERPRET=1 runs it on a CPU, at sizes that say nothing about speed.
+# TOY=1 TRITON_INTERPRET=1 runs it on a CPU, at sizes that say nothing about speed; MOST=SECONDS caps every part.
 set -u
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -17,6 +17,7 @@ TOY=${TOY:+--toy}
 part() { # seconds, name, command...
     local limit=$1 name=$2
     shift 2
+    if [ "${MOST:-$limit}" -lt "$limit" ]; then limit=$MOST; fi
     echo "== $name (at most $limit s)"
     timeout --kill-after=5 "$limit" "$@" >"$OUT/$name.log" 2>&1
     local code=$?
@@ -25,12 +26,13 @@ part() { # seconds, name, command...
 }
 
 part 20 environment "$PYTHON" benchmarks/gpu.py environment $TOY --out "$OUT"
-part 110 check "$PYTHON" benchmarks/gpu.py check $TOY --out "$OUT"
-part 130 speed "$PYTHON" benchmarks/gpu.py speed $TOY --out "$OUT"
-part 50 memory "$PYTHON" benchmarks/gpu.py memory $TOY --out "$OUT"
-part 60 tests "$PYTHON" benchmarks/gpu.py tests $TOY --out "$OUT"
+part 95 check "$PYTHON" benchmarks/gpu.py check $TOY --out "$OUT"
+part 110 speed "$PYTHON" benchmarks/gpu.py speed $TOY --out "$OUT"
+part 45 memory "$PYTHON" benchmarks/gpu.py memory $TOY --out "$OUT"
+part 80 peers "$PYTHON" benchmarks/gpu.py peers $TOY --out "$OUT"
+part 50 tests "$PYTHON" benchmarks/gpu.py tests $TOY --out "$OUT"
 if command -v compute-sanitizer >/dev/null; then
-    part 50 sanitize compute-sanitizer --error-exitcode 3 "$PYTHON" benchmarks/gpu.py sanitize $TOY --out "$OUT"
+    part 40 sanitize compute-sanitizer --error-exitcode 3 "$PYTHON" benchmarks/gpu.py sanitize $TOY --out "$OUT"
 fi
-part 110 tuned env GIST_FAST_AUTOTUNE=1 "$PYTHON" benchmarks/gpu.py tuned $TOY --out "$OUT"
+part 75 tuned env GIST_FAST_AUTOTUNE=1 "$PYTHON" benchmarks/gpu.py tuned $TOY --out "$OUT"
 "$PYTHON" benchmarks/gpu.py table --out "$OUT"

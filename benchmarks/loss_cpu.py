@@ -21,6 +21,7 @@ from benchmarks.machine import machine
 from benchmarks.measure import alternate, peak_memory
 from benchmarks.peers import TEMPERATURE, Embeddings, make_embeddings, plain_matmul, sentence_transformers_gist
 from gist_fast.backends.tiled import _cpu_has_bf16
+from gist_fast.bench.cases import LossCase
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 384
@@ -42,7 +43,7 @@ def step(loss: Callable[[Embeddings], torch.Tensor], e: Embeddings) -> Callable[
 
 def minimal_flops(rows: int, width: int, guide_width: int) -> float:
     """2 (D + G) for the forward pass and 8 D for the backward pass, in units of 2 B^2."""
-    return (10 * width + 2 * guide_width) * 2 * rows**2
+    return LossCase(rows, width, guide_width).flops()
 
 
 def check(loss: Callable[[Embeddings], torch.Tensor], e: Embeddings, tolerance: float) -> None:
@@ -83,12 +84,8 @@ def against_plain(rounds: int) -> dict:
 
 def against_sentence_transformers(rounds: int) -> dict:
     """B 512, float32: sentence-transformers' own loss."""
-    from sentence_transformers import SentenceTransformer
-
-    from gist_fast.demo.models import guide_path
-
     e = make_embeddings(512, WIDTH, WIDTH)
-    theirs = sentence_transformers_gist(SentenceTransformer(str(guide_path()), device="cpu"))
+    theirs = sentence_transformers_gist()
     # Memory first: what a call leaves with the allocator, the next one takes without asking for more.
     memory_ours, memory_theirs = peak_memory(step(ours, e)), peak_memory(step(theirs, e))
     check(theirs, e, 1e-4)

@@ -6,14 +6,16 @@ in the same order, without reading the rows that it defers again for every batch
 need looking at, and of each of those one number: the first batch that it may still go to.
 
 First-fit alone can leave rows with frequent texts for batches past the last one, which a trainer never reaches. Those
-are swapped in at the end, so that an epoch has the batches that its length promises.
+are swapped in at the end. Where only full batches count and the texts are too few for chance to fill the same number
+in every order of the rows, an epoch that falls short of the first one is completed with rows that it has already: a
+trainer asks once how many batches there are, plans its steps by that, and resumes by counting.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +41,15 @@ MOST_TRIES = 256
 class NoDuplicatesBatchSampler(DefaultBatchSampler):
     """Batches in which no text stands twice, in whatever columns.
 
-    Every row is in one batch of an epoch at most. Rows that cannot be placed (a text in more rows than there are
-    batches) are counted in a warning. Labels, guide embeddings and the dataset's name are not compared; a text that
-    occurs twice in one row is no hindrance.
+    Every epoch has as many batches as the length says: with ``drop_last`` as many as the first one fills. Rows that
+    cannot be placed (a text in more rows than there are batches) are counted in a warning; a row stands in two batches
+    only where a later epoch with ``drop_last`` would otherwise have fewer, and the warning counts those too. Labels,
+    guide embeddings and the dataset's name are not compared; a text that occurs twice in one row is no hindrance.
 
     The plan depends on texts, batch size, seed and epoch alone. It is sentence-transformers' own wherever that has as
     many batches in one pass as its length says. There are differences where it has not: its additional batches of few
-    rows (``drop_last=False``), which come after the last one that its trainer takes, do not exist here, and no row is
-    drawn a second time (``drop_last=True``).
+    rows (``drop_last=False``), which come after the last one that its trainer takes, do not exist here, and rows are
+    not drawn again to reach a length that the texts do not allow (``drop_last=True``).
 
     For ``SentenceTransformerTrainer`` pass the class: ``batch_sampler=NoDuplicatesBatchSampler``. `GISTTrainer` takes
     it for ``batch_sampler="no_duplicates"``.
@@ -82,34 +85,45 @@ class NoDuplicatesBatchSampler(DefaultBatchSampler):
         self.dataset = dataset
         self._texts: _Texts | None = None
         self._planned: tuple[int, _Plan] | None = None
-        self._batches: int | None = None
+        self._first: _Plan | None = None
 
     def __iter__(self) -> Iterator[list[int]]:
         """The indices of each batch's rows."""
+        count = len(self)
         plan = self._plan(self.epoch)
-        count = min(len(self), len(plan))
         self._report(plan, count)
         for k in range(count):
             yield plan[k].tolist()
 
     def __len__(self) -> int:
-        """How many batches an epoch has.
+        """How many batches an epoch has, each one of them."""
+        if self.drop_last:
+            return len(self._promise())
+        # First-fit never leaves one of these batches empty, so no plan is needed to count them.
+        return -(-len(self.dataset) // self.batch_size)
 
-        Every epoch has as many as the first, because a trainer asks once, and resumes by counting.
-        """
-        if self._batches is None:
-            rows = len(self.dataset)
-            # Without drop_last first-fit never leaves one of these batches empty, so no plan is needed to count them.
-            self._batches = len(self._plan(0)) if self.drop_last else -(-rows // self.batch_size)
-        return self._batches
+    def _promise(self) -> _Plan:
+        """The plan of the first epoch, which says how many full batches all of them have."""
+        if self._first is None:
+            self._first = _plan(self._read(), self._order(0), self.batch_size, self.drop_last)
+        return self._first
 
     def _plan(self, epoch: int) -> _Plan:
+        """At least as many batches as `len` says."""
+        if self.drop_last and epoch == 0 and self.seed is not None:
+            return self._promise()
         if self._planned is None or self._planned[0] != epoch or self.seed is None:
-            if self._texts is None:
-                self._texts = _read_texts(self.dataset, self.columns)
-            plan = _plan(self._texts, self._order(epoch), self.batch_size, self.drop_last)
+            order = self._order(epoch)
+            plan = _plan(self._read(), order, self.batch_size, self.drop_last)
+            if len(plan) < len(self):
+                plan = _completed(plan, self._read(), order, self.batch_size, self._promise())
             self._planned = (epoch, plan)
         return self._planned[1]
+
+    def _read(self) -> _Texts:
+        if self._texts is None:
+            self._texts = _read_texts(self.dataset, self.columns)
+        return self._texts
 
     def _order(self, epoch: int) -> np.ndarray:
         """The rows in random order, drawn as sentence-transformers draws it."""
@@ -123,18 +137,23 @@ class NoDuplicatesBatchSampler(DefaultBatchSampler):
         return torch.randperm(rows, generator=generator, dtype=dtype).numpy()
 
     def _report(self, plan: _Plan, count: int) -> None:
-        rows, placed = len(self.dataset), plan.rows_in(count)
+        rows, in_batches = len(self.dataset), plan.rows_in(count)
+        placed = len(np.unique(plan.rows[:in_batches])) if plan.repeats else in_batches
         last = rows % self.batch_size if self.drop_last else 0
-        if rows - placed > last and self._texts is not None:
+        if (rows - placed > last or placed < in_batches) and self._texts is not None:
             row, times = self._texts.most_frequent
             logger.warning(
-                "Epoch %d: %d of %d rows are left out%s, so that no text stands twice in a batch; %d batches of at "
+                "Epoch %d: %d of %d rows are left out%s%s, so that no text stands twice in a batch; %d batches of at "
                 "most %d rows were planned, and the most frequent text (of row %d) is in %d rows. A smaller batch size "
                 "would place more.",
                 self.epoch,
                 rows - placed,
                 rows,
                 f" ({last} of them since drop_last leaves out the last batch)" if last else "",
+                f", and rows are taken {in_batches - placed} times more than once, to fill as many batches as the "
+                "first epoch"
+                if placed < in_batches
+                else "",
                 count,
                 self.batch_size,
                 row,
@@ -160,6 +179,8 @@ class _Plan:
     """Indices of rows, batch after batch."""
     ends: np.ndarray
     """``[K + 1]``: where each batch starts in `rows`, and where the last ends."""
+    repeats: bool = False
+    """Whether a row may stand in several batches."""
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -230,6 +251,41 @@ def _plan(texts: _Texts, order: np.ndarray, size: int, drop_last: bool) -> _Plan
     by_batch = by_batch[len(order) - int(sizes.sum()) :]
     by_batch = by_batch[np.repeat(keep, sizes)]
     return _Plan(order[by_batch], np.concatenate([[0], np.cumsum(sizes[keep])]).astype(np.int64))
+
+
+def _completed(plan: _Plan, texts: _Texts, order: np.ndarray, size: int, promised: _Plan) -> _Plan:
+    """A plan of full batches with further ones, until there are as many as were promised.
+
+    Each takes rows that are left out, as far as they fit together, and then rows that stand in other batches. Where
+    that fills none, it is the promised batch: of that one it is known that it can be filled.
+    """
+    batches = [plan[k] for k in range(len(plan))]
+    used = np.zeros(len(order), dtype=bool)
+    used[plan.rows] = True
+    for k in range(len(plan), len(promised)):
+        left_out = order[~used[order]]
+        # Another place to begin at each time, lest it be the same rows that are taken again.
+        again = np.roll(order[used[order]], -k * size)
+        batch = _filled((left_out, again), texts, size)
+        batches.append(promised[k] if batch is None else batch)
+        used[batches[-1]] = True
+    return _Plan(np.concatenate(batches), np.arange(len(batches) + 1, dtype=np.int64) * size, repeats=True)
+
+
+def _filled(sources: Iterable[np.ndarray], texts: _Texts, size: int) -> np.ndarray | None:
+    """The first rows of the sources that fit together; None where they do not fill a batch."""
+    chosen: list[int] = []
+    held: set[int] = set()
+    for rows in sources:
+        some = rows[: MOST_TRIES * size]
+        for row, codes in zip(some.tolist(), texts.codes[some].tolist(), strict=True):
+            if len(chosen) == size:
+                break
+            shared = [t for t in codes if t >= 0]
+            if held.isdisjoint(shared):
+                chosen.append(row)
+                held.update(shared)
+    return np.array(chosen) if len(chosen) == size else None
 
 
 def _first_fit(codes: np.ndarray, count: int, size: int, limit: int) -> np.ndarray:

@@ -110,6 +110,13 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise InputError(f"{name}: got {value!r}; one of {', '.join(map(repr, choices))} would do.")
 
 
+def check_flags(**flags: object) -> None:
+    """Raise TypeError unless each is True or False: ``"no"`` would count as yes."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise InputTypeError(f"{name}: got {value!r} of type {type(value).__name__}; True or False would do.")
+
+
 def _check_family(prefix: str, anchors: Tensor, positives: Tensor, negatives: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Embeddings of one model: matrices of one width, type and device."""
     family = (anchors, positives, *negatives)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gist_fast.by_column import value_for
 from gist_fast.errors import InputError
-from gist_fast.losses.guide import EMBEDDING, KEYS, ROWS, SOURCE, TOKENS
+from gist_fast.losses.guide import EMBEDDING, KEYS, ROWS, SOURCE, TOKENS, check_one_route
 from gist_fast.losses.micro_batches import EXTENTS, extents
 from gist_fast.ranges import TOKENISE, named
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SUFFIX = f"_{EMBEDDING}"
 """Columns of a dataset with this ending hold the guide's embeddings of the column before it."""
+_SHOWN = 60
+"""How many characters of a text an error quotes."""
 
 
 def guide_prompt(
@@ -62,6 +64,9 @@ class GuideTokenizer:
     max_length: int | Mapping[str, int | dict[str, int]] | None = None
     with_keys: bool = False
     """Whether to say which text each one is, for a loss that remembers them (``guide_cache``)."""
+
+    def __post_init__(self) -> None:
+        check_one_route(self.guide)
 
     def settings(self, column: str, position: int, dataset: str | None = None) -> tuple[str, int | None]:
         """Prompt and maximum length for a column: what makes one text the same to the guide as another's copy."""
@@ -98,7 +103,7 @@ class GISTDataCollator(SentenceTransformerDataCollator):
         """A batch out of rows.
 
         Raises:
-            ValueError: a row's guide embedding has another width than the first row's.
+            ValueError: a row's guide embedding is missing, or has another width than the first row's.
         """
         if not features:
             return super().__call__(features)
@@ -107,6 +112,7 @@ class GISTDataCollator(SentenceTransformerDataCollator):
         rows = [{c: v for c, v in row.items() if c not in embeddings} for row in features]
         batch = super().__call__(rows)
         for column in embeddings:
+            _refuse_missing(features, column)
             batch[column] = _stack([row[column] for row in features], column)
         columns = [c for c in rows[0] if c != "dataset_name" and c not in self.valid_label_columns]
         for column in columns:
@@ -156,6 +162,17 @@ def _distinct_for_guide(
 
 def _digest(text: str, *settings: object) -> bytes:
     return hashlib.blake2b(repr((text, *settings)).encode(), digest_size=16).digest()
+
+
+def _refuse_missing(features: list[dict[str, Any]], column: str) -> None:
+    for i, row in enumerate(features):
+        # Numbers cannot say how many they are: NaN is how some formats show a missing list.
+        if not hasattr(row[column], "__len__"):
+            text = row.get(column.removesuffix(SUFFIX))
+            raise InputError(
+                f"{column}: row {i} of the batch, of the text {str(text)[:_SHOWN]!r}, is {row[column]}; every row "
+                "needs the guide's embedding (gist_fast.embed_guide), so embed it again, or leave out that row."
+            )
 
 
 def _stack(rows: list[Any], column: str) -> Tensor:

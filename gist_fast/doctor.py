@@ -1,4 +1,4 @@
-"""What this machine offers: packages, GPUs, number types, which backend ``auto`` takes, and whether texts are padded."""
+"""What this machine offers: packages, GPUs, number types, the backend ``auto`` takes, whether texts are padded."""
 
 from __future__ import annotations
 

@@ -192,6 +192,8 @@ class _RestoreState(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trainer = self.trainer
+        for average in dict(_averages(trainer.loss)).values():
+            average.pop()  # what an earlier training left
         if trainer._resumed_from is None:
             return
         file = trainer._resumed_from / _state_file(args.process_index)

@@ -42,11 +42,17 @@ def check_parallelism(trainer: SentenceTransformerTrainer, gathers: bool, caches
         caches: whether its loss caches gradients.
 
     Raises:
-        ValueError: FSDP; DeepSpeed with gradient caching or with sharded weights; candidates gathered from ranks that
-            are parts of one model.
+        ValueError: FSDP; several GPUs in one process; DeepSpeed with gradient caching or with sharded weights;
+            candidates gathered from ranks that are parts of one model.
     """
     if trainer.is_fsdp_enabled:  # by the settings of accelerate launch
         _refuse_fsdp()
+    if trainer.args.n_gpu > 1:
+        raise InputError(
+            f"{trainer.args.n_gpu} GPUs in one process: DataParallel splits every mini-batch, and its copies draw "
+            "other random numbers in a second forward pass. Start one process a GPU, with torchrun --nproc-per-node "
+            f"{trainer.args.n_gpu}, or let it see one GPU alone (CUDA_VISIBLE_DEVICES=0)."
+        )
     if trainer.is_deepspeed_enabled:
         if caches:
             raise InputError(

@@ -284,8 +284,9 @@ def _read_delimited(path: Path, stream: Iterable[bytes], choose: Choose, delimit
             for line, cells in itertools.islice(rows, CHUNK_ROWS):
                 if len(cells) != len(names):
                     raise InputError(
-                        f"{path}: row {chunks.rows + 1} (line {line}) has {_count(len(cells), 'cell')}, the header "
-                        f"{len(names)}; quote cells that hold the separator."
+                        f"{path}: row {chunks.rows + 1} (line {line}) has {len(cells)} "
+                        f"{'cell' if len(cells) == 1 else 'cells'}, the header {len(names)}; quote cells "
+                        "that hold the separator."
                     )
                 chunks.add([cells[place] for place in places], line)
         if not chunks.whole:
@@ -388,10 +389,6 @@ def _like_it(path: Path) -> str:
     if not path.parent.is_dir():
         return f" (nor is there a folder {str(path.parent)!r})"
     return nearest(path.name, (p.name for p in path.parent.iterdir()))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _shown(value: Any) -> str:

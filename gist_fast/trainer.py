@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.losses.gradcache import has_static_embedding_input
@@ -23,10 +23,12 @@ from gist_fast.callbacks import (
     show_on_bar,
 )
 from gist_fast.collator import SUFFIX, GISTDataCollator, GuideTokenizer
+from gist_fast.data import read_as_stored, with_name, without_embeddings
 from gist_fast.errors import InputError
+from gist_fast.guide_columns.checks import check_positions
 from gist_fast.long_runs import LongRunMixin
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, GuidedLoss
-from gist_fast.losses.guide import students_own
+from gist_fast.losses.guide import check_model, students_own
 from gist_fast.losses.micro_batches import default_tokens
 from gist_fast.many_devices import check_batches, check_parallelism, check_settings
 from gist_fast.ranges import OPTIMIZER, WAITING, named
@@ -57,11 +59,14 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
     Args:
         guide: the guide of the loss built here. None with a dataset that carries guide embeddings, or to train without
             a guide. A `loss` that is passed brings its own.
+        guided: False trains without a guide, also where the dataset carries embeddings of one. None: with one, if there
+            is a guide or its embeddings.
         All others: those of ``SentenceTransformerTrainer``.
 
     Raises:
-        ValueError: both a `loss` and a `guide` were given, only part of the text columns has guide embeddings, or the
-            student is to be distributed in a way that guided losses do not know (`gist_fast.many_devices`).
+        ValueError: both a `loss` and a `guide` were given, or a `guide` and a dataset with a guide's embeddings; only
+            part of the text columns has guide embeddings, or the student is to be distributed in a way that guided
+            losses do not know (`gist_fast.many_devices`).
     """
 
     args: GISTTrainingArguments
@@ -77,17 +82,29 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         loss: nn.Module | dict[str, nn.Module] | Callable | dict[str, Callable] | None = None,
         *other: Any,
         guide: SentenceTransformer | None = None,
+        guided: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        if loss is not None and guide is not None:
-            raise InputError("guide: a loss was given too, and it brings its own guide; give one of the two.")
-        for name in ("max_length", "guide_prompts", "guide_max_length") if args is not None else ():
+        if loss is not None and (guide is not None or guided is not None):
+            name = "guide" if guide is not None else "guided"
+            raise InputError(f"{name}: a loss was given too, and it brings its own guide; give one of the two.")
+        if guide is not None and guided is False:
+            raise InputError("guided: False, though a guide came; leave out one of the two.")
+        if guide is not None:
+            check_model("guide", guide)
+        for name in ("prompts", "max_length", "guide_prompts", "guide_max_length") if args is not None else ():
             check_names(name, getattr(args, name, None), columns_by_dataset(train_dataset, eval_dataset))
         check_lengths("max_length", getattr(args, "max_length", None), getattr(model, "max_seq_length", None))
         check_lengths("guide_max_length", getattr(args, "guide_max_length", None))
         self._guide = guide
-        self._carries_embeddings = _all_carry_embeddings(train_dataset, eval_dataset)
-        # The collator is made in the parent's constructor, before `self.loss` exists.
+        self._guided = guided
+        self._makes_loss = loss is None
+        self._carries_embeddings = _all_carry_embeddings(loss, train_dataset=train_dataset, eval_dataset=eval_dataset)
+        if guide is not None and self._carries_embeddings:
+            raise InputError(
+                f"guide: the dataset carries embeddings of a guide already (columns ending in {SUFFIX}), perhaps of "
+                "another one; leave the guide out, or remove those columns."
+            )
         self._tokenizing_guide = None if self._carries_embeddings else guide or _only_guide(loss)
         check_settings(args)
         super().__init__(model, args, train_dataset, eval_dataset, loss, *other, **kwargs)
@@ -108,14 +125,29 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         if self._tokenizing_guide is None and not self._carries_embeddings:
             # A loss that was given as a function of the model exists only now.
             self._tokenizing_guide = _only_guide(self.loss)
-            if isinstance(self.data_collator, GISTDataCollator):
-                self._tokenize_for_guide(self.data_collator, self.args)
+        # Only now is it known whether the loss remembers texts; and the collator may be the caller's own.
+        if isinstance(self.data_collator, GISTDataCollator):
+            if self.data_collator.tokenize_for_guide is None:
+                self._tokenize_for_guide(self.data_collator, any(each.guide_cache for each in losses))
+        elif self._tokenizing_guide is not None:
+            logger.warning(
+                "The data collator is no GISTDataCollator, so the guide reads the student's tokens, decoded where its "
+                "vocabulary differs, instead of the raw texts."
+            )
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """A new student; and a new loss, if this trainer makes it, since a search may have changed its arguments."""
+        model: Any = super().call_model_init(trial)
+        if self._makes_loss and hasattr(self, "loss"):
+            self.loss = self.prepare_loss(self.get_default_loss(model), model)
+        return model
 
     def get_default_loss(self, model: SentenceTransformer) -> nn.Module:  # type: ignore[override]
         """The guided loss that the arguments describe."""
         args = self.args
-        guided = self._guide is not None or self._carries_embeddings
-        if not guided:
+        known = self._guide is not None or self._carries_embeddings
+        guided = known if self._guided is None else self._guided
+        if not guided and self._guided is None:
             logger.warning("No guide, and no guide embeddings in the dataset: training on all in-batch negatives.")
         shared: dict[str, Any] = {
             "temperature": args.temperature,
@@ -130,17 +162,19 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             "guide_cache": args.guide_cache,
             "gather_guide_dtype": args.gather_guide_dtype,
         }
-        # With embeddings in the dataset, a guide that was given all the same has nothing to do.
-        guide = None if self._carries_embeddings else self._guide
         rows, tokens = args.mini_batch_size, args.mini_batch_num_tokens
+        if rows is not None and tokens is not None:
+            raise InputError(
+                f"mini_batch_num_tokens: got {tokens}, and mini_batch_size {rows}; one of the two cuts mini-batches."
+            )
         if rows is None and tokens is None:
             if has_static_embedding_input(model):
-                return GISTEmbedLoss(model, guide, **shared)
+                return GISTEmbedLoss(model, self._guide, **shared)
             tokens = default_tokens(args.device)
         return CachedGISTEmbedLoss(
             model,
-            guide,
-            mini_batch_size=rows or 32,
+            self._guide,
+            mini_batch_size=32 if rows is None else rows,
             mini_batch_num_tokens=tokens,
             activation_memory=args.activation_memory,  # type: ignore[arg-type]  # the loss checks it
             **shared,
@@ -175,19 +209,12 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             features = [students_own(f) for f in features]
         return features, labels
 
-    def get_data_collator(  # type: ignore[override]
-        self, model: SentenceTransformer, args: GISTTrainingArguments, processing_class: Any = None
-    ) -> GISTDataCollator:
-        """sentence-transformers' collator, and with a guide its tokens of the raw texts."""
-        collator = cast(GISTDataCollator, super().get_data_collator(model, args, processing_class))
-        self._tokenize_for_guide(collator, args)
-        return collator
-
-    def _tokenize_for_guide(self, collator: GISTDataCollator, args: GISTTrainingArguments) -> None:
-        guide = self._tokenizing_guide
+    def _tokenize_for_guide(self, collator: GISTDataCollator, with_keys: bool) -> None:
+        guide, args = self._tokenizing_guide, self.args
         if guide is not None:
+            check_positions("guide_max_length", args.guide_max_length, guide)
             collator.tokenize_for_guide = GuideTokenizer(
-                guide, args.guide_prompts, args.guide_max_length, with_keys=args.guide_cache
+                guide, args.guide_prompts, args.guide_max_length, with_keys=with_keys
             )
 
     def get_train_dataloader(self) -> Any:
@@ -213,10 +240,24 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
     def add_dataset_name_column(self, dataset: Any, dataset_name: str | None = None) -> Any:
         """As sentence-transformers, but for guide embeddings, which its transform would make Python lists of."""
         embeddings = not isinstance(dataset, dict) and any(c.endswith(SUFFIX) for c in dataset.column_names or ())
-        in_place = getattr(dataset, "_indices", None) is None and hasattr(dataset, "add_column")
-        if dataset_name and embeddings and in_place and getattr(dataset, "format", {}).get("type") == "numpy":
-            return dataset.add_column("dataset_name", [dataset_name] * len(dataset))
+        if dataset_name and embeddings and getattr(dataset, "format", {}).get("type") == "numpy":
+            return with_name(dataset, dataset_name)
         return super().add_dataset_name_column(dataset, dataset_name)
+
+    def preprocess_dataset(self, dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """The parent's; guide embeddings are read as they are stored, whatever format the dataset came in."""
+        if not hasattr(dataset, "_sentence_transformers_preprocessed"):
+            dataset = read_as_stored(dataset)
+        return super().preprocess_dataset(dataset, *args, **kwargs)
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """The parent's, which looks at the datasets: without the guide's embeddings, which are nothing to show."""
+        train, evaluation = self.train_dataset, self.eval_dataset
+        self.train_dataset, self.eval_dataset = without_embeddings(train), without_embeddings(evaluation)
+        try:
+            super().add_model_card_callback(default_args_dict)
+        finally:
+            self.train_dataset, self.eval_dataset = train, evaluation
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the guide did since the last log of the training loss, the speed, and what the machine says."""
@@ -281,26 +322,41 @@ def _only_guide(loss: object) -> SentenceTransformer | None:
     return next(iter(guides.values())) if len(guides) == 1 else None
 
 
-def _all_carry_embeddings(*sources: Any) -> bool:
-    """Whether the datasets carry the guide's embeddings of every text column.
+def _all_carry_embeddings(loss: Any, **sources: Any) -> bool:
+    """Whether the datasets carry the guide's embeddings of every text column; those whose loss is a guided one.
+
+    Args:
+        loss: one for all, by the dataset's name, or None for the guided one that is built here.
+        sources: datasets, or dictionaries of them, by the argument that they came as.
 
     Raises:
         ValueError: some text columns have them and some do not.
     """
-    datasets = [d for s in sources if s is not None for d in (s.values() if isinstance(s, dict) else [s])]
     having, lacking = [], []
-    for dataset in datasets:
-        columns = dataset.column_names or []
-        embeddings = [c for c in columns if c.endswith(SUFFIX)]
-        texts = [c for c in columns if c not in embeddings and _is_text(dataset, c)]
-        having += [c for c in texts if c + SUFFIX in embeddings]
-        lacking += [c for c in texts if c + SUFFIX not in embeddings]
+    for argument, source in sources.items():
+        for name, dataset in source.items() if isinstance(source, dict) else [("", source)]:
+            if dataset is None or not _is_guided(loss.get(name) if isinstance(loss, dict) else loss):
+                continue
+            where = f" of {argument}[{name!r}]" if name else f" of {argument}"
+            columns = dataset.column_names or []
+            embeddings = [c for c in columns if c.endswith(SUFFIX)]
+            texts = [c for c in columns if c not in (*embeddings, "dataset_name") and _is_text(dataset, c)]
+            having += [(c, where) for c in texts if c + SUFFIX in embeddings]
+            lacking += [(c, where) for c in texts if c + SUFFIX not in embeddings]
     if having and lacking:
+        several = len({where for _, where in having + lacking}) > 1
+        with_them, without = ([c + where if several else c for c, where in found] for found in (having, lacking))
         raise InputError(
-            f"dataset: columns {', '.join(having)} have guide embeddings, but {', '.join(lacking)} do not; every text "
-            "column of the training and evaluation datasets needs them (gist_fast.embed_guide), or none."
+            f"dataset: columns {', '.join(with_them)} have guide embeddings, but {', '.join(without)} do not; every "
+            "text column of the training and evaluation datasets with a guided loss needs them "
+            "(gist_fast.embed_guide), or none."
         )
     return bool(having)
+
+
+def _is_guided(loss: Any) -> bool:
+    """Whether a loss reads a guide's embeddings; one that is yet to be made, None or a function, may."""
+    return not isinstance(loss, nn.Module) or any(guided.guided for guided in _guided_losses(loss))
 
 
 def _is_text(dataset: Any, column: str) -> bool:

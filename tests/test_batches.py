@@ -41,12 +41,13 @@ def theirs(dataset: Dataset, size: int, *, drop_last: bool = False, seed: int = 
     return list(sampler)
 
 
-def check(dataset: Dataset, plan: list[list[int]], size: int) -> None:
-    """No text in two rows of a batch, no row in two batches, no batch too large."""
+def check(dataset: Dataset, plan: list[list[int]], size: int, *, repeats: bool = False) -> None:
+    """No text in two rows of a batch, no row in two batches unless it may be, no batch too large."""
     used = [row for batch in plan for row in batch]
-    assert len(used) == len(set(used))
+    assert repeats or len(used) == len(set(used))
     for batch in plan:
         assert 0 < len(batch) <= size
+        assert len(batch) == len(set(batch))
         texts = Counter(text for row in batch for text in set(dataset[row].values()))
         assert max(texts.values()) == 1, texts.most_common(1)
 
@@ -91,12 +92,12 @@ def test_whatever_the_texts_the_promises_hold(rows, size, drop_last, epoch):
     sampler.set_epoch(epoch)
     plan = list(sampler)
     if plan:
-        check(dataset, plan, size)
+        check(dataset, plan, size, repeats=drop_last and epoch > 0)
+    assert len(plan) == len(sampler)
     if drop_last:
         assert all(len(batch) == size for batch in plan)
-        assert len(plan) <= len(sampler)
     else:
-        assert len(plan) == len(sampler) == -(-len(rows) // size)
+        assert len(plan) == -(-len(rows) // size)
     # What is left out could not simply have been added to a batch with room.
     used = {row for batch in plan for row in batch}
     for row in set(range(len(rows))) - used:
@@ -148,6 +149,69 @@ def test_rows_that_cannot_be_placed_are_counted(caplog):
     assert [len(batch) for batch in full] == [10] * 6
     assert "40 of 100 rows are left out" in caplog.text
     assert len(NoDuplicatesBatchSampler(dataset, 10, True, seed=3)) == 6
+
+
+def few_anchors(seed: int) -> Dataset:
+    """200 rows of at most 12 anchors, the first in most of them, the last in hardly any: ten differ in few batches."""
+    shares = 1 / np.arange(1, 13) ** 1.5
+    drawn = np.random.default_rng(seed).choice(12, size=200, p=shares / shares.sum())
+    return Dataset.from_dict({"anchor": [f"a {t}" for t in drawn], "positive": [f"p {k}" for k in range(200)]})
+
+
+def test_every_epoch_has_the_batches_that_the_length_promises():
+    completed = 0
+    for seed in range(12):
+        dataset = few_anchors(seed)
+        sampler = NoDuplicatesBatchSampler(dataset, 10, True, seed=seed)
+        for epoch in range(8):
+            sampler.set_epoch(epoch)
+            plan = list(sampler)
+            assert [len(batch) for batch in plan] == [10] * len(sampler), (seed, epoch)
+            if plan:
+                check(dataset, plan, 10, repeats=epoch > 0)
+            used = [row for batch in plan for row in batch]
+            completed += len(used) > len(set(used))
+            # A sampler that was made for this epoch alone, as in a resumed run, gives the same.
+            assert batches(dataset, 10, drop_last=True, seed=seed, epoch=epoch) == plan
+    assert completed > 3, "no epoch had to be completed, so that nothing was tested"
+
+
+def test_rows_taken_twice_are_counted(caplog):
+    for seed in range(12):
+        dataset = few_anchors(seed)
+        for epoch in range(1, 8):
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, "gist_fast.batches"):
+                used = [row for batch in batches(dataset, 10, drop_last=True, seed=seed, epoch=epoch) for row in batch]
+            twice = len(used) - len(set(used))
+            assert f"{200 - len(set(used))} of 200 rows are left out" in caplog.text
+            assert (f"rows are taken {twice} times more than once" in caplog.text) == (twice > 0)
+
+
+def test_a_run_over_completed_epochs_takes_all_its_steps_and_resumes(tmp_path, student, tiny_student):
+    from sentence_transformers import SentenceTransformer
+
+    seed = next(s for s in range(20) if short_epochs(few_anchors(s), s))
+    data, folder = few_anchors(seed), tmp_path / "run"
+    shared = {"batch_sampler": "no_duplicates", "num_train_epochs": 5, "dataloader_drop_last": True, "save_steps": 3}
+    shared |= {"per_device_train_batch_size": 10, "seed": seed, "learning_rate": 1e-3, "save_total_limit": None}
+    whole = GISTTrainer(student, settings_for(GISTTrainingArguments, folder, **shared), data)
+    steps = 5 * len(NoDuplicatesBatchSampler(data, 10, True, seed=seed))
+    whole.train()
+    assert whole.state.global_step == steps
+    again = SentenceTransformer(str(tiny_student), device="cpu")
+    resumed = GISTTrainer(again, settings_for(GISTTrainingArguments, folder, **shared), data)
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    assert resumed.state.global_step == steps
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def short_epochs(data: Dataset, seed: int) -> bool:
+    """Whether one of five epochs would fill fewer batches than the first, of few, without help."""
+    planned = [batches(data, 10, drop_last=True, seed=seed, epoch=epoch) for epoch in range(5)]
+    rows = [[row for batch in plan for row in batch] for plan in planned]
+    return len(planned[0]) == 2 and any(len(epoch) > len(set(epoch)) for epoch in rows)
 
 
 def test_nothing_is_said_when_all_is_well(caplog):
@@ -266,13 +330,15 @@ class Seen:
 
 def settings_for(cls, folder, **more):
     return cls(
-        output_dir=str(folder),
-        per_device_train_batch_size=8,
-        report_to=[],
-        use_cpu=True,
-        seed=4,
-        disable_tqdm=True,
-        **more,
+        **{
+            "output_dir": str(folder),
+            "per_device_train_batch_size": 8,
+            "report_to": [],
+            "use_cpu": True,
+            "seed": 4,
+            "disable_tqdm": True,
+            **more,
+        }
     )
 
 

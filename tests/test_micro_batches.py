@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sentence_transformers.base.losses.gradcache import _create_minibatch
 
 from gist_fast.losses.micro_batches import EXTENTS, MicroBatches, extents, positions_are_relative
 
@@ -79,15 +80,21 @@ def test_flattened_texts_are_cut_in_their_order():
         "seq_idx": torch.repeat_interleave(torch.arange(7), torch.tensor(LENGTHS))[None].to(torch.int32),
     }
     assert extents(features).tolist() == [[0, n] for n in LENGTHS]
-    batches = MicroBatches(features, max_rows=3)
-    assert [p["input_ids"].flatten().tolist() for p in batches] == [
+    by_rows, by_tokens = (MicroBatches(features, **limit) for limit in ({"max_rows": 3}, {"max_tokens": 13}))
+    assert [p["input_ids"].flatten().tolist() for p in by_rows] == [
         list(range(13)),
         list(range(13, 28)),
         list(range(28, 35)),
     ]
-    assert [p["cu_seq_lens_q"].tolist() for p in batches] == [[0, 3, 12, 13], [0, 9, 13, 15], [0, 7]]
-    rows = torch.arange(7)
-    assert torch.equal(batches.restore(batches.split(rows)), rows)
+    assert by_tokens.tokens == [13, 13, 9], "texts that need no padding were counted with some"
+    for batches in (by_rows, by_tokens):
+        for part, (begin, end) in zip(batches, batches.groups, strict=True):
+            theirs = _create_minibatch(features, begin, end)
+            assert part.keys() == theirs.keys()
+            for name, value in theirs.items():
+                assert torch.equal(torch.as_tensor(part[name]), torch.as_tensor(value)), name
+        rows = torch.arange(7)
+        assert torch.equal(batches.restore(batches.split(rows)), rows)
 
 
 def test_extents_from_the_host_are_believed_and_never_reach_the_model():

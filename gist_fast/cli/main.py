@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import typer
 
 import gist_fast
-from gist_fast.cli import bench, demo, doctor, embed_guide, evaluate, inspect, kernels, train
+from gist_fast.cli import bench, demo, doctor, embed_guide, evaluate, inspect, kernels, profile, train
 from gist_fast.cli.output import note
 from gist_fast.errors import WrongInput
 
@@ -32,6 +32,7 @@ app = typer.Typer(name="gist-fast", add_completion=False, pretty_exceptions_enab
 
 # To add a command: a file beside this one with a function, and a line here.
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
+app.command("profile", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(profile.profile)
 app.command("embed-guide")(embed_guide.embed_guide)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)

@@ -118,6 +118,11 @@ def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: boo
     train_set = load_sources(config.data.train, "data.train", arguments.seed, endless=True)
     eval_set = None if config.data.eval is None else load_sources(config.data.eval, "data.eval", arguments.seed)
     check_run(arguments, train_set, eval_set)
+    if config.guide and carries_guide(train_set):
+        raise InputError(
+            f"guide: {config.guide.path}, but the training data carry embeddings of a guide already, perhaps of "
+            "another one; leave out 'guide', or train on data without those columns."
+        )
     if config.guide is None and not config.unguided and not carries_guide(train_set):
         raise InputError(
             f"{path}: 'guide' is missing, and the training data carry no embeddings of one; name a guide, or write "
@@ -157,10 +162,10 @@ def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
     """The trainer, and the student's scores before training."""
     import torch
 
-    from gist_fast.attention import choose_attention
+    from gist_fast.attention import Attention, choose_attention
     from gist_fast.cli.models import load_with_attention
     from gist_fast.evaluation import evaluate
-    from gist_fast.sources import carries_guide, with_guide_columns
+    from gist_fast.sources import with_guide_columns
     from gist_fast.trainer import GISTTrainer
 
     config = plan.config
@@ -169,8 +174,10 @@ def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
     if config.student.max_seq_length:
         student.max_seq_length = config.student.max_seq_length
     guide, train_set, eval_set = None, plan.train, plan.eval
-    if config.guide and not carries_guide(train_set):
-        guide = load_with_attention(config.guide.path, "guide", attention, **_model_options(config.guide))
+    if config.guide:
+        # Outside of the trainer's autocast, flash-attn would meet float32.
+        how = Attention(None, "") if config.guide.columns else attention
+        guide = load_with_attention(config.guide.path, "guide", how, **_model_options(config.guide))
         if config.guide.columns:
             train_set = with_guide_columns(train_set, guide, plan.arguments, "data.train")
             if eval_set is not None:
@@ -182,6 +189,7 @@ def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
         train_dataset=train_set,
         eval_dataset=eval_set,
         guide=guide,
+        guided=False if config.unguided else None,
         evaluator=plan.evaluator,
     )
     before = None
@@ -267,11 +275,17 @@ def _write_report(
     from gist_fast.report.training import FinishedTraining, training_page
 
     scores = summary["evaluation"] or {}
-    told = ("rows", "steps", "epochs", "seconds", "rows_per_second", "loss", "best_checkpoint", "resumed_from", "model")
+    told = {name: name.replace("_", " ") for name in ("rows", "steps", "epochs", "best_checkpoint", "model")}
+    told |= {"seconds": "seconds, evaluation and saving included"}
+    if plan.checkpoint is None:
+        told |= {"rows_per_second": "rows a second of that time", "loss": "loss, mean of all steps"}
+    else:
+        # The trainer's rate and mean are of the last part alone; the curves show the whole.
+        told |= {"seconds": "seconds since resumed", "resumed_from": "resumed from"}
     facts = {name: str(value) for name, value in _what_runs(plan).items() if value and name != "output_dir"}
     run = FinishedTraining(
         log_history=trainer.state.log_history,
-        outcome={name.replace("_", " "): summary[name] for name in told},
+        outcome={shown: summary[name] for name, shown in told.items()},
         before=scores.get("before"),
         after=scores.get("after"),
         settings=changed_settings(plan.config, eval_strategy=plan.arguments.eval_strategy),

@@ -20,7 +20,7 @@ are those of one process. They must share ``cache_dir``.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,8 @@ import datasets
 from datasets import Dataset, concatenate_datasets
 
 from gist_fast.collator import SUFFIX
+from gist_fast.data import read_as_stored
+from gist_fast.errors import InputTypeError
 from gist_fast.guide_columns.checks import DTYPES, check_arguments, column_prompts
 from gist_fast.guide_columns.column_files import NAME
 from gist_fast.guide_columns.job import Job, Report
@@ -44,7 +46,7 @@ def embed_guide(
     guide: SentenceTransformer,
     columns: Sequence[str] | None = None,
     *,
-    prompts: dict[str, str] | str | None = None,
+    prompts: Mapping[str, str] | str | None = None,
     batch_size: int | None = None,
     batch_tokens: int | None = None,
     max_length: int | None = None,
@@ -76,12 +78,16 @@ def embed_guide(
 
     Raises:
         ValueError: the dataset is empty, has a transform, lacks a column, holds a value that is no text, or already has
-            embeddings of a column; an argument is out of range; an embedding is not finite, or `dtype` does not hold
-            it; the processes of a job differ in dataset or guide.
-        TypeError: it is no dataset of one split.
+            embeddings of a column; the guide has a ``Router`` for queries and documents; an argument is out of range;
+            an embedding is not finite, or `dtype` does not hold it; the processes of a job differ in dataset or guide.
+        TypeError: it is no dataset of one split, or another argument is of a type that it does not take.
         OSError: nothing can be written, as on a full disk. What was written before stays.
     """
-    check_arguments(dataset, guide, batch_size, batch_tokens, max_length, dtype)
+    check_arguments(dataset, guide, batch_size, batch_tokens, max_length, dtype, cache_dir)
+    if not isinstance(report, Report | None):
+        raise InputTypeError(
+            f"report: got {report!r} of type {type(report).__name__}; a gist_fast.guide_columns.Report would do."
+        )
     prompt_of = column_prompts(dataset, guide, columns, prompts)
     folder = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "gist_fast"
     job = Job(
@@ -98,12 +104,4 @@ def embed_guide(
     parts = [dataset]
     for column, path in job.run(dataset, prompt_of).items():
         parts.append(Dataset.from_file(str(path)).rename_column(NAME, column + SUFFIX))
-    joined = concatenate_datasets(parts, axis=1)
-    # Without the format, rows would come as Python lists, and without the type as float32. One type serves all columns:
-    # the widest, so that none is read as less than it holds.
-    ours = [c for c in joined.column_names if c.endswith(SUFFIX)]
-    types = {getattr(getattr(joined.features[c], "feature", None), "dtype", "float32") for c in ours}
-    # The type by its name, because a saved dataset writes its format down as JSON.
-    return joined.with_format(
-        "numpy", columns=ours, output_all_columns=True, dtype="float16" if types == {"float16"} else "float32"
-    )
+    return read_as_stored(concatenate_datasets(parts, axis=1))

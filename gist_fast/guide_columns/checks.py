@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
 
 from gist_fast.collator import SUFFIX, guide_prompt
 from gist_fast.errors import InputError, InputTypeError, nearest
+from gist_fast.losses.guide import check_model, check_one_route
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -24,25 +27,27 @@ def check_arguments(
     batch_tokens: int | None,
     max_length: int | None,
     dtype: str,
+    cache_dir: str | os.PathLike | None,
 ) -> None:
     """
     Raises:
         ValueError: as `embed_guide` says.
-        TypeError: `dataset` is no dataset of one split.
+        TypeError: likewise.
     """
     if not isinstance(dataset, Dataset):
         raise InputTypeError(
             f"dataset: got {type(dataset).__name__}; a datasets.Dataset would do, which is one split, all of it here."
         )
-    if dtype not in DTYPES:
+    check_model("guide", guide)
+    check_one_route(guide)
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(f"dtype: got {dtype!r}; one of {', '.join(map(repr, DTYPES))} would do.")
     for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens), ("max_length", max_length)):
-        if value is not None and value < 1:
-            raise InputError(f"{name}: got {value}; at least 1 would do, or None.")
-    positions = getattr(getattr(guide[0], "config", None), "max_position_embeddings", None)
-    if max_length is not None and positions is not None and max_length > positions:
-        raise InputError(
-            f"max_length: got {max_length}; the guide has {positions} positions, so at most that would do."
+        _check_count(name, value)
+    check_positions("max_length", max_length, guide)
+    if not isinstance(cache_dir, str | os.PathLike | None):
+        raise InputTypeError(
+            f"cache_dir: got {cache_dir!r} of type {type(cache_dir).__name__}; the path of a folder would do, or None."
         )
     if len(dataset) == 0:
         raise InputError("dataset: it has no rows.")
@@ -53,21 +58,82 @@ def check_arguments(
         )
 
 
+def check_positions(name: str, setting: Any, guide: SentenceTransformer) -> None:
+    """Refuse a maximum length for which a guide has no position embeddings.
+
+    Args:
+        name: the setting's, for the message.
+        setting: one length, or by column or dataset (see `gist_fast.by_column`); None for the guide's own.
+
+    Raises:
+        ValueError: naming the setting and the length.
+    """
+    if isinstance(setting, Mapping):
+        for key, value in setting.items():
+            check_positions(f"{name}.{key}", value, guide)
+        return
+    positions = getattr(getattr(guide[0], "config", None), "max_position_embeddings", None)
+    if setting is not None and positions is not None and setting > positions:
+        raise InputError(f"{name}: got {setting}; the guide has {positions} positions, so at most that would do.")
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InputTypeError(
+            f"{name}: got {value!r} of type {type(value).__name__}; a whole number of at least 1 would do, or None."
+        )
+    if value < 1:
+        raise InputError(f"{name}: got {value}; at least 1 would do, or None.")
+
+
+def _check_names(columns: object) -> None:
+    """Refuse what is no list of distinct names."""
+    if isinstance(columns, str):
+        raise InputTypeError(f"columns: got the text {columns!r}; a list of names would do, as [{columns!r}].")
+    if not isinstance(columns, Sequence | None):
+        raise InputTypeError(
+            f"columns: got {columns!r} of type {type(columns).__name__}; a list of names would do, or None."
+        )
+    for column in columns or ():
+        if not isinstance(column, str):
+            raise InputTypeError(
+                f"columns: got {column!r} of type {type(column).__name__} among them; names of columns would do."
+            )
+        if list(columns or ()).count(column) > 1:
+            raise InputError(f"columns: {column!r} is named more than once; once would do.")
+
+
+def _check_prompts(prompts: object) -> None:
+    """Refuse what is neither a text nor texts by column."""
+    wanted = "one text for all columns, {column: text}, or None would do"
+    if not isinstance(prompts, str | Mapping | None):
+        raise InputTypeError(f"prompts: got {prompts!r} of type {type(prompts).__name__}; {wanted}.")
+    for column, prompt in prompts.items() if isinstance(prompts, Mapping) else ():
+        if not isinstance(prompt, str):
+            raise InputTypeError(
+                f"prompts: got {prompt!r} of type {type(prompt).__name__} for {column!r}; a text would do, perhaps "
+                "an empty one."
+            )
+
+
 def column_prompts(
     dataset: Dataset,
     guide: SentenceTransformer,
     columns: Sequence[str] | None,
-    prompts: dict[str, str] | str | None,
+    prompts: Mapping[str, str] | str | None,
 ) -> dict[str, str]:
     """The columns to embed, and the prompt of each.
 
     Raises:
-        ValueError: there is no such column, or none to embed; one has embeddings already; a prompt is for none of them,
-            or whether it holds queries is unclear.
+        TypeError: `columns` is no list of names, or `prompts` neither a text nor texts by column.
+        ValueError: there is no such column, or none to embed; one is named twice, or has embeddings already; a prompt
+            is for none of them, or whether it holds queries is unclear.
     """
     texts = [c for c, f in dataset.features.items() if getattr(f, "dtype", None) in ("string", "large_string")]
-    if isinstance(columns, str):
-        raise InputTypeError(f"columns: got the text {columns!r}; a list of names would do, as [{columns!r}].")
+    _check_names(columns)
+    _check_prompts(prompts)
     if columns is None:
         columns = texts
     if not columns:
@@ -80,7 +146,7 @@ def column_prompts(
             )
         if column + SUFFIX in dataset.column_names:
             raise InputError(f"columns: {column!r} has guide embeddings already; remove {column + SUFFIX!r} first.")
-    for column in prompts if isinstance(prompts, dict) else ():
+    for column in prompts if isinstance(prompts, Mapping) else ():
         if column not in dataset.column_names:
             raise InputError(
                 f"prompts: one is for {column!r}, which the dataset has not{nearest(column, dataset.column_names)}; it "

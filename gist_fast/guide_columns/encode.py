@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gist_fast.errors import InputError
+from gist_fast.losses.guide import truncated
 from gist_fast.losses.micro_batches import MicroBatches, default_tokens, extents
 from gist_fast.packing import by_length, pack
 
@@ -144,7 +145,7 @@ class Encoder:
                 f"batch_tokens: the guide's device has too little memory for {rows} texts within a budget of "
                 f"{self.max_tokens} tokens; a smaller one would do."
             ) from error
-        return vectors if self.guide.truncate_dim is None else vectors[:, : self.guide.truncate_dim]
+        return truncated(self.guide, vectors)
 
 
 def to_stored(vectors: Tensor, dtype: np.dtype) -> np.ndarray:

@@ -6,7 +6,9 @@ A process that fails tells the others, so that none waits for it until a timeout
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -14,6 +16,11 @@ import torch.distributed as dist
 from gist_fast.errors import InputError, WrongInput
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""How long processes wait for one that is at work: as long as embedding or writing may take. The job's own timeout is
+some minutes, meant for a step of training. A process that is gone is noticed at once, by its closed connection."""
+_kept: tuple[weakref.ref, weakref.ref] | None = None
+"""The job's own group, and the one for waiting. Weakly: torch must be able to end both before the process ends."""
 
 
 class Team:
@@ -28,6 +35,7 @@ class Team:
         joined = available and dist.is_initialized()
         self.size = dist.get_world_size() if joined else 1
         self.rank = dist.get_rank() if joined else 0
+        self._group = _patient_group() if self.size > 1 else None
 
     def first(self, compute: Callable[[], T]) -> T:
         """What the first process computes, on all of them.
@@ -44,7 +52,7 @@ class Team:
                 told = [(None, compute())]
             except Exception as error:
                 failed, told = error, [(_described(error), None)]
-        dist.broadcast_object_list(told, src=0)
+        dist.broadcast_object_list(told, src=0, group=self._group)
         if failed is not None:
             raise failed
         problem, value = told[0]
@@ -66,7 +74,7 @@ class Team:
         except Exception as error:
             failed, mine = error, (_described(error), None)
         everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, mine)
+        dist.all_gather_object(everyone, mine, group=self._group)
         if failed is not None:
             raise failed
         for rank, (problem, _) in enumerate(everyone):
@@ -83,6 +91,17 @@ class Team:
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise InputError(f"{name}: process {rank} has another than process 0; all must have the same.")
+
+
+def _patient_group() -> Any:
+    """All processes of the job, connected over the host whatever the job's own backend is; made once a job."""
+    global _kept
+    world = dist.group.WORLD
+    group = None if _kept is None or _kept[0]() is not world else _kept[1]()
+    if group is None:
+        group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        _kept = (weakref.ref(world), weakref.ref(group))
+    return group
 
 
 def _described(error: Exception) -> tuple[bool, str]:

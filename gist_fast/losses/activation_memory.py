@@ -5,6 +5,7 @@ An activation kept for the backward pass spares a second forward pass; the budge
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ class ActivationMemory:
     """
 
     def __init__(self, limit: float | Literal["auto"]) -> None:
-        known = limit == "auto" or (isinstance(limit, int | float) and not isinstance(limit, bool) and limit >= 0)
+        number = isinstance(limit, int | float) and not isinstance(limit, bool)
+        known = limit == "auto" or (number and 0 <= limit < math.inf)  # type: ignore[operator]
         if not known:
             raise InputError(f"activation_memory: got {limit!r}; 'auto', or a number of GiB of at least 0 would do.")
         self.limit = limit
@@ -64,7 +66,7 @@ class ActivationMemory:
 
     def observe(self, tokens: int, kept: int) -> None:
         """Learn from a micro-batch that kept `kept` bytes."""
-        self._per_token = max(self._per_token, kept / tokens)
+        self._per_token = max(self._per_token, kept / max(1, tokens))
 
 
 class Kept:
@@ -97,10 +99,34 @@ def measure_kept(model: nn.Module, device: torch.device) -> Iterator[Kept]:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that can be had, by the machine and by the container's limit."""
+    """Bytes of main memory that can be had, by the machine and by the limits of the job or container."""
     free = psutil.virtual_memory().available
-    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    return free if limit is None or used is None else max(0, min(free, limit - used))
+    for folder in _control_groups():
+        for limit_name, used_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            limit, used = _number(folder / limit_name), _number(folder / used_name)
+            if limit is not None and used is not None:
+                free = min(free, max(0, limit - used))
+    return free
+
+
+def _control_groups(processes: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """The folders of the control groups, of either version, that bound this process's memory: its own and those
+    above."""
+    try:
+        lines = processes.read_text().splitlines()
+    except OSError:  # no Linux
+        return []
+    folders = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            top = root / controllers
+            own = top / path.lstrip("/")
+            folders += [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
+    return folders
 
 
 def _number(path: Path) -> int | None:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from gist_fast.backends import BACKENDS
-from gist_fast.checks import MASK_BITS, check_choice, check_margin, check_temperature
+from gist_fast.checks import MASK_BITS, check_choice, check_flags, check_margin, check_temperature
 from gist_fast.errors import InputError
 from gist_fast.function import guided_contrastive_loss
 from gist_fast.losses.gather import HALF_TYPES, check_batches_agree, gather_candidates
-from gist_fast.losses.guide import EMBEDDING, GuideEncoder, give_back
+from gist_fast.losses.guide import EMBEDDING, GuideEncoder, check_model, give_back
 from gist_fast.ranges import GUIDE, LOSS_FORWARD, named
 from gist_fast.stats import StatsAverage
 
@@ -32,6 +32,7 @@ class GuidedLoss(nn.Module):
         self,
         model: SentenceTransformer,
         guide: SentenceTransformer | None,
+        *,
         temperature: float,
         margin_strategy: Literal["absolute", "relative"],
         margin: float,
@@ -42,9 +43,19 @@ class GuidedLoss(nn.Module):
         backend: str,
         mask_bits: str,
         guide_cache: bool,
-        gather_guide_dtype: Literal["float16", "bfloat16"] | None = None,
+        gather_guide_dtype: Literal["float16", "bfloat16"] | None,
     ) -> None:
         super().__init__()
+        check_model("model", model)
+        if guide is not None:
+            check_model("guide", guide)
+        check_flags(
+            contrast_anchors=contrast_anchors,
+            contrast_positives=contrast_positives,
+            gather_across_devices=gather_across_devices,
+            guided=guided,
+            guide_cache=guide_cache,
+        )
         if gather_guide_dtype is not None:
             check_choice("gather_guide_dtype", gather_guide_dtype, tuple(HALF_TYPES))
         check_temperature(temperature)
@@ -66,6 +77,7 @@ class GuidedLoss(nn.Module):
         self.mask_bits = mask_bits
         self.statistics = StatsAverage()
         """Running averages over the training batches since it was last emptied; see `gist_fast.stats`."""
+        self.guide_cache = guide_cache
         self._encoder = None if guide is None else GuideEncoder(model, guide, remember=guide_cache)
         self._compute_dtype: torch.dtype | None = None
         self.largest_batch = 0

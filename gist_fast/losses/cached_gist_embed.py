@@ -9,11 +9,12 @@ import torch
 from sentence_transformers.base.losses.gradcache import has_static_embedding_input
 from torch import Tensor
 
+from gist_fast.checks import check_flags
 from gist_fast.errors import InputError
 from gist_fast.losses.activation_memory import ActivationMemory
 from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.gradient_cache import GradientCache
-from gist_fast.losses.guide import students_own, take_guide_inputs
+from gist_fast.losses.guide import check_model, students_own, take_guide_inputs
 from gist_fast.losses.micro_batches import EXTENTS, MicroBatches, extents, positions_are_relative
 from gist_fast.ranges import LOSS_BACKWARD, within
 
@@ -66,6 +67,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
         sort_by_length: bool = True,
         activation_memory: float | Literal["auto"] = 0.0,
     ) -> None:
+        check_model("model", model)
         if has_static_embedding_input(model):
             raise InputError(
                 "model: it is based on StaticEmbedding, whose inputs cannot be cut into mini-batches; GISTEmbedLoss "
@@ -85,20 +87,21 @@ class CachedGISTEmbedLoss(GuidedLoss):
             raise InputError(
                 f"mini_batch_num_tokens: got {mini_batch_num_tokens!r}; an int of at least 1 would do, or None."
             )
+        check_flags(show_progress_bar=show_progress_bar, sort_by_length=sort_by_length)
         super().__init__(
             model,
             guide,
-            temperature,
-            margin_strategy,
-            margin,
-            contrast_anchors,
-            contrast_positives,
-            gather_across_devices,
-            guided,
-            backend,
-            mask_bits,
-            guide_cache,
-            gather_guide_dtype,
+            temperature=temperature,
+            margin_strategy=margin_strategy,
+            margin=margin,
+            contrast_anchors=contrast_anchors,
+            contrast_positives=contrast_positives,
+            gather_across_devices=gather_across_devices,
+            guided=guided,
+            backend=backend,
+            mask_bits=mask_bits,
+            guide_cache=guide_cache,
+            gather_guide_dtype=gather_guide_dtype,
         )
         self.mini_batch_size = mini_batch_size
         self.mini_batch_num_tokens = mini_batch_num_tokens

@@ -41,8 +41,8 @@ class GISTEmbedLoss(GuidedLoss):
         mask_bits: see `gist_fast.guided_contrastive_loss`.
         guide_cache: remember the guide's embedding of each text over steps and epochs, in main memory; for texts that
             `gist_fast.collator` tokenised for the guide. (Within a batch each distinct one is encoded once anyway.)
-        gather_guide_dtype: with `gather_across_devices`, the type that the guide's embeddings are rounded to before they
-            are gathered; None for the type they have, which is float16 where they come with the dataset.
+        gather_guide_dtype: with `gather_across_devices`, the type that the guide's embeddings are rounded to before
+            they are gathered; None for the type they have, which is float16 where they come with the dataset.
 
     Raises:
         ValueError: a tokenizer is not of transformers, or a value is out of range.
@@ -68,17 +68,17 @@ class GISTEmbedLoss(GuidedLoss):
         super().__init__(
             model,
             guide,
-            temperature,
-            margin_strategy,
-            margin,
-            contrast_anchors,
-            contrast_positives,
-            gather_across_devices,
-            guided,
-            backend,
-            mask_bits,
-            guide_cache,
-            gather_guide_dtype,
+            temperature=temperature,
+            margin_strategy=margin_strategy,
+            margin=margin,
+            contrast_anchors=contrast_anchors,
+            contrast_positives=contrast_positives,
+            gather_across_devices=gather_across_devices,
+            guided=guided,
+            backend=backend,
+            mask_bits=mask_bits,
+            guide_cache=guide_cache,
+            gather_guide_dtype=gather_guide_dtype,
         )
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from gist_fast.errors import InputError
 from gist_fast.losses.activation_memory import ActivationMemory, measure_kept
 from gist_fast.losses.micro_batches import MicroBatches
 from gist_fast.ranges import STUDENT_BACKWARD, STUDENT_FORWARD, STUDENT_FORWARD_AGAIN, named, within
@@ -66,7 +67,13 @@ class GradientCache:
         groups = [(c, g) for c, column in enumerate(self._columns) for g in range(len(column))]
         room = _Room(self._memory, self._columns, self._memory.budget(self._model, self._device) if with_grad else 0)
         # The reducer of DistributedDataParallel is started by the forward pass of the last micro-batch.
-        never = groups[-1] if _reducer(self._model) is not None else None
+        reducer = _reducer(self._model)
+        if with_grad and reducer is not None and reducer.static_graph:
+            raise InputError(
+                "model: DistributedDataParallel with static_graph=True counts on one backward pass a step, and a "
+                "gradient-cached loss makes one a mini-batch; static_graph=False would do."
+            )
+        never = None if reducer is None else groups[-1]
         embeddings: list[list[Tensor]] = [[] for _ in self._columns]
         graphless = True
         for c, g in tqdm(groups, desc="Embed mini-batches", disable=not self._progress):
@@ -117,9 +124,8 @@ class GradientCache:
                 "the loss again."
             )
         split = [column.split(g) for column, g in zip(self._columns, gradients, strict=True)]
-        # Those that were kept go first, to free their memory for the second passes.
-        parts = sorted(self._parts, key=lambda part: part.embedding is None)
-        self._parts = []
+        # In one order, whatever was kept: otherwise the weights would depend, by rounding, on the memory that was free.
+        parts, self._parts = self._parts, []
         last_trainable = None
         reduced = _reducer(self._model) is None
         torch.clear_autocast_cache()

@@ -18,13 +18,15 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sentence_transformers.base.modules import Router
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from gist_fast.errors import InputError
+from gist_fast.errors import InputError, InputTypeError
 from gist_fast.losses.guide_memory import GuideMemory
 from gist_fast.losses.micro_batches import (
     EXTENTS,
@@ -71,6 +73,39 @@ def give_back(features: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any
         f.update({k: v for k, v in taken.items() if k in (TOKENS, ROWS, SOURCE)})
 
 
+def check_model(name: str, model: object) -> None:
+    """Refuse what is no sentence-transformers model.
+
+    Raises:
+        TypeError: naming the argument and the type that came.
+    """
+    if not (isinstance(model, nn.Module) and hasattr(model, "preprocess")):
+        hint = f", as SentenceTransformer({model!r})" if isinstance(model, str | Path) else ""
+        raise InputTypeError(f"{name}: got {type(model).__name__}; a SentenceTransformer would do{hint}.")
+
+
+def check_one_route(guide: SentenceTransformer) -> None:
+    """Refuse a guide that reads queries by other modules than documents: which is which is not passed on to it.
+
+    Raises:
+        ValueError: it has a ``Router`` with a route for queries or for documents.
+    """
+    for module in guide.modules():
+        if isinstance(module, Router):
+            tasks = {*module.sub_modules, *(task for task, _ in module.route_mappings)} & {"query", "document"}
+            if tasks:
+                raise InputError(
+                    f"guide: its Router has a route of its own for {' and '.join(sorted(tasks))}, and all texts would "
+                    "be read by one and the same; a guide without a Router would do, as "
+                    "SentenceTransformer(modules=[*router.sub_modules['document'], ...])."
+                )
+
+
+def truncated(guide: SentenceTransformer, embeddings: Tensor) -> Tensor:
+    """Embeddings ``[n, G]`` as the guide's ``encode`` hands them out: cut to its ``truncate_dim``, if it has one."""
+    return embeddings if guide.truncate_dim is None else embeddings[:, : guide.truncate_dim]
+
+
 class GuideEncoder:
     """The guide and its ways to read a batch.
 
@@ -80,6 +115,7 @@ class GuideEncoder:
 
     def __init__(self, student: SentenceTransformer, guide: SentenceTransformer, remember: bool = False) -> None:
         for name, model in (("model", student), ("guide", guide)):
+            check_model(name, model)
             if not isinstance(getattr(model, "tokenizer", None), PreTrainedTokenizerBase):
                 found = type(getattr(model, "tokenizer", None)).__name__
                 raise InputError(
@@ -95,6 +131,8 @@ class GuideEncoder:
         self.must_retokenize = student.tokenizer.get_vocab() != guide.tokenizer.get_vocab() or _limit(guide) < _limit(
             student
         )
+        if self.must_retokenize:
+            check_one_route(guide)
         students = {id(p) for p in student.parameters()}
         self.shares_weights = any(id(p) in students for p in guide.parameters())
         if remember and self.shares_weights:
@@ -167,6 +205,7 @@ class GuideEncoder:
             rows=rows if reorderable(features) else None,
         )
         embeddings = batches.restore([self.model(part)["sentence_embedding"] for part in batches])
+        embeddings = truncated(self.model, embeddings)
         if rows is None or len(embeddings) == len(rows):
             return embeddings
         return embeddings[list(rows)]

@@ -14,7 +14,7 @@ import torch
 from sentence_transformers.base.losses.gradcache import _create_minibatch
 from torch import Tensor, nn
 
-from gist_fast.packing import by_length, pack
+from gist_fast.packing import by_length, group_tokens, pack
 
 EXTENTS = "extents"
 """Key of a column's features: a host array ``[B, 2]``, where each text's first token stands and where its last ends.
@@ -63,7 +63,7 @@ class MicroBatches:
     Args:
         features: of the column, as its model takes them; padded, or flattened for variable-length attention.
         max_rows: rows of a group, or None.
-        max_tokens: padded tokens of a group, or None.
+        max_tokens: tokens of a group, padding included, or None.
         sort: whether rows of like length come together. Features that cannot be reordered (flattened texts, which need
             no padding, and images) are cut in their order.
         trim_left: whether padding before the texts is cut off too, not only behind them: changes the place of each
@@ -93,10 +93,11 @@ class MicroBatches:
         lengths: list[int] = (spans[:, 1] - spans[:, 0]).tolist()
         order = by_length(lengths) if sort and self._reorderable else list(range(len(lengths)))
         self._spans = spans[order]
-        self.groups = pack([lengths[i] for i in order], max_tokens=max_tokens, max_rows=max_rows)
+        ordered, self._flat = [lengths[i] for i in order], "cu_seq_lens_q" in features
+        self.groups = pack(ordered, max_tokens=max_tokens, max_rows=max_rows, padded=not self._flat)
         """``(begin, end)`` of each group in the order by length."""
-        self.tokens = [(end - begin) * max(lengths[i] for i in order[begin:end]) for begin, end in self.groups]
-        """Padded tokens of each group."""
+        self.tokens = [group_tokens(ordered[begin:end], padded=not self._flat) for begin, end in self.groups]
+        """Tokens of each group, padding included."""
         device = _device(self._features)
         self._sorted = order != list(range(len(order)))
         self._order = torch.as_tensor(order, device=device)
@@ -112,6 +113,8 @@ class MicroBatches:
     def __getitem__(self, k: int) -> dict[str, Any]:
         """The features of group `k`; copies, since some modules write into the attention mask they are given."""
         begin, end = self.groups[k]
+        if self._flat:
+            return _flat_part(self._features, self._spans[:, 1], begin, end)
         if not self._reorderable:
             part = _create_minibatch(self._features, begin, end)
             return {name: v.clone() if name == "attention_mask" else v for name, v in part.items()}
@@ -135,6 +138,23 @@ class MicroBatches:
         """One tensor a group, from ``[B, D]`` in the batch's order."""
         ordered = rows.index_select(0, self._order) if self._sorted else rows
         return [ordered[begin:end] for begin, end in self.groups]
+
+
+def _flat_part(features: dict[str, Any], lengths: np.ndarray, begin: int, end: int) -> dict[str, Any]:
+    """Texts `begin` to `end` of a flattened column, cut by the lengths that the host knows: ``[1, total]`` tensors, and
+    the places where each text begins."""
+    cuts = np.concatenate([[0], np.cumsum(lengths)])
+    first, last, total = int(cuts[begin]), int(cuts[end]), int(cuts[-1])
+    part: dict[str, Any] = {}
+    for name, value in features.items():
+        if name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+            value = value[begin : end + 1] - value[begin]
+        elif name in ("max_length_q", "max_length_k"):
+            value = int(lengths[begin:end].max())
+        elif isinstance(value, Tensor) and value.ndim >= 1 and value.shape[-1] == total:
+            value = value[..., first:last] - (begin if name == "seq_idx" else 0)
+        part[name] = value
+    return part
 
 
 def reorderable(features: dict[str, Any]) -> bool:

@@ -1,0 +1,94 @@
+"""``--scale``, ``--bench-device``, and the one way that all suites go: fit, check, memory, time."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gist_fast.bench.isolated import LIMIT_SHARE, check_and_measure, in_own_process
+from gist_fast.bench.memory import available_memory
+from gist_fast.bench.results import OK
+from gist_fast.bench.timing import Parts, Stopwatch
+
+SCALES = ("tiny", "small", "medium", "large")
+PATIENCE = {"tiny": 60.0, "small": 60.0, "medium": 180.0, "large": 600.0}
+ROUNDS = {"tiny": 1, "small": 5, "medium": 7, "large": 9}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("gist_fast")
+    group.addoption("--scale", choices=SCALES, default="small", help="sizes: seconds, minutes, or hours on a laptop")
+    group.addoption("--bench-device", default="cpu", help="cpu or cuda")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A module's `cases(scale, device)` says what it measures: pairs of an identifier and a value."""
+    if "measured" in metafunc.fixturenames:
+        scale, device = metafunc.config.getoption("--scale"), metafunc.config.getoption("--bench-device")
+        found = dict(metafunc.module.cases(scale, device))
+        metafunc.parametrize("measured", list(found.values()), ids=list(found))
+
+
+@pytest.fixture
+def measure(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., None]:
+    """Measure one competitor on one case; skips with the reason where it cannot take part."""
+    scale = request.config.getoption("--scale")
+
+    def run(suite: Any, case: Any, name: str, part: str) -> None:
+        reason = suite.obstacle(case, name)
+        if reason is not None:
+            pytest.skip(f"{name}: {reason}")
+        device = suite.device_of(case)
+        free = int(available_memory(device) * LIMIT_SHARE)
+        if suite.least_memory(case, name) > free:
+            pytest.skip(f"out of memory: {name} needs more than the {free / 2**30:.1f} GiB that are free, by formula")
+        if suite.isolated and not device.startswith("cuda"):
+            found = in_own_process(suite, case, name, free, PATIENCE[scale])
+        else:
+            found = check_and_measure(suite, case, name)
+        if found.outcome in ("out of memory", "not run"):
+            pytest.skip(f"{found.outcome}: {name}: {found.why}")
+        assert found.outcome == OK, found
+        benchmark.group = f"{suite.name} {case.size} {part}"
+        benchmark.extra_info.update(case=case.as_dict(), what=name, part=part, memory=found.memory)
+        time_part(benchmark, suite.build(case, name), part, device, ROUNDS[scale])
+
+    return run
+
+
+def time_part(benchmark: Any, parts: Parts, part: str, device: str, rounds: int) -> None:
+    """Give pytest-benchmark one part of a turn, the parts before it untimed; on a GPU device events come beside it."""
+    names = list(parts)
+    timed = names if part not in parts else [part]
+    before = [] if part not in parts else names[: names.index(part)]
+
+    def setup() -> None:
+        for name in before:
+            parts[name]()
+        if device.startswith("cuda"):
+            import torch
+
+            torch.cuda.synchronize()
+
+    def turn() -> None:
+        for name in timed:
+            parts[name]()
+        if device.startswith("cuda"):
+            import torch
+
+            torch.cuda.synchronize()
+
+    benchmark.pedantic(turn, setup=setup, rounds=rounds, iterations=1, warmup_rounds=1)
+    if device.startswith("cuda"):
+        stopwatch = Stopwatch(device)
+        events = []
+        for _ in range(rounds):
+            setup()
+            events.append(stopwatch(lambda: [parts[name]() for name in timed]))
+        benchmark.extra_info["event_seconds"] = events

@@ -1,0 +1,109 @@
+"""A competitor in a process of its own, under a limit of memory: is it right, and what does a turn add at its peak.
+
+The process is forked from a server that has imported the packages and computed nothing, so that each starts alike and
+in a few hundredths of a second. (A GPU's memory needs no process of its own: torch counts its tensors.)
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from gist_fast.bench.cases import WrongResult
+from gist_fast.bench.memory import give_back_free_memory, is_out_of_memory, limit_memory, peak_memory
+from gist_fast.bench.results import FAILED, NOT_RUN, OK, OUT_OF_MEMORY, WRONG
+
+if TYPE_CHECKING:
+    from gist_fast.bench.suite import Suite
+
+LIMIT_SHARE = 0.8
+"""Of the memory that is available: the rest is for everyone else."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call ended."""
+
+    outcome: str
+    why: str = ""
+    memory: int | None = None
+    seconds: float = 0.0
+
+
+def in_own_process(
+    suite: Suite, case: Any, name: str, limit: int, patience: float, *, known_right: bool = False
+) -> Outcome:
+    """`check_and_measure` in a process that ends with it.
+
+    Args:
+        limit: bytes that it may take.
+        patience: seconds until it is stopped.
+    """
+    method = "spawn" if sys.platform == "win32" else "forkserver"
+    context: Any = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["gist_fast.bench.preload"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(theirs, suite, case, name, limit, known_right), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(patience):
+            return Outcome(NOT_RUN, f"the check and one turn took more than {patience:.0f} s")
+        found = ours.recv()
+        process.join(5)
+        return found
+    except EOFError:
+        process.join(5)
+        if process.exitcode == -9:  # the system's own way of saying so
+            return Outcome(OUT_OF_MEMORY, "stopped by the system")
+        return Outcome(FAILED, f"its process ended with exit code {process.exitcode}")
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _child(pipe: Connection, suite: Suite, case: Any, name: str, limit: int, known_right: bool) -> None:
+    pipe.send(check_and_measure(suite, case, name, limit, known_right=known_right))
+    pipe.close()
+
+
+def check_and_measure(
+    suite: Suite, case: Any, name: str, limit: int | None = None, *, known_right: bool = False
+) -> Outcome:
+    """Check a competitor's result at a small size, which also brings up threads and libraries, then take one turn.
+
+    Args:
+        limit: bytes that this process may take from now on, or None for no limit.
+        known_right: it was checked before; the baseline's check, a quick one, then brings up what is needed.
+    """
+    try:
+        if limit is not None:
+            limit_memory(limit)
+        suite.check(case, (known_right and suite.baseline) or name)
+        if not suite.isolated:
+            return Outcome(OK, memory=suite.memory(case, name))
+        parts = suite.build(case, name)
+        give_back_free_memory()
+
+        def turn() -> None:
+            for call in parts.values():
+                call()
+
+        start = time.perf_counter()
+        added = peak_memory(turn, suite.device_of(case))
+        return Outcome(OK, memory=added, seconds=time.perf_counter() - start)
+    except WrongResult as error:
+        return Outcome(WRONG, str(error))
+    except Exception as error:
+        if is_out_of_memory(error):
+            more = "" if limit is None else f": more than the {limit / 2**30:.1f} GiB that are free"
+            return Outcome(OUT_OF_MEMORY, f"ran out{more}")
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return Outcome(FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:200]} ({last.name})")

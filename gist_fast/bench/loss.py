@@ -1,0 +1,103 @@
+"""The suite of the loss alone, from embeddings to gradients, beside a matrix product of the same type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from gist_fast.bench.cases import CHECKED_ROWS, TOLERANCES, Embeddings, LossCase, WrongResult, coarse, exact_gradients
+from gist_fast.bench.peers import OURS, PEERS
+from gist_fast.bench.results import WHOLE
+from gist_fast.bench.suite import Plan
+from gist_fast.bench.timing import BOTH, Parts
+
+CPU_SIZES = (256, 512, 1024, 2048, 4096, 8192)
+CUDA_SIZES = (1024, 4096, 16384, 32768, 65536, 131072)
+QUICK = 4
+"""Sizes of a quick run: the smallest so many."""
+
+
+class LossSuite:
+    """Every peer of `gist_fast.bench.peers`."""
+
+    name = "loss"
+    title = "The loss: embeddings to gradients"
+    isolated = True
+    baseline: str | None = OURS
+
+    def cases(self, plan: Plan) -> Sequence[LossCase]:
+        cuda = plan.device.startswith("cuda")
+        sizes = plan.sizes or (CUDA_SIZES if cuda else CPU_SIZES)[: QUICK if plan.quick else None]
+        width, guide_width = (768, 1024) if cuda else (384, 384)
+        return [LossCase(rows, width, guide_width, plan.dtype, plan.device) for rows in sizes]
+
+    def competitors(self, case: LossCase) -> Sequence[str]:
+        return list(PEERS)
+
+    def obstacle(self, case: LossCase, name: str) -> str | None:
+        return PEERS[name].obstacle(case)
+
+    def least_memory(self, case: LossCase, name: str) -> float:
+        return PEERS[name].least_memory(case)
+
+    def device_of(self, case: LossCase) -> str:
+        return case.device
+
+    def memory(self, case: LossCase, name: str) -> int | None:
+        return None
+
+    def check(self, case: LossCase, name: str) -> None:
+        small = replace(case, rows=min(case.rows, CHECKED_ROWS))
+        e = coarse(small.embeddings())
+        if small.guide == "self":
+            e = small.embeddings()
+        loss = _value(small, name, e)
+        wanted = exact_gradients(small, e)
+        for what, got, want in zip(
+            ("loss", "gradient of the anchors", "gradient of the positives"),
+            (loss, e.anchors.grad, e.positives.grad),
+            wanted,
+            strict=True,
+        ):
+            error = ((got.double() - want).norm() / want.norm()).item()
+            allowed = TOLERANCES[case.dtype]
+            if not error <= allowed:
+                raise WrongResult(f"relative error of the {what} {error:.1e} at B {small.rows}, allowed {allowed:.0e}")
+
+    def build(self, case: LossCase, name: str) -> Parts:
+        e = case.embeddings()
+        loss = PEERS[name].make(case)
+        kept: list[Any] = []
+
+        def forward() -> None:
+            e.anchors.grad = e.positives.grad = None
+            kept[:] = [loss(e)]
+
+        def backward() -> None:
+            kept.pop().backward()
+
+        return {BOTH: forward} if PEERS[name].whole else {"forward": forward, "backward": backward}
+
+
+def matmul(case: LossCase, side: int) -> tuple[Parts, float]:
+    """A square product in the case's type and on its device, and its FLOPs."""
+    import torch
+
+    generator = torch.Generator(case.device).manual_seed(1)
+    a, b = torch.randn(2, side, side, generator=generator, device=case.device).to(getattr(torch, case.dtype))
+    out = torch.empty_like(a)
+    return {WHOLE: lambda: torch.mm(a, b, out=out)}, 2.0 * side**3
+
+
+def matmul_side(device: str) -> int:
+    """Large enough for the full rate."""
+    return 8192 if device.startswith("cuda") else 2048
+
+
+def _value(case: LossCase, name: str, e: Embeddings) -> Any:
+    """The loss, with the gradients left in the leaves."""
+    loss = PEERS[name].make(case)(e)
+    if not PEERS[name].whole:
+        loss.backward()
+    return loss.detach()

@@ -1,0 +1,145 @@
+"""Plots of results: time and memory against B, the share of the matrix product's rate, and the page that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gist_fast.bench.growth import Power
+from gist_fast.bench.results import OK, OUT_OF_MEMORY, Results, Row, ratio_of
+from gist_fast.bench.run import SUITES
+from gist_fast.bench.tables import facts, fit_table, suite_table, unsupported
+
+if TYPE_CHECKING:
+    from gist_fast.report.page import Picture
+
+Figure = Callable[[Row], float | None]
+
+
+def pictures(results: Results) -> dict[str, Picture]:
+    """Every plot that the results have points for, by a name for its file.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    found: dict[str, Picture] = {}
+    for suite in dict.fromkeys(row.suite for row in results.rows if row.size):
+        rows = [row for row in results.rows if row.suite == suite]
+        found[f"{suite}-time"] = _against_size(results, suite, rows, "time", "seconds", _seconds)
+        if any(row.memory for row in rows):
+            found[f"{suite}-memory"] = _against_size(results, suite, rows, "memory", "memory added (MiB)", _mebibytes)
+        if any(row.share for row in rows):
+            found[f"{suite}-share"] = _share(suite, rows)
+    return found
+
+
+def page(results: Results, drawn: dict[str, Picture]) -> str:
+    """One HTML page."""
+    from gist_fast.report.page import Section, Table, make_page
+
+    sections = []
+    for suite in dict.fromkeys(row.suite for row in results.rows):
+        columns, rows = suite_table(results, suite)
+        parts: list[Any] = [picture for name, picture in drawn.items() if name.startswith(f"{suite}-")]
+        title = SUITES[suite].title if suite in SUITES else suite
+        sections.append(Section(title, _text(suite, results), [*parts, Table(columns, rows)]))
+    if results.fits:
+        columns, rows = fit_table(results)
+        text = (
+            "The exponent of B in a power of it, with the interval in which it lies with 95 % if points scatter about "
+            "a line; and from which B on the part that grows with the square is larger than the linear one."
+        )
+        sections.append(Section("How costs grow", text, [Table(columns, rows)]))
+    return make_page("gist-fast bench", facts(results), sections)
+
+
+def _text(suite: str, results: Results) -> str:
+    text = (
+        "Medians over rounds in which all took turns. A ratio is the median of the ratios within rounds with its "
+        "quartiles, and is given only where it is larger than their distance. Memory is what one turn adds at its peak."
+    )
+    if suite == "loss":
+        text += (
+            " The rate is that of a large matrix product timed in the same rounds; work is counted as the least that "
+            "the mathematics asks for, (10 D + 2 G) 2 B^2 FLOPs with all blocks: who computes more gets no credit. "
+            "A cross marks where memory ran out."
+        )
+    absent = [f"{what}: {why}." for what, why in unsupported(results, suite).items()]
+    return text + ("\n\nNot among them: " + " ".join(absent) if absent else "")
+
+
+def _against_size(results: Results, suite: str, rows: Sequence[Row], quantity: str, unit: str, of: Figure) -> Picture:
+    from gist_fast.report.plots import figure, legend, line_styles, log_log, to_svg
+
+    drawn = figure(6.0, 4.2)
+    axes = drawn.subplots()
+    names = list(dict.fromkeys(row.what for row in rows if row.outcome in (OK, OUT_OF_MEMORY)))
+    grows = {fit["what"]: Power(**fit["power"]) for fit in results.fits if _is(fit, suite, quantity)}
+    said = []
+    highest = max((value for row in rows if (value := of(row)) is not None), default=1.0)
+    for name, style in zip(names, line_styles(len(names)), strict=True):
+        own = [row for row in rows if row.what == name]
+        points = [(row.size, value) for row in own if row.outcome == OK and (value := of(row)) is not None]
+        power = grows.get(name)
+        label = f"{name}, ~B^{power.exponent:.2f}" if power else name
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+            said.append(f"{name} from {points[0][1]:.3g} at B {points[0][0]} to {points[-1][1]:.3g} at {points[-1][0]}")
+        ran_out = next((row for row in own if row.outcome == OUT_OF_MEMORY), None)
+        if ran_out is not None:
+            # Where it would have been is not known: the cross stands at the top, over the B that did not fit.
+            axes.plot(
+                [ran_out.size], [highest * 1.6], marker="x", markersize=9, markeredgewidth=2.2, linestyle="none",
+                color=style["color"], label=None if points else label,
+            )  # fmt: skip
+            said.append(f"{name} out of memory at B {ran_out.size}")
+    log_log(axes, "pairs" if suite == "guide" else "batch size B", unit)
+    axes.set_title(f"{suite}: {quantity}")
+    legend(axes, fontsize=8)
+    crosses = "; crosses: out of memory" if any(row.outcome == OUT_OF_MEMORY for row in rows) else ""
+    alt = f"{unit} against size in the suite {suite}: {'; '.join(said) or 'no points'}."
+    return to_svg(drawn, alt, f"{quantity.capitalize()} against size, both logarithmic{crosses}.")
+
+
+def _share(suite: str, rows: Sequence[Row]) -> Picture:
+    from gist_fast.report.plots import MUTED, figure, legend, line_styles, to_svg
+
+    drawn = figure(6.0, 4.2)
+    axes = drawn.subplots()
+    names = list(dict.fromkeys(row.what for row in rows if row.share))
+    said = []
+    for name, style in zip(names, line_styles(len(names)), strict=True):
+        points = [(row.size, ratio) for row in rows if row.what == name and (ratio := ratio_of(row.share))]
+        sizes = [size for size, _ in points]
+        axes.plot(sizes, [ratio.median for _, ratio in points], label=name, **style)
+        low, high = ([getattr(ratio, end) for _, ratio in points] for end in ("low", "high"))
+        axes.fill_between(sizes, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        said.append(f"{name} {points[-1][1].median:.0%} at B {points[-1][0]}")
+    axes.axhline(1.0, color=MUTED, linewidth=1, linestyle="--")
+    axes.set_xscale("log", base=2)
+    from matplotlib.ticker import FuncFormatter
+
+    from gist_fast.report.plots import plain
+
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("batch size B")
+    axes.set_ylabel("share of the matrix product's rate")
+    axes.set_title(f"{suite}: share of the roofline")
+    legend(axes, fontsize=8)
+    alt = f"Share of the rate of a large matrix product, by minimal FLOPs: {'; '.join(said)}."
+    return to_svg(drawn, alt, "By minimal FLOPs; the dashed line is a large matrix product. Bands: quartiles.")
+
+
+def _seconds(row: Row) -> float | None:
+    timing = row.timing()
+    return None if timing is None else timing.median
+
+
+def _mebibytes(row: Row) -> float | None:
+    return None if not row.memory else row.memory / 2**20
+
+
+def _is(fit: dict[str, Any], suite: str, quantity: str) -> bool:
+    return fit["suite"] == suite and fit["quantity"] == quantity

@@ -1,0 +1,163 @@
+"""What a run of the benchmarks leaves: rows, facts about the machine, fits; and the file that holds them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gist_fast
+from gist_fast.bench.timing import BOTH, Ratio, Timing
+from gist_fast.errors import InputError
+
+FORMAT = 1
+OK, OUT_OF_MEMORY, NOT_RUN, WRONG, FAILED = "ok", "out of memory", "not run", "wrong", "failed"
+UNSUPPORTED = "not supported"
+WHOLE = "whole"
+PACKAGES = ("torch", "triton", "sentence-transformers", "transformers", "memeff", "inf-cl")
+
+
+@dataclass
+class Row:
+    """One competitor on one case."""
+
+    suite: str
+    case: dict[str, Any]
+    size: int
+    """What the cost grows with: rows of a batch, texts; 0 where nothing grows."""
+    what: str
+    outcome: str = OK
+    why: str = ""
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """Of each round, by part."""
+    memory: int | None = None
+    """Bytes added at the peak."""
+    least_memory: float = 0.0
+    """Bytes by formula, where it did not fit."""
+    ratio: dict[str, Any] | None = None
+    """Its seconds over ours, paired within rounds."""
+    share: dict[str, Any] | None = None
+    """Of the measured rate of a matrix product, by minimal FLOPs."""
+
+    def timing(self, part: str | None = None) -> Timing | None:
+        """Of a part, by default of the whole turn."""
+        chosen = part or (BOTH if BOTH in self.seconds else WHOLE)
+        return Timing(tuple(self.seconds[chosen])) if self.seconds.get(chosen) else None
+
+    @property
+    def key(self) -> str:
+        """The same in every run that measures the same."""
+        return json.dumps([self.suite, self.what, self.case], sort_keys=True)
+
+
+@dataclass
+class Results:
+    """A run."""
+
+    machine: dict[str, Any]
+    command: str
+    seconds: float = 0.0
+    rows: list[Row] = field(default_factory=list)
+    fits: list[dict[str, Any]] = field(default_factory=list)
+    rates: list[dict[str, Any]] = field(default_factory=list)
+    """Seconds of a matrix product, round by round, beside each case of the loss."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self)}
+
+
+def ratio_of(entry: dict[str, Any] | None) -> Ratio | None:
+    """A ratio as it stands in a row."""
+    return None if entry is None else Ratio(**entry)
+
+
+def write(path: Path, results: Results) -> None:
+    """Write a file that is not there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("x") as file:
+        file.write(json.dumps(results.as_dict(), indent=1) + "\n")
+
+
+def read(path: Path) -> Results:
+    """The results of a file.
+
+    Raises:
+        InputError: it is not there, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file; gist-fast bench --output DIR writes one.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as results of gist-fast bench ({error}).") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        given = found.get("format") if isinstance(found, dict) else type(found).__name__
+        raise InputError(f"{path}: format {given!r}; results of gist-fast bench of format {FORMAT} would do.")
+    try:
+        rows = [Row(**row) for row in found.pop("rows")]
+        del found["format"]
+        return Results(rows=rows, **found)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: is not whole ({error}).") from error
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What figures depend on."""
+    import torch
+
+    about = {
+        "device": device_name(device),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "gist_fast": gist_fast.__version__,
+        "commit": _commit(),
+    }
+    if device.startswith("cuda"):
+        about["gpu"] = torch.cuda.get_device_name(device)
+        about["gpu_memory"] = torch.cuda.get_device_properties(device).total_memory
+    for package in PACKAGES:
+        try:
+            about[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            about[package] = None
+    return about
+
+
+def device_name(device: str = "cpu") -> str:
+    """A folder's name: ``cpu-2-threads``, or the card's."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device).lower().replace(" ", "-").replace("/", "-")
+    return f"cpu-{torch.get_num_threads()}-threads"
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package is part of, marked where it was changed; None elsewhere."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # Installed under some other project's folder, it is that project whose commit git would tell.
+    if git("ls-files", "--error-unmatch", "../__init__.py") is None:
+        return None
+    commit = git("rev-parse", "--short", "HEAD")
+    return f"{commit} with changes" if commit and git("status", "--porcelain", "--", "..") else commit
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,212 @@
+"""All suites within one budget of time: who fits, who is right, what memory they take, and then who is how fast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gist_fast.bench.growth import fit_power, fit_split
+from gist_fast.bench.isolated import LIMIT_SHARE, check_and_measure, in_own_process
+from gist_fast.bench.loss import LossSuite, matmul, matmul_side
+from gist_fast.bench.memory import available_memory
+from gist_fast.bench.results import (
+    FAILED,
+    NOT_RUN,
+    OK,
+    OUT_OF_MEMORY,
+    UNSUPPORTED,
+    WHOLE,
+    WRONG,
+    Results,
+    Row,
+    machine,
+)
+from gist_fast.bench.start import StartSuite
+from gist_fast.bench.suite import Plan, Suite
+from gist_fast.bench.timing import LEAST_ROUNDS, Parts, Stopwatch, Turns, take_turns
+from gist_fast.bench.training import EngineSuite, GuideSuite, StepSuite
+from gist_fast.errors import InputError, nearest
+
+_ALL: tuple[Suite, ...] = (LossSuite(), EngineSuite(), GuideSuite(), StepSuite(), StartSuite())
+SUITES = {suite.name: suite for suite in _ALL}
+WEIGHTS = {"loss": 5.0, "engine": 2.0, "guide": 1.5, "step": 3.0, "start": 1.0}
+"""How the budget is shared."""
+BUDGET, QUICK_BUDGET = 210.0, 45.0
+"""Seconds that are planned for; a run may take a third more."""
+SMALLEST_MEMORY = 1 << 20
+"""Bytes: growth of less is that of allocators."""
+PATIENCE = 20.0
+"""Seconds, at least, until a first turn is given up: a compiler may be at work in it."""
+_MATMUL = "matmul"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A competitor that fits and is right."""
+
+    row: Row
+    seconds: float
+    """Of its first turn, building included; 0 if it took none."""
+
+
+def suites_named(names: str) -> list[Suite]:
+    """Suites by their names with commas between.
+
+    Raises:
+        InputError: there is no such suite.
+    """
+    chosen = []
+    for name in (part.strip() for part in names.split(",")):
+        if name not in SUITES:
+            raise InputError(f"--suite: got {name!r}{nearest(name, SUITES)}; {', '.join(SUITES)} would do.")
+        chosen.append(SUITES[name])
+    return chosen
+
+
+def run(
+    suites: Sequence[Suite],
+    plan: Plan,
+    *,
+    command: str,
+    budget: float,
+    rounds: int = 15,
+    say: Say = lambda text: None,
+    keep: Callable[[Results], None] = lambda results: None,
+) -> Results:
+    """Measure.
+
+    Args:
+        command: that the figures came from.
+        budget: seconds, for all suites.
+        rounds: of a fast competitor, at most.
+        say: told what is being measured.
+        keep: given what there is so far whenever a case is done.
+    """
+    begin = time.monotonic()
+    results = Results(machine(plan.device), command)
+    for place, suite in enumerate(suites):
+        left = budget - (time.monotonic() - begin)
+        share = WEIGHTS[suite.name] / sum(WEIGHTS[other.name] for other in suites[place:])
+        for _ in _run_suite(suite, plan, results, max(5.0, left * share), rounds, say):
+            results.fits = fits(results.rows)
+            results.seconds = time.monotonic() - begin
+            keep(results)
+    return results
+
+
+def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """How time and memory of every competitor grow with the size."""
+    found: list[dict[str, Any]] = []
+    for suite, what in dict.fromkeys((row.suite, row.what) for row in rows):
+        own = [row for row in rows if (row.suite, row.what) == (suite, what) and row.outcome == OK]
+        times = [(row.size, timing.median) for row in own if (timing := row.timing()) is not None]
+        memory = [(row.size, float(row.memory)) for row in own if row.memory and row.memory >= SMALLEST_MEMORY]
+        for quantity, points in (("time", times), ("memory", memory)):
+            sizes, costs = [size for size, _ in points], [cost for _, cost in points]
+            power = fit_power(sizes, costs) if points else None
+            if power is None:
+                continue
+            entry = {"suite": suite, "what": what, "quantity": quantity, "power": power.as_dict()}
+            split = fit_split(sizes, costs) if quantity == "time" else None
+            found.append({**entry, "split": split.as_dict() if split else None})
+    return found
+
+
+def _run_suite(suite: Suite, plan: Plan, results: Results, budget: float, rounds: int, say: Say) -> Iterator[None]:
+    begin = time.monotonic()
+    cases = list(suite.cases(plan))
+    stopwatch = Stopwatch(plan.device if suite.isolated else "cpu")
+    last: dict[str, Entrant] = {}
+    for place, case in enumerate(cases):
+        left = budget - (time.monotonic() - begin)
+        # The larger a case, the more of the budget it gets.
+        share = max(1.0, left) * (place + 1) / sum(range(place + 1, len(cases) + 1))
+        say(f"{suite.name} {case.size or ''}".rstrip() + " ...")
+        entrants = {name: _enter(suite, case, name, share, last.get(name)) for name in suite.competitors(case)}
+        last = entrants
+        spent = time.monotonic() - begin
+        share = max(1.0, min(share, budget - spent))
+        _time(suite, case, entrants, results, stopwatch, share, rounds)
+        results.rows += [entrant.row for entrant in entrants.values()]
+        yield
+
+
+def _enter(suite: Suite, case: Any, name: str, budget: float, smaller: Entrant | None) -> Entrant:
+    """Whether a competitor fits and is right, and what memory it takes."""
+    row = Row(suite.name, case.as_dict(), case.size, name)
+
+    def ends(outcome: str, why: str, seconds: float = 0.0) -> Entrant:
+        row.outcome, row.why = outcome, why
+        return Entrant(row, seconds)
+
+    reason = suite.obstacle(case, name)
+    if reason is not None:
+        return ends(UNSUPPORTED, reason)
+    device = suite.device_of(case)
+    free, least = int(available_memory(device) * LIMIT_SHARE), suite.least_memory(case, name)
+    if least > free:
+        row.least_memory = least
+        return ends(OUT_OF_MEMORY, f"needs {least / 2**30:.1f} GiB at least, by formula; {free / 2**30:.1f} are free")
+    if smaller is not None and smaller.row.outcome in (WRONG, FAILED, OUT_OF_MEMORY, NOT_RUN):
+        return ends(smaller.row.outcome, f"at B {smaller.row.size} already")
+    expected = _expected(smaller, case.size)
+    if expected * LEAST_ROUNDS > budget:
+        return ends(NOT_RUN, f"a turn would take some {expected:.1f} s: no time for {LEAST_ROUNDS} rounds", expected)
+    if suite.isolated and not device.startswith("cuda"):
+        patience = max(PATIENCE, budget)
+        outcome = in_own_process(suite, case, name, free, patience, known_right=smaller is not None)
+    else:
+        outcome = check_and_measure(suite, case, name)
+    row.memory = outcome.memory
+    return ends(outcome.outcome, outcome.why, outcome.seconds)
+
+
+def _expected(smaller: Entrant | None, size: int) -> float:
+    """Seconds of a turn by those of a smaller case, if it grew with the square."""
+    if smaller is None or not smaller.row.size or size <= smaller.row.size:
+        return 0.0
+    timing = smaller.row.timing()
+    return (timing.median if timing else smaller.seconds) * (size / smaller.row.size) ** 2
+
+
+def _time(
+    suite: Suite,
+    case: Any,
+    entrants: dict[str, Entrant],
+    results: Results,
+    stopwatch: Stopwatch,
+    budget: float,
+    rounds: int,
+) -> None:
+    """Let all that are left take turns, and write down what they took."""
+    calls: dict[str, Parts] = {}
+    for name, entrant in entrants.items():
+        if entrant.row.outcome == OK:
+            calls[name] = suite.build(case, name)
+    work = 0.0
+    if isinstance(suite, LossSuite) and calls:
+        calls[_MATMUL], work = matmul(case, matmul_side(case.device))
+    turns = take_turns(calls, stopwatch=stopwatch, budget=budget, most=rounds)
+    product = turns.get(_MATMUL, Turns()).parts.get(WHOLE)
+    if product is not None:
+        results.rates.append({"case": case.as_dict(), "flops": work, "seconds": list(product.rounds)})
+    for name, turn in turns.items():
+        if name == _MATMUL:
+            continue
+        row = entrants[name].row
+        if turn.left_out:
+            row.outcome, row.why = NOT_RUN, turn.left_out
+            continue
+        row.seconds = {part: list(timing.rounds) for part, timing in turn.parts.items()}
+    first = entrants[suite.baseline].row.timing() if suite.baseline in entrants else None
+    for name, entrant in entrants.items():
+        timing = entrant.row.timing()
+        if timing is None:
+            continue
+        if first is not None and name != suite.baseline:
+            entrant.row.ratio = timing.against(first).as_dict()
+        if product is not None:
+            entrant.row.share = product.against(timing).scaled(case.flops() / work).as_dict()

@@ -1,0 +1,102 @@
+"""Results as rows of text: for the terminal, for the page, for the README."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gist_fast.bench.growth import Power
+from gist_fast.bench.results import OK, UNSUPPORTED, Results, Row, ratio_of
+from gist_fast.bench.run import SUITES
+
+Cells = list[str]
+
+
+def suite_table(results: Results, suite: str) -> tuple[list[str], list[Cells]]:
+    """Columns and rows of one suite."""
+    rows = [row for row in results.rows if row.suite == suite and row.outcome != UNSUPPORTED]
+    sized = any(row.size for row in rows)
+    parts = [p for p in ("forward", "backward") if any(p in row.seconds for row in rows)]
+    ratios, shares = (any(getattr(row, name) for row in rows) for name in ("ratio", "share"))
+    baseline = SUITES[suite].baseline if suite in SUITES else None
+    columns = ["B"] * sized + ["what", *parts, "time", "memory"]
+    columns += [f"time to {baseline}'s"] * ratios + ["of the matmul rate"] * shares
+    return columns, [_cells(row, sized, parts, ratios, shares) for row in rows]
+
+
+def unsupported(results: Results, suite: str) -> dict[str, str]:
+    """Who took no part in a suite, and why not."""
+    return {row.what: row.why for row in results.rows if row.suite == suite and row.outcome == UNSUPPORTED}
+
+
+def fit_table(results: Results) -> tuple[list[str], list[Cells]]:
+    """How time and memory grow."""
+    rows = []
+    for fit in results.fits:
+        power, split = Power(**fit["power"]), fit.get("split")
+        crossing = split["crossing"] if split else None
+        parts = ""
+        if split and fit["quantity"] == "time":
+            parts = "linear" if crossing is None else f"quadratic from B {crossing:,.0f}" if crossing else "quadratic"
+        rows.append([fit["suite"], fit["what"], fit["quantity"], str(power), str(power.sizes), parts])
+    return ["suite", "what", "of", "grows as (95 %)", "sizes", "parts"], rows
+
+
+def facts(results: Results) -> dict[str, str]:
+    """Where figures come from, in the reader's words."""
+    about = results.machine
+    names = {"gpu": "card", "cpu": "CPU", "threads": "threads", "platform": "platform", "python": "Python"}
+    found = {label: str(about[name]) for name, label in names.items() if about.get(name)}
+    for name in ("torch", "triton", "sentence-transformers", "transformers", "memeff", "inf-cl"):
+        if about.get(name):
+            found[name] = str(about[name])
+    found["gist_fast"] = f"{about['gist_fast']}, commit {about['commit'] or 'unknown'}"
+    return {**found, "command": results.command, "took": duration(results.seconds)}
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Cells]) -> str:
+    """A table for a README."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(
+        "| " + " | ".join(line) + " |" if place != 1 else "|" + "|".join(line) + "|" for place, line in enumerate(lines)
+    )
+
+
+def duration(seconds: float) -> str:
+    """Three figures and a unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}" if seconds / size < 1000 else f"{seconds / size:,.0f} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def amount(n_bytes: float) -> str:
+    """Bytes, in a unit that suits them."""
+    if n_bytes < 1 << 20:
+        return "under 1 MiB"
+    return f"{n_bytes / 2**20:,.0f} MiB" if n_bytes < 10 << 30 else f"{n_bytes / 2**30:,.1f} GiB"
+
+
+def _cells(row: Row, sized: bool, parts: Sequence[str], ratios: bool, shares: bool) -> Cells:
+    cells = [f"{row.size:,}"] * sized + [row.what]
+    timing = row.timing()
+    if row.outcome != OK or timing is None:
+        told = f"{row.outcome}: {row.why}" if row.why else row.outcome
+        memory = "-" if row.memory is None else amount(row.memory)
+        return [*cells, *["-"] * len(parts), told, memory, *["-"] * (ratios + shares)]
+    for part in parts:
+        own = row.timing(part) if part in row.seconds else None
+        cells.append("-" if own is None else duration(own.median))
+    cells += [duration(timing.median), "-" if row.memory is None else amount(row.memory)]
+    if ratios:
+        ratio = ratio_of(row.ratio)
+        cells.append("-" if ratio is None else str(ratio))
+    if shares:
+        cells.append(_share(row.share))
+    return cells
+
+
+def _share(entry: dict[str, Any] | None) -> str:
+    """A share is no comparison of two: it is shown with its quartiles, whatever they are."""
+    found = ratio_of(entry)
+    return "-" if found is None else f"{found.median:.0%} ({found.low:.0%} to {found.high:.0%})"

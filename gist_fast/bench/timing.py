@@ -1,0 +1,189 @@
+"""Timing on machines that are never quiet: who is compared takes turns, and ratios are taken round by round.
+
+A ratio is worth printing only if it is larger than its own noise. `Ratio.seen` says so, on logarithms, so that a and b
+may change places: with the quartiles q1, q2, q3 of ln(a / b) over the rounds, a difference is seen if there are at
+least `LEAST_ROUNDS` rounds and the spread q3 - q1 is smaller than the difference abs(q2).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+LEAST_ROUNDS = 3
+"""Fewer say nothing about their spread."""
+L2_SPARE = 4
+"""The L2 cache is overwritten this many times over between two calls on a GPU."""
+NOT_SEEN = "no difference seen"
+
+Call = Callable[[], object]
+Parts = Mapping[str, Call]
+"""What one turn does, in this order, each timed by itself: ``{"forward": ..., "backward": ...}`` or one part."""
+BOTH = "both"
+"""The parts of a turn together, where there are several."""
+
+
+def log_quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Quartiles of the logarithms of positive numbers."""
+    logs = sorted(map(math.log, values))
+    if len(logs) < 2:
+        return logs[0], logs[0], logs[0]
+    low, middle, high = statistics.quantiles(logs, n=4, method="inclusive")
+    return low, middle, high
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Quartiles of a ratio over rounds."""
+
+    low: float
+    median: float
+    high: float
+    rounds: int
+
+    @property
+    def seen(self) -> bool:
+        """Whether the difference from 1 is larger than the spread."""
+        return self.rounds >= LEAST_ROUNDS and math.log(self.high / self.low) < abs(math.log(self.median))
+
+    def __str__(self) -> str:
+        return f"{_figure(self.median)}x ({_figure(self.low)} to {_figure(self.high)})" if self.seen else NOT_SEEN
+
+    def scaled(self, factor: float) -> Ratio:
+        return Ratio(self.low * factor, self.median * factor, self.high * factor, self.rounds)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"low": self.low, "median": self.median, "high": self.high, "rounds": self.rounds}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each round."""
+
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+    @property
+    def spread(self) -> float:
+        """Distance of the quartiles of the logarithms: 0.1 is about a tenth. Infinite where rounds are too few."""
+        low, _, high = log_quartiles(self.rounds)
+        return high - low if len(self.rounds) >= LEAST_ROUNDS else math.inf
+
+    def against(self, other: Timing) -> Ratio:
+        """``self / other``, over the rounds that both took part in."""
+        pairs = zip(self.rounds, other.rounds, strict=False)
+        ratios = [a / b for a, b in pairs]
+        low, middle, high = map(math.exp, log_quartiles(ratios))
+        return Ratio(low, middle, high, len(ratios))
+
+    def ratio_to(self, other: Timing) -> tuple[float, float, float]:
+        """Lower quartile, median and upper quartile of ``self / other``, paired round by round."""
+        ratio = self.against(other)
+        return ratio.low, ratio.median, ratio.high
+
+
+@dataclass
+class Turns:
+    """What one competitor's turns took, by part; or why it took none."""
+
+    parts: dict[str, Timing] = field(default_factory=dict)
+    left_out: str = ""
+
+
+class Stopwatch:
+    """Seconds of a call: by the clock on a CPU; on a GPU by device events, with nothing of use in its L2 cache."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._cuda = device.startswith("cuda")
+        self._flush: Any = None
+        if self._cuda:
+            import torch
+
+            cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20)
+            self._flush = torch.empty(max(L2_SPARE * cache, 64 << 20), dtype=torch.uint8, device=device)
+
+    def __call__(self, function: Call) -> float:
+        if not self._cuda:
+            start = time.perf_counter()
+            function()
+            return time.perf_counter() - start
+        import torch
+
+        self._flush.zero_()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        function()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+
+def take_turns(
+    competitors: Mapping[str, Parts],
+    *,
+    stopwatch: Callable[[Call], float],
+    budget: float = math.inf,
+    most: int = 15,
+    least: int = LEAST_ROUNDS,
+) -> dict[str, Turns]:
+    """Time competitors round by round, within a budget.
+
+    Each is warmed up first. Then the fast take part in `most` rounds and slow ones in as many as their share of the
+    budget allows, `least` at least; one for which those alone would take more than the whole budget is left out. The
+    order within a round is turned round from one to the next.
+
+    Args:
+        budget: seconds for all rounds.
+    """
+    turns = {name: Turns() for name in competitors}
+    expected: dict[str, float] = {}
+    for name, parts in competitors.items():
+        once = _turn(parts, stopwatch)
+        # A first turn compiles and fills caches; a short one is not what is to be expected.
+        expected[name] = sum((_turn(parts, stopwatch) if sum(once.values()) < max(1.0, budget / 20) else once).values())
+    for name, seconds in expected.items():
+        if seconds * least > budget:
+            turns[name].left_out = f"a turn takes {seconds:.1f} s, and {least} of them more than there is time for"
+    stay = {name: seconds for name, seconds in expected.items() if not turns[name].left_out}
+    rounds: dict[str, int] = {}
+    left = budget
+    for place, (name, seconds) in enumerate(sorted(stay.items(), key=lambda item: item[1])):
+        share = left / (len(stay) - place)
+        rounds[name] = max(least, most if seconds * most <= share else int(share / seconds))
+        left = max(0.0, left - rounds[name] * seconds)
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in rounds}
+    for number in range(max(rounds.values(), default=0)):
+        names = [name for name in competitors if rounds.get(name, 0) > number]
+        for name in names if number % 2 == 0 else reversed(names):
+            taken[name].append(_turn(competitors[name], stopwatch))
+    for name, rows in taken.items():
+        turns[name].parts = {part: Timing(tuple(row[part] for row in rows)) for part in rows[0]}
+    return turns
+
+
+def alternate(functions: Mapping[str, Call], rounds: int) -> dict[str, Timing]:
+    """Time each function once a round on the CPU, after one round that does not count."""
+    stopwatch = Stopwatch()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            taken = stopwatch(function)
+            if number > 0:
+                seconds[name].append(taken)
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def _turn(parts: Parts, stopwatch: Callable[[Call], float]) -> dict[str, float]:
+    seconds = {name: stopwatch(call) for name, call in parts.items()}
+    return {**seconds, BOTH: sum(seconds.values())} if len(seconds) > 1 else seconds
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value < 1 else f"{value:.1f}"

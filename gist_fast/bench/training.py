@@ -1,0 +1,278 @@
+"""Suites with models in them: the micro-batch engine, the guide columns, and a whole training step."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from gist_fast.bench.cases import TEMPERATURE, WrongResult
+from gist_fast.bench.models import ABOUT, build_model, texts
+from gist_fast.bench.results import WHOLE
+from gist_fast.bench.suite import Plan
+from gist_fast.bench.timing import Parts
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from torch import Tensor
+
+OURS = "gist_fast"
+CHECKED_PAIRS = 23
+MINI_BATCH = 32
+GRADIENT_TOLERANCE = 1e-3
+"""Of a float32 model's gradient against its float64 copy's, by its norm."""
+EMBEDDING_TOLERANCE = 2e-3
+"""Of float16 columns against the guide's float32."""
+
+
+@dataclass(frozen=True)
+class TextCase:
+    """Texts and models."""
+
+    size: int
+    """Pairs."""
+    device: str = "cpu"
+    models: str = ABOUT
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def columns(self, count: int | None = None) -> list[list[str]]:
+        return [texts(count or self.size, role) for role in ("anchor", "positive")]
+
+
+class _ModelSuite:
+    isolated = True
+    baseline: str | None = OURS
+
+    def __init__(self, cpu: Sequence[int], cuda: Sequence[int], quick: int) -> None:
+        self._cpu, self._cuda, self._quick = tuple(cpu), tuple(cuda), quick
+
+    def cases(self, plan: Plan) -> Sequence[TextCase]:
+        own = self._cuda if plan.device.startswith("cuda") else self._cpu
+        sizes = plan.sizes or own[: self._quick if plan.quick else None]
+        return [TextCase(size, plan.device) for size in sizes]
+
+    def obstacle(self, case: TextCase, name: str) -> str | None:
+        return None
+
+    def least_memory(self, case: TextCase, name: str) -> float:
+        return 0.0
+
+    def device_of(self, case: TextCase) -> str:
+        return case.device
+
+    def memory(self, case: TextCase, name: str) -> int | None:
+        return None
+
+
+class EngineSuite(_ModelSuite):
+    """Gradient caching: tokens to the student's gradients, the guide as small as it can be."""
+
+    name = "engine"
+    title = "The micro-batch engine: tokens to the student's gradients"
+
+    def __init__(self) -> None:
+        super().__init__((64, 128, 256), (256, 1024, 4096), 2)
+
+    def competitors(self, case: TextCase) -> Sequence[str]:
+        return [OURS, "gist_fast, data order", "gist_fast, two passes", "st CachedGISTEmbed"]
+
+    def check(self, case: TextCase, name: str) -> None:
+        columns = case.columns(min(case.size, CHECKED_PAIRS))
+        exact, model = (build_model(device=case.device) for _ in range(2))
+        _check_gradients(exact, model, columns, lambda: self._loss(name, model, _small_guide(case.device), 7))
+
+    def build(self, case: TextCase, name: str) -> Parts:
+        model = build_model(device=case.device)
+        loss = self._loss(name, model, _small_guide(case.device), MINI_BATCH)
+        features = _features(model, case.columns())
+
+        def turn() -> None:
+            model.zero_grad(set_to_none=True)
+            loss([dict(f) for f in features], None).backward()
+
+        return {WHOLE: turn}
+
+    @staticmethod
+    def _loss(name: str, model: SentenceTransformer, guide: SentenceTransformer, rows: int) -> Any:
+        if name.startswith("st "):
+            return _theirs(model, guide, rows)
+        return _ours(
+            model,
+            guide,
+            rows,
+            sort_by_length=name != "gist_fast, data order",
+            activation_memory=0.0 if name == "gist_fast, two passes" else "auto",
+        )
+
+
+class GuideSuite(_ModelSuite):
+    """The guide's embeddings of a data set, none of them known, and all of them known."""
+
+    name = "guide"
+    title = "Guide columns: texts to embeddings on disk"
+
+    def __init__(self) -> None:
+        super().__init__((128, 256, 512), (1024, 4096, 16384), 2)
+
+    def competitors(self, case: TextCase) -> Sequence[str]:
+        return [OURS, "gist_fast, known texts", "st encode"]
+
+    def check(self, case: TextCase, name: str) -> None:
+        import numpy as np
+
+        columns = case.columns(min(case.size, CHECKED_PAIRS))
+        guide = build_model(seed=1, device=case.device)
+        wanted = np.concatenate([guide.encode(column, show_progress_bar=False) for column in columns])
+        with tempfile.TemporaryDirectory() as cache:
+            if name.startswith("st "):
+                found = wanted
+            else:
+                for _ in range(1 + (name != OURS)):
+                    made = _embed(columns, guide, cache)
+                found = np.concatenate([made[f"{c}_guide_embedding"] for c in ("anchor", "positive")])
+        error = np.linalg.norm(found.astype("float64") - wanted) / np.linalg.norm(wanted)
+        if not error <= EMBEDDING_TOLERANCE:
+            raise WrongResult(f"relative error of the embeddings {error:.1e}, allowed {EMBEDDING_TOLERANCE:.0e}")
+
+    def build(self, case: TextCase, name: str) -> Parts:
+        columns = case.columns()
+        guide = build_model(seed=1, device=case.device)
+        if name.startswith("st "):
+            return {WHOLE: lambda: [guide.encode(column, show_progress_bar=False) for column in columns]}
+        if name == OURS:
+
+            def fresh() -> None:
+                with tempfile.TemporaryDirectory() as cache:
+                    _embed(columns, guide, cache)
+
+            return {WHOLE: fresh}
+        kept = tempfile.TemporaryDirectory()
+        _embed(columns, guide, kept.name)
+        # The folder lives as long as the call that uses it.
+        return {WHOLE: lambda folder=kept: _embed(columns, guide, folder.name)}  # type: ignore[misc]
+
+
+class StepSuite(_ModelSuite):
+    """A training step: texts to updated weights, with tokenising, student, guide, loss, backward pass and AdamW."""
+
+    name = "step"
+    title = "The whole training step: texts to updated weights"
+
+    def __init__(self) -> None:
+        super().__init__((32, 64, 128, 256), (128, 512, 2048, 8192), 3)
+
+    def competitors(self, case: TextCase) -> Sequence[str]:
+        return [OURS, "gist_fast, guide columns", "st CachedGISTEmbed"]
+
+    def check(self, case: TextCase, name: str) -> None:
+        columns = case.columns(min(case.size, CHECKED_PAIRS))
+        exact, model = (build_model(device=case.device) for _ in range(2))
+        guide = build_model(seed=1, device=case.device)
+        known = _known(name, guide, columns)
+        _check_gradients(exact, model, columns, lambda: self._loss(name, model, guide, 7), guide=guide, known=known)
+
+    def build(self, case: TextCase, name: str) -> Parts:
+        import torch
+
+        model, guide = build_model(device=case.device), build_model(seed=1, device=case.device)
+        columns = case.columns()
+        known = _known(name, guide, columns)
+        loss = self._loss(name, model, guide, MINI_BATCH)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+        def turn() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            loss(_features(model, columns, known), None).backward()
+            optimizer.step()
+
+        return {WHOLE: turn}
+
+    @staticmethod
+    def _loss(name: str, model: SentenceTransformer, guide: SentenceTransformer, rows: int) -> Any:
+        if name.startswith("st "):
+            return _theirs(model, guide, rows)
+        return _ours(model, None if "columns" in name else guide, rows, activation_memory="auto")
+
+
+def _ours(model: SentenceTransformer, guide: SentenceTransformer | None, rows: int, **options: Any) -> Any:
+    from gist_fast.losses import CachedGISTEmbedLoss
+
+    return CachedGISTEmbedLoss(model, guide, temperature=TEMPERATURE, mini_batch_size=rows, **options)
+
+
+def _theirs(model: SentenceTransformer, guide: SentenceTransformer, rows: int) -> Any:
+    from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss
+
+    return CachedGISTEmbedLoss(model, guide, temperature=TEMPERATURE, mini_batch_size=rows)
+
+
+@functools.cache
+def _small_guide(device: str) -> SentenceTransformer:
+    """With the student's tokenizer, so that nobody decodes and tokenises again."""
+    return build_model(layers=1, width=16, heads=1, seed=2, device=device)
+
+
+def _features(
+    model: SentenceTransformer, columns: Sequence[list[str]], known: Sequence[Tensor] | None = None
+) -> list[dict[str, Any]]:
+    import torch
+
+    from gist_fast.losses.guide import EMBEDDING
+
+    features = []
+    for place, column in enumerate(columns):
+        made = model.preprocess(column)
+        features.append({k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in made.items()})
+        if known is not None:
+            features[-1][EMBEDDING] = known[place].to(model.device)
+    return features
+
+
+def _known(name: str, guide: SentenceTransformer, columns: Sequence[list[str]]) -> list[Tensor] | None:
+    """The guide's embeddings, as a data set carries them."""
+    if "columns" not in name:
+        return None
+    import torch
+
+    return [torch.from_numpy(guide.encode(column, show_progress_bar=False)) for column in columns]
+
+
+def _embed(columns: Sequence[list[str]], guide: SentenceTransformer, cache: str) -> Any:
+    from datasets import Dataset
+
+    from gist_fast import embed_guide
+
+    data = Dataset.from_dict(dict(zip(("anchor", "positive"), columns, strict=True)))
+    return embed_guide(data, guide, cache_dir=cache, show_progress_bar=False)
+
+
+def _check_gradients(
+    exact: SentenceTransformer,
+    model: SentenceTransformer,
+    columns: Sequence[list[str]],
+    make: Callable[[], Any],
+    *,
+    guide: SentenceTransformer | None = None,
+    known: Sequence[Tensor] | None = None,
+) -> None:
+    """The gradient of every parameter against that of a float64 copy with all activations in memory and no tiles."""
+    import torch
+
+    from gist_fast.losses import GISTEmbedLoss
+
+    guide = guide or _small_guide(str(model.device))
+    with torch.no_grad():
+        embedded = [guide(f)["sentence_embedding"] for f in _features(guide, columns)]
+    GISTEmbedLoss(exact.double(), None, temperature=TEMPERATURE, backend="reference")(
+        _features(exact, columns, embedded), None
+    ).backward()
+    make()(_features(model, columns, known), None).backward()
+    wanted = torch.cat([p.grad.flatten() for p in exact.parameters() if p.grad is not None])
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    error = ((found.double() - wanted).norm() / wanted.norm()).item()
+    if not error <= GRADIENT_TOLERANCE:
+        raise WrongResult(f"relative error of the student's gradient {error:.1e}, allowed {GRADIENT_TOLERANCE:.0e}")

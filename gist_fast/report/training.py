@@ -1,0 +1,234 @@
+"""The report of a training run: what came of it, how it went step by step, and what it was started with.
+
+All of it is drawn from the trainer's log history, which a checkpoint carries: the report of a resumed run is of the
+whole run, not of its last part.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gist_fast.report.log_series import Series, evaluations, masked_blocks, one, several
+from gist_fast.report.page import Picture, Section, Table, make_page, shown
+from gist_fast.report.plots import LEGEND, figure, line_styles, plain, to_svg
+
+WIDTH, HEIGHT, LEGEND_ROW = 4.6, 2.9, 0.2
+MARKED = 40
+"""Points of a line that get a marker each; more are a line alone."""
+LINES_A_PICTURE = 7
+ROWS_SHOWN = 40
+"""Evaluations in the table; of more, evenly spread ones."""
+
+# Key of the log, title, label of the axis (of the machine's, in the table too), and what the numbers are multiplied by.
+_STEPS = (
+    ("loss", "Training loss", "loss (nats)", 1),
+    ("learning_rate", "Learning rate", "learning rate", 1),
+    ("grad_norm", "Norm of the gradient", "norm, before clipping", 1),
+)
+_MACHINE = (
+    ("pairs_per_second", "Throughput in rows", "rows a second", 1),
+    ("tokens_per_second", "Throughput in tokens", "tokens a second", 1),
+    ("gpu_allocated_peak_mib", "GPU memory in tensors, the most so far", "GPU memory (GiB)", 1 / 1024),
+    ("process_memory_mib", "Main memory", "memory (GiB)", 1 / 1024),
+    ("gpu_power_w", "Power of the cards", "power (W)", 1),
+    ("energy_per_pair_j", "Energy a row", "energy (J)", 1),
+)
+_SIMILARITIES = {"positive_similarity": "its positive", "hardest_negative_similarity": "its most similar negative"}
+
+
+@dataclass(frozen=True)
+class FinishedTraining:
+    """What a report tells of."""
+
+    log_history: Sequence[Mapping[str, Any]]
+    """The trainer state's."""
+    outcome: Mapping[str, object] = field(default_factory=dict)
+    """Name and value of what is known at the end: steps, seconds, the final loss."""
+    before: Mapping[str, float] | None = None
+    """The student's scores by metric before training, where they were taken."""
+    after: Mapping[str, float] | None = None
+    settings: Sequence[tuple[str, object, object]] = ()
+    """Name, value and default of the settings that differ from it."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What ran, and where."""
+
+
+def training_page(run: FinishedTraining, title: str = "Training report") -> str:
+    """The whole page.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    sections = [_result(run), _steps(run.log_history), _guide(run.log_history), _machine(run.log_history)]
+    sections += [_evaluation(run.log_history), _settings(run.settings)]
+    return make_page(title, run.facts, [section for section in sections if section is not None])
+
+
+def _result(run: FinishedTraining) -> Section:
+    parts = []
+    if run.after is not None:
+        before = run.before or {}
+        rows = []
+        for metric in dict.fromkeys([*before, *run.after]):
+            old, new = before.get(metric), run.after.get(metric)
+            change = f"{new - old:+.4f}" if old is not None and new is not None else None
+            rows.append((metric, *(None if score is None else f"{score:.4f}" for score in (old, new)), change))
+        parts.append(Table(("metric", "before", "after", "change"), rows, "Scores of the student"))
+    known = [(name, shown(value)) for name, value in run.outcome.items() if value is not None]
+    if known:
+        parts.append(Table(("what", "value"), known, "The run", prose=True))
+    missing = run.after is not None and not run.before
+    return Section("Result", "The student was not measured before training." if missing else "", parts)
+
+
+def _steps(logs: Sequence[Mapping[str, Any]]) -> Section:
+    pictures = [_of_one(logs, *row) for row in _STEPS]
+    found = [picture for picture in pictures if picture is not None]
+    text = "Each point of the loss is the mean since the one before it." if found else "No step of this run was logged."
+    return Section("Training, step by step", text, found)
+
+
+def _guide(logs: Sequence[Mapping[str, Any]]) -> Section | None:
+    parts = []
+    masked = masked_blocks(logs)
+    if masked:
+        # By dataset, where each has a loss of its own.
+        for dataset, blocks in masked.items():
+            of = f" in {dataset}" if dataset else ""
+            title = f"Pairs that the guide dropped{of}"
+            parts.append(_lines(title, "share of the block (%)", blocks, factor=100, bottom=0))
+    similar = several(logs, _SIMILARITIES)
+    if similar:
+        parts.append(_lines("Similarity of an anchor", "cosine similarity", similar))
+    if not parts:
+        return None
+    text = (
+        "A block is what is compared: ap anchors with positives, aa anchors with anchors, pp positives with positives, "
+        "an anchors with given negatives. The guide drops the pairs that it holds for as similar as the row's positive."
+    )
+    return Section("What the guide did", text, parts)
+
+
+def _machine(logs: Sequence[Mapping[str, Any]]) -> Section | None:
+    pictures: list[Table | Picture] = []
+    rows: list[tuple[str, float | None, float, float | None]] = []
+    for key, title, label, factor in _MACHINE:
+        series = one(logs, key)
+        picture = _of_one(logs, key, title, label, factor)
+        if series is None or picture is None:
+            continue
+        pictures.append(picture)
+        values = [factor * value for value in series.values if math.isfinite(value)]
+        if values:
+            rows.append((label, min(values), float(statistics.median(values)), max(values)))
+    energy = one(logs, "gpu_energy_j")
+    if energy is not None:
+        rows.append(("energy in all (kJ)", None, sum(energy.values) / 1000, None))
+    if not pictures:
+        return None
+    pictures.append(Table(("figure", "least", "median", "most"), rows, "Over the logs of the run"))
+    return Section("Speed and machine", "Of all processes together; evaluation and saving not counted.", pictures)
+
+
+def _evaluation(logs: Sequence[Mapping[str, Any]]) -> Section | None:
+    losses, metrics = evaluations(logs)
+    if not losses and not metrics:
+        return None
+    parts: list[Table | Picture] = []
+    if losses:
+        parts.append(_lines("Evaluation loss", "loss (nats)", losses))
+    names = list(metrics)
+    count = -(-len(names) // LINES_A_PICTURE)
+    for number in range(count):
+        chosen = {name: metrics[name] for name in names[number::count]}
+        parts.append(_lines("Evaluation metrics", "score", chosen))
+    found = {f"{name} loss".strip(): series for name, series in losses.items()} | metrics
+    steps = sorted({step for series in found.values() for step in series.steps})
+    chosen_steps = _spread(steps, ROWS_SHOWN)
+    at = {name: dict(zip(series.steps, series.values, strict=True)) for name, series in found.items()}
+    rows = [(step, *(at[name].get(step) for name in found)) for step in chosen_steps]
+    few = "" if len(chosen_steps) == len(steps) else f"; {len(chosen_steps)} of {len(steps)} evaluations, evenly spread"
+    parts.append(Table(("step", *found), rows, f"Evaluations by step{few}"))
+    return Section("Evaluation on the way", "", parts)
+
+
+def _settings(settings: Sequence[tuple[str, object, object]]) -> Section:
+    if not settings:
+        return Section("Settings", "All settings are the defaults.")
+    rows = [(name, _told(value), _told(default)) for name, value, default in settings]
+    return Section(
+        "Settings", "Those that differ from the default.", [Table(("setting", "value", "default"), rows, prose=True)]
+    )
+
+
+def _told(value: object) -> object:
+    """A setting as it would be typed: 2e-05 stays that, and no thousands are set apart."""
+    return value if value is None or isinstance(value, (bool, str)) else str(value)
+
+
+def _of_one(logs: Sequence[Mapping[str, Any]], key: str, title: str, label: str, factor: float) -> Picture | None:
+    series = one(logs, key)
+    return None if series is None else _lines(title, label, {"": series}, factor=factor)
+
+
+def _lines(
+    title: str, label: str, lines: Mapping[str, Series], *, factor: float = 1, bottom: float | None = None
+) -> Picture:
+    """One picture of lines over the steps; a name each, empty where there is one line and the title says it all."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    named = any(lines)
+    columns = _columns(list(lines))
+    picture = figure(WIDTH, HEIGHT + (LEGEND_ROW * -(-len(lines) // columns) if named else 0))
+    axes = picture.subplots()
+    for (name, series), style in zip(lines.items(), line_styles(len(lines)), strict=True):
+        values = [factor * value for value in series.values]
+        axes.plot(series.steps, values, label=name, **_marked(style, len(values), alone=len(lines) == 1))
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_xlabel("training step")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    if bottom is not None:
+        axes.set_ylim(bottom=bottom)
+    if named:
+        # Below the lines, so that it hides none.
+        picture.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **LEGEND)
+    return to_svg(picture, _alt(title, label, lines, factor))
+
+
+def _columns(names: Sequence[str]) -> int:
+    """How many names stand side by side in a legend."""
+    longest = max(map(len, names))
+    return min(len(names), 3 if longest <= 12 else 2 if longest <= 20 else 1)
+
+
+def _marked(style: Mapping[str, Any], points: int, *, alone: bool) -> dict[str, Any]:
+    kept = dict(style)
+    if points > MARKED:
+        kept["marker"] = None
+    elif alone:
+        kept["markersize"] = 4
+    return kept
+
+
+def _alt(title: str, label: str, lines: Mapping[str, Series], factor: float) -> str:
+    told = []
+    for name, series in lines.items():
+        first, last = (f"{factor * series.values[place]:.4g}" for place in (0, -1))
+        at = f"at step {series.steps[0]}"
+        run = f"{first} {at}" if len(series.steps) == 1 else f"from {first} {at} to {last} at step {series.steps[-1]}"
+        told.append(f"{name}: {run}" if name else run)
+    what = title if label == title.lower() else f"{title}, {label}"
+    return f"{what}: {'; '.join(told)}."
+
+
+def _spread(values: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the values, the first and the last among them."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(place * (len(values) - 1) / (count - 1))] for place in range(count)]

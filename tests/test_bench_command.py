@@ -1,0 +1,164 @@
+"""`gist-fast bench` as a user meets it, at sizes that say nothing about speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gist_fast.bench import run as runs
+from gist_fast.bench.cases import LossCase
+from gist_fast.bench.isolated import check_and_measure
+from gist_fast.bench.peers import PEERS, Peer, plain_matmul
+from gist_fast.bench.results import OK, UNSUPPORTED, Results, Row, machine, read
+from gist_fast.bench.run import SUITES, fits, run, suites_named
+from gist_fast.bench.suite import Plan
+from gist_fast.bench.tables import fit_table, markdown, suite_table
+from gist_fast.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def few_peers(monkeypatch):
+    """Without the competitors that cost seconds, and all in this process."""
+
+    def here(suite, case, name, limit, patience, *, known_right):
+        return check_and_measure(suite, case, name, known_right=known_right)
+
+    monkeypatch.setattr(runs, "in_own_process", here)
+    monkeypatch.setattr(runs, "matmul_side", lambda device: 64)
+    for name in ("plain compiled", "st GISTEmbedLoss", "st CachedGISTEmbed"):
+        monkeypatch.delitem(PEERS, name)
+
+
+def bench(run_command, folder, *arguments):
+    return run_command("bench", "--sizes", "16,24,40", "--seconds", "2", "--output", folder, *arguments)
+
+
+def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_peers):
+    report = tmp_path / "out.html"
+    found = bench(run_command, tmp_path, "--suite", "loss", "--report", report)
+    assert found.code == 0, found.err
+    folder = tmp_path / machine()["device"]
+    results = read(folder / "bench.json")
+    rows = {(row.size, row.what): row for row in results.rows}
+    assert set(rows) == {(size, name) for size in (16, 24, 40) for name in PEERS}
+    for (size, name), row in rows.items():
+        if name in ("memeff", "inf-cl"):
+            assert row.outcome == UNSUPPORTED
+            continue
+        assert row.outcome == OK, row
+        assert set(row.seconds) == {"forward", "backward", "both"}
+        both = [f + b for f, b in zip(row.seconds["forward"], row.seconds["backward"], strict=True)]
+        assert row.seconds["both"] == pytest.approx(both)
+        assert row.memory is not None
+        # By hand from what is stored: minimal FLOPs over seconds, against the product's.
+        rate = next(rate for rate in results.rates if rate["case"]["rows"] == size)
+        flops = LossCase(size).flops()
+        shares = [
+            flops / own / (rate["flops"] / product)
+            for own, product in zip(row.seconds["both"], rate["seconds"], strict=False)
+        ]
+        assert min(shares) <= row.share["median"] <= max(shares)
+    assert rows[16, "gist_fast"].ratio is None
+    assert rows[16, "plain"].ratio["rounds"] >= 3
+    assert "memeff: it knows no guide model" in found.out
+    assert {path.name for path in folder.iterdir()} == {
+        "bench.json", "bench-loss-time.svg", "bench-loss-memory.svg", "bench-loss-share.svg",
+    }  # fmt: skip
+    page = report.read_text()
+    assert "share of the roofline" in page
+    assert "gist_fast reference" in page
+
+    again = bench(run_command, tmp_path, "--suite", "loss", "--json")
+    assert json.loads(again.out)["format"] == 1
+    assert (folder / "bench-2.json").exists()
+    assert run_command("bench", "compare", folder / "bench.json", folder / "bench-2.json").code == 0
+    refused = bench(run_command, tmp_path, "--suite", "loss", "--report", report)
+    assert refused.code == 2
+    assert "exists" in refused.err
+    assert not (folder / "bench-3.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--suite", "los"), "did you mean 'loss'"),
+        (("--sizes", "a"), "whole numbers from 2"),
+        (("--sizes", "1,8"), "whole numbers from 2"),
+        (("--dtype", "int8"), "--dtype: got 'int8'"),
+        (("--device", "tpu"), "cpu or cuda would do"),
+        (("--report", "."), "is a folder"),
+    ],
+)
+def test_wrong_usage_is_refused_before_anything_is_measured(run_command, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    found = run_command("bench", *arguments)
+    assert found.code == 2
+    assert says in found.err
+    assert found.out == ""
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_what_cannot_fit_is_a_row_by_formula_and_larger_cases_too(monkeypatch, few_peers):
+    def huge(case):
+        return 1e18 if case.rows > 20 else 0.0
+
+    monkeypatch.setitem(PEERS, "plain", Peer("plain", lambda case: None, plain_matmul, huge))
+    results = run([SUITES["loss"]], Plan((16, 24, 40)), command="", budget=2.0)
+    rows = [row for row in results.rows if row.what == "plain"]
+    assert [row.outcome for row in rows] == ["ok", "out of memory", "out of memory"]
+    assert "GiB at least, by formula" in rows[1].why
+    assert rows[1].least_memory == 1e18
+    columns, cells = suite_table(results, "loss")
+    assert all(len(line) == len(columns) for line in cells)
+    assert any("out of memory: needs" in cell for line in cells for cell in line)
+
+
+def test_what_would_take_too_long_is_left_out(monkeypatch, few_peers):
+    monkeypatch.setattr(runs, "_expected", lambda smaller, size: 0.0 if smaller is None else 1e3)
+    results = run([SUITES["loss"]], Plan((16, 24)), command="", budget=2.0)
+    whys = {row.outcome: row.why for row in results.rows if row.what == "gist_fast"}
+    assert "a turn would take some 1000.0 s" in whys["not run"]
+
+
+def test_growth_is_fitted_and_shown():
+    rows = [
+        Row("loss", {"rows": b}, b, "gist_fast", seconds={"both": [1e-7 * b * b] * 3}, memory=b << 12)
+        for b in (256, 512, 1024, 4096)
+    ]
+    found = fits(rows)
+    assert [(fit["quantity"], round(fit["power"]["exponent"], 6)) for fit in found] == [("time", 2.0), ("memory", 1.0)]
+    columns, cells = fit_table(Results({}, "", fits=found))
+    assert ["loss", "gist_fast", "time", "B^2.00 (2.00 to 2.00)", "4", "quadratic"] in cells
+    assert markdown(columns, cells).splitlines()[1] == "|---" * len(columns) + "|"
+
+
+def test_suites_by_name():
+    assert [suite.name for suite in suites_named("step, loss")] == ["step", "loss"]
+    with pytest.raises(InputError, match="loss, engine, guide, step, start would do"):
+        suites_named("")
+
+
+def test_all_that_the_command_needs_is_installed_with_it():
+    """`gist-fast bench` works without this checkout's top folders."""
+    code = [path.read_text() for path in (ROOT / "gist_fast" / "bench").glob("*.py")]
+    assert not any(f"{word} benchmarks" in text for text in code for word in ("import", "from"))
+    command = [sys.executable, "-c", "import gist_fast.bench.run, gist_fast.cli.bench; print('ok')"]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+    assert done.stdout == "ok\n", done.stderr
+
+
+@pytest.mark.slow
+def test_every_suite_runs_at_its_smallest(run_command, tmp_path):
+    found = run_command("bench", "--sizes", "8", "--seconds", "30", "--output", tmp_path, "--json")
+    assert found.code == 0, found.err
+    rows = json.loads(found.out)["rows"]
+    assert {row["suite"] for row in rows} == set(SUITES)
+    assert {row["outcome"] for row in rows} <= {"ok", "not supported", "not run"}
+    assert all(row["memory"] for row in rows if row["suite"] == "start")

@@ -1,0 +1,71 @@
+"""benchmarks/gpu.sh survives any one part: with parts that fail, crash and hang in the place of real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("environment", "check", "speed", "memory", "peers", "tests", "tuned")
+
+# Stands for Python: notes its part, and does to it what BREAK asks for. What gathers results is the real thing, without
+# the seconds that torch takes to import.
+STUB = f"""#!{sys.executable}
+import json, os, pathlib, runpy, signal, sys, time, types
+what, arguments = sys.argv[2], sys.argv[3:]
+if what in ("ended", "table", "device"):
+    torch = types.ModuleType("torch")
+    torch.Tensor = object
+    torch.cuda = types.SimpleNamespace(is_available=lambda: False)
+    sys.modules["torch"] = torch
+    sys.path.insert(0, {str(ROOT)!r})
+    import gist_fast
+    gist_fast.guided_contrastive_loss = None
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit()
+out = pathlib.Path(arguments[arguments.index("--out") + 1])
+(out / "parts").mkdir(exist_ok=True)
+(out / "parts" / (what + ".json")).write_text(json.dumps({{"begun": what}}))
+print("in", what)
+victim, how = os.environ["BREAK"].split()
+if what == victim:
+    if how == "fails":
+        sys.exit("no such kernel")
+    if how == "crashes":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("victim", "how", "noted"),
+    [
+        ("environment", "fails", "exit code 1"),
+        ("check", "crashes", "exit code 139"),
+        ("peers", "hangs", "out of time"),
+        ("tuned", "fails", "exit code 1"),
+    ],
+)
+def test_one_part_may_end_badly(tmp_path, victim, how, noted):
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    out = tmp_path / "out"
+    environment = {**os.environ, "PYTHON": str(stub), "OUT": str(out), "BREAK": f"{victim} {how}", "MOST": "4"}
+    done = subprocess.run(
+        [ROOT / "benchmarks" / "gpu.sh"], env=environment, capture_output=True, text=True, timeout=120
+    )
+    results = json.loads((out / "results.json").read_text())
+    assert set(PARTS) <= set(results), done.stderr
+    for part in PARTS:
+        assert results[part]["begun"] == part
+        assert results[part].get("ended") == (noted if part == victim else None)
+        assert f"{part}: {noted if part == victim else 'ended well'}" in done.stdout
+    if how == "fails":
+        assert "no such kernel" in results[victim]["log"]

@@ -1,0 +1,46 @@
+"""Fits of growth on costs whose law is known."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gist_fast.bench.growth import fit_power, fit_split
+
+SIZES = (256, 512, 1024, 2048, 4096, 8192)
+
+
+def test_an_exact_power_is_found():
+    power = fit_power(SIZES, [3e-7 * b**2 for b in SIZES])
+    assert (power.exponent, power.low, power.high, power.factor) == pytest.approx((2, 2, 2, 3e-7))
+    assert str(power) == "B^2.00 (2.00 to 2.00)"
+
+
+def test_the_interval_holds_the_exponent_nineteen_times_in_twenty():
+    generator = random.Random(1)
+    held = 0
+    for _ in range(400):
+        power = fit_power(SIZES, [b**1.5 * generator.lognormvariate(0, 0.1) for b in SIZES])
+        held += power.low <= 1.5 <= power.high
+    assert 0.91 <= held / 400 <= 0.985
+
+
+def test_a_linear_and_a_quadratic_part_are_told_apart():
+    split = fit_split(SIZES, [0.02 + 1e-3 * b + 2.5e-7 * b**2 for b in SIZES])
+    assert (split.fixed, split.linear, split.quadratic) == pytest.approx((0.02, 1e-3, 2.5e-7))
+    assert split.crossing == pytest.approx(4000)
+
+
+def test_parts_are_never_negative():
+    split = fit_split(SIZES, [1e-3 * b for b in SIZES])
+    assert split.quadratic * 8192**2 < 1e-6 * 8.192
+    assert split.as_dict()["crossing"] is None or split.crossing > 1e6
+    bent = fit_split(SIZES, [float(b) ** 0.5 for b in SIZES])
+    assert min(bent.fixed, bent.linear, bent.quadratic) >= 0
+
+
+@pytest.mark.parametrize(("sizes", "costs"), [((1, 2), (1, 2)), ((1, 1, 2), (1, 1, 2)), ((1, 2, 3), (1, 0, 2))])
+def test_too_little_is_no_fit(sizes, costs):
+    assert fit_power(sizes, costs) is None
+    assert fit_split(sizes, costs) is None

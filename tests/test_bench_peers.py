@@ -1,0 +1,140 @@
+"""The competitors: the table of who supports what, that each computes the same loss, and how they may fail."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+
+import pytest
+import torch
+
+from gist_fast.bench import peers
+from gist_fast.bench.cases import BLOCKS, LossCase, WrongResult
+from gist_fast.bench.isolated import check_and_measure, in_own_process
+from gist_fast.bench.loss import LossSuite
+from gist_fast.bench.memory import is_out_of_memory, peak_memory
+from gist_fast.bench.peers import PEERS, Peer
+
+SUITE = LossSuite()
+KINDS = [(guide, blocks) for guide, blocks in product(("model", "self", "none"), (BLOCKS, ("ap",), ("ap", "pp")))]
+ON_A_CPU = [name for name in PEERS if name not in ("memeff", "inf-cl", "plain compiled")]
+
+
+@pytest.mark.parametrize("name", ON_A_CPU)
+@pytest.mark.parametrize(("guide", "blocks"), KINDS)
+def test_every_competitor_computes_the_reference(name, guide, blocks):
+    case = LossCase(61, 24, 17, guide=guide, blocks=blocks)
+    if SUITE.obstacle(case, name) is None:
+        SUITE.check(case, name)
+        parts = SUITE.build(case, name)
+        assert set(parts) == ({"both"} if PEERS[name].whole else {"forward", "backward"})
+        for call in parts.values():
+            call()
+    else:
+        assert name.startswith("st ")
+        assert guide != "model"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(peers._compiler_missing(LossCase(8)) is not None, reason="no C++ compiler")
+def test_the_compiled_competitor_computes_the_reference():
+    SUITE.check(LossCase(61, 24, 17), "plain compiled")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_other_types_are_checked_too(dtype):
+    for name in ("gist_fast", "plain"):
+        SUITE.check(LossCase(61, 24, 17, dtype=dtype), name)
+
+
+def test_a_wrong_result_is_seen_and_not_timed(monkeypatch):
+    def almost(case):
+        right = peers.plain_matmul(case)
+        return lambda e: right(e) * 1.001
+
+    monkeypatch.setitem(PEERS, "plain", Peer("plain", lambda case: None, almost))
+    case = LossCase(61, 24, 17)
+    with pytest.raises(WrongResult, match=r"relative error of the loss 1\.0e-03 at B 61, allowed 1e-04"):
+        SUITE.check(case, "plain")
+    assert check_and_measure(SUITE, case, "plain").outcome == "wrong"
+
+
+def test_a_failure_is_a_row(monkeypatch):
+    def broken(case):
+        raise ValueError("no such kernel")
+
+    monkeypatch.setitem(PEERS, "plain", Peer("plain", lambda case: None, broken))
+    outcome = check_and_measure(SUITE, LossCase(61, 24, 17), "plain")
+    assert (outcome.outcome, outcome.why) == ("failed", "ValueError: no such kernel (broken)")
+
+
+def test_the_table_in_the_module_names_every_competitor():
+    listed = re.findall(r"^(\S.*?)  +", peers.__doc__.split("\n====")[2], flags=re.MULTILINE)
+    named = {line for line in listed if not line.startswith("=")}
+    assert named == set(PEERS)
+
+
+def test_who_needs_a_card_says_so():
+    case = LossCase(64, 128, guide="none", blocks=("ap",))
+    assert PEERS["memeff"].obstacle(case) == PEERS["inf-cl"].obstacle(case) == "runs on a CUDA device only"
+    assert "no guide model" in PEERS["memeff"].obstacle(LossCase(64))
+    assert "multiples of 128" in PEERS["inf-cl"].obstacle(LossCase(64, 96, guide="none", blocks=("ap",)))
+
+
+def test_a_missing_compiler_is_a_reason(monkeypatch):
+    monkeypatch.setattr(peers.shutil, "which", lambda name: None)
+    assert "needs a C++ compiler" in PEERS["plain compiled"].obstacle(LossCase(64))
+
+
+def test_minimal_work():
+    unit = 2 * 100**2
+    assert LossCase(100, 30, 7).flops() == (10 * 30 + 2 * 7) * unit
+    assert LossCase(100, 30, 7).flops("forward") == 2 * (30 + 7) * unit
+    assert LossCase(100, 30, 7, blocks=("ap",)).flops() == (30 + 7 + 3 * 30) * unit
+    assert LossCase(100, 30, 7, guide="self", blocks=("ap",)).flops() == 4 * 30 * unit
+
+
+def test_memory_by_formula_is_a_lower_bound_that_is_not_far_off():
+    """The formula leaves out what cannot fit; it must never leave out what would."""
+    case = LossCase(192, 256, 256)
+    for name, most in (("st GISTEmbedLoss", 2.0), ("plain", 6.0), ("gist_fast reference", 6.0)):
+        outcome = in_own_process(SUITE, case, name, 4 << 30, 120)
+        assert outcome.outcome == "ok", outcome
+        least = PEERS[name].least_memory(case)
+        assert least <= outcome.memory <= most * least + (8 << 20), (name, outcome.memory / least)
+
+
+def test_a_call_that_takes_too_much_is_an_outcome_and_the_process_lives():
+    case = LossCase(700, 256, 256)  # some 4 GB
+    outcome = in_own_process(SUITE, case, "st GISTEmbedLoss", 1 << 30, 120, known_right=True)
+    assert outcome.outcome == "out of memory"
+    assert "more than the 1.0 GiB that are free" in outcome.why
+
+
+def test_patience_ends():
+    outcome = in_own_process(SUITE, LossCase(600, 256, 256), "st GISTEmbedLoss", 8 << 30, 0.05)
+    assert outcome.outcome == "not run"
+    assert "took more than" in outcome.why
+
+
+def test_peak_memory_counts_what_a_call_takes_and_gives_back():
+    def call():
+        x = torch.ones(40 << 20, dtype=torch.uint8)
+        del x
+        return torch.ones(8 << 20, dtype=torch.uint8)
+
+    assert 40 << 20 <= peak_memory(call) + (1 << 20) < 56 << 20
+
+
+@pytest.mark.parametrize(
+    ("error", "out_of_memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), True),
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_what_running_out_of_memory_looks_like(error, out_of_memory):
+    assert is_out_of_memory(error) is out_of_memory

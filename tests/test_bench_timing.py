@@ -1,0 +1,93 @@
+"""Timing: turns, budgets, quartiles, and when a ratio is too noisy to print; on a clock made here."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from gist_fast.bench.timing import BOTH, LEAST_ROUNDS, NOT_SEEN, Ratio, Timing, log_quartiles, take_turns
+
+
+class Clock:
+    """A stopwatch that believes what a call returns."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __call__(self, function):
+        name, seconds = function()
+        self.calls.append(name)
+        return seconds
+
+
+def constant(name: str, seconds: float):
+    return {"whole": lambda: (name, seconds)}
+
+
+def test_quartiles_are_those_of_the_logarithms():
+    low, middle, high = log_quartiles([1.0, 2.0, 4.0, 8.0, 16.0])
+    assert [math.exp(x) for x in (low, middle, high)] == pytest.approx([2, 4, 8])
+
+
+@pytest.mark.parametrize(
+    ("ratios", "seen"),
+    [
+        ((1.10, 1.11, 1.12, 1.13, 1.14), True),  # quartiles 1.11 to 1.13: spread 1.8 % against 11 %
+        ((0.90, 0.95, 1.02, 1.08, 1.20), False),
+        ((1.01, 1.05, 1.05, 1.09, 1.2), True),  # 1.05 to 1.09: 3.7 % against 4.9 %
+        ((1.01, 1.03, 1.05, 1.09, 1.2), False),  # 1.03 to 1.09: 5.7 % against 4.9 %
+        ((0.5, 0.5), False),  # too few to know
+        ((0.5, 0.5, 0.5), True),
+        ((1.0, 1.0, 1.0), False),
+    ],
+)
+def test_a_ratio_is_printed_only_if_it_is_larger_than_its_spread(ratios, seen):
+    ratio = Timing(tuple(ratios)).against(Timing((1.0,) * len(ratios)))
+    assert ratio.seen is seen
+    assert (str(ratio) == NOT_SEEN) is not seen
+
+
+def test_who_is_compared_may_change_places():
+    generator = random.Random(3)
+    for _ in range(200):
+        a, b = (Timing(tuple(generator.lognormvariate(m, 0.2) for _ in range(6))) for m in (0.0, 0.1))
+        one, other = a.against(b), b.against(a)
+        assert one.seen is other.seen
+        assert (one.low, one.median, one.high) == pytest.approx((1 / other.high, 1 / other.median, 1 / other.low))
+
+
+def test_ratios_are_paired_within_rounds_that_both_took_part_in():
+    # A machine that slows down tenfold: every round says 2, medians of the whole would not.
+    a, b = Timing((2.0, 20.0, 200.0, 2000.0)), Timing((1.0, 10.0, 100.0))
+    assert a.against(b) == Ratio(pytest.approx(2), pytest.approx(2), pytest.approx(2), 3)
+
+
+def test_turns_alternate_and_turn_round():
+    clock = Clock()
+    turns = take_turns({"a": constant("a", 1.0), "b": constant("b", 2.0)}, stopwatch=clock, most=3)
+    assert clock.calls[4:] == ["a", "b", "b", "a", "a", "b"]  # after two turns each to warm up
+    assert turns["a"].parts["whole"].rounds == (1.0,) * 3
+
+
+def test_the_slow_take_fewer_turns_and_the_slowest_none():
+    clock = Clock()
+    competitors = {"fast": constant("fast", 0.1), "slow": constant("slow", 2.0), "never": constant("never", 9.0)}
+    turns = take_turns(competitors, stopwatch=clock, budget=20.0, most=15)
+    rounds = {name: len(turn.parts["whole"].rounds) for name, turn in turns.items() if turn.parts}
+    assert rounds == {"fast": 15, "slow": 9}  # of the 18.5 s that the fast leaves
+    assert "a turn takes 9.0 s" in turns["never"].left_out
+    assert clock.calls.count("never") == 1
+
+
+def test_everyone_who_takes_part_takes_enough_turns():
+    turns = take_turns({n: constant(n, 5.0) for n in "abc"}, stopwatch=Clock(), budget=16.0, most=15)
+    assert {len(turn.parts["whole"].rounds) for turn in turns.values()} == {LEAST_ROUNDS}
+
+
+def test_parts_are_timed_apart_and_together():
+    clock = Clock()
+    parts = {"forward": lambda: ("f", 1.0), "backward": lambda: ("b", 3.0)}
+    turns = take_turns({"a": parts}, stopwatch=clock, most=3)
+    assert {name: timing.median for name, timing in turns["a"].parts.items()} == {"forward": 1, "backward": 3, BOTH: 4}
