@@ -326,3 +326,38 @@ def test_the_guide_reads_micro_batches_of_its_own(student, guide, pairs, monkeyp
     assert all(rows * width <= 50 for rows, width in widths)
     for column, embedding in zip(texts, embeddings, strict=True):
         torch.testing.assert_close(embedding, guide.encode(column, convert_to_tensor=True, batch_size=1))
+
+
+def test_weights_do_not_depend_on_the_memory_that_was_free(student, guide, pairs):
+    """Part of the activations kept: bitwise the gradients of all or none of them kept."""
+    student.train()
+    results = []
+    for memory in (0.0, 2.5e-3, 1.0):
+        loss = cached(student, guide, mini_batch_size=3, activation_memory=memory)
+        results.append(gradients(loss, batch(student, pairs), student))
+    for other in results[1:]:
+        assert_equal(other, results[0])
+
+
+def test_limits_of_control_groups(tmp_path, monkeypatch):
+    from gist_fast.losses import activation_memory
+
+    (tmp_path / "memory" / "job" / "task").mkdir(parents=True)
+    (tmp_path / "memory" / "job" / "memory.limit_in_bytes").write_text("1000\n")
+    (tmp_path / "memory" / "job" / "memory.usage_in_bytes").write_text("400\n")
+    (tmp_path / "slice").mkdir()
+    (tmp_path / "slice" / "memory.max").write_text("max\n")
+    processes = tmp_path / "cgroup"
+    processes.write_text("4:memory:/job/task\n3:cpu:/\n0::/slice\n")
+    groups = activation_memory._control_groups(processes, tmp_path)
+    assert tmp_path / "memory" / "job" in groups
+    assert tmp_path / "slice" in groups
+    assert activation_memory._control_groups(tmp_path / "none") == []
+    monkeypatch.setattr(activation_memory, "_control_groups", lambda: groups)
+    assert activation_memory.free_memory() == 600
+
+
+@pytest.mark.parametrize("name", ["gather_across_devices", "contrast_anchors", "guide_cache", "sort_by_length"])
+def test_a_word_is_no_flag(name, student, guide):
+    with pytest.raises(TypeError, match=rf"{name}: got 'no' of type str; True or False would do"):
+        CachedGISTEmbedLoss(student, guide, **{name: "no"})

@@ -67,6 +67,13 @@ def test_the_table_of_the_demo_is_the_one_on_file():
     assert section("demo") in [table(results) for results in on_file]
 
 
+def test_the_table_of_a_step_is_the_one_on_file():
+    from benchmarks.step import RESULTS, table
+
+    on_file = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu-*/step.json"))]
+    assert section("step") in [table(results) for results in on_file]
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

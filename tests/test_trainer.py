@@ -166,6 +166,46 @@ def test_a_static_student_cannot_be_cut_and_need_not_be(guide, pairs, tmp_path):
     assert not same(before, weights(student))
 
 
+def test_unguided_beside_guide_columns(student, guide, pairs, tmp_path):
+    embedded = embed_guide(pairs, guide, cache_dir=tmp_path / "cache", show_progress_bar=False)
+    trainer = GISTTrainer(student, arguments(tmp_path, max_steps=1), embedded, guided=False)
+    trainer.train()
+    assert [e["masked_ap"] for e in trainer.state.log_history if "loss" in e] == [0.0]
+    with pytest.raises(ValueError, match="guide: the dataset carries embeddings of a guide already"):
+        GISTTrainer(student, arguments(tmp_path), embedded, guide=guide)
+    with pytest.raises(ValueError, match="guided: False, though a guide came"):
+        GISTTrainer(student, arguments(tmp_path), pairs, guide=guide, guided=False)
+
+
+def test_a_loss_that_remembers_gets_the_texts_names(student, guide, pairs, tmp_path):
+    loss = CachedGISTEmbedLoss(student, guide, guide_cache=True)
+    trainer = GISTTrainer(student, arguments(tmp_path, max_steps=1), pairs, loss=loss)
+    trainer.train()
+    assert [len(memory) for memory in loss._encoder._memories.values()] == [32]
+
+
+def test_arguments_that_contradict(student, guide, pairs, tmp_path):
+    with pytest.raises(ValueError, match="mini_batch_num_tokens: got 64, and mini_batch_size 8"):
+        GISTTrainer(student, arguments(tmp_path, mini_batch_size=8, mini_batch_num_tokens=64), pairs, guide=guide)
+    with pytest.raises(ValueError, match="mini_batch_size: got 0"):
+        GISTTrainer(student, arguments(tmp_path, mini_batch_size=0), pairs, guide=guide)
+    with pytest.raises(ValueError, match=r"prompts: .*'achor'|prompts.*achor"):
+        GISTTrainer(student, arguments(tmp_path, prompts={"achor": "query: "}), pairs, guide=guide)
+
+
+def test_a_new_model_gets_a_loss_of_the_present_arguments(tiny_student, guide, pairs, tmp_path):
+    args = arguments(tmp_path, max_steps=1)
+    trainer = GISTTrainer(
+        args=args,
+        train_dataset=pairs,
+        guide=guide,
+        model_init=lambda: SentenceTransformer(str(tiny_student), device="cpu"),
+    )
+    args.temperature = 0.5
+    trainer.train()
+    assert trainer.loss.temperature == 0.5
+
+
 def test_without_a_guide_it_says_so(student, pairs, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "gist_fast"):
         trainer = GISTTrainer(student, arguments(tmp_path, max_steps=1), pairs)
