@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 
 def suites(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-q", "benchmarks/suites", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Without the marks of a worker of xdist, in which pytest-benchmark does not measure.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600)
 
 

@@ -45,17 +45,20 @@ def test_fsdp(student, pairs, tmp_path):
 
 def fake(**settings) -> SimpleNamespace:
     """What `check_parallelism` looks at of a trainer."""
+    args = SimpleNamespace(n_gpu=settings.pop("gpus", 1))
     zero, axes = settings.pop("zero", None), settings.pop("axes", None)
     state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=zero))
     accelerator = SimpleNamespace(state=state, parallelism_config=axes)
     return SimpleNamespace(
-        is_fsdp_enabled=False, is_deepspeed_enabled=zero is not None, accelerator=accelerator, **settings
+        args=args, is_fsdp_enabled=False, is_deepspeed_enabled=zero is not None, accelerator=accelerator, **settings
     )
 
 
 def test_deepspeed_and_model_parallelism(caplog):
     check_parallelism(fake(), gathers=True, caches=True)
     assert not caplog.records
+    with pytest.raises(InputError, match=r"2 GPUs in one process: .* torchrun --nproc-per-node 2"):
+        check_parallelism(fake(gpus=2), gathers=False, caches=True)
     with pytest.raises(InputError, match="once a backward pass"):
         check_parallelism(fake(zero=1), gathers=False, caches=True)
     with pytest.raises(InputError, match="stage 3"):
