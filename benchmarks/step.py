@@ -184,19 +184,23 @@ def table(results: dict[str, Any]) -> str:
         "ours": "`GISTTrainer`, guide in the step",
         "ours_with_columns": "`GISTTrainer`, guide columns",
     }
-    for key in sorted(k for k in results if k.startswith("batch_")):
-        part = results[key]
+    for _, part in sorted(results.items()):
         for side, runs in part["runs"].items():
             seconds = Timing(tuple(run["seconds"] for run in runs)).median
             ratio = part.get(f"speedup_{side}")
-            against = "" if ratio is None else f"{ratio[1]:.1f}x ({ratio[0]:.1f} to {ratio[2]:.1f})"
+            spread = f" ({ratio[0]:.1f} to {ratio[2]:.1f})" if ratio and len(runs) >= 3 else ""
+            against = f"{ratio[1]:.1f}x{spread}" if ratio else ""
             peak = max(run["peak"] for run in runs) / 2**30
             rows.append(
                 f"| B {part['batch']:,}, {part['texts']}: {names[side]} | {seconds:.0f} | {against} | {peak:.2f} GiB |"
             )
-    about = results["machine"]
-    versions = f"torch {about['torch']}, gist_fast {about['gist_fast']} at {about['commit']}"
-    return "\n".join([*rows, "", f"{about['cpu']}, {about['threads']} threads, {versions}."])
+    measured = [
+        f"B {part['batch']:,}: {about['cpu']}, {about['threads']} threads, torch {about['torch']}, gist_fast "
+        f"{about['gist_fast']} at {about['commit']}, {len(next(iter(part['runs'].values())))} round(s)."
+        for part in results.values()
+        for about in [part["machine"]]
+    ]
+    return "\n".join([*rows, "", *measured])
 
 
 def main() -> None:
@@ -223,11 +227,8 @@ def main() -> None:
     path = RESULTS / arguments.device / "step.json"
     if not arguments.table:
         results = json.loads(path.read_text()) if path.exists() else {}
-        results |= {
-            "machine": machine(),
-            "check": check(),
-            f"batch_{arguments.batch:06d}_{arguments.texts}": compare(arguments),
-        }
+        part = {"check": check(), "machine": machine(), **compare(arguments)}
+        results[f"batch_{arguments.batch:06d}_{arguments.texts}"] = part
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=2) + "\n")
     print(table(json.loads(path.read_text())))
