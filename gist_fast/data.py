@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gist_fast.errors import InputError, nearest
+from gist_fast.errors import InputError, first_line, nearest
 from gist_fast.text_files import SUFFIXES, Column, check_table, read_chunks, read_file, suffix_of
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ def _from_directory(path: Path, split: str | None, name: str | None) -> Dataset:
         # `save_to_disk` writes no shard for an empty dataset, and `load_from_disk` wants a first one.
         raise InputError(f"{path}: holds no rows; at least one is needed.") from error
     except Exception as error:
-        raise InputError(f"{path}: not a readable saved dataset ({_first_line(error)}).") from error
+        raise InputError(f"{path}: not a readable saved dataset ({first_line(error)}).") from error
     return _one_split(loaded, split, str(path))
 
 
@@ -332,7 +332,7 @@ def _from_hub(source: str, split: str | None, name: str | None, streaming: bool 
         # Whatever the hub's client raises (absent, private, offline, unknown split), the user's next step is the same.
         raise InputError(
             f"{source}: no such file or folder here{_like(Path(source))}, and as a dataset of the hub it cannot be "
-            f"loaded ({_first_line(error)})."
+            f"loaded ({first_line(error)})."
         ) from error
     return _one_split(loaded, None if split else split, source)
 
@@ -382,7 +382,3 @@ def _could_be_hub_name(source: str) -> bool:
 
 def _like(path: Path) -> str:
     return nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

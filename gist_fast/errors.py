@@ -26,3 +26,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the known word most like `word`, or an empty string where none is."""
     matches = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def shown(value: object, most: int = 60) -> str:
+    """A value as an error quotes it: at most `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else text[:most] + "..."
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

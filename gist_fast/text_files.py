@@ -23,13 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gist_fast.errors import InputError, nearest
+from gist_fast.errors import InputError, first_line, nearest, shown
 
 CHUNK_ROWS = 8192
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 MAX_CELL = 2**31 - 1
-SHOWN = 60
-"""How many characters of a wrong value an error quotes."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,9 @@ def read_chunks(path: Path, choose: Choose) -> Iterator[pa.Table]:
             else:
                 yield from _read_delimited(path, stream, choose, "\t" if suffix.startswith(".tsv") else ",")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: not a whole gzip file ({_first_line(error)}); write it again.") from error
+        raise InputError(f"{path}: not a whole gzip file ({first_line(error)}); write it again.") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or _first_line(error)}).") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror or first_line(error)}).") from error
 
 
 def check_table(
@@ -119,7 +117,7 @@ def check_table(
         if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
             value = array[0].as_py() if len(array) else None
             raise InputError(
-                f"{where}: column {column.source!r} holds {array.type}, not text (the first value is {_shown(value)}); "
+                f"{where}: column {column.source!r} holds {array.type}, not text (the first value is {shown(value)}); "
                 "name a column of texts."
             )
         row = _first_empty(array)
@@ -153,7 +151,7 @@ def _read_parquet(path: Path, choose: Choose) -> Iterator[pa.Table]:
                 first_row += table.num_rows
                 yield table
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({_first_line(error)}).") from error
+        raise InputError(f"{path}: not a readable Parquet file ({first_line(error)}).") from error
     if first_row == 1:
         raise _empty(path)
 
@@ -216,7 +214,7 @@ class _Chunks:
     def _checked_vector(self, column: Column, value: Any, line: int) -> Any:
         at = f"{self._at(line)}, column {column.source!r}"
         if not isinstance(value, list) or not value or not all(type(x) in (int, float) for x in value):
-            raise InputError(f"{at}: {_shown(value)} is no embedding; a list of numbers would do.")
+            raise InputError(f"{at}: {shown(value)} is no embedding; a list of numbers would do.")
         if not all(map(math.isfinite, value)):
             raise InputError(f"{at}: an embedding with {next(x for x in value if not math.isfinite(x))} in it.")
         width = self.widths.setdefault(column.target, len(value))
@@ -238,9 +236,9 @@ def _read_jsonl(path: Path, stream: Iterable[bytes], choose: Choose) -> Iterator
         except (json.JSONDecodeError, RecursionError) as error:
             if text.lstrip().startswith("["):
                 raise InputError(f"{path}: line {number}: {_ONE_OBJECT}") from error
-            problem = getattr(error, "msg", _first_line(error))
+            problem = getattr(error, "msg", first_line(error))
             raise InputError(
-                f"{path}: line {number} is not a whole JSON object ({problem}): {_shown(text.strip())}; "
+                f"{path}: line {number} is not a whole JSON object ({problem}): {shown(text.strip())}; "
                 "mend or remove that line."
             ) from error
         if not isinstance(record, dict):
@@ -369,7 +367,7 @@ def _checked_vectors(
 
 
 def _not_text(at: str, column: Column, value: Any) -> str:
-    what = "empty" if isinstance(value, str) else _shown(value)
+    what = "empty" if isinstance(value, str) else shown(value)
     wanted = "a text or a whole number" if column.kind == "id" else "a text"
     return f"{at}, column {column.source!r}: is {what}; {wanted} is needed there, so mend or remove that row."
 
@@ -389,12 +387,3 @@ def _like_it(path: Path) -> str:
     if not path.parent.is_dir():
         return f" (nor is there a folder {str(path.parent)!r})"
     return nearest(path.name, (p.name for p in path.parent.iterdir()))
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= SHOWN else shown[:SHOWN] + "..."
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

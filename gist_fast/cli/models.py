@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.cli.output import note
-from gist_fast.errors import InputError, nearest
+from gist_fast.errors import InputError, first_line, nearest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -75,6 +75,6 @@ def load_model(path: str, role: str, **options: Any) -> SentenceTransformer:
         raise
     except Exception as error:
         # Each part of a model has its own loader with its own errors; the next step is the same for all.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         where = "the folder" if place == "folder" else "neither a folder here nor found as a model of the hub"
         raise InputError(f"{role}: {path} cannot be loaded as a model ({where}: {reason})") from error

@@ -14,11 +14,10 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from gist_fast.errors import InputError
+from gist_fast.errors import InputError, shown
 
 CHUNK_ROWS = 16384
 KEY_BYTES = 16
-_SHOWN = 60
 
 
 class TextColumn:
@@ -32,7 +31,7 @@ class TextColumn:
         self.name = name
         feature = dataset.features[name]
         if getattr(feature, "dtype", None) not in ("string", "large_string"):
-            raise InputError(f"dataset: row 0, column {name!r} is {_shown(dataset[0][name])}; a text would do.")
+            raise InputError(f"dataset: row 0, column {name!r} is {shown(dataset[0][name])}; a text would do.")
         self._rows = dataset.select_columns([name]).with_format("arrow")
 
     def __len__(self) -> int:
@@ -113,7 +112,7 @@ class DistinctTexts:
         place = int(self._first[number])
         k = int(np.searchsorted(self._starts, place, side="right")) - 1
         row, column = place - int(self._starts[k]), self.columns[k]
-        return f"dataset: row {row}, column {column.name!r} ({_shown(column.take([row])[0])})"
+        return f"dataset: row {row}, column {column.name!r} ({shown(column.take([row])[0])})"
 
 
 def _few_chunks(column: pa.ChunkedArray) -> list[pa.Array]:
@@ -129,8 +128,3 @@ def as_keys(joined: bytes | np.ndarray) -> pa.Array:
     """Keys from their bytes, one after the other."""
     buffer = pa.py_buffer(joined)
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(KEY_BYTES), buffer.size // KEY_BYTES, [None, buffer])
-
-
-def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
