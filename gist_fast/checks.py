@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gist_fast.errors import InputError, InputTypeError
+from gist_fast.rule import HARDNESS_MODES
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 STRATEGIES = ("absolute", "relative")
@@ -95,13 +96,136 @@ def check_temperature(temperature: float | Tensor) -> None:
         raise InputError(f"temperature: got {temperature}; {wanted}.")
 
 
-def check_margin(margin: float, margin_strategy: str) -> None:
-    """Raise unless `margin` is a finite number and the strategy is known."""
-    if not _is_number(margin):
+def check_margin(margin: float | Tensor, margin_strategy: str, rows: int | None = None) -> None:
+    """Raise unless `margin` is a finite number, or where `rows` are given a tensor with one for each, and the strategy
+    is known."""
+    if isinstance(margin, Tensor) and rows is not None:
+        if tuple(margin.shape) != (rows,) or not margin.is_floating_point():
+            raise InputError(
+                f"margin: got a tensor of shape {_shape(margin)} and type {margin.dtype}; a float, or a floating "
+                f"tensor [{rows}] with one for each anchor, would do."
+            )
+        look = margin.device.type == "cpu" and not torch.compiler.is_compiling()
+        if look and len(bad := torch.nonzero(~torch.isfinite(margin))):
+            raise InputError(f"margin: row {int(bad[0, 0])} is {margin[bad[0, 0]].item()}; finite numbers would do.")
+    elif not _is_number(margin):
         raise InputTypeError(f"margin: got {margin!r} of type {type(margin).__name__}; a float would do.")
-    if not math.isfinite(margin):
+    elif not math.isfinite(margin):
         raise InputError(f"margin: got {margin}; a finite float would do.")
     check_choice("margin_strategy", margin_strategy, STRATEGIES)
+
+
+def check_groups(groups: Tensor | None, anchors: Tensor, candidates: int) -> None:
+    """Raise unless `groups` is None or a whole number for each candidate."""
+    if groups is None:
+        return
+    wanted = f"a tensor [{candidates}] of whole numbers, the group of each row of positives, would do"
+    if not isinstance(groups, Tensor):
+        raise InputTypeError(f"groups: got {type(groups).__name__}; {wanted}.")
+    if groups.dtype not in (torch.int64, torch.int32):
+        raise InputTypeError(f"groups: got type {groups.dtype}; {wanted} (int64 or int32).")
+    if tuple(groups.shape) != (candidates,):
+        raise InputError(f"groups: got shape {_shape(groups)}; {wanted}.")
+    if groups.device != anchors.device:
+        raise InputError(f"groups: on {groups.device}, but anchors are on {anchors.device}; move all to one device.")
+
+
+def check_hardness(mode: str | None, strength: float) -> None:
+    """Raise unless the mode is known and has a strength."""
+    if not _is_number(strength):
+        raise InputTypeError(
+            f"hardness_strength: got {strength!r} of type {type(strength).__name__}; a float would do."
+        )
+    if not (math.isfinite(strength) and strength >= 0):
+        raise InputError(f"hardness_strength: got {strength}; a finite float of at least 0 would do.")
+    if mode is None:
+        if strength:
+            raise InputError(
+                f"hardness_strength: got {strength} without a hardness_mode; one of "
+                f"{', '.join(map(repr, HARDNESS_MODES))} would do."
+            )
+        return
+    check_choice("hardness_mode", mode, HARDNESS_MODES)
+    if not strength:
+        raise InputError(
+            f"hardness_strength: got {strength}, so that hardness_mode {mode!r} does nothing; above 0 would do."
+        )
+
+
+def check_widths(
+    dims: Sequence[int] | None, weights: Sequence[float] | None, width: int | None
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The widths of a ladder, the widest first, and their weights; both empty without one.
+
+    Args:
+        width: of the embeddings; None where it is not known yet.
+    """
+    if dims is None:
+        if weights is not None:
+            raise InputError("matryoshka_weights: given without matryoshka_dims; give both or neither.")
+        return (), ()
+    if isinstance(dims, str) or not isinstance(dims, Sequence) or not all(type(d) is int for d in dims):
+        raise InputTypeError(f"matryoshka_dims: got {dims!r}; a list of ints would do.")
+    if not dims:
+        raise InputError("matryoshka_dims: got an empty list; at least one width would do, or None.")
+    if min(dims) < 1 or len(set(dims)) < len(dims):
+        raise InputError(f"matryoshka_dims: got {list(dims)}; different widths of at least 1 would do.")
+    if width is not None and max(dims) > width:
+        raise InputError(f"matryoshka_dims: got {max(dims)}, but the embeddings are {width} wide; no more would do.")
+    if weights is None:
+        weights = [1.0] * len(dims)
+    if isinstance(weights, str) or not isinstance(weights, Sequence) or not all(_is_number(w) for w in weights):
+        raise InputTypeError(f"matryoshka_weights: got {weights!r}; a list of floats would do.")
+    if len(weights) != len(dims):
+        raise InputError(f"matryoshka_weights: got {len(weights)}, and {len(dims)} widths; one for each would do.")
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+        raise InputError(f"matryoshka_weights: got {list(weights)}; finite weights of at least 0, not all 0, would do.")
+    pairs = sorted(zip(dims, weights, strict=True), reverse=True)
+    return tuple(d for d, _ in pairs), tuple(float(w) for _, w in pairs)
+
+
+def check_combination(
+    *,
+    guided: bool,
+    self_guided: bool,
+    margin: float | Tensor,
+    mask_ties: bool,
+    hard: bool,
+    triplet_margin: float | None,
+    mask_bits: str,
+    grouped: bool = False,
+) -> None:
+    """Raise where settings, each right by itself, make no sense together.
+
+    Args:
+        guided: whether there is a guide, be it the student itself.
+        self_guided: whether it is the student itself.
+        grouped: whether rows have groups.
+    """
+    if triplet_margin is not None:
+        if not _is_number(triplet_margin):
+            raise InputTypeError(f"triplet_margin: got {triplet_margin!r}; a float above 0 would do, or None.")
+        if not (math.isfinite(triplet_margin) and triplet_margin > 0):
+            raise InputError(f"triplet_margin: got {triplet_margin}; a finite float above 0 would do, or None.")
+        if not (guided or grouped):
+            raise InputError("triplet_margin: nothing says what else is positive; give a guide or groups with it.")
+        if hard:
+            raise InputError(
+                "hard: with triplet_margin, whose means are over all that the guide leaves; one of the two would do."
+            )
+        if mask_bits == "recompute":
+            raise InputError("mask_bits: 'recompute' with triplet_margin, which reads the masks; 'keep' would do.")
+    if not guided:
+        if isinstance(margin, Tensor) or margin:
+            got = "a tensor" if isinstance(margin, Tensor) else margin
+            raise InputError(f"margin: got {got} without a guide, whose threshold it lowers; 0.0 would do, or a guide.")
+        if mask_ties:
+            raise InputError("mask_ties: there is no guide to tie with; False would do, or a guide.")
+    if hard and self_guided:
+        raise InputError(
+            "hard: the student guides itself by the same scores, so that hardly a negative is left; a guide of its own "
+            "would do, or hard=False."
+        )
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -12,18 +12,26 @@ from torch.autograd import forward_ad
 
 from gist_fast.backends import choose_backend, fall_back, reference, streaming_backend
 from gist_fast.backends.interface import GuidedRows
-from gist_fast.blocks import Block, make_blocks
+from gist_fast.blocks import ANCHORS, Block, make_blocks
 from gist_fast.checks import (
     MASK_BITS,
     REDUCTIONS,
     check_choice,
+    check_combination,
     check_embeddings,
+    check_flags,
+    check_groups,
+    check_hardness,
     check_margin,
     check_temperature,
+    check_widths,
 )
+from gist_fast.errors import InputError
 from gist_fast.operands import accumulation_dtype, prepare
 from gist_fast.operator import guided_forward
+from gist_fast.rule import Rule
 from gist_fast.stats import GuidedContrastiveStats, make_stats
+from gist_fast.triplet import DenseMasks, KeptMasks, Masks, triplet_rows
 
 BITS_SHARE = 8
 """``mask_bits="auto"`` keeps the bits while they fill at most a `BITS_SHARE`-th of the device's memory."""
@@ -45,7 +53,7 @@ def guided_contrastive_loss(  # type: ignore[misc]
     negatives: Sequence[Tensor] | None = None,  # K of [N_k, D]
     guide_negatives: Sequence[Tensor] | None = None,  # K of [N_k, G]
     temperature: float | Tensor = 0.01,
-    margin: float = 0.0,
+    margin: float | Tensor = 0.0,
     margin_strategy: Literal["absolute", "relative"] = "absolute",
     contrast_anchors: bool = True,
     contrast_positives: bool = True,
@@ -54,6 +62,15 @@ def guided_contrastive_loss(  # type: ignore[misc]
     backend: Literal["auto", "triton", "tiled", "reference"] = "auto",
     return_stats: bool = False,
     mask_bits: Literal["auto", "keep", "recompute"] = "auto",
+    *,
+    mask_ties: bool = False,
+    groups: Tensor | None = None,  # [M]
+    hard: bool = False,
+    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None = None,
+    hardness_strength: float = 0.0,
+    triplet_margin: float | None = None,
+    matryoshka_dims: Sequence[int] | None = None,
+    matryoshka_weights: Sequence[float] | None = None,
 ) -> Tensor | tuple[Tensor, GuidedContrastiveStats]:
     """In-batch contrastive loss whose false negatives a guide model removes (GISTEmbed, arXiv 2402.16829).
 
@@ -79,7 +96,8 @@ def guided_contrastive_loss(  # type: ignore[misc]
         guide_negatives: K tensors ``[N_k, G]``; needed where there are negatives and a guide.
         temperature: above 0; a 0-d tensor may require a gradient.
         margin: lowers the threshold, so that a positive one masks more, in units of cosine similarity
-            (``"absolute"``: ``t - margin``) or as a share (``"relative"``: ``t - |t| * margin``).
+            (``"absolute"``: ``t - margin``) or as a share (``"relative"``: ``t - |t| * margin``). One for all rows, or
+            ``[B]``.
         margin_strategy: ``"absolute"`` or ``"relative"``.
         contrast_anchors: whether the block aa counts.
         contrast_positives: whether the block pp counts.
@@ -94,6 +112,21 @@ def guided_contrastive_loss(  # type: ignore[misc]
             embeddings (``"recompute"``: no memory, one guide product more a block). Kept, they take one bit a pair;
             ``"tiled"`` keeps the masked scores of up to 2**26 pairs instead, at four bytes each, and saves their
             product. ``"auto"`` keeps up to an eighth of the device's memory.
+        mask_ties: whether what ties with the threshold is masked too, as another copy of the positive's text does.
+        groups: ``[M]``, int64 or int32: the group of each row of `positives`, and so of its anchor. Rows of one group
+            are no negatives of each other (in ap, aa and pp; a column of negatives stays one for all).
+        hard: whether negatives that the student already ranks below the positive are left out, too.
+        hardness_mode: makes negatives the heavier the more similar they are to the anchor, as in sentence-transformers'
+            ``MultipleNegativesRankingLoss``: ``hardness_strength * sim``, held constant, is added to their logits.
+            ``"in_batch_negatives"``: in ap, and in an_k but for the anchor's own row; ``"hard_negatives"``: for the
+            anchor's own rows (``offset + i``) of an_k; ``"all_negatives"``: both.
+        hardness_strength: 0 or more; published: 9 (arXiv 2503.04812, in-batch), 5 (arXiv 2509.20354, own).
+        triplet_margin: adds the soft triplet term of `gist_fast.triplet` with this margin, in units of cosine
+            similarity; above 0.
+        matryoshka_dims: widths, for nested embeddings (Matryoshka, arXiv 2205.13147): the loss is the weighted sum of
+            those of the first so many columns, normalised anew. Masks are decided once, by the guide or, where the
+            student's scores decide, by the widest.
+        matryoshka_weights: one for each of the widths; None for 1.
 
     Returns:
         The loss, 0-d or ``[B]``, float32 (float64 for float64 embeddings); with `return_stats`, a pair of it and the
@@ -108,69 +141,148 @@ def guided_contrastive_loss(  # type: ignore[misc]
         anchors, positives, negatives, guide_anchors, guide_positives, guide_negatives, offset
     )
     check_temperature(temperature)
-    check_margin(margin, margin_strategy)
+    rows = anchors.shape[0]
+    check_margin(margin, margin_strategy, rows)
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("mask_bits", mask_bits, MASK_BITS)
+    check_flags(
+        contrast_anchors=contrast_anchors, contrast_positives=contrast_positives, mask_ties=mask_ties, hard=hard
+    )
+    check_groups(groups, anchors, positives.shape[0])
+    check_hardness(hardness_mode, hardness_strength)
+    _check_own_negatives(hardness_mode, student, offset)
+    widths, width_weights = check_widths(matryoshka_dims, matryoshka_weights, anchors.shape[1])
+    self_guided = len(guide) > 0 and all(map(_same_tensor, student, guide))
+    check_combination(
+        guided=len(guide) > 0,
+        self_guided=self_guided,
+        margin=margin,
+        mask_ties=mask_ties,
+        hard=hard,
+        triplet_margin=triplet_margin,
+        mask_bits=mask_bits,
+        grouped=groups is not None,
+    )
     chosen = choose_backend(backend, anchors.device.type, anchors.dtype)
 
     if not isinstance(temperature, Tensor):
         dtype = accumulation_dtype(anchors.dtype)
         temperature = torch.full((), float(temperature), dtype=dtype, device=anchors.device)
-    blocks = make_blocks(
-        anchors.shape[0],
-        [x.shape[0] for x in student[1:]],
-        offset=offset,
+    rule = Rule(
+        margin=0.0 if isinstance(margin, Tensor) else float(margin),
+        relative=margin_strategy == "relative",
+        mask_ties=mask_ties,
+        self_guided=self_guided,
+        hard=hard,
         contrast_anchors=contrast_anchors,
         contrast_positives=contrast_positives,
+        offset=offset,
+        hardness_mode=hardness_mode or "",
+        hardness_strength=float(hardness_strength),
     )
-    self_guided = len(guide) > 0 and all(map(_same_tensor, student, guide))
+    sizes = [x.shape[0] for x in student]
+    blocks = make_blocks(rows, sizes[1:], rule)
     student, guide = tuple(map(_ordinary, student)), tuple(map(_ordinary, guide))
-    static: dict[str, Any] = {
-        "margin": float(margin),
-        "relative": margin_strategy == "relative",
-        "self_guided": self_guided,
-    }
     if self_guided:
         guide = ()
-    if chosen == "reference":
+    margins = _ordinary(margin.to(anchors.device)) if isinstance(margin, Tensor) else None
+    groups = None if groups is None else _ordinary(groups).to(torch.int64)
+    found, masks = _guided_rows(
+        chosen, backend == "auto", student, guide, temperature, margins, groups, widths, rule, blocks, mask_bits,
+        triplet_margin is not None,
+    )  # fmt: skip
+    loss = found.loss
+    if triplet_margin is not None:
+        assert masks is not None
         with torch.autocast(anchors.device.type, enabled=False):
-            operands = prepare(student, guide, temperature, offset=offset, differentiable=True, **static)
-            rows = reference.forward(operands, blocks, temperature)
-    else:
-        _refuse_transforms((*student, temperature))
-        sides = {"contrast_anchors": contrast_anchors, "contrast_positives": contrast_positives, "offset": offset}
-
-        # What a traced graph runs is decided while it is traced.
-        automatic = backend == "auto" and chosen == "triton" and not torch.compiler.is_compiling()
-
-        def stream(streaming: str) -> GuidedRows:
-            return GuidedRows(
-                *guided_forward(
-                    streaming,
-                    student,
-                    guide,
-                    temperature,
-                    keep_bits=_keep_bits(mask_bits, streaming, blocks, anchors.device),
-                    automatic=automatic,
-                    **sides,
-                    **static,
-                )
-            )
-
-        if automatic:
-            try:
-                rows = stream(chosen)
-            except Exception as error:
-                if not fall_back(backend, chosen, anchors.device.type, anchors.dtype, error):
-                    raise
-                rows = stream("tiled")
-        else:
-            rows = stream(chosen)
-    loss = rows.loss if reduction == "none" else getattr(rows.loss, reduction)()
+            terms = [
+                triplet_rows([x[:, :width] for x in student], rule, triplet_margin, masks)
+                for width in widths or (anchors.shape[1],)
+            ]
+        loss = loss + torch.stack(terms)
+    loss = (loss * loss.new_tensor(width_weights)[:, None]).sum(0) if widths else loss[0]
+    loss = loss if reduction == "none" else getattr(loss, reduction)()
     if not return_stats:
         return loss
     names, compared = zip(*((b.name, b.compared) for b in blocks), strict=True)
-    return loss, make_stats(names, compared, rows.masked, rows.positive, rows.hardest)
+    easy = found.easy if hard else None
+    return loss, make_stats(names, compared, found.masked, easy, found.positive, found.hardest)
+
+
+def _guided_rows(
+    chosen: str,
+    automatic: bool,
+    student: tuple[Tensor, ...],
+    guide: tuple[Tensor, ...],
+    temperature: Tensor,
+    margins: Tensor | None,
+    groups: Tensor | None,
+    widths: tuple[int, ...],
+    rule: Rule,
+    blocks: Sequence[Block],
+    mask_bits: str,
+    wants_masks: bool,
+) -> tuple[GuidedRows, Masks | None]:
+    """The loss of each row by a backend, and the masks it decided, where they are wanted."""
+    device, dtype = student[ANCHORS].device, student[ANCHORS].dtype
+    if chosen == "reference":
+        with torch.autocast(device.type, enabled=False):
+            operands = prepare(
+                student, guide, temperature, rule, margins=margins, groups=groups, widths=widths, differentiable=True
+            )
+            return reference.forward(operands, blocks, temperature), (
+                DenseMasks(operands, blocks) if wants_masks else None
+            )
+    _refuse_transforms((*student, temperature))
+    # What a traced graph runs is decided while it is traced.
+    automatic = automatic and chosen == "triton" and not torch.compiler.is_compiling()
+
+    def stream(streaming: str) -> tuple[GuidedRows, Masks | None]:
+        keep_bits = wants_masks or _keep_bits(mask_bits, streaming, blocks, max(1, len(widths)), device)
+        rows = GuidedRows(
+            *guided_forward(
+                streaming,
+                student,
+                guide,
+                temperature,
+                margins,
+                groups,
+                widths,
+                keep_bits,
+                automatic,
+                *rule.to_arguments(),
+            )
+        )
+        if not wants_masks:
+            return rows, None
+        sizes = [*(x.shape[0] for x in student), max(1, len(widths))]
+        return rows, KeptMasks(blocks, streaming, rows.bits, student[ANCHORS], sizes, rule)
+
+    if not automatic:
+        return stream(chosen)
+    try:
+        return stream(chosen)
+    except Exception as error:
+        if not fall_back("auto", chosen, device.type, dtype, error):
+            raise
+        return stream("tiled")
+
+
+def _check_own_negatives(hardness_mode: str | None, student: Sequence[Tensor], offset: int) -> None:
+    """Raise unless the modes that look for an anchor's own negatives can find them."""
+    needed = offset + student[ANCHORS].shape[0]
+    if hardness_mode == "hard_negatives" and len(student) == 2:
+        raise InputError(
+            "hardness_mode: 'hard_negatives' without a column of negatives; 'in_batch_negatives' would do."
+        )
+    if hardness_mode not in ("hard_negatives", "in_batch_negatives"):
+        return
+    for k, negatives in enumerate(student[2:]):
+        if negatives.shape[0] < needed:
+            raise InputError(
+                f"negatives[{k}]: got {negatives.shape[0]} rows; hardness_mode {hardness_mode!r} takes row offset + i "
+                f"for anchor i's own negative, so at least {needed} are needed ('all_negatives' needs none)."
+            )
 
 
 def _same_tensor(a: Tensor, b: Tensor) -> bool:
@@ -207,10 +319,10 @@ def _ordinary(x: Tensor) -> Tensor:
     return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
 
 
-def _keep_bits(mask_bits: str, backend: str, blocks: Sequence[Block], device: torch.device) -> bool:
+def _keep_bits(mask_bits: str, backend: str, blocks: Sequence[Block], widths: int, device: torch.device) -> bool:
     if mask_bits != "auto":
         return mask_bits == "keep"
-    return streaming_backend(backend).mask_bytes(blocks) * BITS_SHARE <= _device_memory(device)
+    return streaming_backend(backend).mask_bytes(blocks, widths) * BITS_SHARE <= _device_memory(device)
 
 
 @torch.compiler.assume_constant_result

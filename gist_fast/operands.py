@@ -6,7 +6,11 @@ one side would break), a backend never sees the temperature, and its softmax use
 own instruction on a GPU and over twice as fast as ``exp`` in torch's CPU vectorisation.
 
 Guide embeddings become plain unit vectors. Each row's threshold is turned into a *limit*, the guide score above which
-an entry is masked, with the margin already taken off.
+an entry is masked, with the margin already taken off. Where only hard negatives count, each row has a *floor* too, the
+logit below which an entry is masked.
+
+**Widths.** Nested embeddings (Matryoshka) are a ladder of operands: the first columns of each embedding, normalised
+anew. Limits and floors are those of the widest, so that one mask serves the whole ladder.
 
 **Memory.** No step here makes a float32 copy of all rows: they are taken in pieces (`PIECE`). The guide's unit vectors
 are no more than the promise of them (`UnitRows`), which a backend multiplies out where and when it needs them.
@@ -14,7 +18,8 @@ are no more than the promise of them (`UnitRows`), which a backend multiplies ou
 **Ties.** The rule is ``guide score > threshold``, strictly, so that another copy of the positive's text stays a
 negative. A dot product summed in another order differs in its last bits, and would decide such a tie at random: the
 limit therefore stands `TIE_ULPS` units of the last place of 1.0 (in the type the dot product is summed in) above the
-threshold. That is 1.9e-6 for everything summed in float32 and 3.6e-15 for float64.
+threshold, or as far below it where ties are to be masked. That is 1.9e-6 for everything summed in float32 and 3.6e-15
+for float64.
 """
 
 from __future__ import annotations
@@ -26,8 +31,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gist_fast.blocks import ANCHORS, POSITIVES
+from gist_fast.blocks import ANCHORS, POSITIVES, Block
 from gist_fast.errors import InputError
+from gist_fast.rule import Rule
 
 TIE_ULPS = 16
 ZERO_NORM = 1e-12
@@ -87,22 +93,44 @@ class UnitRows:
 
 
 @dataclass(frozen=True)
-class Operands:
-    """What a backend computes with. ``B`` anchors, ``D`` student width, ``G`` guide width."""
+class Student:
+    """The student's operands of one width ``D``."""
 
-    student: tuple[Tensor, ...]
+    operands: tuple[Tensor, ...]
     """Anchors ``[B, D]``, positives ``[M, D]``, negatives ``[N_k, D]``, in the type of the embeddings. A dot product
     of two rows is their logit in base 2."""
+    positives: Tensor
+    """``[B]``, accumulation type: the logit (base 2) of each anchor with its own positive."""
+    norms: tuple[Tensor, ...]
+    """Norms of the raw student rows, ``[.., 1]`` each, accumulation type."""
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What a backend computes with. ``B`` anchors, ``G`` guide width, ``L`` student widths."""
+
+    ladder: tuple[Student, ...]
+    """``[L]``, the widest first, which decides where the student's own scores decide."""
     guide_rows: tuple[UnitRows, ...] | None
     """The guide's unit vectors, same rows, ``[.., G]``; None without a guide that has embeddings of its own."""
     self_guided: bool
     """Whether the student guides itself."""
     limits: Tensor | None
     """``[B]``, accumulation type: entries of row i whose guide score exceeds ``limits[i]`` are masked."""
-    positives: Tensor
-    """``[B]``, accumulation type: the logit (base 2) of each anchor with its own positive."""
-    norms: tuple[Tensor, ...]
-    """Norms of the raw student rows, ``[.., 1]`` each, accumulation type."""
+    floors: Tensor | None = None
+    """``[B]``, accumulation type: entries of row i whose logit (of the widest) is below ``floors[i]`` are masked."""
+    groups: Tensor | None = None
+    """``[M]``, int64: of the candidates; entries of one group are masked."""
+    offset: int = 0
+    """Anchor i is in the group of candidate ``offset + i``."""
+    boost: Tensor | None = None
+    """0-d, accumulation type: what hardness weighting multiplies the logits of boosted entries by, without being
+    part of their derivative."""
+
+    @property
+    def student(self) -> tuple[Tensor, ...]:
+        """The widest operands."""
+        return self.ladder[0].operands
 
     @property
     def guide(self) -> tuple[Tensor, ...] | None:
@@ -115,6 +143,24 @@ class Operands:
     def guided(self) -> bool:
         """Whether a guide decides masks, be it the student."""
         return self.limits is not None
+
+    @property
+    def masks(self) -> bool:
+        """Whether there is anything to mask but what never counts."""
+        return self.guided or self.floors is not None or self.groups is not None
+
+    def groups_of(self, block: Block) -> tuple[Tensor, Tensor] | None:
+        """The groups of a block's rows ``[rows]`` and columns ``[columns]``; None where they do not matter."""
+        if self.groups is None or block.column_operand not in (ANCHORS, POSITIVES):
+            return None
+        rows = self.groups[self.offset : self.offset + block.rows]
+        return rows, rows if block.column_operand == ANCHORS else self.groups
+
+    def boosts_of(self, block: Block) -> tuple[Tensor | None, Tensor | None]:
+        """What multiplies the logits of a block's entries, 0-d: of an anchor's own negative, and of all others."""
+        own = self.boost if block.boosted in ("all", "own") else None
+        others = self.boost if block.boosted in ("all", "others") else None
+        return own, others
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -131,20 +177,23 @@ def prepare(
     student: Sequence[Tensor],
     guide: Sequence[Tensor],
     temperature: Tensor,
+    rule: Rule,
     *,
-    margin: float,
-    relative: bool,
-    self_guided: bool,
-    offset: int,
+    margins: Tensor | None = None,
+    groups: Tensor | None = None,
+    widths: Sequence[int] = (),
     differentiable: bool = False,
 ) -> Operands:
-    """Normalise, scale and round the embeddings, and work out each row's limit.
+    """Normalise, scale and round the embeddings, and work out each row's limit and floor.
 
     Args:
         student: anchors ``[B, D]``, positives ``[M, D]``, then any negatives ``[N_k, D]``, as the user gave them.
         guide: the guide's embeddings of the same texts, or an empty sequence.
         temperature: 0-d.
-        self_guided: the student's own scores decide the mask; `guide` is empty then.
+        rule: where it is self-guided, the student's own scores decide the mask, and `guide` is empty.
+        margins: ``[B]``, in the place of the rule's one margin.
+        groups: ``[M]``, int64.
+        widths: of the ladder, the widest first; empty for the embeddings' whole width.
         differentiable: keep to operations that autograd knows, by student and temperature, at the price of copies in
             the accumulation type.
 
@@ -152,40 +201,51 @@ def prepare(
         ValueError: on the CPU, when a row is not finite; it is named. On an accelerator looking would make the host
             wait, so the loss comes out as NaN instead.
     """
-    scale = logit_scale(temperature.to(accumulation_dtype(student[0].dtype)))
-    norms = tuple(_norms(x, _student_name(k)) for k, x in enumerate(student))
-    if differentiable:
-        operands = tuple(
-            (x.to(norm.dtype) * (scale * _inverse(norm))).to(x.dtype) for x, norm in zip(student, norms, strict=True)
-        )
-    else:
-        operands = tuple(UnitRows(x, scale * _inverse(norm)).whole for x, norm in zip(student, norms, strict=True))
-    batch = student[ANCHORS].shape[0]
-    own = slice(offset, offset + batch)
-    positives = _row_dots(operands[ANCHORS], operands[POSITIVES][own])
-
-    guides, limits = None, None
-    if self_guided:
-        with torch.no_grad():
+    dtype = accumulation_dtype(student[ANCHORS].dtype)
+    scale = logit_scale(temperature.to(dtype))
+    ladder = tuple(
+        _student([x[:, :width] for x in student], scale, rule.offset, differentiable)
+        for width in widths or (student[ANCHORS].shape[1],)
+    )
+    guides, limits, floors, boost = None, None, None, None
+    with torch.no_grad():
+        margin = rule.margin if margins is None else margins.to(dtype)
+        widest, squared = ladder[0].positives.detach(), scale.square()
+        if rule.self_guided:
             # The student's scores carry the factor scale**2, so the limits must carry it too.
-            unit = positives / scale.square()
-            limits = _limits(unit, margin, relative) * scale.square()
-    elif guide:
-        with torch.no_grad():
+            limits = _limits(widest / squared, margin, rule) * squared
+        elif guide:
             guides = tuple(UnitRows(x, _inverse(_norms(x, "guide_" + _student_name(k)))) for k, x in enumerate(guide))
             own_scores = [
-                _row_dots(guides[ANCHORS].rows(piece), guides[POSITIVES].rows(_moved(piece, offset)))
+                _row_dots(guides[ANCHORS].rows(piece), guides[POSITIVES].rows(_moved(piece, rule.offset)))
                 for piece in pieces(guide[ANCHORS])
             ]
-            limits = _limits(torch.cat(own_scores), margin, relative)
+            limits = _limits(torch.cat(own_scores), margin, rule)
             # A guide row that is not finite would compare as false and mask nothing, unseen: make every limit NaN.
             limits = limits + torch.stack([(g.factors - g.factors).sum() for g in guides]).sum()
-    return Operands(operands, guides, self_guided, limits, positives, norms)
+        if rule.hard:
+            floors = widest - TIE_ULPS * torch.finfo(dtype).eps * squared
+        if rule.hardness_mode:
+            boost = 1 + rule.hardness_strength * temperature.to(dtype)
+    return Operands(ladder, guides, rule.self_guided, limits, floors, groups, rule.offset, boost)
 
 
-def add_positives(gradients: Sequence[Tensor], operands: Operands, coefficients: Tensor, offset: int) -> None:
+def _student(embeddings: Sequence[Tensor], scale: Tensor, offset: int, differentiable: bool) -> Student:
+    norms = tuple(_norms(x, _student_name(k)) for k, x in enumerate(embeddings))
+    if differentiable:
+        operands = tuple(
+            (x.to(norm.dtype) * (scale * _inverse(norm))).to(x.dtype) for x, norm in zip(embeddings, norms, strict=True)
+        )
+    else:
+        operands = tuple(UnitRows(x, scale * _inverse(norm)).whole for x, norm in zip(embeddings, norms, strict=True))
+    batch = embeddings[ANCHORS].shape[0]
+    positives = _row_dots(operands[ANCHORS], operands[POSITIVES][offset : offset + batch])
+    return Student(operands, positives, norms)
+
+
+def add_positives(gradients: Sequence[Tensor], operands: Sequence[Tensor], coefficients: Tensor, offset: int) -> None:
     """Add ``coefficients_i * d (anchor_i . positive_{offset + i})`` to the gradients by anchors and positives."""
-    anchors, positives = operands.student[ANCHORS], operands.student[POSITIVES]
+    anchors, positives = operands[ANCHORS], operands[POSITIVES]
     column = coefficients[:, None]
     for piece in pieces(anchors):
         own = _moved(piece, offset)
@@ -194,7 +254,13 @@ def add_positives(gradients: Sequence[Tensor], operands: Operands, coefficients:
 
 
 def embedding_gradients(
-    gradients: list[Tensor], student: Sequence[Tensor], norms: Sequence[Tensor], temperature: Tensor, factor: Tensor
+    gradients: list[Tensor],
+    student: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    temperature: Tensor,
+    factor: Tensor,
+    *,
+    keep_wide: bool = False,
 ) -> tuple[list[Tensor], Tensor]:
     """Carry gradients by the operands back to the embeddings and the temperature.
 
@@ -204,9 +270,10 @@ def embedding_gradients(
 
     Args:
         gradients: by each operand, accumulation type. Emptied, so that each one's memory goes as soon as it can.
-        student: the raw embeddings, as given to `prepare`.
+        student: the raw embeddings of that width, as given to `prepare`.
         norms: ``Operands.norms``.
         factor: 0-d; all gradients are multiplied by it.
+        keep_wide: leave them in the accumulation type, for a sum that is yet to be made.
 
     Returns:
         The gradients by the embeddings, in their types, and the gradient by the temperature, 0-d.
@@ -218,7 +285,8 @@ def embedding_gradients(
         gradient = gradients.pop(0)
         inverse = _inverse(norm)
         # Where the types are one, the gradient by the embedding takes the place of that by the operand.
-        out = gradient if x.dtype == gradient.dtype else torch.empty_like(gradient, dtype=x.dtype)
+        in_place = keep_wide or x.dtype == gradient.dtype
+        out = gradient if in_place else torch.empty_like(gradient, dtype=x.dtype)
         for piece in pieces(x):
             du = gradient[piece]
             direction = x[piece] * inverse[piece]
@@ -282,9 +350,10 @@ def _moved(rows: slice, by: int) -> slice:
     return slice(rows.start + by, rows.stop + by)
 
 
-def _limits(thresholds: Tensor, margin: float, relative: bool) -> Tensor:
-    lowered = thresholds - (thresholds.abs() * margin if relative else margin)
-    return lowered + TIE_ULPS * torch.finfo(thresholds.dtype).eps
+def _limits(thresholds: Tensor, margin: float | Tensor, rule: Rule) -> Tensor:
+    lowered = thresholds - (thresholds.abs() * margin if rule.relative else margin)
+    band = TIE_ULPS * torch.finfo(thresholds.dtype).eps
+    return lowered - band if rule.mask_ties else lowered + band
 
 
 def _as_multiplied(unit: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ Masks are decided once, in the forward pass, and have no derivative.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,12 @@ from gist_fast.backends import fall_back, streaming_backend
 from gist_fast.backends.interface import LN2
 from gist_fast.blocks import ANCHORS, Block, make_blocks
 from gist_fast.operands import accumulation_dtype, add_positives, embedding_gradients, prepare
+from gist_fast.rule import Rule
+
+_ARGUMENTS = (
+    "str backend, Tensor[] student, Tensor[] guide, Tensor temperature, Tensor? margins, Tensor? groups, "
+    f"SymInt[] widths, bool keep_bits, bool automatic, {Rule.schema()}"
+)
 
 
 def forward_rows(
@@ -31,32 +38,33 @@ def forward_rows(
     student: Sequence[Tensor],
     guide: Sequence[Tensor],
     temperature: Tensor,
-    margin: float,
-    relative: bool,
-    self_guided: bool,
-    contrast_anchors: bool,
-    contrast_positives: bool,
-    offset: int,
+    margins: Tensor | None,
+    groups: Tensor | None,
+    widths: Sequence[int],
     keep_bits: bool,
     automatic: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The fields of `GuidedRows`; the arguments are those of `gist_fast.guided_contrastive_loss`, checked.
+    *rule_arguments: Any,
+) -> tuple[Tensor, ...]:
+    """The fields of `GuidedRows`.
 
-    `automatic` says that the backend was nobody's choice by name, so that a backward pass that fails may take another.
+    Args:
+        backend: the streaming backend.
+        student: anchors, positives and columns of negatives.
+        guide: the same of the guide, or empty.
+        margins: ``[B]`` or None.
+        groups: ``[M]``, int64, or None.
+        widths: of the ladder, the widest first; empty for the whole width alone.
+        keep_bits: whether what was masked is kept for the backward pass.
+        automatic: the backend was nobody's choice by name, so that a backward pass that fails may take another.
+        rule_arguments: see `gist_fast.rule.Rule`.
     """
-    blocks = _blocks(student, contrast_anchors, contrast_positives, offset)
+    rule = Rule.from_arguments(rule_arguments)
+    blocks = _blocks(student, rule)
     with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):
-        operands = prepare(
-            student,
-            guide,
-            temperature,
-            margin=margin,
-            relative=relative,
-            self_guided=self_guided,
-            offset=offset,
-        )
+        operands = prepare(student, guide, temperature, rule, margins=margins, groups=groups, widths=widths)
         negatives = streaming_backend(backend).forward(operands, blocks, keep_bits)
-        loss = torch.logaddexp(LN2 * (negatives.lse2 - operands.positives), torch.zeros_like(negatives.lse2))
+        positives = torch.stack([width.positives for width in operands.ladder])
+        loss = torch.logaddexp(LN2 * (negatives.lse2 - positives), torch.zeros_like(negatives.lse2))
         if operands.limits is not None:
             # NaN limits mask nothing; carry them into the loss, where they are seen.
             loss = loss + (operands.limits - operands.limits).to(loss.dtype)
@@ -64,42 +72,39 @@ def forward_rows(
         return (
             loss,
             negatives.lse2,
-            operands.positives * to_cosine,
+            positives[0] * to_cosine,
             negatives.hardest * to_cosine,
             negatives.masked,
+            negatives.easy,
             negatives.bits,
         )
 
 
-guided_forward = torch.library.custom_op("gist_fast::guided_forward", mutates_args=())(forward_rows)
+guided_forward = torch.library.custom_op(
+    "gist_fast::guided_forward",
+    forward_rows,
+    mutates_args=(),
+    schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 
 
 @guided_forward.register_fake
-def _(
-    backend,
-    student,
-    guide,
-    temperature,
-    margin,
-    relative,
-    self_guided,
-    contrast_anchors,
-    contrast_positives,
-    offset,
-    keep_bits,
-    automatic,
-):
-    blocks = _blocks(student, contrast_anchors, contrast_positives, offset)
-    guided = self_guided or len(guide) > 0
-    n_bytes = streaming_backend(backend).mask_bytes(blocks) if keep_bits and guided else 0
+def _(backend, student, guide, temperature, margins, groups, widths, keep_bits, automatic, *rule_arguments):
+    rule = Rule.from_arguments(rule_arguments)
+    blocks = _blocks(student, rule)
+    count = max(1, len(widths))
+    masks = rule.self_guided or len(guide) > 0 or groups is not None or rule.hard
+    n_bytes = streaming_backend(backend).mask_bytes(blocks, count) if keep_bits and masks else 0
     a = student[ANCHORS]
-    rows = a.new_empty(a.shape[0], dtype=accumulation_dtype(a.dtype))
+    rows = a.new_empty((count, a.shape[0]), dtype=accumulation_dtype(a.dtype))
+    counts = a.new_empty(len(blocks), dtype=torch.int64)
     return (
         rows,
         torch.empty_like(rows),
-        torch.empty_like(rows),
-        torch.empty_like(rows),
-        a.new_empty(len(blocks), dtype=torch.int64),
+        rows.new_empty(a.shape[0]),
+        rows.new_empty(a.shape[0]),
+        counts,
+        torch.empty_like(counts),
         a.new_empty(n_bytes, dtype=torch.uint8),
     )
 
@@ -112,28 +117,28 @@ def backward_rows(
     student: Sequence[Tensor],
     guide: Sequence[Tensor],
     temperature: Tensor,
-    margin: float,
-    relative: bool,
-    self_guided: bool,
-    contrast_anchors: bool,
-    contrast_positives: bool,
-    offset: int,
+    margins: Tensor | None,
+    groups: Tensor | None,
+    widths: Sequence[int],
     keep_bits: bool,
     automatic: bool,
+    *rule_arguments: Any,
 ) -> list[Tensor]:
-    """Gradients by each of `student` and, last, by `temperature`, given ``grad_loss [B]``."""
-    blocks = _blocks(student, contrast_anchors, contrast_positives, offset)
+    """Gradients by each of `student` and, last, by `temperature`, given ``grad_loss [L, B]``."""
+    rule = Rule.from_arguments(rule_arguments)
+    blocks = _blocks(student, rule)
 
     def run(backend: str, lse2: Tensor | None, bits: Tensor | None) -> list[Tensor]:
-        decide = bits is None  # With the bits at hand the guide is not needed again.
+        # With the bits at hand nothing needs to be decided again.
+        decided = bits is not None
         operands = prepare(
             student,
-            guide if decide else (),
+            () if decided else guide,
             temperature,
-            margin=margin,
-            relative=relative,
-            self_guided=self_guided and decide,
-            offset=offset,
+            rule.decided() if decided else rule,
+            margins=None if decided else margins,
+            groups=None if decided else groups,
+            widths=widths,
         )
         if lse2 is None:
             lse2 = streaming_backend(backend).forward(operands, blocks, False).lse2
@@ -141,31 +146,77 @@ def backward_rows(
         weights = LN2 * grad_loss.to(lse2.dtype)
         largest = weights.abs().amax().clamp_min(torch.finfo(weights.dtype).tiny)
         weights = weights / largest
-        total = torch.logaddexp2(lse2, operands.positives)
+        positives = torch.stack([width.positives for width in operands.ladder])
+        total = torch.logaddexp2(lse2, positives)
         found = streaming_backend(backend).backward(operands, blocks, total, weights, bits)
-        add_positives(found, operands, weights * -torch.sigmoid(LN2 * (lse2 - operands.positives)), offset)
-        norms = operands.norms
+        coefficients = weights * -torch.sigmoid(LN2 * (lse2 - positives))
+        ladder = [(width.operands, width.norms) for width in operands.ladder]
         del operands
-        by_embedding, by_temperature = embedding_gradients(found, student, norms, temperature, largest)
-        return [*by_embedding, by_temperature.to(temperature.dtype)]
+        return _by_embedding(found, ladder, coefficients, student, temperature, rule.offset, largest)
 
     with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):
         try:
             found = run(backend, lse2, bits if len(bits) > 0 else None)
         except Exception as error:
             x = student[ANCHORS]
-            spared = len(bits) > 0 and not (guide or self_guided)
+            spared = len(bits) > 0 and not guide and _kernels(backend, student, rule) in _proven
             if spared or not automatic or not fall_back("auto", backend, x.device.type, x.dtype, error):
                 raise
         else:
-            _proven.add(_kernels(backend, student))
+            _proven.add(_kernels(backend, student, rule))
             return found
         # Decides the masks again, so its own logsumexp goes with them: a pair on the threshold that is in one and not
         # in the other could have any weight.
         return run("tiled", None, None)
 
 
-guided_backward = torch.library.custom_op("gist_fast::guided_backward", mutates_args=())(backward_rows)
+def _by_embedding(
+    found: list[list[Tensor]],
+    ladder: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]],
+    coefficients: Tensor,
+    student: Sequence[Tensor],
+    temperature: Tensor,
+    offset: int,
+    factor: Tensor,
+) -> list[Tensor]:
+    """The gradients by the embeddings, summed over the ladder, and by the temperature.
+
+    Args:
+        found: by each width's operands, those of the positives left out; emptied.
+        ladder: each width's operands and norms, the widest first; emptied.
+        coefficients: ``[L, B]``, the derivative by each positive's logit.
+        factor: 0-d; all gradients are multiplied by it.
+    """
+    sums: list[Tensor] = []
+    by_temperature = torch.zeros_like(temperature)
+    one = len(found) == 1
+    for coefficient in coefficients:
+        gradients, (operands, norms) = found.pop(0), ladder.pop(0)
+        add_positives(gradients, operands, coefficient, offset)
+        width = operands[ANCHORS].shape[1]
+        del operands
+        by_width, along = embedding_gradients(
+            gradients, [x[:, :width] for x in student], norms, temperature, factor, keep_wide=not one
+        )
+        by_temperature = by_temperature + along
+        if not sums:
+            # Sums of several widths are rounded once, at the end.
+            sums = by_width
+            whole = [x.shape[1] - width for x in student]
+            sums = [torch.nn.functional.pad(g, (0, more)) if more else g for g, more in zip(sums, whole, strict=True)]
+        else:
+            for total, narrow in zip(sums, by_width, strict=True):
+                total[:, :width] += narrow
+    by_embedding = [total.to(x.dtype) for total, x in zip(sums, student, strict=True)]
+    return [*by_embedding, by_temperature.to(temperature.dtype)]
+
+
+guided_backward = torch.library.custom_op(
+    "gist_fast::guided_backward",
+    backward_rows,
+    mutates_args=(),
+    schema=f"(Tensor grad_loss, Tensor lse2, Tensor bits, {_ARGUMENTS}) -> Tensor[]",
+)
 
 
 @guided_backward.register_fake
@@ -173,42 +224,47 @@ def _(grad_loss, lse2, bits, backend, student, guide, temperature, *static):
     return [*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in student), temperature.new_empty(())]
 
 
-def _blocks(student: Sequence[Tensor], contrast_anchors: bool, contrast_positives: bool, offset: int) -> list[Block]:
+def _blocks(student: Sequence[Tensor], rule: Rule) -> list[Block]:
     rows, *columns = (x.shape[0] for x in student)
-    return make_blocks(
-        rows, columns, offset=offset, contrast_anchors=contrast_anchors, contrast_positives=contrast_positives
-    )
+    return make_blocks(rows, columns, rule)
 
 
 _proven: set[tuple] = set()
 """The `_kernels` whose backward pass has run: they are known to compile and start here."""
 
 
-def _kernels(backend: str, student: Sequence[Tensor]) -> tuple:
+def _kernels(backend: str, student: Sequence[Tensor], rule: Rule) -> tuple:
     """What decides which kernels a backward pass from bits compiles."""
     x = student[ANCHORS]
-    return backend, x.device.type, x.dtype, x.shape[1]
+    return backend, x.device.type, x.dtype, x.shape[1], rule.hardness_mode
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    backend, student, guide, temperature, *static = inputs
+    backend, student, guide, temperature, margins, groups, *static = inputs
     _, lse2, *_, bits = output
     # Where the bits are kept the guide is done with, and its memory can go; but for the first backward pass of its
     # kind, which may have to fall back on a backend that does not know these bits.
-    automatic = static[-1]
-    spared = len(bits) > 0 and (not automatic or _kernels(backend, student) in _proven)
+    _, _, automatic, *rule_arguments = static
+    proven = _kernels(backend, student, Rule.from_arguments(rule_arguments)) in _proven
+    spared = len(bits) > 0 and (not automatic or proven)
     needed = () if spared else guide
     ctx.backend, ctx.static, ctx.students, ctx.guides = backend, static, len(student), len(guide)
-    ctx.save_for_backward(lse2, bits, temperature, *student, *needed)
+    ctx.save_for_backward(lse2, bits, temperature, margins, groups, *student, *needed)
 
 
 def _backward(ctx, grad_loss, *_):
-    lse2, bits, temperature, *embeddings = ctx.saved_tensors
+    lse2, bits, temperature, margins, groups, *embeddings = ctx.saved_tensors
     student, guide = embeddings[: ctx.students], embeddings[ctx.students :]
     *by_student, by_temperature = torch.ops.gist_fast.guided_backward(
-        grad_loss, lse2, bits, ctx.backend, student, guide, temperature, *ctx.static
+        grad_loss, lse2, bits, ctx.backend, student, guide, temperature, margins, groups, *ctx.static
     )
-    return (None, by_student, [None] * ctx.guides, by_temperature, *(None for _ in ctx.static))
+    return (None, by_student, [None] * ctx.guides, by_temperature, None, None, *no_gradients(ctx.static))
+
+
+def no_gradients(arguments: Sequence[Any]) -> list[Any]:
+    """What an operator's autograd formula returns for arguments that are no tensors: None, and for an empty list, which
+    torch takes for one of tensors, an empty list."""
+    return [[] if isinstance(x, list | tuple) and not x else None for x in arguments]
 
 
 def _refuse_double_backward(ctx, *_):

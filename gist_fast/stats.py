@@ -24,23 +24,36 @@ class GuidedContrastiveStats:
     compared: tuple[int, ...]
     """``[K]``: pairs compared in each block; a row's positive, and its pair with itself, are none of them."""
     masked: Tensor
-    """``[K]``, int64: pairs that the guide dropped in each block."""
+    """``[K]``, int64: pairs that the guide dropped in each block, or that are of one group."""
+    easy: Tensor | None
+    """``[K]``, int64: pairs of each block that were dropped because the student ranks them below the positive already;
+    None where all count."""
     positive_similarity: Tensor
     """0-d: mean cosine similarity of the anchors with their positives, by the student."""
     hardest_negative_similarity: Tensor
     """0-d: mean cosine similarity with each row's most similar unmasked negative, over the rows that have one; NaN
-    where no row has one."""
+    where no row has one. What hardness weighting adds to it is included."""
 
     @property
     def masked_share(self) -> dict[str, float]:
         """Share of the compared pairs that were masked, by block; 0.0 for a block that compares none. Waits."""
-        shares = zip(self.blocks, self.masked.tolist(), self.compared, strict=True)
-        return {name: masked / compared if compared else 0.0 for name, masked, compared in shares}
+        return self._shares(self.masked)
+
+    @property
+    def easy_share(self) -> dict[str, float]:
+        """Share of the compared pairs that were dropped as easy, by block; empty where all count. Waits."""
+        return {} if self.easy is None else self._shares(self.easy)
+
+    def _shares(self, counts: Tensor) -> dict[str, float]:
+        shares = zip(self.blocks, counts.tolist(), self.compared, strict=True)
+        return {name: count / compared if compared else 0.0 for name, count, compared in shares}
 
     def as_dict(self) -> dict[str, float]:
-        """``masked_{block}`` for every block, ``positive_similarity`` and ``hardest_negative_similarity``. Waits."""
+        """``masked_{block}`` (and ``easy_{block}``) for every block, ``positive_similarity`` and
+        ``hardest_negative_similarity``. Waits."""
         return {
             **{f"masked_{name}": share for name, share in self.masked_share.items()},
+            **{f"easy_{name}": share for name, share in self.easy_share.items()},
             "positive_similarity": self.positive_similarity.item(),
             "hardest_negative_similarity": self.hardest_negative_similarity.item(),
         }
@@ -53,11 +66,20 @@ def row_means(positive: Tensor, hardest: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def make_stats(
-    names: Sequence[str], compared: Sequence[int], masked: Tensor, positive: Tensor, hardest: Tensor
+    names: Sequence[str],
+    compared: Sequence[int],
+    masked: Tensor,
+    easy: Tensor | None,
+    positive: Tensor,
+    hardest: Tensor,
 ) -> GuidedContrastiveStats:
     """Statistics out of what a backend returned for each row and block."""
     return GuidedContrastiveStats(
-        tuple(names), tuple(compared), masked.detach(), *row_means(positive.detach(), hardest.detach())
+        tuple(names),
+        tuple(compared),
+        masked.detach(),
+        None if easy is None else easy.detach(),
+        *row_means(positive.detach(), hardest.detach()),
     )
 
 
@@ -72,11 +94,15 @@ class StatsAverage:
     def add(self, stats: GuidedContrastiveStats) -> None:
         """Add a batch. Nothing waits."""
         compared = torch.tensor(stats.compared, dtype=torch.float32).clamp_min(1).to(stats.masked.device)
-        shares = stats.masked / compared
+        counts = {"masked": stats.masked} if stats.easy is None else {"masked": stats.masked, "easy": stats.easy}
         # A batch without any negative left has no hardest one; count it as -1, the least similarity there is.
         hardest = torch.nan_to_num(stats.hardest_negative_similarity.float(), nan=-1.0)
         values = {
-            **{f"masked_{name}": share for name, share in zip(stats.blocks, shares.unbind(), strict=True)},
+            **{
+                f"{kind}_{name}": share
+                for kind, count in counts.items()
+                for name, share in zip(stats.blocks, (count / compared).unbind(), strict=True)
+            },
             "positive_similarity": stats.positive_similarity.float(),
             "hardest_negative_similarity": hardest,
         }

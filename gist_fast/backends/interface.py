@@ -18,11 +18,13 @@ class Negatives(NamedTuple):
     """What a backend's forward pass returns: the softmax over each row's unmasked negatives, positive left out."""
 
     lse2: Tensor
-    """``[B]``, accumulation type: ``log2(sum(exp2(logit)))``; -inf for a row that has none."""
+    """``[L, B]``, accumulation type: ``log2(sum(exp2(logit)))`` at each width; -inf for a row that has none."""
     hardest: Tensor
-    """``[B]``, accumulation type: the largest logit (base 2); -inf for a row that has none."""
+    """``[B]``, accumulation type: the largest logit (base 2) at the widest; -inf for a row that has none."""
     masked: Tensor
-    """``[blocks]``, int64: how many entries each block masked, excluded ones not counted."""
+    """``[blocks]``, int64: how many entries of each block a guide or their group masked, excluded ones not counted."""
+    easy: Tensor
+    """``[blocks]``, int64: how many of the others were below their floor."""
     bits: Tensor
     """uint8, flat: what the backend keeps for its backward pass, in its own order (a bit a pair, or as it
     documents); empty where not kept."""
@@ -31,25 +33,40 @@ class Negatives(NamedTuple):
 class StreamingBackend(Protocol):
     """A module that computes negatives and their gradients tile by tile."""
 
-    def mask_bytes(self, blocks: Sequence[Block]) -> int:
-        """How many bytes `forward` fills with mask bits."""
+    def mask_bytes(self, blocks: Sequence[Block], widths: int) -> int:
+        """How many bytes `forward` fills with mask bits, for a ladder of so many widths."""
 
     def forward(self, operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
         """The softmax over the negatives of each row."""
 
     def backward(
         self, operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, bits: Tensor | None
-    ) -> list[Tensor]:
+    ) -> list[list[Tensor]]:
         """``sum_ij weights_i * exp2(logit_ij - lse2_i) * d logit_ij`` over unmasked entries, by each student operand.
 
         Args:
-            lse2: ``[B]``, positive included.
-            weights: ``[B]``, the upstream gradient of each row, scaled so that the largest is 1 in magnitude: a mean
+            lse2: ``[L, B]``, positive included.
+            weights: ``[L, B]``, the upstream gradient of each row, scaled so that the largest is 1 in magnitude: a mean
                 over a large batch would otherwise underflow float16.
             bits: from `forward`; None to decide the masks again.
 
         Returns:
-            One tensor an operand, of its shape, accumulation type.
+            For each width one tensor an operand, of its shape, accumulation type.
+        """
+
+    def mask_product(
+        self, blocks: Sequence[Block], widths: int, bits: Tensor, index: int, other: Tensor, transposed: bool
+    ) -> Tensor:
+        """A block's mask times a matrix, summed in the accumulation type.
+
+        Args:
+            widths: of the ladder that `bits` came from.
+            bits: from `forward`, of masks that no floor took part in.
+            index: of the block; its excluded entries count as not masked.
+            other: ``[columns, E]``, or ``[rows, E]`` where `transposed`.
+
+        Returns:
+            ``[rows, E]``, or ``[columns, E]``.
         """
 
 
@@ -57,14 +74,17 @@ class GuidedRows(NamedTuple):
     """What the forward operator returns, a row an anchor; all but `loss` are without gradient."""
 
     loss: Tensor
-    """``[B]``"""
+    """``[L, B]``: at each width, the widest first."""
     lse2: Tensor
-    """``[B]``: base-2 logsumexp of the negatives."""
+    """``[L, B]``: base-2 logsumexp of the negatives."""
     positive: Tensor
-    """``[B]``: cosine similarity of each anchor with its positive."""
+    """``[B]``: cosine similarity of each anchor with its positive, at the widest."""
     hardest: Tensor
-    """``[B]``: cosine similarity with the hardest unmasked negative, -inf where there is none."""
+    """``[B]``: cosine similarity with the hardest unmasked negative, at the widest, what hardness weighting adds to it
+    included; -inf where there is none."""
     masked: Tensor
+    """``[blocks]``, int64."""
+    easy: Tensor
     """``[blocks]``, int64."""
     bits: Tensor
     """Flat uint8."""

@@ -10,6 +10,8 @@ savings of the design are here:
 - **Bits.** Every comparison of the forward pass is kept as a bit, so the backward pass never touches the guide and
   agrees with the forward pass on every near-tie.
 
+A tile's masks are decided once and serve every width of a ladder.
+
 Masks live as float tiles of 0 and 1: on a CPU torch compares into float32 four times as fast as into bool, and
 subtracting ``MASKED * mask`` is twenty times as fast as ``masked_fill_``.
 """
@@ -35,8 +37,8 @@ MASKED = 1e30
 
 
 SCORES_PAIRS = 2**26
-"""Batches of up to so many pairs (256 MiB in float32; 4,700 rows without negatives) keep their masked scores for the
-backward pass instead of bits, which spares it a fifth of all products."""
+"""Batches of up to so many pairs (256 MiB in float32; 4,700 rows without negatives) keep their masked scores of every
+width for the backward pass instead of bits, which spares it a fifth of all products."""
 
 
 class Tile(NamedTuple):
@@ -59,7 +61,7 @@ class Side(NamedTuple):
     """The tile's dimension that runs over its candidates: 1, or 0 on the mirror side."""
 
 
-def mask_bytes(blocks: Sequence[Block]) -> int:
+def mask_bytes(blocks: Sequence[Block], widths: int) -> int:
     """Bytes kept for the backward pass: of float32 scores, or of packed masks, which are never more.
 
     Those of the masks are an upper bound, each row of a tile being padded to whole bytes. A mirrored tile packs both
@@ -67,7 +69,7 @@ def mask_bytes(blocks: Sequence[Block]) -> int:
     left and right of it are two parts, each padded on its own.
     """
     if _keeps_scores(blocks):
-        return 4 * sum(block.rows * block.columns for block in blocks)
+        return 4 * widths * sum(block.rows * block.columns for block in blocks)
     total = 0
     for block in blocks:
         square = block.rows if block.symmetric else 0
@@ -79,74 +81,111 @@ def mask_bytes(blocks: Sequence[Block]) -> int:
 def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
     """The softmax over each row's unmasked negatives; see `gist_fast.backends.interface.StreamingBackend`."""
     work = _Workspace(operands)
-    maximum = operands.positives.new_full((blocks[0].rows,), -MASKED)
+    widths = len(operands.ladder)
+    maximum = operands.ladder[0].positives.new_full((widths, blocks[0].rows), -MASKED)
     total = torch.zeros_like(maximum)
     masked = torch.zeros(len(blocks), dtype=torch.int64, device=total.device)
-    guided = operands.guide is not None
-    kept = _kept(blocks, total, mask_bytes(blocks) if guided and keep_bits else 0)
+    easy = torch.zeros_like(masked)
+    kept = _kept(blocks, total, mask_bytes(blocks, widths) if operands.masks and keep_bits else 0)
 
     for index, block in enumerate(blocks):
         for tile in _tiles(block):
-            student = work.student_scores(block, tile)
-            guide = work.guide_scores(block, tile, student)
-            for side in _sides(block, tile):
-                logits = student
-                if guide is not None:
-                    mask = work.compare(guide, tile, side)
-                    masked[index] += mask.sum().to(torch.int64)
-                    mask.diagonal(tile.excluded).fill_(1.0)
-                    logits = work.suppress(student, mask, kept.append(mask))
-                else:
-                    logits.diagonal(tile.excluded).fill_(-MASKED)
-                _accumulate(maximum[side.own], total[side.own], logits, side.dim, work.logits(tile))
+            masks = []
+            for side, mask, hidden, by_floor in work.decide(block, tile):
+                masked[index] += hidden
+                easy[index] += by_floor
+                kept.append_mask(mask)
+                masks.append((side, mask))
+            for width in range(widths):
+                scores = work.logits(block, tile, width)
+                for side, mask in masks:
+                    logits = work.suppress(scores, mask, tile, kept.room_for_scores(scores))
+                    own = side.own
+                    _accumulate(maximum[width, own], total[width, own], logits, side.dim, work.scratch(tile))
     none = maximum <= -MASKED / 2
     return Negatives(
         lse2=(maximum + total.log2()).masked_fill_(none, -torch.inf),
-        hardest=maximum.masked_fill(none, -torch.inf),
+        hardest=maximum[0].masked_fill(none[0], -torch.inf),
         masked=masked,
+        easy=easy,
         bits=kept.buffer,
     )
 
 
 def backward(
     operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, bits: Tensor | None
-) -> list[Tensor]:
+) -> list[list[Tensor]]:
     """Gradients by the student operands; see `gist_fast.backends.interface.StreamingBackend`."""
     work = _Workspace(operands)
-    gradients = [torch.zeros_like(u, dtype=lse2.dtype) for u in operands.student]
+    gradients = [[torch.zeros_like(u, dtype=lse2.dtype) for u in student.operands] for student in operands.ladder]
     kept = None if bits is None else _kept(blocks, lse2, bits)
 
     for block in blocks:
         for tile in _tiles(block):
-            for side, logits in _masked_logits(work, kept, block, tile):
+            for width, side, logits in _masked_logits(work, kept, block, tile, len(operands.ladder)):
                 first = side.dim == 1
-                coefficients = work.coefficients(tile) if first else work.logits(tile)
-                torch.sub(logits, _across(lse2[side.own], side), out=coefficients).exp2_()
-                coefficients.mul_(_across(weights[side.own], side))
+                coefficients = work.coefficients(tile) if first else work.scratch(tile)
+                torch.sub(logits, _across(lse2[width, side.own], side), out=coefficients).exp2_()
+                coefficients.mul_(_across(weights[width, side.own], side))
                 if not first:  # the mirror side joins the other
                     coefficients = work.coefficients(tile).add_(coefficients)
-            work.add_products(gradients, coefficients, block, tile)
+                if not (first and tile.mirrored):
+                    work.add_products(gradients[width], coefficients, block, tile, width)
     return gradients
 
 
-def _masked_logits(work: _Workspace, kept: _Kept | None, block: Block, tile: Tile) -> Iterator[tuple[Side, Tensor]]:
-    """For each side of a tile its logits, the masked ones out of reach; not to be changed, and gone with the next."""
-    if isinstance(kept, _KeptScores):
+def mask_product(
+    blocks: Sequence[Block], widths: int, bits: Tensor, index: int, other: Tensor, transposed: bool
+) -> Tensor:
+    """A block's mask times a matrix; see `gist_fast.backends.interface.StreamingBackend`."""
+    dtype = accumulation_dtype(other.dtype)
+    other, target = other.to(dtype), blocks[index]
+    found = other.new_zeros(target.columns if transposed else target.rows, other.shape[1])
+    kept = _kept(blocks, other, bits)
+    for block in blocks[: index + 1]:
+        for tile in _tiles(block):
+            for mask, side in _kept_masks(kept, block, tile, widths):
+                if block is not target:
+                    continue
+                mask.diagonal(tile.excluded).fill_(0.0)
+                columns = tile.columns
+                if side.dim == 0:
+                    mask, columns = mask.T, _moved(tile.rows, block.excluded or 0)
+                if transposed:
+                    found[columns] += mask.T @ other[side.own]
+                else:
+                    found[side.own] += mask @ other[columns]
+    return found
+
+
+def _kept_masks(kept: _Kept, block: Block, tile: Tile, widths: int) -> Iterator[tuple[Tensor, Side]]:
+    """The masks of a tile, 1.0 where an entry does not count."""
+    scores = isinstance(kept, _KeptScores)
+    for width in range(widths if scores else 1):
         for side in _sides(block, tile):
-            yield side, kept.next(*_shape(tile))
+            found = kept.next(*_shape(tile))
+            if width == 0:
+                yield ((found < -MASKED / 2).to(found.dtype) if scores else found), side
+
+
+def _masked_logits(
+    work: _Workspace, kept: _Kept | None, block: Block, tile: Tile, widths: int
+) -> Iterator[tuple[int, Side, Tensor]]:
+    """At each width, for each side of a tile, its logits, the masked ones out of reach; not to be changed, and gone
+    with the next."""
+    if isinstance(kept, _KeptScores):
+        for width in range(widths):
+            for side in _sides(block, tile):
+                yield width, side, kept.next(*_shape(tile))
         return
-    student = work.student_scores(block, tile)
-    guide = work.guide_scores(block, tile, student) if kept is None else None
-    for side in _sides(block, tile):
-        if kept is not None:
-            yield side, work.suppress(student, kept.next(*_shape(tile)))
-        elif guide is not None:
-            mask = work.compare(guide, tile, side)
-            mask.diagonal(tile.excluded).fill_(1.0)
-            yield side, work.suppress(student, mask)
-        else:
-            student.diagonal(tile.excluded).fill_(-MASKED)
-            yield side, student
+    if kept is None:
+        masks = [(side, mask) for side, mask, _, _ in work.decide(block, tile)]
+    else:
+        masks = [(side, kept.next(*_shape(tile))) for side in _sides(block, tile)]
+    for width in range(widths):
+        scores = work.logits(block, tile, width)
+        for side, mask in masks:
+            yield width, side, work.suppress(scores, mask, tile)
 
 
 def _tiles(block: Block) -> Iterator[Tile]:
@@ -173,7 +212,11 @@ def _tile(block: Block, rows: slice, columns: slice, mirrored: bool) -> Tile:
 def _sides(block: Block, tile: Tile) -> Iterator[Side]:
     yield Side(tile.rows, dim=1)
     if tile.mirrored and block.excluded is not None:
-        yield Side(slice(tile.columns.start - block.excluded, tile.columns.stop - block.excluded), dim=0)
+        yield Side(_moved(tile.columns, -block.excluded), dim=0)
+
+
+def _moved(places: slice, by: int) -> slice:
+    return slice(places.start + by, places.stop + by)
 
 
 def _across(values: Tensor, side: Side) -> Tensor:
@@ -194,58 +237,113 @@ def _accumulate(maximum: Tensor, total: Tensor, logits: Tensor, dim: int, out: T
 
 
 class _Workspace:
-    """The operands in the type they are multiplied in, and four tiles of scratch memory used again for every tile."""
+    """The operands in the type they are multiplied in, and tiles of scratch memory used again for every tile."""
 
     def __init__(self, operands: Operands) -> None:
-        self._student = tuple(map(_multiplicand, operands.student))
+        self._operands = operands
+        self._ladder = [tuple(map(_multiplicand, student.operands)) for student in operands.ladder]
         self._guide: tuple[Tensor, ...] | None = None
         if operands.guide is not None:
-            self._guide = self._student if operands.self_guided else tuple(map(_multiplicand, operands.guide))
-        self._limits = operands.limits
-        self._like = operands.positives
+            self._guide = self._ladder[0] if operands.self_guided else tuple(map(_multiplicand, operands.guide))
+        self._like = operands.ladder[0].positives
         # bf16 units double the gradient products. Scores stay in float32: torch has no bf16 product with a float32
         # result on a CPU, and a logit rounded to bf16 is too coarse.
         narrow = operands.student[0].dtype == torch.bfloat16 and self._like.device.type == "cpu" and _cpu_has_bf16()
-        self._factors = operands.student if narrow else self._student
+        self._factors = [student.operands for student in operands.ladder] if narrow else self._ladder
         self._buffers: dict[str, Tensor] = {}
+        self._widest_of: tuple[Block, Tile] | None = None
 
-    def student_scores(self, block: Block, tile: Tile) -> Tensor:
-        """Base-2 logits ``[r, c]``."""
-        return self._scores(self._student, block, tile, "student")
+    def decide(self, block: Block, tile: Tile) -> list[tuple[Side, Tensor | None, Tensor | int, Tensor | int]]:
+        """For each side of a tile: 1.0 where its entries do not count, else 0.0 (None where nothing masks); how many a
+        guide or their group masked; how many of the others lie below their floor."""
+        operands, found = self._operands, []
+        if not operands.masks:
+            return [(side, None, 0, 0) for side in _sides(block, tile)]
+        guide = None if operands.limits is None else self._guide_scores(block, tile)
+        groups = operands.groups_of(block)
+        for side in _sides(block, tile):
+            mask = self._buffer(f"mask {side.dim}", *_shape(tile))
+            more = self._buffer("more", *_shape(tile))
+            easy: Tensor | int = 0
+            if guide is not None and operands.limits is not None:
+                torch.gt(guide, _across(operands.limits[side.own], side), out=mask)
+            else:
+                mask.zero_()
+            if groups is not None:
+                torch.eq(groups[0][tile.rows, None], groups[1][tile.columns], out=more)
+                torch.maximum(mask, more, out=mask)
+            masked = self._count(mask, tile)
+            if operands.floors is not None:
+                torch.lt(self.widest(block, tile), _across(operands.floors[side.own], side), out=more)
+                torch.maximum(mask, more, out=mask)
+                easy = self._count(mask, tile) - masked
+            mask.diagonal(tile.excluded).fill_(1.0)
+            found.append((side, mask, masked, easy))
+        return found
 
-    def guide_scores(self, block: Block, tile: Tile, student: Tensor) -> Tensor | None:
-        """The guide's scores ``[r, c]``, in the unit of the limits: `student` where it guides itself; None unguided."""
-        if self._guide is None:
-            return None
-        return student if self._guide is self._student else self._scores(self._guide, block, tile, "guide")
-
-    def compare(self, guide: Tensor, tile: Tile, side: Side) -> Tensor:
-        """1.0 where the guide's score exceeds the owner's limit, else 0.0; 0.0 on the excluded diagonal."""
-        assert self._limits is not None, "a guide comes with limits"
-        mask = self._buffer("mask", *guide.shape)
-        torch.gt(guide, _across(self._limits[side.own], side), out=mask)
+    @staticmethod
+    def _count(mask: Tensor, tile: Tile) -> Tensor:
+        """How many entries are masked, the excluded ones not counted; they are 0.0 afterwards."""
         mask.diagonal(tile.excluded).fill_(0.0)
-        return mask
+        return mask.sum().to(torch.int64)
 
-    def suppress(self, scores: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
-        """A copy of the scores with the masked ones out of reach, in `out` or in scratch memory."""
-        return torch.sub(scores, mask, alpha=MASKED, out=self._buffer("logits", *scores.shape) if out is None else out)
+    def widest(self, block: Block, tile: Tile) -> Tensor:
+        """Base-2 logits ``[r, c]`` of the widest operands, without boost; computed once a tile."""
+        if self._widest_of != (block, tile):
+            self._scores(self._ladder[0], block, tile, "student")
+            self._widest_of = block, tile
+        return self._buffer("student", *_shape(tile))
 
-    def logits(self, tile: Tile) -> Tensor:
-        """Scratch of the tile's shape; what `suppress` returns lies in it too."""
+    def logits(self, block: Block, tile: Tile, width: int) -> Tensor:
+        """Base-2 logits ``[r, c]``, boosted; widths are asked for in their order, after the tile's masks."""
+        if width == 0:
+            scores = self.widest(block, tile)
+            self._widest_of = None  # from here on boosted, or overwritten
+        else:
+            scores = self._scores(self._ladder[width], block, tile, "student")
+        own, others = self._operands.boosts_of(block)
+        if block.own is not None:
+            place = block.own + tile.rows.start - tile.columns.start
+            inside = -scores.shape[0] < place < scores.shape[1]
+            kept = scores.diagonal(place).clone() if inside else None
+            if others is not None:
+                scores.mul_(others)
+            if kept is not None:
+                scores.diagonal(place).copy_(kept if own is None else kept * own)
+        elif others is not None:
+            scores.mul_(others)
+        return scores
+
+    def suppress(self, scores: Tensor, mask: Tensor | None, tile: Tile, out: Tensor | None = None) -> Tensor:
+        """The scores with the masked ones out of reach: a copy in `out` or in scratch memory, or, where there is no
+        mask, themselves."""
+        if mask is None:
+            scores.diagonal(tile.excluded).fill_(-MASKED)
+            return scores
+        return torch.sub(scores, mask, alpha=MASKED, out=self.scratch(tile) if out is None else out)
+
+    def scratch(self, tile: Tile) -> Tensor:
+        """Scratch of the tile's shape; what `suppress` returns may lie in it."""
         return self._buffer("logits", *_shape(tile))
 
     def coefficients(self, tile: Tile) -> Tensor:
         """Scratch of the tile's shape."""
         return self._buffer("coefficients", *_shape(tile))
 
-    def add_products(self, gradients: list[Tensor], coefficients: Tensor, block: Block, tile: Tile) -> None:
+    def _guide_scores(self, block: Block, tile: Tile) -> Tensor:
+        """The guide's scores ``[r, c]``, in the unit of the limits."""
+        assert self._guide is not None, "limits come with a guide"
+        if self._operands.self_guided:
+            return self.widest(block, tile)
+        return self._scores(self._guide, block, tile, "guide")
+
+    def add_products(self, gradients: list[Tensor], coefficients: Tensor, block: Block, tile: Tile, width: int) -> None:
         """Add a tile's ``coefficients @ columns`` to its rows' gradient, and the transposed product to its columns'."""
         rows = slice(block.row_start + tile.rows.start, block.row_start + tile.rows.stop)
         row_gradient = gradients[block.row_operand][rows]
         column_gradient = gradients[block.column_operand][tile.columns]
-        row_operand = self._factors[block.row_operand][rows]
-        column_operand = self._factors[block.column_operand][tile.columns]
+        row_operand = self._factors[width][block.row_operand][rows]
+        column_operand = self._factors[width][block.column_operand][tile.columns]
         if block.symmetric and rows == tile.columns:
             # A square on the diagonal: both products are of the same rows, so one of W + W^T does.
             _add_product(row_gradient, coefficients + coefficients.T, row_operand)
@@ -275,8 +373,11 @@ class _Kept:
         self.buffer = buffer
         self._cursor = 0
 
-    def append(self, mask: Tensor) -> Tensor | None:
-        """Keep a tile: its mask of 0.0 and 1.0, or the masked logits that are to be written where this says."""
+    def append_mask(self, mask: Tensor | None) -> None:
+        """Keep a tile's mask of 0.0 and 1.0, if masks are kept."""
+
+    def room_for_scores(self, scores: Tensor) -> Tensor | None:
+        """Where a tile's masked logits are to be written, if these are kept."""
         return None
 
     def next(self, r: int, c: int) -> Tensor:
@@ -292,8 +393,8 @@ class _Kept:
 class _KeptScores(_Kept):
     """Masked logits, float32."""
 
-    def append(self, mask: Tensor) -> Tensor | None:
-        return self.next(*mask.shape)
+    def room_for_scores(self, scores: Tensor) -> Tensor:
+        return self.next(*scores.shape)
 
     def next(self, r: int, c: int) -> Tensor:
         return self._take(4 * r * c).view(torch.float32).view(r, c)
@@ -309,12 +410,12 @@ class _KeptBits(_Kept):
         bytes_ = torch.arange(256, dtype=torch.int64, device=like.device)
         self._unpacked = ((bytes_[:, None] >> places) & 1).to(like.dtype)
 
-    def append(self, mask: Tensor) -> Tensor | None:
+    def append_mask(self, mask: Tensor | None) -> None:
         """Eight neighbours in a row make a byte, the first its lowest bit."""
+        assert mask is not None, "what keeps bits has masks"
         padded = torch.nn.functional.pad(mask, (0, -mask.shape[1] % 8)) if mask.shape[1] % 8 else mask
         # Sums of distinct powers of two up to 255 are exact in every float type used here.
         self._take(padded.numel() // 8).copy_(torch.mv(padded.view(-1, 8), self._powers))
-        return None
 
     def next(self, r: int, c: int) -> Tensor:
         width = (c + 7) // 8

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gist_fast.backends.interface import Negatives
 from gist_fast.blocks import ANCHORS, Block
+from gist_fast.errors import InputError
 from gist_fast.kernels import tuning
 from gist_fast.kernels.config import Config, Generation, choose_config, generation_of
 from gist_fast.kernels.layout import mask_words
@@ -78,24 +79,38 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
 
-def mask_bytes(blocks: Sequence[Block]) -> int:
+def mask_bytes(blocks: Sequence[Block], widths: int) -> int:
     """Bytes of the mask bits; see `gist_fast.backends.interface.StreamingBackend`."""
     return 4 * sum(mask_words(b.rows, part.columns, part.symmetric) for b in blocks for part in _rectangles(b))
 
 
 def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
     """The softmax over the negatives of each row; see `gist_fast.backends.interface.StreamingBackend`."""
+    _check_known(operands)
     config = _config("forward", operands, blocks, lambda c: forward_with(c, operands, blocks, keep_bits))
     return forward_with(config, operands, blocks, keep_bits)
 
 
 def backward(
     operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, bits: Tensor | None
-) -> list[Tensor]:
+) -> list[list[Tensor]]:
     """Gradients by the student operands; see `gist_fast.backends.interface.StreamingBackend`."""
     direction = "recompute" if bits is None and operands.guided else "backward"
-    config = _config(direction, operands, blocks, lambda c: backward_with(c, operands, blocks, lse2, weights, bits))
-    return backward_with(config, operands, blocks, lse2, weights, bits)
+    config = _config(
+        direction, operands, blocks, lambda c: backward_with(c, operands, blocks, lse2[0], weights[0], bits)
+    )
+    return [backward_with(config, operands, blocks, lse2[0], weights[0], bits)]
+
+
+def _check_known(operands: Operands) -> None:
+    if len(operands.ladder) > 1 or any(x is not None for x in (operands.floors, operands.groups, operands.boost)):
+        raise InputError("backend: the kernels know no variants yet; 'tiled' would do.")
+
+
+def mask_product(
+    blocks: Sequence[Block], widths: int, bits: Tensor, index: int, other: Tensor, transposed: bool
+) -> Tensor:
+    raise InputError("backend: the kernels know no variants yet; 'tiled' would do.")
 
 
 def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
@@ -104,7 +119,7 @@ def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], ke
 
     work = _Padded(operands, config)
     rows = blocks[0].rows
-    device = operands.positives.device
+    device = operands.student[0].device
     maximum = torch.full((rows,), -torch.inf, device=device)
     total = torch.zeros(rows, device=device)
     keep_bits = keep_bits and operands.guided
@@ -116,7 +131,8 @@ def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], ke
                 forward_part(part, operands.limits, operands.self_guided, maximum, total, config) for part, _ in parts
             ]
             masked.append(torch.stack(counts).sum())
-    return Negatives(lse2=maximum + total.log2(), hardest=maximum, masked=torch.stack(masked), bits=bits)
+    counts = torch.stack(masked)
+    return Negatives((maximum + total.log2())[None], maximum, counts, torch.zeros_like(counts), bits)
 
 
 def backward_with(
