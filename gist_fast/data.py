@@ -8,9 +8,10 @@ stand in ``{column}_guide_embedding`` and come along with their column.
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +53,19 @@ def load_texts(
     Raises:
         InputError: naming file, row, column, what came, and what would do.
     """
+    return load_chosen(source, functools.partial(choose_columns, columns=columns), split=split, name=name)
+
+
+def load_chosen(
+    source: str | Path, choose: Callable[..., Sequence[Column]], *, split: str | None = None, name: str | None = None
+) -> Dataset:
+    """The same of any columns: `choose` says which to take, from the names there are and ``where``, their source."""
     source = str(source)
     path = Path(source).expanduser()
     if _is_file(source, split, name):
-        return _from_file(path, columns)
+        return _from_file(path, choose)
     dataset = _from_directory(path, split, name) if path.exists() else _from_hub(source, split, name)
-    return _checked(dataset, columns, f"{source}[{split}]" if split else source)
+    return _checked(dataset, choose, f"{source}[{split}]" if split else source)
 
 
 def stream_texts(
@@ -277,8 +285,8 @@ def _missing(part: str, column: str, available: Sequence[str], where: str) -> st
     return f"{where}: no column {column!r}, named for {part}{nearest(column, available)}; it has {there}."
 
 
-def _from_file(path: Path, columns: ColumnNames | None) -> Dataset:
-    table = read_file(path, lambda names: choose_columns(names, columns, str(path)))
+def _from_file(path: Path, choose: Callable[..., Sequence[Column]]) -> Dataset:
+    table = read_file(path, functools.partial(choose, where=str(path)))
     from datasets import Dataset
 
     return read_as_stored(Dataset(table))
@@ -357,9 +365,9 @@ def _one_split(loaded: object, split: str | None, where: str) -> Any:
     return loaded
 
 
-def _checked(dataset: Dataset, columns: ColumnNames | None, where: str) -> Dataset:
+def _checked(dataset: Dataset, choose: Callable[..., Sequence[Column]], where: str) -> Dataset:
     """Chosen columns of a dataset under their new names, still memory-mapped."""
-    chosen = choose_columns(dataset.column_names, columns, where)
+    chosen = choose(dataset.column_names, where=where)
     if not len(dataset):
         raise InputError(f"{where}: holds no rows; at least one is needed.")
     first_row, widths = 1, dict[str, int]()

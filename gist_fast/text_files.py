@@ -17,30 +17,16 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from gist_fast.column_kinds import Column, as_number, check_table, wrong_value
 from gist_fast.errors import InputError, first_line, nearest, shown
 
 CHUNK_ROWS = 8192
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 MAX_CELL = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column to read."""
-
-    source: str
-    """Its name in the file."""
-    target: str
-    """Its name in the result."""
-    kind: Literal["text", "id", "vector"] = "text"
-    """Texts must say something; ids may be whole numbers, and become texts; vectors are lists of numbers."""
-
 
 Choose = Callable[[list[str]], Sequence[Column]]
 """From the names that a file has to the columns that are wanted; raises `InputError` where it lacks one."""
@@ -89,56 +75,6 @@ def read_chunks(path: Path, choose: Choose) -> Iterator[pa.Table]:
         raise InputError(f"{path}: cannot be read ({error.strerror or first_line(error)}).") from error
 
 
-def check_table(
-    table: pa.Table,
-    columns: Sequence[Column],
-    where: str,
-    first_row: int = 1,
-    widths: dict[str, int] | None = None,
-) -> pa.Table:
-    """The chosen columns of a table that is already Arrow, checked: for Parquet files and datasets.
-
-    Args:
-        where: what to call the table in an error.
-        first_row: the number of its first row.
-        widths: of the embeddings in the rows before, by column; those that are new are added.
-    """
-    widths = {} if widths is None else widths
-    arrays: dict[str, Any] = {}
-    for column in columns:
-        array = table.column(column.source)
-        if column.kind == "vector":
-            arrays[column.target] = _checked_vectors(array, column, where, first_row, widths)
-            continue
-        if pa.types.is_dictionary(array.type):
-            array = array.cast(array.type.value_type)
-        if column.kind == "id" and pa.types.is_integer(array.type):
-            array = array.cast(pa.string())
-        if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
-            value = array[0].as_py() if len(array) else None
-            raise InputError(
-                f"{where}: column {column.source!r} holds {array.type}, not text (the first value is {shown(value)}); "
-                "name a column of texts."
-            )
-        row = _first_empty(array)
-        if row is not None:
-            raise InputError(_not_text(f"{where}: row {first_row + row}", column, array[row].as_py()))
-        arrays[column.target] = array
-    return pa.table(arrays)
-
-
-def _first_empty(array: pa.ChunkedArray) -> int | None:
-    """The place of the first null, empty or blank text; looked for chunk by chunk, to copy little at a time."""
-    start = 0
-    for chunk in array.chunks:
-        empty = pc.fill_null(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunk)), 0), True)
-        place = pc.index(empty, True).as_py()
-        if place >= 0:
-            return start + place
-        start += len(chunk)
-    return None
-
-
 def _read_parquet(path: Path, choose: Choose) -> Iterator[pa.Table]:
     import pyarrow.parquet as pq
 
@@ -183,8 +119,8 @@ class _Chunks:
         """The rows kept since the last time."""
         arrays = {}
         for column, kept in zip(self.columns, self.values, strict=True):
-            kind = pa.list_(pa.float32()) if column.kind == "vector" else pa.string()
-            arrays[column.target] = pa.array(kept, type=kind)
+            kinds = {"vector": pa.list_(pa.float32()), "number": pa.float64()}
+            arrays[column.target] = pa.array(kept, type=kinds.get(column.kind, pa.string()))
             kept.clear()
         return pa.table(arrays)
 
@@ -198,6 +134,8 @@ class _Chunks:
     def _checked(self, column: Column, value: Any, line: int) -> Any:
         if column.kind == "vector":
             return self._checked_vector(column, value, line)
+        if column.kind == "number":
+            return as_number(value, column, self._at(line))
         if column.kind == "id" and isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if isinstance(value, str) and value and not value.isspace():
@@ -209,7 +147,7 @@ class _Chunks:
                     "which is no text; write the character whole."
                 ) from error
             return value
-        raise InputError(_not_text(self._at(line), column, value))
+        raise wrong_value(self._at(line), column, value)
 
     def _checked_vector(self, column: Column, value: Any, line: int) -> Any:
         at = f"{self._at(line)}, column {column.source!r}"
@@ -333,43 +271,6 @@ def _lines(path: Path, stream: Iterable[bytes]) -> Iterator[tuple[int, str]]:
                 f"{path}: line {number}: byte {error.start + 1} (0x{error.object[error.start]:02x}) is not UTF-8; "
                 "write the file as UTF-8."
             ) from error
-
-
-def _checked_vectors(
-    array: pa.ChunkedArray, column: Column, where: str, first_row: int, widths: dict[str, int]
-) -> pa.ChunkedArray:
-    kind = array.type
-    lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if not lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
-        raise InputError(f"{where}: column {column.source!r} holds {kind}, not embeddings (lists of numbers).")
-
-    def at(row: int) -> str:
-        return f"{where}: row {row}, column {column.source!r}"
-
-    for chunk in array.chunks:
-        if chunk.null_count:
-            raise InputError(f"{at(first_row + pc.index(chunk.is_null(), True).as_py())}: the embedding is missing.")
-        lengths = pc.list_value_length(chunk).to_numpy(zero_copy_only=False)
-        width = widths.setdefault(column.target, int(lengths[0])) if len(lengths) else 0
-        if (lengths != width).any():
-            row = int((lengths != width).argmax())
-            raise InputError(
-                f"{at(first_row + row)}: an embedding of {lengths[row]} numbers, where the rows before have {width}."
-            )
-        numbers = chunk.flatten()
-        finite = np.isfinite(numbers.to_numpy(zero_copy_only=False).astype(np.float32, copy=False))
-        if numbers.null_count or not finite.all():
-            # A null among the numbers is NaN here.
-            row = int(finite.argmin()) // width
-            raise InputError(f"{at(first_row + row)}: an embedding with something in it that is no finite number.")
-        first_row += len(chunk)
-    return array
-
-
-def _not_text(at: str, column: Column, value: Any) -> str:
-    what = "empty" if isinstance(value, str) else shown(value)
-    wanted = "a text or a whole number" if column.kind == "id" else "a text"
-    return f"{at}, column {column.source!r}: is {what}; {wanted} is needed there, so mend or remove that row."
 
 
 def _empty(where: Path) -> InputError:

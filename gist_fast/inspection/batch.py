@@ -1,0 +1,280 @@
+"""Which pairs of one batch the guide drops, by the very rule that the loss follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gist_fast.blocks import Block, make_blocks
+from gist_fast.checks import check_margin
+from gist_fast.data import text_columns
+from gist_fast.errors import InputError
+from gist_fast.inspection.best import Best
+from gist_fast.inspection.duplicates import NEAR, Duplicates, Texts, check_near, duplicates_among
+from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded
+from gist_fast.inspection.margins import LADDER, MarginCounter, MarginOutcome, check_margins
+from gist_fast.inspection.rule import TIE, limits, lowered, own_scores, scores, tiles, unit_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class DroppedPair:
+    """One entry of a block that the guide took out."""
+
+    block: str
+    row: int
+    """The row of the data (the first is 1) whose loss the pair is left out of."""
+    other_row: int
+    """The row that the other text is from."""
+    text: str
+    """The row's text: its anchor, or in ``pp`` its positive."""
+    other_text: str
+    guide: float
+    """The guide's similarity of the two."""
+    threshold: float
+    """The guide's similarity of the row's anchor and positive, less the margin."""
+    student: float | None
+    """The student's similarity of the two, where a student was given."""
+    student_positive: float | None = None
+    """The student's similarity of the row's anchor and positive, likewise."""
+
+    @property
+    def excess(self) -> float:
+        return self.guide - self.threshold
+
+    @property
+    def student_ranks(self) -> str | None:
+        """Where the student would have ranked the pair: ``above`` the row's positive, ``below`` it or ``level``."""
+        if self.student is None or self.student_positive is None:
+            return None
+        if abs(self.student - self.student_positive) <= TIE:
+            return "level"
+        return "above" if self.student > self.student_positive else "below"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the guide did to one batch."""
+
+    rows: tuple[int, ...]
+    """The rows of the data that it is made of; the first is 1."""
+    compared: dict[str, int]
+    """By block, how many pairs were compared."""
+    counts: dict[str, int]
+    """By block, how many of them the guide dropped."""
+    ties: dict[str, int]
+    """By block, how many stayed though they score as high as the threshold, as another copy of the positive does."""
+    rows_emptied: int
+    """Rows that were left without any negative."""
+    dropped: list[DroppedPair]
+    """Farthest above their threshold first; all of them, or as many as were asked for."""
+    student_above: int | None
+    """Of all that was dropped, how many the student ranks above the row's positive; None without a student."""
+    margins: list[MarginOutcome]
+    """What other margins would have dropped."""
+    duplicates: Duplicates
+    """Texts of the batch that are the same, or that the guide finds nearly the same."""
+
+    @property
+    def first_row(self) -> int:
+        return self.rows[0]
+
+    @property
+    def last_row(self) -> int:
+        return self.rows[-1]
+
+    @property
+    def total_dropped(self) -> int:
+        return sum(self.counts.values())
+
+    def dropped_in(self, block: str) -> int:
+        return self.counts[block]
+
+    def share_dropped(self, block: str | None = None) -> float:
+        """The share of pairs dropped, in a block or altogether."""
+        if block is None:
+            return self.total_dropped / max(1, sum(self.compared.values()))
+        return self.counts[block] / max(1, self.compared[block])
+
+
+def inspect_batch(
+    dataset: Dataset,
+    guide: Encode | None,
+    student: Encode | None = None,
+    *,
+    batch: int = 1,
+    batch_size: int = 64,
+    margin: float = 0.0,
+    margin_strategy: str = "absolute",
+    contrast_anchors: bool = True,
+    contrast_positives: bool = True,
+    margins: Sequence[float] = LADDER,
+    near: float = NEAR,
+    most: int | None = None,
+) -> Inspection:
+    """Find the pairs that the guide drops in one batch of a dataset, taken in its order.
+
+    Args:
+        dataset: as `gist_fast.data.load_texts` returns it.
+        guide: embeds texts; None to take the guide's embeddings that the dataset carries.
+        student: embeds texts, for the student's similarities beside the guide's.
+        batch: which batch; the first is 1.
+        margins: what else to try; see `Inspection.margins`.
+        near: texts of a higher cosine similarity are nearly the same; see `Inspection.duplicates`.
+        most: how many dropped pairs and duplicates to list; None for all. All are counted.
+
+    Raises:
+        InputError: there is no such batch, or neither a guide nor embeddings of one; an argument is out of its range.
+    """
+    if batch_size < 2:
+        raise InputError(f"batch_size: got {batch_size}; pairs need at least 2 rows.")
+    batches = -(-len(dataset) // batch_size)
+    if not 1 <= batch <= batches:
+        raise InputError(
+            f"batch: got {batch}; the {len(dataset)} rows make batches 1 to {batches} at a batch size of {batch_size}."
+        )
+    first = (batch - 1) * batch_size
+    return inspect_rows(
+        dataset,
+        range(first, min(first + batch_size, len(dataset))),
+        guide,
+        student,
+        margin=margin,
+        margin_strategy=margin_strategy,
+        contrast_anchors=contrast_anchors,
+        contrast_positives=contrast_positives,
+        margins=margins,
+        near=near,
+        most=most,
+    )
+
+
+def inspect_rows(
+    dataset: Dataset,
+    rows: Sequence[int],
+    guide: Encode | None,
+    student: Encode | None = None,
+    *,
+    margin: float = 0.0,
+    margin_strategy: str = "absolute",
+    contrast_anchors: bool = True,
+    contrast_positives: bool = True,
+    margins: Sequence[float] = LADDER,
+    near: float = NEAR,
+    most: int | None = None,
+) -> Inspection:
+    """`inspect_batch` of any rows, by their index in the dataset; the first is 0 here, and 1 in what is found."""
+    check_margin(margin, margin_strategy)
+    margins = check_margins(margins)
+    check_near(near)
+    batch = dataset.select(rows)
+    numbers = tuple(row + 1 for row in rows)
+    columns = text_columns(batch)
+    texts = {column: list(batch[column]) for column in columns}
+    guided = carried(batch, columns) if guide is None else encoded(texts, guide)
+    check_finite(guided, columns, numbers, "guide")
+    studied = None if student is None else encoded(texts, student)
+    if studied is not None:
+        check_finite(studied, columns, numbers, "student")
+    blocks = make_blocks(
+        len(rows),
+        [len(rows)] * (len(columns) - 1),
+        offset=0,
+        contrast_anchors=contrast_anchors,
+        contrast_positives=contrast_positives,
+    )
+    unit = [unit_rows(values) for values in guided]
+    student_unit = None if studied is None else [unit_rows(values) for values in studied]
+    pass_over = _Pass(unit, student_unit, margin, margin_strategy, margins, most)
+    for block in blocks:
+        pass_over.take(block)
+    compared = {block.name: block.compared for block in blocks}
+    among = Texts.of(texts, numbers)
+    return Inspection(
+        rows=numbers,
+        compared=compared,
+        counts=pass_over.counts,
+        ties=pass_over.ties,
+        rows_emptied=int((pass_over.kept == 0).sum()),
+        dropped=pass_over.pairs(blocks, texts, numbers),
+        student_above=pass_over.student_above if student_unit else None,
+        margins=pass_over.counter.outcomes(compared),
+        duplicates=duplicates_among(among, [unit[k][first] for k, first in enumerate(among.first)], near, most),
+    )
+
+
+class _Pass:
+    """One pass over the guide's scores, in tiles: what is dropped now, and what other margins would drop."""
+
+    def __init__(
+        self,
+        guide: Sequence[Tensor],
+        student: Sequence[Tensor] | None,
+        margin: float,
+        strategy: str,
+        margins: Sequence[float],
+        most: int | None,
+    ) -> None:
+        own = own_scores(guide)
+        self.guide, self.student = guide, student
+        self.student_own = None if student is None else own_scores(student)
+        self.thresholds, self.limits = lowered(own, margin, strategy), limits(own, margin, strategy)
+        self.counter = MarginCounter(own, margins)
+        self.best = Best(most)
+        self.counts: dict[str, int] = {}
+        self.ties: dict[str, int] = {}
+        self.kept = torch.zeros(len(own), dtype=torch.int64)
+        """``[B]``: the negatives that stay of each row."""
+        self.student_above = 0
+        self._blocks = 0
+
+    def take(self, block: Block) -> None:
+        """Go over a block's scores."""
+        number, self._blocks = self._blocks, self._blocks + 1
+        self.counts[block.name] = self.ties[block.name] = 0
+        for rows in tiles(block):
+            found = scores(self.guide, block, rows)
+            self.counter.add(block, rows, found)
+            masked = found > self.limits[rows, None]
+            self.counts[block.name] += int(masked.sum())
+            self.ties[block.name] += int(((found >= self.thresholds[rows, None] - TIE) & ~masked).sum())
+            self.kept[rows] += block.columns - (block.excluded is not None) - masked.sum(dim=1)
+            i, j = masked.nonzero(as_tuple=True)
+            guided, threshold = found[i, j].double(), self.thresholds[rows][i].double()
+            own = similar = torch.full_like(guided, torch.nan)
+            if self.student is not None and self.student_own is not None:
+                similar = scores(self.student, block, rows)[i, j].double()
+                own = self.student_own[rows][i].double()
+                self.student_above += int((similar > own + TIE).sum())
+            of_block = torch.full_like(i, number)
+            self.best.add(guided - threshold, of_block, i + rows.start, j, guided, threshold, similar, own)
+
+    def pairs(
+        self, blocks: Sequence[Block], texts: Mapping[str, list[str]], numbers: Sequence[int]
+    ) -> list[DroppedPair]:
+        """The pairs dropped, farthest above their threshold first."""
+        columns = list(texts.values())
+        found = []
+        entries = zip(*(values.tolist() for values in self.best.taken()[1:]), strict=True)
+        for number, i, j, guided, threshold, similar, own in entries:
+            block = blocks[number]
+            found.append(
+                DroppedPair(
+                    block=block.name,
+                    row=numbers[i],
+                    other_row=numbers[j],
+                    text=columns[block.row_operand][i],
+                    other_text=columns[block.column_operand][j],
+                    guide=guided,
+                    threshold=threshold,
+                    student=None if self.student is None else similar,
+                    student_positive=None if self.student is None else own,
+                )
+            )
+        return sorted(found, key=lambda pair: (-pair.excess, pair.row, pair.other_row))

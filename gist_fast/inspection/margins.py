@@ -1,0 +1,101 @@
+"""What each of several margins would drop, counted in one pass over the guide's scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from gist_fast.blocks import Block
+from gist_fast.checks import STRATEGIES
+from gist_fast.errors import InputError, InputTypeError, shown
+from gist_fast.inspection.rule import limits
+
+LADDER = (-0.1, -0.05, 0.0, 0.02, 0.05, 0.1, 0.2)
+"""The margins that are tried where none are named."""
+MOST = 64
+
+
+@dataclass(frozen=True)
+class MarginOutcome:
+    """What one margin would do to a batch."""
+
+    strategy: str
+    margin: float
+    compared: dict[str, int]
+    """By block, how many pairs are compared."""
+    dropped: dict[str, int]
+    """By block, how many of them would be dropped."""
+    rows: int
+    rows_emptied: int
+    """Rows that would be left without any negative, and so teach nothing."""
+
+    def share(self, block: str | None = None) -> float:
+        """The share of pairs that would be dropped, in a block or altogether."""
+        names = self.compared if block is None else (block,)
+        return sum(self.dropped[name] for name in names) / max(1, sum(self.compared[name] for name in names))
+
+    @property
+    def share_emptied(self) -> float:
+        return self.rows_emptied / max(1, self.rows)
+
+
+def check_margins(margins: Sequence[float], name: str = "margins") -> list[float]:
+    """The margins, each once and rising.
+
+    Raises:
+        InputError, InputTypeError: there are none or too many, or one is no finite number.
+    """
+    if isinstance(margins, str) or not isinstance(margins, Sequence):
+        raise InputTypeError(f"{name}: got {shown(margins)}; a list of numbers such as [0, 0.05] would do.")
+    for margin in margins:
+        if not isinstance(margin, Real) or isinstance(margin, bool):
+            raise InputTypeError(f"{name}: got {shown(margin)} among them; numbers such as 0.05 would do.")
+        if not math.isfinite(margin):
+            raise InputError(f"{name}: got {margin} among them; finite numbers would do.")
+    distinct = sorted({float(margin) + 0.0 for margin in margins})
+    if not 1 <= len(distinct) <= MOST:
+        raise InputError(f"{name}: got {len(distinct)} of them; 1 to {MOST} would do.")
+    return distinct
+
+
+class MarginCounter:
+    """Counts, tile by tile, what each margin would drop under each strategy.
+
+    Args:
+        thresholds: ``[B]``, before any margin.
+        margins: as `check_margins` returns them.
+    """
+
+    def __init__(self, thresholds: Tensor, margins: Sequence[float]) -> None:
+        self._settings = [(strategy, margin) for strategy in STRATEGIES for margin in margins]
+        self._limits = [limits(thresholds, margin, strategy) for strategy, margin in self._settings]
+        self._kept = torch.zeros(len(self._settings), len(thresholds), dtype=torch.int64)
+        self._dropped: dict[str, Tensor] = {}
+
+    def add(self, block: Block, rows: slice, scores: Tensor) -> None:
+        """Count a tile ``[n, columns]``, -inf where an entry never counts."""
+        total = self._dropped.setdefault(block.name, torch.zeros(len(self._settings), dtype=torch.int64))
+        compared = scores.shape[1] - (block.excluded is not None)
+        for place, limit in enumerate(self._limits):
+            dropped = (scores > limit[rows, None]).sum(dim=1)
+            total[place] += dropped.sum()
+            self._kept[place, rows] += compared - dropped
+
+    def outcomes(self, compared: dict[str, int]) -> list[MarginOutcome]:
+        """One a strategy and margin; `compared` as in `MarginOutcome`."""
+        return [
+            MarginOutcome(
+                strategy=strategy,
+                margin=margin,
+                compared=compared,
+                dropped={block: int(counts[place]) for block, counts in self._dropped.items()},
+                rows=self._kept.shape[1],
+                rows_emptied=int((self._kept[place] == 0).sum()),
+            )
+            for place, (strategy, margin) in enumerate(self._settings)
+        ]

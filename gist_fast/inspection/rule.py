@@ -1,0 +1,58 @@
+"""The rule by which a guide drops pairs, on its own: unit vectors, thresholds, limits, and a block's scores in tiles.
+
+All of it in float32, whatever type the embeddings came in. ``B`` rows, ``G`` the guide's width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from gist_fast.blocks import ANCHORS, POSITIVES, Block
+from gist_fast.operands import TIE_ULPS, ZERO_NORM
+
+TILE = 2**22
+"""Scores at a time: 16 MiB."""
+TIE = TIE_ULPS * torch.finfo(torch.float32).eps
+"""How far above its threshold a score still counts as equal to it; see `gist_fast.operands`."""
+
+
+def unit_rows(embeddings: Tensor) -> Tensor:
+    """``[n, G]`` of norm 1; rows that are all but zero stay zero."""
+    rows = embeddings.float()
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return torch.where(norms <= ZERO_NORM, 0.0, rows / norms)
+
+
+def own_scores(unit: Sequence[Tensor]) -> Tensor:
+    """``[B]``: the similarity of each row's anchor and positive, which is the row's threshold before the margin."""
+    return (unit[ANCHORS] * unit[POSITIVES]).sum(dim=1)
+
+
+def lowered(thresholds: Tensor, margin: float, strategy: str) -> Tensor:
+    """``[B]``: the thresholds less the margin."""
+    return thresholds - (thresholds.abs() * margin if strategy == "relative" else margin)
+
+
+def limits(thresholds: Tensor, margin: float, strategy: str) -> Tensor:
+    """``[B]``: pairs of row i that score above ``limits[i]`` are dropped."""
+    return lowered(thresholds, margin, strategy) + TIE
+
+
+def tiles(block: Block) -> Iterator[slice]:
+    """A block's rows in slices of at most `TILE` scores, or one row."""
+    step = max(1, TILE // max(1, block.columns))
+    for start in range(0, block.rows, step):
+        yield slice(start, min(start + step, block.rows))
+
+
+def scores(unit: Sequence[Tensor], block: Block, rows: slice) -> Tensor:
+    """``[n, columns]``: the scores of some rows of a block; -inf where the entry never counts."""
+    first = block.row_start + rows.start
+    found = unit[block.row_operand][first : first + rows.stop - rows.start] @ unit[block.column_operand].T
+    if block.excluded is not None:
+        found.diagonal(block.excluded + rows.start).fill_(-math.inf)
+    return found
