@@ -147,9 +147,7 @@ def check_hardness(mode: str | None, strength: float) -> None:
         return
     check_choice("hardness_mode", mode, HARDNESS_MODES)
     if not strength:
-        raise InputError(
-            f"hardness_strength: got {strength}, so that hardness_mode {mode!r} does nothing; above 0 would do."
-        )
+        raise InputError(f"hardness_strength: got {strength}, with which {mode!r} does nothing; above 0 would do.")
 
 
 def check_widths(

@@ -245,8 +245,9 @@ def _setup_context(ctx, inputs, output) -> None:
     # Where the bits are kept the guide is done with, and its memory can go; but for the first backward pass of its
     # kind, which may have to fall back on a backend that does not know these bits.
     _, _, automatic, *rule_arguments = static
-    proven = _kernels(backend, student, Rule.from_arguments(rule_arguments)) in _proven
-    spared = len(bits) > 0 and (not automatic or proven)
+    spared = len(bits) > 0 and (
+        not automatic or _kernels(backend, student, Rule.from_arguments(rule_arguments)) in _proven
+    )
     needed = () if spared else guide
     ctx.backend, ctx.static, ctx.students, ctx.guides = backend, static, len(student), len(guide)
     ctx.save_for_backward(lse2, bits, temperature, margins, groups, *student, *needed)

@@ -15,6 +15,7 @@ from gist_fast import guided_contrastive_loss
 from gist_fast.backends import choose_backend, explain_choice, tiled
 from gist_fast.blocks import make_blocks
 from gist_fast.operands import prepare
+from gist_fast.rule import Rule
 
 
 @pytest.fixture(autouse=True)
@@ -112,13 +113,13 @@ def test_the_bound_on_mask_bytes_holds(rows, offset, more, negatives):
 
 def check_mask_bytes(rows, offset, more, negatives):
     columns = [offset + rows + more, *negatives]
-    blocks = make_blocks(rows, columns, offset=offset, contrast_anchors=True, contrast_positives=True)
+    blocks = make_blocks(rows, columns, Rule(offset=offset))
     needed = 0
     for block in blocks:
         for tile in tiled._tiles(block):
             r, c = tiled._shape(tile)
             needed += len(list(tiled._sides(block, tile))) * r * ((c + 7) // 8)
-    bound = tiled.mask_bytes(blocks)
+    bound = tiled.mask_bytes(blocks, 1)
     assert needed <= bound
     pairs = sum(b.rows * b.columns for b in blocks)
     assert bound <= pairs / 8 + sum(2 * b.rows + b.columns + 8 for b in blocks)
@@ -127,7 +128,7 @@ def check_mask_bytes(rows, offset, more, negatives):
 @given(rows=st.integers(1, 90), offset=st.integers(0, 50), more=st.integers(0, 50))
 def test_tiles_cover_every_pair_once(rows, offset, more):
     columns = offset + rows + more
-    blocks = make_blocks(rows, [columns], offset=offset, contrast_anchors=True, contrast_positives=True)
+    blocks = make_blocks(rows, [columns], Rule(offset=offset))
     before, tiled.TILE = tiled.TILE, 16
     try:
         for block in blocks:
@@ -146,9 +147,8 @@ def test_tiles_cover_every_pair_once(rows, offset, more):
 def test_masks_are_the_references_outside_a_band_around_the_threshold():
     """In bfloat16 the two sum the same products in another order, so only ties within rounding may part."""
     problem = make_problem(400, width=48, guide_width=64, learned_temperature=False).to(torch.bfloat16)
-    arguments = {"margin": 0.0, "relative": False, "self_guided": False, "offset": 0}
     student = (problem.anchors.detach(), problem.positives.detach())
-    operands = prepare(student, (problem.guide_anchors, problem.guide_positives), torch.tensor(0.05), **arguments)
+    operands = prepare(student, (problem.guide_anchors, problem.guide_positives), torch.tensor(0.05), Rule())
     exact = operands.guide[0].double() @ operands.guide[1].double().T
     band = 4 * torch.finfo(torch.float32).eps * 64**0.5
     near = ((exact - operands.limits[:, None].double()).abs() < band).fill_diagonal_(False)

@@ -18,6 +18,7 @@ from benchmarks.scaling import (
     table,
 )
 from gist_fast.blocks import make_blocks
+from gist_fast.rule import Rule
 
 DOC = Path(__file__).parents[1] / "docs" / "many-devices.md"
 
@@ -41,7 +42,7 @@ def test_by_hand():
 def test_against_the_blocks():
     s = Setup(rows=4 * 384, devices=4, student_width=5, guide_width=3)
     pairs = symmetric = 0
-    blocks = make_blocks(s.own_rows, [s.rows], offset=s.own_rows, contrast_anchors=True, contrast_positives=True)
+    blocks = make_blocks(s.own_rows, [s.rows], Rule(offset=s.own_rows))
     for block in blocks:
         square = s.own_rows**2 if block.symmetric else 0
         symmetric += square
@@ -52,7 +53,7 @@ def test_against_the_blocks():
     pytest.importorskip("triton")
     from gist_fast.backends import triton as backend
 
-    assert mask_bytes(s) == backend.mask_bytes(blocks)
+    assert mask_bytes(s) == backend.mask_bytes(blocks, 1)
 
 
 def test_uneven_rows_are_refused():

@@ -33,16 +33,17 @@ def run(problem, backend, **kwargs):
 def problems(draw):
     rows = draw(st.integers(1, 40))
     offset = draw(st.integers(0, 40))
+    guide_width = draw(st.none() | st.integers(1, 20))
     return make_problem(
         rows,
         rows + offset + draw(st.integers(0, 40)),
         tuple(draw(st.lists(st.integers(1, 40), max_size=3))),
         draw(st.integers(1, 20)),
-        draw(st.none() | st.integers(1, 20)),
+        guide_width,
         seed=draw(st.integers(0, 2**20)),
         temperature=draw(st.floats(0.003, 1.0)),
         learned_temperature=draw(st.booleans()),
-        margin=draw(st.floats(-0.5, 0.5)),
+        margin=0.0 if guide_width is None else draw(st.floats(-0.5, 0.5)),
         margin_strategy=draw(st.sampled_from(["absolute", "relative"])),
         contrast_anchors=draw(st.booleans()),
         contrast_positives=draw(st.booleans()),

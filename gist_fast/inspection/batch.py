@@ -18,6 +18,7 @@ from gist_fast.inspection.duplicates import NEAR, Duplicates, Texts, check_near,
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded
 from gist_fast.inspection.margins import LADDER, MarginCounter, MarginOutcome, check_margins
 from gist_fast.inspection.rule import TIE, limits, lowered, own_scores, scores, tiles, unit_rows
+from gist_fast.rule import Rule
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -185,9 +186,7 @@ def inspect_rows(
     blocks = make_blocks(
         len(rows),
         [len(rows)] * (len(columns) - 1),
-        offset=0,
-        contrast_anchors=contrast_anchors,
-        contrast_positives=contrast_positives,
+        Rule(contrast_anchors=contrast_anchors, contrast_positives=contrast_positives),
     )
     unit = [unit_rows(values) for values in guided]
     student_unit = None if studied is None else [unit_rows(values) for values in studied]

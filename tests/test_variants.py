@@ -1,0 +1,374 @@
+"""The variants of the guided loss against mathematics written independently, on both backends that run everywhere."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import Problem, assert_close, make_problem, values_and_gradients
+from torch import Tensor
+
+from gist_fast import guided_contrastive_loss
+from gist_fast.backends import tiled
+
+EVERYWHERE = ["reference", "tiled"]
+backends = pytest.mark.parametrize("backend", EVERYWHERE)
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 16, so that small problems have many, whole and ragged."""
+    monkeypatch.setattr(tiled, "TILE", 16)
+
+
+def cosine(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cosine_similarity(x[:, None], y[None, :], dim=-1)
+
+
+def oracle(
+    problem: Problem,
+    *,
+    self_guided: bool = False,
+    mask_ties: bool = False,
+    groups: Tensor | None = None,
+    hard: bool = False,
+    hardness_mode: str | None = None,
+    hardness_strength: float = 0.0,
+    triplet_margin: float | None = None,
+    matryoshka_dims: list[int] | None = None,
+    matryoshka_weights: list[float] | None = None,
+) -> Tensor:
+    """Loss ``[B]`` by whole matrices, minus infinity and ``cross_entropy``."""
+    q = problem
+    rows = torch.arange(len(q.anchors))
+    own = q.offset + rows
+    dims = matryoshka_dims or [q.anchors.shape[1]]
+    weights = matryoshka_weights or [1.0] * len(dims)
+    widest = max(dims)
+    student = [q.anchors, q.positives, *q.negatives]
+    guide = [q.guide_anchors, q.guide_positives, *(q.guide_negatives or ())]
+    if self_guided:
+        guide = [x.detach()[:, :widest] for x in student]
+    cut = None
+    if guide[0] is not None:
+        threshold = torch.cosine_similarity(guide[0], guide[1][own], dim=-1)
+        margin = torch.as_tensor(q.margin, dtype=threshold.dtype)
+        cut = threshold - (margin if q.margin_strategy == "absolute" else margin * threshold.abs())
+    names = [("ap", 0, 1), *([("aa", 0, 0)] if q.contrast_anchors else [])]
+    names += [("pp", 1, 1)] if q.contrast_positives else []
+    names += [(f"an_{k}", 0, k) for k in range(2, len(student))]
+
+    def rows_of(x: Tensor, index: int) -> Tensor:
+        return x[own] if index == 1 else x
+
+    hidden = {}
+    for name, r, c in names:
+        mask = torch.zeros(len(rows), len(student[c]), dtype=torch.bool)
+        if cut is not None:
+            score = cosine(rows_of(guide[r], r), guide[c])
+            mask |= score > cut[:, None] - (1e-12 if mask_ties else -1e-12)
+        if groups is not None and c < 2:
+            mask |= groups[own][:, None] == (groups if c == 1 else groups[own])
+        if c < 2:
+            mask[rows, own if c == 1 else rows] = False
+        hidden[name] = mask
+    guided = {name: mask.clone() for name, mask in hidden.items()}
+    if hard:
+        full = [x.detach()[:, :widest] for x in student]
+        floor = torch.cosine_similarity(full[0], full[1][own], dim=-1)
+        for name, r, c in names:
+            hidden[name] |= cosine(rows_of(full[r], r), full[c]) < floor[:, None] - 1e-12
+    total = torch.zeros(len(rows), dtype=q.anchors.dtype)
+    for width, weight in zip(dims, weights, strict=True):
+        x = [e[:, :width] for e in student]
+        logits, positives, negatives = [], [], []
+        for name, r, c in names:
+            score = cosine(rows_of(x[r], r), x[c])
+            penalty = torch.zeros_like(score)
+            place = torch.zeros_like(score, dtype=torch.bool)
+            if c != 0:
+                place[rows, own] = True
+            if hardness_mode in ("in_batch_negatives", "all_negatives") and r == 0 and c == 1:
+                penalty[~place] = 1
+            if r == 0 and c >= 2:
+                if hardness_mode in ("in_batch_negatives", "all_negatives"):
+                    penalty[~place] = 1
+                if hardness_mode in ("hard_negatives", "all_negatives"):
+                    penalty[place] = 1
+            logit = score / q.temperature + hardness_strength * penalty * score.detach()
+            drop = hidden[name].clone()
+            if name == "ap":
+                drop[rows, own] = False
+            elif c < 2:
+                drop[rows, own if c == 1 else rows] = True
+            logits.append(logit.masked_fill(drop, -torch.inf))
+            if r == 0:
+                near = guided[name].clone()
+                far = ~near
+                if c < 2:
+                    far[rows, own if c == 1 else rows] = False
+                if c == 1:
+                    near[rows, own] = True
+                positives.append((score, near))
+                negatives.append((score, far))
+        loss = torch.nn.functional.cross_entropy(torch.cat(logits, dim=1), own, reduction="none")
+        if triplet_margin is not None:
+
+            def mean(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+                count = sum(mask.sum(1) for _, mask in pairs)
+                return sum((score * mask).sum(1) for score, mask in pairs) / count.clamp_min(1), count
+
+            (near, _), (far, count) = mean(positives), mean(negatives)
+            loss = loss + torch.where(count > 0, torch.relu(far - near + triplet_margin), 0.0)
+        total = total + weight * loss
+    return total
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Problem, dict[str, Any]]:
+    rows, offset = draw(st.integers(1, 34)), draw(st.integers(0, 20))
+    columns = rows + offset + draw(st.integers(0, 20))
+    width = draw(st.integers(2, 16))
+    hardness = draw(st.sampled_from([None, "in_batch_negatives", "hard_negatives", "all_negatives"]))
+    negatives = tuple(columns + n for n in draw(st.lists(st.integers(0, 9), max_size=2)))
+    if hardness == "hard_negatives" and not negatives:
+        negatives = (columns,)
+    guide = draw(st.sampled_from(["own", "self", "none"]))
+    problem = make_problem(
+        rows,
+        columns,
+        negatives,
+        width,
+        draw(st.integers(1, 9)) if guide == "own" else None,
+        seed=draw(st.integers(0, 2**20)),
+        temperature=draw(st.floats(0.01, 1.0)),
+        margin=0.0 if guide == "none" else draw(st.just(0.0) | st.floats(0.001, 0.4) | st.floats(-0.4, -0.001)),
+        margin_strategy=draw(st.sampled_from(["absolute", "relative"])),
+        contrast_anchors=draw(st.booleans()),
+        contrast_positives=draw(st.booleans()),
+        offset=offset,
+    )
+    if guide != "none" and draw(st.booleans()):
+        problem.margin = torch.linspace(-0.3, 0.3, rows, dtype=torch.float64)
+    options: dict[str, Any] = {"mask_bits": draw(st.sampled_from(["keep", "recompute"]))}
+    if guide != "none":
+        options["mask_ties"] = draw(st.booleans())
+    if draw(st.booleans()):
+        generator = torch.Generator().manual_seed(rows)
+        options["groups"] = torch.randint(0, 1 + columns // 2, (columns,), generator=generator)
+    if draw(st.booleans()):
+        options["triplet_margin"], options["mask_bits"] = draw(st.floats(0.01, 1.5)), "keep"
+        if guide == "none" and "groups" not in options:
+            del options["triplet_margin"]
+    if guide != "self" and "triplet_margin" not in options:
+        options["hard"] = draw(st.booleans())
+    if hardness is not None:
+        options |= {"hardness_mode": hardness, "hardness_strength": draw(st.floats(0.1, 9.0))}
+    if draw(st.booleans()):
+        dims = draw(st.lists(st.integers(1, width), min_size=1, max_size=4, unique=True))
+        options["matryoshka_dims"] = dims
+        options["matryoshka_weights"] = [1.0 / (1 + k) for k in range(len(dims))]
+    if guide == "self":
+        options["self_guided"] = True
+    return problem, options
+
+
+def run(problem: Problem, backend: str, self_guided: bool = False, **options: Any) -> Tensor:
+    arguments = problem.arguments()
+    if self_guided:
+        arguments |= {"guide_anchors": problem.anchors, "guide_positives": problem.positives}
+        arguments["guide_negatives"] = problem.negatives
+    return guided_contrastive_loss(**arguments, backend=backend, reduction="none", **options)
+
+
+@backends
+@settings(max_examples=120, deadline=None)
+@given(case=cases())
+def test_values_and_gradients(backend: str, case: tuple[Problem, dict[str, Any]]) -> None:
+    problem, options = case
+    found = run(problem, backend, **options)
+    expected = oracle(problem, **{k: v for k, v in options.items() if k != "mask_bits"})
+    size = 1.0 / problem.temperature.item()
+    assert_close(values_and_gradients(found, problem), values_and_gradients(expected, problem), 1e-8, floor=size)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "hard": {"hard": True},
+    "groups": {"groups": torch.tensor([0, 1, 0, 2, 1, 3, 4, 2])},
+    "in-batch": {"hardness_mode": "in_batch_negatives", "hardness_strength": 4.0},
+    "own": {"hardness_mode": "hard_negatives", "hardness_strength": 4.0},
+    "all": {"hardness_mode": "all_negatives", "hardness_strength": 4.0},
+    "triplet": {"triplet_margin": 2.5},
+    "ladder": {"matryoshka_dims": [4, 2, 1], "matryoshka_weights": [1.0, 0.5, 0.25]},
+    "ties": {"mask_ties": True},
+    "margins": {"margin": torch.tensor([0.1, -0.1, 0.0, 0.2, 0.05], dtype=torch.float64)},
+}
+
+
+@backends
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n not in ("in-batch", "own", "all")])
+def test_gradcheck(backend: str, name: str) -> None:
+    """Hardness weighting is left out: what it adds is constant by definition, not by value."""
+    problem = make_problem(5, 8, (8,), 4, 3, offset=2, temperature=0.3)
+
+    def function(anchors: Tensor, positives: Tensor, negative: Tensor, temperature: Tensor) -> Tensor:
+        changed = replace(problem, anchors=anchors, positives=positives, negatives=(negative,), temperature=temperature)
+        arguments = changed.arguments() | VARIANTS[name]
+        return guided_contrastive_loss(**arguments, backend=backend, reduction="none")
+
+    assert torch.autograd.gradcheck(function, problem.tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_half_types_err_no_more_than_the_reference(name: str, dtype: torch.dtype) -> None:
+    options = dict(VARIANTS[name])
+    if name == "groups":
+        options["groups"] = torch.arange(60) // 3
+    if name == "margins":
+        options["margin"] = torch.linspace(-0.2, 0.2, 50)
+    wide = make_problem(50, 60, (60,), 24, 17, offset=7, temperature=0.2, learned_temperature=False)
+    narrow = wide.to(dtype)
+    exact = narrow.to(torch.float64)
+    if "margin" in options:
+        narrow.margin = exact.margin = options.pop("margin")
+    truth = values_and_gradients(run(exact, "reference", **options), exact)
+    ours = values_and_gradients(run(narrow, "tiled", **options), narrow)
+    theirs = values_and_gradients(run(narrow, "reference", **options), narrow)
+    for got, other, want in zip(ours, theirs, truth, strict=True):
+        size = want.abs().max()
+        error, allowed = (got - want).abs().max() / size, (other - want).abs().max() / size
+        # Sums in another order: a logit comes with a step of its own size, which is up to 1 / temperature + strength.
+        # bfloat16's gradient products are rounded once more, as documented.
+        more = torch.finfo(torch.float32).eps * (1 / wide.temperature + options.get("hardness_strength", 0.0))
+        more += 4 * torch.finfo(dtype).eps if dtype == torch.bfloat16 else torch.finfo(dtype).eps
+        assert error <= allowed + more, (name, error, allowed)
+
+
+@backends
+def test_a_copy_of_the_positive_stays_or_goes_as_asked(backend: str) -> None:
+    problem = make_problem(12, width=6, guide_width=64)
+    with torch.no_grad():
+        for x in (problem.positives, problem.guide_positives):
+            x[6:] = x[:6]
+    arguments = problem.arguments() | {"contrast_anchors": False, "contrast_positives": False}
+    counts = []
+    for ties in (False, True):
+        _, stats = guided_contrastive_loss(**arguments, backend=backend, mask_ties=ties, return_stats=True)
+        counts.append(int(stats.masked))
+    others = counts[0]
+    assert counts[1] == others + 12  # each row's one copy
+
+
+@backends
+def test_the_statistics_tell_the_guide_s_pairs_from_the_easy_ones(backend: str) -> None:
+    problem = make_problem(30, negatives=(30,), width=6, guide_width=5, temperature=0.3)
+    _, plain = guided_contrastive_loss(**problem.arguments(), backend=backend, return_stats=True)
+    _, stats = guided_contrastive_loss(**problem.arguments(), backend=backend, return_stats=True, hard=True)
+    assert stats.masked.tolist() == plain.masked.tolist()
+    assert plain.easy is None and plain.easy_share == {}
+    a, p = problem.anchors.detach(), problem.positives.detach()
+    floor = torch.cosine_similarity(a, p, dim=-1)
+    guide = cosine(problem.guide_anchors, problem.guide_positives)
+    left = (cosine(a, p) < floor[:, None] - 1e-9) & ~(guide > guide.diagonal()[:, None])
+    assert stats.easy[0].item() == left.sum().item() > 0
+    assert {k for k in stats.as_dict() if k.startswith("easy_")} == {"easy_ap", "easy_aa", "easy_pp", "easy_an_1"}
+
+
+def test_a_whole_ladder_of_one_width_is_the_plain_loss() -> None:
+    problem = make_problem(20, width=8)
+    found = values_and_gradients(run(problem, "tiled", matryoshka_dims=[8]), problem)
+    assert_close(found, values_and_gradients(run(problem, "tiled"), problem), 1e-12)
+
+
+def test_bits_serve_a_ladder_as_kept_scores_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem(40, 70, (33,), offset=11, margin=0.05).to(torch.float32)
+    options: dict[str, Any] = {"matryoshka_dims": [12, 5, 3], "groups": torch.arange(70) // 4, "triplet_margin": 0.7}
+    found = []
+    for pairs in (tiled.SCORES_PAIRS, 0):
+        monkeypatch.setattr(tiled, "SCORES_PAIRS", pairs)
+        found.append(values_and_gradients(run(problem, "tiled", **options), problem))
+    assert_close(*found, 1e-6)
+
+
+REFUSED = {
+    "a margin without a guide": ({"margin": 0.1}, False, r"margin: got 0.1 without a guide"),
+    "ties without a guide": ({"mask_ties": True}, False, r"mask_ties: there is no guide"),
+    "margins of another length": ({"margin": torch.zeros(3)}, True, r"margin: got a tensor of shape \[3\]"),
+    "margins that are NaN": ({"margin": torch.full((9,), torch.nan)}, True, r"margin: row 0 is nan"),
+    "a triplet term with nothing to go by": ({"triplet_margin": 0.1}, False, r"triplet_margin: nothing says"),
+    "a triplet margin of 0": ({"triplet_margin": 0.0}, True, r"triplet_margin: got 0.0"),
+    "a triplet term of hard negatives": ({"triplet_margin": 0.1, "hard": True}, True, r"hard: with triplet_margin"),
+    "a triplet term without masks": ({"triplet_margin": 0.1, "mask_bits": "recompute"}, True, r"mask_bits: 'recomp"),
+    "groups of another length": ({"groups": torch.zeros(3, dtype=torch.int64)}, True, r"groups: got shape \[3\]"),
+    "groups that are floats": ({"groups": torch.zeros(9)}, True, r"groups: got type torch.float32"),
+    "groups in a list": ({"groups": [0] * 9}, True, r"groups: got list"),
+    "an unknown mode": ({"hardness_mode": "hard", "hardness_strength": 1.0}, True, r"hardness_mode: got 'hard'; one"),
+    "a mode that does nothing": ({"hardness_mode": "all_negatives"}, True, r"hardness_strength: got 0.0, with which"),
+    "a strength without a mode": ({"hardness_strength": 2.0}, True, r"hardness_strength: got 2.0 without"),
+    "a negative strength": (
+        {"hardness_mode": "all_negatives", "hardness_strength": -1.0}, True, r"hardness_strength: got -1.0",
+    ),
+    "own negatives that are not there": (
+        {"hardness_mode": "hard_negatives", "hardness_strength": 2.0}, True, r"hardness_mode: 'hard_negatives' without",
+    ),
+    "widths above the model's": ({"matryoshka_dims": [64, 8]}, True, r"matryoshka_dims: got 64, but .* 12 wide"),
+    "a width twice": ({"matryoshka_dims": [8, 8]}, True, r"matryoshka_dims: got \[8, 8\]; different"),
+    "no width": ({"matryoshka_dims": []}, True, r"matryoshka_dims: got an empty list"),
+    "a width that is no int": ({"matryoshka_dims": [8.0]}, True, r"matryoshka_dims: got \[8.0\]; a list of ints"),
+    "too few weights": (
+        {"matryoshka_dims": [8, 4], "matryoshka_weights": [1.0]}, True, r"matryoshka_weights: got 1, and 2 widths",
+    ),
+    "weights alone": ({"matryoshka_weights": [1.0]}, True, r"matryoshka_weights: given without"),
+    "a flag that is a text": ({"hard": "no"}, True, r"hard: got 'no' of type str"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_makes_no_sense_is_refused_by_name(name: str) -> None:
+    options, guided, message = REFUSED[name]
+    problem = make_problem(9, guide_width=7 if guided else None)
+    with pytest.raises((ValueError, TypeError), match=message):
+        guided_contrastive_loss(**problem.arguments() | options)
+
+
+def test_hard_negatives_of_a_student_that_guides_itself_are_refused() -> None:
+    problem = make_problem(9)
+    with pytest.raises(ValueError, match="hard: the student guides itself by the same scores"):
+        run(problem, "tiled", self_guided=True, hard=True)
+
+
+def test_a_compiled_step_has_no_graph_break() -> None:
+    problem = make_problem(16, negatives=(16,), width=8, learned_temperature=False).to(torch.float32)
+    options: dict[str, Any] = {
+        "groups": torch.arange(16) // 2, "matryoshka_dims": [8, 4], "triplet_margin": 0.5, "mask_ties": True,
+        "hardness_mode": "all_negatives", "hardness_strength": 3.0,
+    }  # fmt: skip
+
+    def step(*leaves: Tensor) -> Tensor:
+        return run(replace(problem, anchors=leaves[0], positives=leaves[1], negatives=leaves[2:]), "tiled", **options)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    found = [values_and_gradients(each(*problem.tensors), problem) for each in (step, compiled)]
+    assert_close(*found, 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_opcheck_of_the_masks_product() -> None:
+    problem = make_problem(9, 12, (12,), offset=2).to(torch.float32)
+    from gist_fast.rule import Rule
+
+    rule = Rule(offset=2, margin=0.1)
+    student = [x.detach() for x in (problem.anchors, problem.positives, *problem.negatives)]
+    guide = [problem.guide_anchors, problem.guide_positives, *problem.guide_negatives]
+    forward = functools.partial(torch.ops.gist_fast.guided_forward.default, "tiled", student, guide)
+    *_, bits = forward(torch.tensor(0.1), None, None, [], True, False, *rule.to_arguments())
+    other = torch.randn(12, 5, requires_grad=True)
+    arguments = ("tiled", bits, other, False, 0, torch.float32, [9, 12, 12, 1], *rule.to_arguments())
+    torch.library.opcheck(torch.ops.gist_fast.mask_product.default, arguments)
