@@ -51,13 +51,12 @@ def batch_sections(found: Inspection, of: str = "", pairs: int = PAIRS) -> list[
         of: what batch it is, where the page has several.
         pairs: how many dropped pairs to show.
     """
-    suffix = f" in {of}" if of else ""
     sections = [
-        Section(f"What the guide dropped{suffix}", _of_the_batch(found), [_blocks(found)]),
-        Section(f"What each margin would drop{suffix}", _of_the_margins(), margin_parts(found.margins)),
+        Section(f"What the guide dropped{_in(of)}", _of_the_batch(found), [_blocks(found)]),
+        Section(f"What each margin would drop{_in(of)}", _of_the_margins(), margin_parts(found.margins)),
     ]
     if found.dropped:
-        sections.append(Section(f"The pairs{suffix}", _of_the_pairs(found), [_pairs(found, pairs)]))
+        sections.append(Section(f"Pairs that were dropped{_in(of)}", _of_the_pairs(found), [_pairs(found, pairs)]))
     return sections
 
 
@@ -79,7 +78,7 @@ def margin_table(strategy: str, outcomes: Sequence[MarginOutcome]) -> Table:
     return Table(("margin", *blocks, "all pairs", "rows without a negative"), rows, f"Dropped at a margin, {strategy}")
 
 
-def duplicates_section(found: Duplicates) -> Section:
+def duplicates_section(found: Duplicates, of: str = "") -> Section:
     """Texts that are the same, and those that are nearly the same."""
     text = (
         f"Among {found.rows:,} rows: {found.copied_texts:,} texts stand in more than one row, which concerns "
@@ -97,7 +96,7 @@ def duplicates_section(found: Duplicates) -> Section:
         near = near_rows(found.pairs[:PAIRS])
         head = ("similarity", "row", "text", "other row", "other text")
         parts.append(Table(head, near, f"Nearly the same: {len(near)} of {found.near_pairs:,}"))
-    return Section("Texts that are the same", text, parts)
+    return Section(f"Texts that are the same{_in(of)}", text, parts)
 
 
 def places(copy: Copied) -> str:
@@ -122,6 +121,10 @@ def clipped(text: str, most: int = TEXT) -> str:
     """A text in one line, of at most `most` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 1] + "\u2026"
+
+
+def _in(of: str) -> str:
+    return f" in {of}" if of else ""
 
 
 def _of_the_batch(found: Inspection) -> str:
@@ -153,7 +156,7 @@ def _blocks(found: Inspection) -> Table:
         (name, compared, found.counts[name], f"{found.share_dropped(name):.2%}", found.ties[name])
         for name, compared in found.compared.items()
     ]
-    return Table(("block", "pairs compared", "dropped", "share", "ties that stayed"), rows, "By block")
+    return Table(("block", "pairs compared", "dropped", "share", "ties kept"), rows, "By block")
 
 
 def _pairs(found: Inspection, most: int) -> Table:
