@@ -8,7 +8,7 @@ data:
   eval: held_out.jsonl               # or, as train too, several by name: {questions: a.jsonl, titles: {path: b.csv}}
 loss: {temperature: 0.01, margin: 0.05, margin_strategy: relative, mini_batch_size: 32}
 training: {output_dir: runs/first, learning_rate: 2e-5, per_device_train_batch_size: 256}
-evaluation: {queries: queries.jsonl, corpus: corpus.jsonl, relevant: relevant.tsv}
+evaluation: {queries: queries.jsonl, corpus: corpus.jsonl, relevant: relevant.tsv, sts: scored.csv}
 ```
 
 ``loss`` and ``training`` take the fields of `gist_fast.GISTTrainingArguments`, ``loss`` those that concern the loss.
@@ -304,16 +304,22 @@ def _evaluation(entry: Entry) -> EvaluationConfig:
     missing = [name for name, value in files.items() if value is None]
     if 0 < len(missing) < 3:
         raise InputError(f"{entry.where}: evaluation lacks {_list(missing)}; queries, corpus and relevant go together.")
-    given = [
-        name
-        for name, there in (("queries", not missing), ("pairs", config.pairs), ("triplet", config.triplet))
-        if there
-    ]
+    if not missing and config.pairs:
+        raise InputError(f"{entry.where}: evaluation has queries, pairs, both for retrieval; keep one.")
+    sources = ("pairs", "triplet", "sts", "pair_classification")
+    given = [] if missing else ["retrieval"]
+    given += ["retrieval" if name == "pairs" else name for name in sources if getattr(config, name) is not None]
     if not given:
-        raise InputError(f"{entry.where}: evaluation needs queries, corpus and relevant, or pairs, or triplet.")
-    if len(given) > 1:
-        raise InputError(f"{entry.where}: evaluation has {_list(given)}; keep one.")
-    for name in ("pairs", "triplet"):
+        raise InputError(
+            f"{entry.where}: evaluation needs queries, corpus and relevant, or pairs, or triplet, sts or "
+            "pair_classification."
+        )
+    if config.primary is not None and config.primary not in given:
+        raise InputError(
+            f"{entry.value['primary'].where}: evaluation.primary: got {config.primary!r}"
+            f"{nearest(config.primary, given)}; what is measured here is {_list(given)}."
+        )
+    for name in sources:
         source = getattr(config, name)
         if source is not None and source.streaming:
             raise InputError(f"{entry.where}: evaluation.{name}.streaming: its texts are needed all at once.")

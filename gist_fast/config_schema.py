@@ -67,7 +67,8 @@ class DataConfig:
 class EvaluationConfig:
     """What to measure the student by, before, during and after training.
 
-    One of: ``queries``, ``corpus`` and ``relevant`` together, or ``pairs``, each for retrieval; or ``triplet``.
+    Any of: retrieval (``queries``, ``corpus`` and ``relevant`` together, or ``pairs``), ``triplet``, ``sts`` and
+    ``pair_classification``.
     """
 
     queries: str | None = field(default=None, metadata=_FILE)
@@ -77,6 +78,13 @@ class EvaluationConfig:
     """Each anchor's positive is its relevant document; the positives together are the corpus."""
     triplet: SourceConfig | None = None
     """How often an anchor is closer to its positive than to its negative."""
+    sts: SourceConfig | None = None
+    """Pairs with a score (columns sentence1, sentence2, score): how well the similarity follows it."""
+    pair_classification: SourceConfig | None = None
+    """Pairs with a label (columns sentence1, sentence2, label), 1 or 0: how well the similarity tells them apart."""
+    primary: str | None = None
+    """Whose score is ``sequential_score``, where several are given: ``retrieval``, ``triplet``, ``sts`` or
+    ``pair_classification``; None: the first of these that is given."""
     batch_size: int = 64
     before: bool = True
     """Whether to measure the student before training too."""

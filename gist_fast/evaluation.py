@@ -1,4 +1,4 @@
-"""Retrieval tasks from files or pairs, and a model's scores on them by sentence-transformers' own evaluators."""
+"""What to measure a model by, from files, and its scores by sentence-transformers' own evaluators."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gist_fast.config_schema import EvaluationConfig
-from gist_fast.data import ANCHOR, POSITIVE, load_texts
+from gist_fast.config_schema import EvaluationConfig, SourceConfig
+from gist_fast.data import ANCHOR, POSITIVE, load_texts, text_columns
 from gist_fast.errors import InputError, nearest
+from gist_fast.scored_pairs import ScoredPairs, load_labelled_pairs, load_sts
 from gist_fast.text_files import Column, read_file
 
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRIEVAL_METRICS = ("ndcg@10", "mrr@10", "accuracy@1", "recall@10", "map@100")
+METRICS = (
+    *RETRIEVAL_METRICS,
+    "triplet_accuracy",
+    *("sts_spearman", "sts_pearson"),
+    *("pair_accuracy", "pair_f1", "pair_ap"),
+)
 ID_NAMES = ("id", "_id")
 QUERY_ID_NAMES = ("query_id", "query-id", "qid")
 DOCUMENT_ID_NAMES = ("document_id", "corpus_id", "corpus-id", "doc_id")
@@ -33,6 +40,54 @@ class Retrieval:
     queries: dict[str, str]
     corpus: dict[str, str]
     relevant: dict[str, set[str]]
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """All that a model is to be measured by, at most one of a kind, in the order in which it is measured."""
+
+    retrieval: Retrieval | None = None
+    triplet: Dataset | None = None
+    sts: ScoredPairs | None = None
+    pair_classification: ScoredPairs | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many texts and rows there are, by what they are."""
+        sizes: dict[str, int] = {}
+        if self.retrieval is not None:
+            sizes |= {"queries": len(self.retrieval.relevant), "documents": len(self.retrieval.corpus)}
+        if self.triplet is not None:
+            sizes["triplets"] = len(self.triplet)
+        if self.sts is not None:
+            sizes["sts_pairs"] = len(self.sts.scores)
+        if self.pair_classification is not None:
+            sizes["labelled_pairs"] = len(self.pair_classification.scores)
+        return sizes
+
+
+def load_tasks(config: EvaluationConfig) -> Tasks:
+    """The tasks that the section ``evaluation`` of a configuration names.
+
+    Raises:
+        InputError: a file is missing or wrong.
+    """
+    retrieval = None
+    if config.pairs is not None:
+        pairs = config.pairs
+        retrieval = retrieval_from_pairs(
+            load_texts(pairs.path, split=pairs.split, columns=pairs.columns, name=pairs.name)
+        )
+    elif config.queries is not None:
+        # That all three are given was checked where the configuration was read.
+        retrieval = load_retrieval(config.queries, config.corpus or "", config.relevant or "")
+    labelled = config.pair_classification
+    return Tasks(
+        retrieval=retrieval,
+        triplet=None if config.triplet is None else _load_triplets(config.triplet),
+        sts=None if config.sts is None else load_sts(config.sts),
+        pair_classification=None if labelled is None else load_labelled_pairs(labelled),
+    )
 
 
 def load_retrieval(queries: str | Path, corpus: str | Path, relevant: str | Path) -> Retrieval:
@@ -115,47 +170,103 @@ def make_evaluator(
     )
 
 
+def make_evaluators(
+    tasks: Tasks,
+    *,
+    batch_size: int = 64,
+    query_prompt: str | None = None,
+    corpus_prompt: str | None = None,
+    show_progress_bar: bool = False,
+) -> dict[str, BaseEvaluator]:
+    """sentence-transformers' evaluators of the tasks, by the names of `Tasks`' fields.
+
+    An evaluator settles on the similarity of the first model that it measures: make new ones for another model.
+    """
+    from sentence_transformers.sentence_transformer.evaluation import (
+        BinaryClassificationEvaluator,
+        EmbeddingSimilarityEvaluator,
+        TripletEvaluator,
+    )
+
+    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+    evaluators: dict[str, BaseEvaluator] = {}
+    if tasks.retrieval is not None:
+        evaluators["retrieval"] = make_evaluator(
+            tasks.retrieval, query_prompt=query_prompt, corpus_prompt=corpus_prompt, **options
+        )
+    if tasks.triplet is not None:
+        anchors, positives, negatives = (list(tasks.triplet[column]) for column in tasks.triplet.column_names)
+        evaluators["triplet"] = TripletEvaluator(anchors, positives, negatives, **options)
+    if (sts := tasks.sts) is not None:
+        evaluators["sts"] = EmbeddingSimilarityEvaluator(sts.first, sts.second, sts.scores, name="sts", **options)
+    if (labelled := tasks.pair_classification) is not None:
+        labels = [int(label) for label in labelled.scores]
+        # Named, because its accuracy would otherwise be called as the triplets' is.
+        evaluators["pair_classification"] = BinaryClassificationEvaluator(
+            labelled.first, labelled.second, labels, name="pair", **options
+        )
+    return evaluators
+
+
+def combined(evaluators: dict[str, BaseEvaluator], primary: str | None = None) -> BaseEvaluator:
+    """One evaluator that runs them all; where there are several, ``sequential_score`` is that of `primary`.
+
+    Args:
+        primary: one of the names; None: the first one.
+    """
+    from sentence_transformers.base.evaluation import SequentialEvaluator
+
+    if len(evaluators) == 1:
+        return next(iter(evaluators.values()))
+    place = list(evaluators).index(primary) if primary else 0
+    return SequentialEvaluator(list(evaluators.values()), main_score_function=lambda scores: scores[place])
+
+
 def configured_evaluator(config: EvaluationConfig) -> BaseEvaluator:
     """The evaluator that the section ``evaluation`` of a configuration asks for."""
-    if config.triplet is not None:
-        return _triplet_evaluator(config)
-    if config.pairs is not None:
-        pairs = config.pairs
-        task = retrieval_from_pairs(load_texts(pairs.path, split=pairs.split, columns=pairs.columns, name=pairs.name))
-    else:
-        # That all three are given was checked where the configuration was read.
-        task = load_retrieval(config.queries or "", config.corpus or "", config.relevant or "")
-    return make_evaluator(task, batch_size=config.batch_size)
+    return combined(make_evaluators(load_tasks(config), batch_size=config.batch_size), config.primary)
+
+
+def evaluator_names(evaluator: BaseEvaluator) -> str:
+    """The classes of an evaluator, or of those it runs."""
+    return ", ".join(type(one).__name__ for one in getattr(evaluator, "evaluators", [evaluator]))
 
 
 def evaluate(model: SentenceTransformer, evaluator: BaseEvaluator) -> dict[str, float]:
-    """The model's scores, under their short names: ``ndcg@10``, or ``accuracy`` for triplets."""
+    """The model's scores, under their short names, those of `METRICS`."""
     results = evaluator(model)
-    return short_metrics(results if isinstance(results, dict) else {"accuracy": results})
+    assert isinstance(results, dict)
+    return short_metrics(results)
 
 
 def short_metrics(results: dict[str, Any]) -> dict[str, float]:
     """Scores under their short names, without the name of the similarity function; the best one's, were there two."""
     scores: dict[str, float] = {}
     for name, value in results.items():
-        short = name.rpartition("_")[2]
-        if short in (*RETRIEVAL_METRICS, "accuracy"):
+        short = _short_name(name)
+        if short in METRICS:
             scores[short] = max(float(value), scores.get(short, float("-inf")))
-    return {name: scores[name] for name in (*RETRIEVAL_METRICS, "accuracy") if name in scores}
+    return {name: scores[name] for name in METRICS if name in scores}
 
 
-def _triplet_evaluator(config: EvaluationConfig) -> BaseEvaluator:
-    from sentence_transformers.sentence_transformer.evaluation import TripletEvaluator
+def _short_name(name: str) -> str:
+    """The short name: ``cosine_ndcg@10`` is ``ndcg@10``, ``sts_pearson_cosine`` is ``sts_pearson``."""
+    kind, _, rest = name.partition("_")
+    if kind == "sts":
+        return f"sts_{rest.partition('_')[0]}"
+    last = name.rpartition("_")[2]
+    if kind == "pair":
+        return f"pair_{last}"
+    return "triplet_accuracy" if last == "accuracy" else last
 
-    source = config.triplet
-    assert source is not None
+
+def _load_triplets(source: SourceConfig) -> Dataset:
+    """A dataset of three columns: anchor, positive, and the first of the negatives."""
     dataset = load_texts(source.path, split=source.split, columns=source.columns, name=source.name)
-    negative = next((c for c in ("negative", "negative_1") if c in dataset.column_names), None)
+    negative = next((c for c in text_columns(dataset) if c not in (ANCHOR, POSITIVE)), None)
     if negative is None:
         raise InputError(f"{source.path}: no column 'negative'; triplets need anchor, positive and negative.")
-    return TripletEvaluator(
-        list(dataset[ANCHOR]), list(dataset[POSITIVE]), list(dataset[negative]), batch_size=config.batch_size
-    )
+    return dataset.select_columns([ANCHOR, POSITIVE, negative])
 
 
 def _texts_by_id(path: Path) -> dict[str, str]:

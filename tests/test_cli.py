@@ -160,7 +160,7 @@ class TestEvaluate:
         assert result.out.count("1.0000") == 5
 
     def test_wrong_usage(self, run, tmp_path, pairs_file, tiny_student):
-        refused(run("evaluate", tiny_student), "--queries, --corpus, --relevant missing; or give --pairs")
+        refused(run("evaluate", tiny_student, "--corpus", "c"), "--queries, --relevant missing; or give --pairs")
         refused(run("evaluate", tiny_student, "--pairs", pairs_file, "--corpus", "c"), "not both")
         refused(run("evaluate", tiny_student, "--pairs", tmp_path / "pair.jsonl"), "(did you mean 'pairs.jsonl'?)")
         refused(run("evaluate", tmp_path, "--pairs", pairs_file), "holds no model; a folder with modules.json or")

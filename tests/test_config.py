@@ -106,6 +106,15 @@ evaluation: {queries: q.tsv, corpus: c.tsv, relevant: r.tsv, before: false}
     assert config.evaluation.before is False
 
 
+def test_several_evaluations_from_the_file_and_the_command_line(write, tmp_path):
+    text = MINIMAL + "evaluation: {triplet: t.csv, sts: {path: s.csv, columns: [a, b, c]}, primary: sts}\n"
+    config = load_config(write(text), ["--pair_classification", str(tmp_path / "p.csv")]).evaluation
+    assert config.triplet == SourceConfig(str(tmp_path / "t.csv"))
+    assert config.sts == SourceConfig(str(tmp_path / "s.csv"), columns=["a", "b", "c"])
+    assert config.pair_classification == SourceConfig(str(tmp_path / "p.csv"))
+    assert config.primary == "sts"
+
+
 def test_the_arguments_are_made_and_refuse_in_one_line(write):
     config = load_config(write(), ["--learning_rate", "3e-4", "--use_cpu", "--margin_strategy", "relative"])
     arguments = config.training_arguments(eval_strategy="no")
@@ -175,7 +184,16 @@ def test_every_argument_s_type_can_be_said():
             "evaluation lacks corpus, relevant; queries, corpus and rel",
         ),
         ("runs/one", "runs\nevaluation: {batch_size: 3}", "evaluation needs queries, corpus and relevant, or pairs"),
-        ("runs/one", "runs\nevaluation: {pairs: a.csv, triplet: b.csv}", "evaluation has pairs, triplet; keep one."),
+        (
+            "runs/one",
+            "runs\nevaluation: {queries: q.tsv, corpus: c.tsv, relevant: r.tsv, pairs: b.csv}",
+            "evaluation has queries, pairs, both for retrieval; keep one.",
+        ),
+        (
+            "runs/one",
+            "runs\nevaluation: {pairs: a.csv, sts: b.csv, primary: st}",
+            "line 7: evaluation.primary: got 'st' (did you mean 'sts'?); what is measured here is retrieval, sts.",
+        ),
         ("models/student", "{max_seq_length: 8}", "line 1: student.path is missing; it takes a path or a name."),
         ("models/student", "{path: x, max_seq_length: 0}", "student.max_seq_length must be at least 1; got 0."),
         ("student: models/student\n", "", "'student' is missing; 'student: <path or hub name of a model>' would do."),
@@ -379,6 +397,7 @@ class TestSeveralSources:
         assert says in message(write(self.TWO.replace(old, new, 1)))
 
     def test_no_stream_where_all_texts_are_needed(self, write):
-        text = MINIMAL + "evaluation: {pairs: {path: a.csv, streaming: true}}\n"
-        assert "evaluation.pairs.streaming: its texts are needed all at once" in message(write(text))
+        for name in ("pairs", "triplet", "sts", "pair_classification"):
+            text = MINIMAL + f"evaluation: {{{name}: {{path: a.csv, streaming: true}}}}\n"
+            assert f"evaluation.{name}.streaming: its texts are needed all at once" in message(write(text))
         assert "data.train is empty" in message(write(MINIMAL.replace("pairs.jsonl", "{}")))

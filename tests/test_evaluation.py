@@ -13,8 +13,10 @@ from datasets import Dataset
 from gist_fast.config_schema import EvaluationConfig, SourceConfig
 from gist_fast.errors import InputError
 from gist_fast.evaluation import (
+    METRICS,
     configured_evaluator,
     evaluate,
+    evaluator_names,
     load_retrieval,
     make_evaluator,
     retrieval_from_pairs,
@@ -126,13 +128,16 @@ def test_scores_worked_out_by_hand():
 def test_short_names_of_metrics():
     found = short_metrics({"cosine_ndcg@10": 0.5, "dot_ndcg@10": 0.6, "cosine_recall@10": 0.1, "cosine_recall@5": 0.2})
     assert found == {"ndcg@10": 0.6, "recall@10": 0.1}
+    names = ("cosine_accuracy", "sts_spearman_dot", "pair_cosine_accuracy", "pair_cosine_accuracy_threshold")
+    found = short_metrics({**dict(zip(names, (0.1, 0.2, 0.3, 0.4), strict=True)), "sequential_score": 0.5})
+    assert found == {"triplet_accuracy": 0.1, "sts_spearman": 0.2, "pair_accuracy": 0.3}
 
 
 def test_configured_evaluators(tmp_path, files, student):
     rows = [{"anchor": "a", "positive": "a", "negative": "quite another text"}]
     path = str(jsonl(tmp_path / "t.jsonl", rows))
     triplets = configured_evaluator(EvaluationConfig(triplet=SourceConfig(path)))
-    assert evaluate(student, triplets) == {"accuracy": 1.0}
+    assert evaluate(student, triplets) == {"triplet_accuracy": 1.0}
     pairs = configured_evaluator(EvaluationConfig(pairs=SourceConfig(path), batch_size=3))
     assert (pairs.queries, pairs.corpus, pairs.batch_size) == (["a"], ["a"], 3)
     three = configured_evaluator(EvaluationConfig(**{name: str(file) for name, file in files.items()}))
@@ -140,6 +145,83 @@ def test_configured_evaluators(tmp_path, files, student):
     jsonl(tmp_path / "p.jsonl", [{"anchor": "a", "positive": "b"}])
     with pytest.raises(InputError, match="no column 'negative'; triplets need anchor, positive and negative"):
         configured_evaluator(EvaluationConfig(triplet=SourceConfig(str(tmp_path / "p.jsonl"))))
+
+
+@pytest.fixture
+def scored(pairs) -> list[dict]:
+    """Twenty pairs with a score and a label, which follow no order that a model could have learnt."""
+    rows = pairs.select(range(20))
+    return [{**row, "score": k * 7 % 5 + k / 100, "label": k * 3 % 4 // 2} for k, row in enumerate(rows)]
+
+
+def similarities(model, rows, one="anchor", other="positive") -> list[float]:
+    """Cosines, in float64 and without a look at any evaluator."""
+    first, second = (model.encode([row[name] for row in rows]).astype("float64") for name in (one, other))
+    return [float(a @ b / math.sqrt((a @ a) * (b @ b))) for a, b in zip(first, second, strict=True)]
+
+
+def test_sts_is_what_scipy_finds_on_the_embeddings(tmp_path, student, scored):
+    from scipy.stats import pearsonr, spearmanr
+
+    path = str(jsonl(tmp_path / "s.jsonl", scored))
+    got = evaluate(student, configured_evaluator(EvaluationConfig(sts=SourceConfig(path), batch_size=7)))
+    found, wanted = similarities(student, scored), [row["score"] for row in scored]
+    assert got == pytest.approx(
+        {"sts_spearman": spearmanr(wanted, found)[0], "sts_pearson": pearsonr(wanted, found)[0]}, abs=1e-6
+    )
+    assert abs(got["sts_spearman"] - got["sts_pearson"]) > 1e-3
+
+
+def test_pair_classification_is_what_sklearn_finds_on_the_embeddings(tmp_path, student, scored):
+    from sklearn.metrics import accuracy_score, average_precision_score, f1_score
+
+    path = str(jsonl(tmp_path / "p.jsonl", scored))
+    got = evaluate(student, configured_evaluator(EvaluationConfig(pair_classification=SourceConfig(path))))
+    found, labels = similarities(student, scored), [row["label"] for row in scored]
+    # The threshold that does best is taken for each: try them all, and the one above all.
+    tried = [[value >= threshold for value in found] for threshold in [*found, 2.0]]
+    want = {
+        "pair_accuracy": max(accuracy_score(labels, told) for told in tried),
+        "pair_f1": max(f1_score(labels, told, zero_division=0) for told in tried),
+        "pair_ap": average_precision_score(labels, found),
+    }
+    assert got == pytest.approx(want)
+    assert len(set(want.values())) == 3
+
+
+def test_triplets_are_counted_and_the_first_negative_is_taken(tmp_path, student, pairs):
+    rows = [
+        {**row, "negative_1": pairs["positive"][k - 1], "negative_2": row["anchor"]}
+        for k, row in enumerate(pairs.select(range(20)))
+    ]
+    path = str(jsonl(tmp_path / "t.jsonl", rows))
+    got = evaluate(student, configured_evaluator(EvaluationConfig(triplet=SourceConfig(path))))
+    near, far = similarities(student, rows), similarities(student, rows, other="negative_1")
+    share = sum(a > b for a, b in zip(near, far, strict=True)) / len(rows)
+    assert got == pytest.approx({"triplet_accuracy": share})
+    assert 0 < share < 1
+
+
+@pytest.mark.parametrize(
+    ("primary", "name"), [(None, "cosine_ndcg@10"), ("triplet", "cosine_accuracy"), ("sts", "sts_spearman_cosine")]
+)
+def test_several_at_once(tmp_path, student, scored, primary, name):
+    rows = [{**row, "negative": scored[k - 1]["positive"]} for k, row in enumerate(scored)]
+    source = SourceConfig(str(jsonl(tmp_path / "all.jsonl", rows)))
+    one_by_one = dict.fromkeys(("pairs", "triplet", "sts", "pair_classification"), source)
+    evaluator = configured_evaluator(EvaluationConfig(**one_by_one, primary=primary))
+    assert evaluator_names(evaluator) == (
+        "InformationRetrievalEvaluator, TripletEvaluator, EmbeddingSimilarityEvaluator, BinaryClassificationEvaluator"
+    )
+    got = evaluate(student, evaluator)
+    assert tuple(got) == METRICS
+    alone: dict[str, float] = {}
+    for kind in one_by_one:
+        alone |= evaluate(student, configured_evaluator(EvaluationConfig(**{kind: source})))
+    assert got == pytest.approx(alone)
+    # What `metric_for_best_model: sequential_score` goes by.
+    logged = evaluator(student)
+    assert logged["sequential_score"] == logged[name]
 
 
 def test_scores_are_those_of_sentence_transformers(student, pairs):

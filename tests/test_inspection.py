@@ -7,12 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide, guided_contrastive_loss
 from gist_fast.errors import InputError
-from gist_fast.inspection import inspect_batch
+from gist_fast.inspection import inspect_batch, inspect_rows, rule
+from gist_fast.inspection.training import inspect_training
 
 
 def lookup(vectors: dict[str, list[float]]):
@@ -140,6 +142,10 @@ def test_embeddings_that_the_data_carry_need_no_guide():
         ({"batch": 3}, "batch: got 3; the 4 rows make batches 1 to 2"),
         ({"batch_size": 1}, "batch_size: got 1; pairs need at least 2 rows"),
         ({"margin": math.nan}, "margin: got nan"),
+        ({"margins": []}, "margins: got 0 of them; 1 to 64 would do"),
+        ({"margins": [0.1, math.inf]}, "margins: got inf among them; finite numbers would do"),
+        ({"near": 1.0}, "near: got 1.0; a cosine similarity above 0 and below 1"),
+        ({"near": math.nan}, "near: got nan"),
         ({"margin_strategy": "relativ"}, "margin_strategy: got 'relativ'; one of 'absolute', 'relative' would do"),
     ],
 )
@@ -147,3 +153,231 @@ def test_what_cannot_be_inspected(options, says):
     data = Dataset.from_dict({"anchor": ["x"] * 4, "positive": ["y"] * 4})
     with pytest.raises(ValueError, match="^" + says.replace("(", r"\(")):
         inspect_batch(data, lookup(AXES), **{"batch_size": 3, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"margins": "0.1"}, "margins: got '0.1'; a list of numbers"),
+        ({"margins": [0.1, "0.2"]}, "margins: got '0.2' among them"),
+        ({"margins": [True]}, "margins: got True among them"),
+        ({"near": "0.9"}, "near: got '0.9' of type str"),
+    ],
+)
+def test_what_is_no_number(options, says):
+    data = Dataset.from_dict({"anchor": ["x"] * 4, "positive": ["y"] * 4})
+    with pytest.raises(TypeError, match=f"^{says}"):
+        inspect_batch(data, lookup(AXES), **options)
+
+
+def random_batch(rows, negatives, seed=0, width=6):
+    """Columns of distinct texts, and their vectors, in float32 so that both sides read the same numbers."""
+    random = np.random.default_rng(seed)
+    names = ["anchor", "positive", *(f"negative_{k + 1}" for k in range(negatives))]
+    columns = {name: [f"{name} {i}" for i in range(rows)] for name in names}
+    vectors = {text: random.normal(size=width).astype(np.float32) for column in columns.values() for text in column}
+    return columns, vectors
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(2, 9),
+    negatives=st.integers(0, 2),
+    margins=st.lists(st.floats(-1.5, 1.5), min_size=1, max_size=5),
+    tile=st.sampled_from([1, 7, 2**22]),
+    seed=st.integers(0, 2**31),
+)
+def test_each_margin_drops_what_the_rule_says(rows, negatives, margins, tile, seed):
+    columns, vectors = random_batch(rows, negatives, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rule, "TILE", tile)
+        found = inspect_batch(Dataset.from_dict(columns), lookup(vectors), margins=margins)
+    tried = sorted({margin + 0.0 for margin in margins})
+    assert [(o.strategy, o.margin) for o in found.margins] == [
+        (strategy, margin) for strategy in ("absolute", "relative") for margin in tried
+    ]
+    for outcome in found.margins:
+        pairs = all_pairs(columns, vectors, outcome.margin, outcome.strategy)
+        assert outcome.compared == found.compared
+        for block, dropped in outcome.dropped.items():
+            excess = [score - threshold for (name, _, _), (score, threshold) in pairs.items() if name == block]
+            # float32 against float64: what stands within 1e-5 of its threshold may fall either way.
+            assert sum(e > 1e-5 for e in excess) <= dropped <= sum(e > -1e-5 for e in excess)
+            assert outcome.share(block) == dropped / len(excess)
+        assert outcome.share() == sum(outcome.dropped.values()) / len(pairs)
+        least = dict.fromkeys(range(1, rows + 1), math.inf)
+        for (_, i, _), (score, threshold) in pairs.items():
+            least[i] = min(least[i], score - threshold)
+        assert sum(e > 1e-5 for e in least.values()) <= outcome.rows_emptied <= sum(e > -1e-5 for e in least.values())
+        assert outcome.share_emptied == outcome.rows_emptied / rows
+
+
+@pytest.mark.parametrize(("margin", "strategy"), [(0.0, "absolute"), (0.07, "absolute"), (-0.2, "relative")])
+def test_the_counts_are_those_of_the_loss(margin, strategy):
+    columns, vectors = random_batch(rows=61, negatives=2)
+    found = inspect_batch(
+        Dataset.from_dict(columns), lookup(vectors), margin=margin, margin_strategy=strategy, margins=[margin]
+    )
+    anchors, positives, *negatives = (
+        torch.from_numpy(np.stack([vectors[text] for text in texts])) for texts in columns.values()
+    )
+    _, stats = guided_contrastive_loss(
+        *(anchors, positives, anchors, positives, negatives, negatives),
+        margin=margin,
+        margin_strategy=strategy,
+        return_stats=True,
+    )
+    assert found.counts == dict(zip(stats.blocks, stats.masked.tolist(), strict=True))
+    assert found.compared == dict(zip(stats.blocks, stats.compared, strict=True))
+    (mine,) = [outcome for outcome in found.margins if outcome.strategy == strategy]
+    assert mine.dropped == found.counts
+    assert mine.rows_emptied == found.rows_emptied
+    assert 0 < found.total_dropped < sum(found.compared.values())
+
+
+def test_few_are_listed_and_all_are_counted():
+    columns, vectors = random_batch(rows=23, negatives=1)
+    data = Dataset.from_dict(columns)
+    student = lookup({text: np.roll(vector, 1) for text, vector in vectors.items()})
+    whole = inspect_batch(data, lookup(vectors), student)
+    few = inspect_batch(data, lookup(vectors), student, most=5)
+    none = inspect_batch(data, lookup(vectors), student, most=0)
+    assert len(whole.dropped) == whole.total_dropped > 20
+    assert few.dropped == whole.dropped[:5]
+    assert none.dropped == []
+    assert few.counts == none.counts == whole.counts
+    assert few.student_above == whole.student_above == sum(p.student_ranks == "above" for p in whole.dropped)
+
+
+def test_where_the_student_ranks_a_pair():
+    # The guide drops all pairs with x (it scores 1.0 with the anchor x, the positive less).
+    data = Dataset.from_dict({"anchor": ["x"] * 2, "positive": ["diagonal", "y"], "negative": ["near x", "x"]})
+    student = {"x": [1.0, 0.0], "diagonal": [1.0, 1.0], "y": [1.0, 0.0], "near x": [1.0, -1.0]}
+    found = inspect_batch(data, lookup(AXES), lookup(student))
+    ranks = {(p.block, p.row, p.other_row): (p.student_ranks, p.student, p.student_positive) for p in found.dropped}
+    half = pytest.approx(math.sqrt(0.5))
+    assert ranks["an_1", 1, 1] == ("level", half, half)
+    assert ranks["an_1", 1, 2] == ("above", pytest.approx(1.0), half)
+    assert ranks["an_1", 2, 1] == ("below", half, pytest.approx(1.0))
+    assert ranks["aa", 1, 2][0] == "above"
+    assert ranks["aa", 2, 1][0] == "level"
+    assert found.student_above == sum(rank == "above" for rank, _, _ in ranks.values())
+    without = inspect_batch(data, lookup(AXES))
+    assert without.student_above is None
+    assert {pair.student_ranks for pair in without.dropped} == {None}
+
+
+def test_ties_with_the_positive_are_counted():
+    random = np.random.default_rng(0)
+    vectors = {text: random.normal(size=8) for text in "abcpq"}
+    found = inspect_batch(Dataset.from_dict({"anchor": list("abc"), "positive": list("pqp")}), lookup(vectors))
+    # Rows 1 and 3 have one positive; in pp it is no tie, for there two copies of it score 1.0.
+    assert found.ties == {"ap": 2, "aa": 0, "pp": 0}
+    lower = inspect_batch(
+        Dataset.from_dict({"anchor": list("abc"), "positive": list("pqp")}), lookup(vectors), margin=0.001
+    )
+    assert lower.ties == {"ap": 0, "aa": 0, "pp": 0}
+    assert lower.counts["ap"] == found.counts["ap"] + 2
+
+
+def test_rows_of_any_kind():
+    columns, vectors = random_batch(rows=17, negatives=0)
+    data = Dataset.from_dict(columns)
+    chosen = [3, 4, 9, 16]
+    found = inspect_rows(data, chosen, lookup(vectors))
+    assert found.rows == (4, 5, 10, 17)
+    same = inspect_batch(data.select(chosen), lookup(vectors))
+    assert {(p.text, p.other_text, p.guide) for p in found.dropped} == {
+        (p.text, p.other_text, p.guide) for p in same.dropped
+    }
+    for pair in found.dropped:
+        assert pair.text in (data[pair.row - 1]["anchor"], data[pair.row - 1]["positive"])
+
+
+def test_an_embedding_that_is_not_finite_is_named():
+    data = Dataset.from_dict({"anchor": ["x", "y", "x"], "positive": ["y", "x", "bad"]})
+    broken = lookup(AXES | {"bad": [1.0, math.inf]})
+    with pytest.raises(InputError, match=r"^guide: its embedding of row 3 \(the first is 1\), column 'positive'"):
+        inspect_batch(data, broken)
+    with pytest.raises(InputError, match=r"^student: its embedding of row 3"):
+        inspect_batch(data, lookup(AXES | {"bad": [1.0, 0.0]}), broken)
+
+
+class TestTraining:
+    """What the guide drops in a batch of the data that a trainer holds."""
+
+    def trainer(self, tmp_path, student, data, guide=None, **arguments):
+        args = GISTTrainingArguments(
+            str(tmp_path / "run"), per_device_train_batch_size=24, use_cpu=True, report_to=[], seed=5, **arguments
+        )
+        return GISTTrainer(student, args, data, guide=guide)
+
+    def encode(self, model, prompts, lengths):
+        def encode(texts, column, position):
+            before, model.max_seq_length = model.max_seq_length, lengths.get(column, model.max_seq_length)
+            try:
+                return model.encode(texts, prompt=prompts.get(column, ""), convert_to_tensor=True)
+            finally:
+                model.max_seq_length = before
+
+        return encode
+
+    def test_texts_are_read_as_in_training(self, tmp_path, student, guide, pairs):
+        settings = {
+            "prompts": {"anchor": "water: "},
+            "max_length": {"positive": 9},
+            "guide_prompts": {"positive": "ice: "},
+            "guide_max_length": {"anchor": 7, "positive": 11},
+            "margin": 0.02,
+            "margin_strategy": "relative",
+            "contrast_anchors": False,
+        }
+        found = inspect_training(self.trainer(tmp_path, student, pairs, guide, **settings))
+        assert list(found) == [""]
+        got = found[""]
+        assert len(got.rows) == 24
+        assert got.rows != tuple(range(1, 25))
+        want = inspect_rows(
+            pairs,
+            [row - 1 for row in got.rows],
+            self.encode(guide, {"positive": "ice: "}, {"anchor": 7, "positive": 11}),
+            self.encode(student, {"anchor": "water: "}, {"positive": 9}),
+            margin=0.02,
+            margin_strategy="relative",
+            contrast_anchors=False,
+            most=20,
+        )
+        assert got.counts == want.counts
+        assert set(got.counts) == {"ap", "pp"}
+        assert got.total_dropped > len(got.dropped) == 20
+        for mine, theirs in zip(got.dropped, want.dropped, strict=True):
+            assert (mine.block, mine.row, mine.other_row) == (theirs.block, theirs.row, theirs.other_row)
+            assert mine.guide == pytest.approx(theirs.guide, abs=1e-5)
+            assert mine.student == pytest.approx(theirs.student, abs=1e-5)
+
+    def test_guide_columns_serve(self, tmp_path, student, guide, pairs):
+        embedded = embed_guide(pairs, guide, show_progress_bar=False)
+        by_columns = inspect_training(self.trainer(tmp_path, student, embedded))[""]
+        by_guide = inspect_training(self.trainer(tmp_path, student, pairs, guide))[""]
+        assert by_columns.rows == by_guide.rows
+        for block, count in by_guide.counts.items():
+            # The columns are in half precision.
+            assert by_columns.counts[block] == pytest.approx(count, rel=0.02)
+
+    def test_several_datasets(self, tmp_path, student, guide, pairs):
+        data = DatasetDict({"first": pairs.select(range(30)), "second": pairs.select(range(30, 40))})
+        trainer = self.trainer(tmp_path, student, data, guide, guide_prompts={"second": "ice: ", "first": ""})
+        found = inspect_training(trainer)
+        assert {name: len(one.rows) for name, one in found.items()} == {"first": 24, "second": 10}
+        want = inspect_rows(
+            data["second"].with_format(None),
+            range(10),
+            self.encode(guide, {"anchor": "ice: ", "positive": "ice: "}, {}),
+        )
+        assert found["second"].counts == want.counts
+        assert set(inspect_training(trainer, datasets=1)) == {"first"}
+
+    def test_nothing_where_nothing_is_dropped_or_no_batch_is_at_hand(self, tmp_path, student, guide, pairs):
+        assert inspect_training(self.trainer(tmp_path, student, pairs)) == {}
+        stream = self.trainer(tmp_path, student, pairs.to_iterable_dataset(), guide, max_steps=1)
+        assert inspect_training(stream) == {}

@@ -1,7 +1,8 @@
-"""``gist-fast evaluate``: a model's retrieval scores, and a baseline's beside them."""
+"""``gist-fast evaluate``: a model's scores, and a baseline's beside them."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +11,14 @@ import typer
 from gist_fast.cli.output import Columns, Json, only_results_on_stdout, parse_columns, print_json, print_table
 
 if TYPE_CHECKING:
-    from gist_fast.evaluation import Retrieval
+    from gist_fast.config_schema import EvaluationConfig
+
+HOW = "--pairs, or --queries, --corpus and --relevant; --triplet; --sts; --pair-classification; --mteb"
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A sentence-transformers folder, or a name on the hub.")],
-    queries: Annotated[Path | None, typer.Option(help="File of queries: columns id and text.")] = None,
+    queries: Annotated[Path | None, typer.Option(help="Retrieval. File of queries: columns id and text.")] = None,
     corpus: Annotated[Path | None, typer.Option(help="File of documents: columns id and text.")] = None,
     relevant: Annotated[
         Path | None,
@@ -25,80 +28,119 @@ def evaluate(
         str | None,
         typer.Option(help="Instead of the three: anchors as queries, each with its positives as relevant documents."),
     ] = None,
+    triplet: Annotated[str | None, typer.Option(help="Columns anchor, positive and negative.")] = None,
+    sts: Annotated[str | None, typer.Option(help="Columns sentence1, sentence2 and score, a number.")] = None,
+    pair_classification: Annotated[
+        str | None, typer.Option(help="Columns sentence1, sentence2 and label, 1 where they belong together, else 0.")
+    ] = None,
+    mteb: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="A task of the package mteb, or file.py:Class for one of your own; repeat."),
+    ] = None,
     columns: Columns = None,
-    split: Annotated[str | None, typer.Option(help="Split of --pairs.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of --pairs, --triplet, --sts or --pair-classification.")
+    ] = None,
     baseline: Annotated[str | None, typer.Option(help="Another model, to show beside this one.")] = None,
-    query_prompt: Annotated[str | None, typer.Option(help="Put before each query; else the model's own.")] = None,
-    corpus_prompt: Annotated[str | None, typer.Option(help="Put before each document; else the model's own.")] = None,
+    query_prompt: Annotated[
+        str | None, typer.Option(help="Retrieval: put before each query; else the model's own.")
+    ] = None,
+    corpus_prompt: Annotated[
+        str | None, typer.Option(help="Retrieval: put before each document; else the model's own.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded at a time.")] = 64,
     device: Annotated[str | None, typer.Option(help="cuda, cpu and so on; else the best there is.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure retrieval: nDCG@10, MRR@10, accuracy@1, recall@10 and MAP@100.
+    """Measure retrieval, triplets, likeness (STS), pair classification and tasks of mteb; any of them at once.
 
-    Files are .jsonl, .csv, .tsv (each also .gz) or .parquet, with a header or keys as named at each option. The names
-    of BEIR's files (_id, query-id, corpus-id) are taken too.
+    Files are .jsonl, .csv, .tsv (each also .gz) or .parquet, with a header or keys as named at each option; saved
+    datasets and names on the hub do too where no ids are needed. The names of BEIR's files (_id, query-id, corpus-id)
+    are taken too.
     """
     with only_results_on_stdout():
         from gist_fast.cli.models import check_model, load_model
+        from gist_fast.evaluation import combined, load_tasks, make_evaluators
+        from gist_fast.evaluation import evaluate as score
+        from gist_fast.mteb_tasks import find_tasks, load_data, measure
 
+        files = {"--queries": queries, "--corpus": corpus, "--relevant": relevant}
+        sources = {"pairs": pairs, "triplet": triplet, "sts": sts, "pair_classification": pair_classification}
+        config = _config(files, sources, columns, split)
+        if config is None and not mteb:
+            raise typer.BadParameter(f"nothing to measure; give any of {HOW}.")
+        if (query_prompt or corpus_prompt) and not (config and (config.pairs or config.queries)):
+            raise typer.BadParameter("--query-prompt and --corpus-prompt go with --pairs or --queries.")
         names = {"model": model, **({"baseline": baseline} if baseline else {})}
         for role, name in names.items():
             check_model(name, role)
-        task = _task(queries, corpus, relevant, pairs, columns, split)
-        from gist_fast.evaluation import evaluate as score
-        from gist_fast.evaluation import make_evaluator
-
+        tasks = None if config is None else load_tasks(config)
+        mteb_tasks = []
+        if mteb:
+            mteb_tasks = find_tasks(mteb)
+            load_data(mteb_tasks)
         results: dict[str, dict[str, Any]] = {}
         for role, name in names.items():
-            evaluator = make_evaluator(
-                task,
-                batch_size=batch_size,
-                query_prompt=query_prompt,
-                corpus_prompt=corpus_prompt,
-                show_progress_bar=True,
-            )
             loaded = load_model(name, role, device=device)
-            results[role] = {"name": name, "metrics": score(loaded, evaluator)}
-    size = {"queries": len(task.relevant), "documents": len(task.corpus)}
+            metrics: dict[str, float] = {}
+            if tasks is not None:
+                evaluators = make_evaluators(
+                    tasks,
+                    batch_size=batch_size,
+                    query_prompt=query_prompt,
+                    corpus_prompt=corpus_prompt,
+                    show_progress_bar=True,
+                )
+                metrics |= score(loaded, combined(evaluators))
+            results[role] = {"name": name, "metrics": metrics}
+            if mteb_tasks:
+                found = measure(loaded, mteb_tasks, batch_size=batch_size, show_progress_bar=True)
+                metrics |= {task: result["main_score"] for task, result in found.items()}
+                results[role]["mteb"] = found
+    sizes = {} if tasks is None else tasks.sizes
     if as_json:
-        print_json({**size, **results})
+        print_json({**sizes, **_without_nan(results)})
         return
+    measured = {task: f"{task} ({result['metric']})" for task, result in results["model"].get("mteb", {}).items()}
     rows = []
     for metric, value in results["model"]["metrics"].items():
-        row = [metric, value]
+        row = [measured.get(metric, metric), value]
         if baseline:
             other = results["baseline"]["metrics"][metric]
-            row = [metric, other, value, f"{value - other:+.4f}"]
+            row = [row[0], other, value, f"{value - other:+.4f}"]
         rows.append(row)
-    title = f"{model}: {size['queries']} queries, {size['documents']} documents"
+    shown = ", ".join(f"{count} {what.replace('_', ' ').replace('sts', 'STS')}" for what, count in sizes.items())
+    title = f"{model}: {shown}" if shown else model
     print_table(title, ("metric", "baseline", "model", "change") if baseline else ("metric", "model"), rows)
 
 
-def _task(
-    queries: Path | None,
-    corpus: Path | None,
-    relevant: Path | None,
-    pairs: str | None,
-    columns: str | None,
-    split: str | None,
-) -> Retrieval:
-    files = {"--queries": queries, "--corpus": corpus, "--relevant": relevant}
+def _config(
+    files: dict[str, Path | None], sources: dict[str, str | None], columns: str | None, split: str | None
+) -> EvaluationConfig | None:
+    """What the options ask for, as a configuration would; None where they name no file."""
+    from gist_fast.config_schema import EvaluationConfig, SourceConfig
+
+    given = [name for name, source in sources.items() if source is not None]
     missing = [option for option, path in files.items() if path is None]
-    if pairs is not None:
-        if len(missing) < 3:
-            raise typer.BadParameter("give --pairs, or --queries, --corpus and --relevant, not both.")
-        from gist_fast.data import load_texts
-        from gist_fast.evaluation import retrieval_from_pairs
-
-        return retrieval_from_pairs(load_texts(pairs, split=split, columns=parse_columns(columns)))
-    if missing:
+    if len(missing) < 3 and sources["pairs"] is not None:
+        raise typer.BadParameter("give --pairs, or --queries, --corpus and --relevant, not both.")
+    if 0 < len(missing) < 3:
         raise typer.BadParameter(f"{', '.join(missing)} missing; or give --pairs instead of all three.")
-    if columns or split:
-        raise typer.BadParameter("--columns and --split go with --pairs.")
-    from gist_fast.evaluation import load_retrieval
+    if (columns or split) and len(given) != 1:
+        options = "--pairs, --triplet, --sts or --pair-classification"
+        raise typer.BadParameter(f"--columns and --split go with one of {options}; got {len(given)} of them.")
+    if not given and missing:
+        return None
+    parsed = parse_columns(columns)
+    read = {name: SourceConfig(sources[name] or "", split=split, columns=parsed) for name in given}
+    named = {option[2:]: str(path) for option, path in files.items() if path is not None}
+    return EvaluationConfig(**read, **named)  # type: ignore[arg-type]
 
-    assert queries
-    assert corpus
-    assert relevant
-    return load_retrieval(queries, corpus, relevant)
+
+def _without_nan(value: Any) -> Any:
+    """The same with None for what is no number: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(below) for below in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,19 +1,29 @@
-"""``gist-fast inspect``: which pairs of a batch the guide drops, with their texts."""
+"""``gist-fast inspect``: which pairs of a batch the guide drops, with their texts, and which texts are the same."""
 
 from __future__ import annotations
 
 import functools
+import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gist_fast.cli.output import Columns, Json, only_results_on_stdout, parse_columns, print_json, print_table
+from gist_fast.cli.output import Columns, Json, note, only_results_on_stdout, parse_columns, print_json, print_table
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
-    from gist_fast.inspection import Encode
+    from gist_fast.inspection import Duplicates, Encode, Inspection
+
+MANY = 1000
+"""Texts from which on encoding them shows its progress."""
+CELL = 240
+"""Characters of a text in a table of the terminal."""
+BATCH = "batch"
 
 
 def inspect(
@@ -28,14 +38,31 @@ def inspect(
     batch: Annotated[int, typer.Option(help="Which batch, in the order of the data; the first is 1.")] = 1,
     margin: Annotated[float, typer.Option(help="Taken off the threshold, as in training.")] = 0.0,
     margin_strategy: Annotated[str, typer.Option(help="absolute or relative.")] = "absolute",
+    margins: Annotated[
+        str | None, typer.Option(metavar="M,M,...", help="Margins to try besides; by default -0.1 to 0.2 in 7 steps.")
+    ] = None,
+    duplicates: Annotated[
+        str,
+        typer.Option(
+            metavar="batch|all|N",
+            help="Where to look for texts that are the same: the batch, all rows, or the first N.",
+        ),
+    ] = BATCH,
+    near: Annotated[
+        float, typer.Option(help="Texts of a higher cosine similarity to the guide are nearly the same.")
+    ] = 0.95,
     guide_prompt: Annotated[str | None, typer.Option(help="Put before each text for the guide; else its own.")] = None,
     guide_max_length: Annotated[int | None, typer.Option(min=1, help="Tokens that the guide reads.")] = None,
     student_prompt: Annotated[str | None, typer.Option(help="Put before each text for the student.")] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Rows of the table, and pairs of the JSON; 0 for all.")] = 20,
+    limit: Annotated[int, typer.Option(min=0, help="Rows of a table, and entries of a list in JSON; 0 for all.")] = 20,
     device: Annotated[str | None, typer.Option(help="cuda, cpu and so on; else the best there is.")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="OUT.html", help="Also write all of it as one HTML page.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show which pairs of one batch the guide drops as false negatives.
+    """Show which pairs of one batch the guide drops as false negatives, what other margins would drop, and duplicates.
 
     A pair is dropped where the guide finds it closer than the row's own anchor and positive (less the margin). The
     blocks: ap, anchor with other positives; aa, with other anchors; pp, positive with other positives; an_1 and on,
@@ -44,58 +71,201 @@ def inspect(
     with only_results_on_stdout():
         from gist_fast.cli.models import check_model
         from gist_fast.data import load_texts
+        from gist_fast.inspection.duplicates import check_near
 
+        tried = _margins(margins)
+        check_near(near)
+        rows = _duplicate_rows(duplicates)
+        if report is not None:
+            from gist_fast.report.page import check_path
+            from gist_fast.report.plots import check_matplotlib
+
+            check_matplotlib()
+            check_path(report, overwrite=overwrite)
         for role, name in (("guide", guide), ("student", student)):
             if name is not None:
                 check_model(name, role)
         dataset = load_texts(data, split=split, columns=parse_columns(columns))
         from gist_fast.inspection import inspect_batch
+        from gist_fast.inspection.advice import advice
+        from gist_fast.report.inspection import PAIRS
 
+        read = None if guide is None else _guide(guide, guide_prompt, guide_max_length, device)
+        # A page shows its own number of pairs, whatever the terminal shows.
+        most = None if limit == 0 else max(limit, PAIRS if report is not None else 0)
         found = inspect_batch(
             dataset,
-            None if guide is None else _guide(guide, guide_prompt, guide_max_length, device),
+            read,
             None if student is None else _student(student, student_prompt, device),
             batch=batch,
             batch_size=batch_size,
             margin=margin,
             margin_strategy=margin_strategy,
+            margins=tried,
+            near=near,
+            most=most,
         )
-    shown = found.dropped[: limit or None]
-    blocks = {
-        name: {"compared": compared, "dropped": found.dropped_in(name), "share": found.share_dropped(name)}
+        same = None if duplicates == BATCH else _find_duplicates(dataset, read, near, rows, most, device)
+        told = advice(found, same)
+        if report is not None:
+            from gist_fast.report.facts import machine_facts
+            from gist_fast.report.inspection import inspection_page
+            from gist_fast.report.page import write_page
+
+            facts = {
+                "data": data,
+                "rows": f"{found.first_row} to {found.last_row} of {len(dataset)}",
+                "guide": guide or "its embeddings in the data",
+                **({"student": student} if student else {}),
+                "margin": f"{margin:g}, {margin_strategy}",
+                **machine_facts("cuda" if device is None and _has_cuda() else device or "cpu"),
+            }
+            write_page(report, inspection_page(found, facts, same), overwrite=overwrite)
+    if as_json:
+        print_json({**_as_dict(found, same, limit or None), "advice": told, "report": report and str(report)})
+        return
+    _print(found, same or found.duplicates, data, limit or None, told)
+    if report is not None:
+        typer.echo(str(report))
+
+
+def _margins(text: str | None) -> list[float]:
+    from gist_fast.errors import InputError, shown
+    from gist_fast.inspection.margins import LADDER, check_margins
+
+    if text is None:
+        return list(LADDER)
+    try:
+        return check_margins([float(part) for part in text.split(",")], "--margins")
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"--margins: got {shown(text)}; numbers such as 0,0.05,0.1 would do.") from None
+
+
+def _duplicate_rows(text: str) -> int | None:
+    """How many rows to look at; None for all, or where it is the batch."""
+    from gist_fast.errors import InputError, shown
+
+    if text in (BATCH, "all"):
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) >= 2):
+        raise InputError(f"--duplicates: got {shown(text)}; batch, all, or a number of rows from 2 on would do.")
+    return int(text)
+
+
+def _find_duplicates(
+    dataset: Dataset, guide: Encode | None, near: float, rows: int | None, most: int | None, device: str | None
+) -> Duplicates:
+    from tqdm.auto import tqdm
+
+    from gist_fast.inspection import find_duplicates
+
+    where = device or ("cuda" if _has_cuda() else "cpu")
+    note("Comparing the texts of all rows." if rows is None else f"Comparing the texts of the first {rows} rows.")
+    with tqdm(desc="Comparing", unit="tile", disable=None, file=sys.stderr) as bar:
+
+        def on_progress(done: int, tiles: int) -> None:
+            bar.total = tiles
+            bar.update(done - bar.n)
+
+        return find_duplicates(dataset, guide, near=near, rows=rows, most=most, device=where, on_progress=on_progress)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _as_dict(found: Inspection, same: Duplicates | None, limit: int | None) -> dict[str, Any]:
+    among = same or found.duplicates
+    return {
+        "first_row": found.first_row,
+        "last_row": found.last_row,
+        "dropped": found.total_dropped,
+        "share": found.share_dropped(),
+        "rows_without_a_negative": found.rows_emptied,
+        "student_above": found.student_above,
+        "blocks": _blocks(found),
+        "pairs": [{**asdict(pair), "student_ranks": pair.student_ranks} for pair in found.dropped[:limit]],
+        "margins": [
+            {
+                "strategy": outcome.strategy,
+                "margin": outcome.margin,
+                "share": outcome.share(),
+                "blocks": {block: outcome.share(block) for block in outcome.compared},
+                "rows_without_a_negative": outcome.rows_emptied,
+            }
+            for outcome in found.margins
+        ],
+        "duplicates": {
+            **asdict(among),
+            "copies": [asdict(copy) for copy in among.copies[:limit]],
+            "pairs": [asdict(pair) for pair in among.pairs[:limit]],
+        },
+    }
+
+
+def _blocks(found: Inspection) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "compared": compared,
+            "dropped": found.dropped_in(name),
+            "share": found.share_dropped(name),
+            "ties": found.ties[name],
+        }
         for name, compared in found.compared.items()
     }
-    if as_json:
-        pairs: list[dict[str, Any]] = [asdict(pair) for pair in shown]
-        print_json(
-            {
-                "first_row": found.first_row,
-                "last_row": found.last_row,
-                "dropped": len(found.dropped),
-                "share": found.share_dropped(),
-                "blocks": blocks,
-                "pairs": pairs,
-            }
-        )
-        return
+
+
+def _print(found: Inspection, same: Duplicates, data: str, limit: int | None, told: list[str]) -> None:
+    from gist_fast.report.inspection import clipped, margin_table, near_rows, places
+
     print_table(
         f"Rows {found.first_row} to {found.last_row} of {data}",
         ("block", "pairs compared", "dropped", "share"),
-        [(name, counts["compared"], counts["dropped"], f"{counts['share']:.2%}") for name, counts in blocks.items()],
+        [(name, c["compared"], c["dropped"], f"{c['share']:.2%}") for name, c in _blocks(found).items()],
     )
-    if not found.dropped:
+    _print_dropped(found, limit, functools.partial(clipped, most=CELL))
+    for strategy in dict.fromkeys(outcome.strategy for outcome in found.margins):
+        table = margin_table(strategy, [outcome for outcome in found.margins if outcome.strategy == strategy])
+        print_table(table.caption, table.columns, table.rows)
+    if same.copies:
+        copies = [(copy.rows, clipped(copy.text, CELL), places(copy)) for copy in same.copies[:limit]]
+        title = f"Texts of more than one row: {len(copies)} of {same.copied_texts}, among {same.rows} rows"
+        print_table(title, ("rows", "text", "row and column"), copies)
+    if same.pairs:
+        pairs = near_rows(same.pairs[:limit], CELL)
+        title = (
+            f"Nearly the same (above {same.near:g}): {len(pairs)} of {same.near_pairs} pairs, among {same.rows} rows"
+        )
+        print_table(title, ("guide", "row", "text", "with", "other text"), pairs)
+    for sentence in told:
+        typer.echo(sentence)
+
+
+def _print_dropped(found: Inspection, limit: int | None, shown: Callable[[str], str]) -> None:
+    if not found.total_dropped:
         typer.echo("The guide drops no pair of this batch.")
         return
+    pairs = found.dropped[:limit]
+    student = found.student_above is not None
     head = ["block", "row", "with", "text", "other text", "guide", "threshold"]
     print_table(
-        f"Dropped pairs: {len(shown)} of {len(found.dropped)}",
-        [*head, "student"] if student else head,
+        f"Dropped pairs: {len(pairs)} of {found.total_dropped}",
+        [*head, "student", "ranks"] if student else head,
         [
-            (pair.block, pair.row, pair.other_row, pair.text, pair.other_text, pair.guide, pair.threshold)
-            + ((pair.student,) if student else ())
-            for pair in shown
+            (pair.block, pair.row, pair.other_row, shown(pair.text), shown(pair.other_text), pair.guide, pair.threshold)
+            + ((pair.student, pair.student_ranks) if student else ())
+            for pair in pairs
         ],
     )
+    if student:
+        typer.echo(
+            f"The student ranks {found.student_above} of the {found.total_dropped} dropped pairs above the row's own "
+            "positive."
+        )
 
 
 def _guide(name: str, prompt: str | None, max_length: int | None, device: str | None) -> Encode:
@@ -113,7 +283,7 @@ def _guide(name: str, prompt: str | None, max_length: int | None, device: str | 
     def encode(texts: list[str], column: str, position: int) -> Any:
         own = guide_prompt(model(), column, position, prompt)
         # An empty prompt, not None, for which encode would take the model's default one.
-        return model().encode(texts, prompt=own, convert_to_tensor=True, show_progress_bar=False)
+        return model().encode(texts, prompt=own, convert_to_tensor=True, show_progress_bar=len(texts) > MANY)
 
     return encode
 
@@ -124,6 +294,6 @@ def _student(name: str, prompt: str | None, device: str | None) -> Encode:
     model = functools.cache(lambda: load_model(name, "student", device=device))
 
     def encode(texts: list[str], column: str, position: int) -> Any:
-        return model().encode(texts, prompt=prompt, convert_to_tensor=True, show_progress_bar=False)
+        return model().encode(texts, prompt=prompt, convert_to_tensor=True, show_progress_bar=len(texts) > MANY)
 
     return encode

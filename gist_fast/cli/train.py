@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sentence_transformers.base.evaluation import BaseEvaluator
 
     from gist_fast.config import ModelConfig, TrainConfig
+    from gist_fast.inspection import Inspection
     from gist_fast.sources import Loaded
     from gist_fast.trainer import GISTTrainer
     from gist_fast.training_args import GISTTrainingArguments
@@ -290,6 +291,7 @@ def _write_report(
         after=scores.get("after"),
         settings=changed_settings(plan.config, eval_strategy=plan.arguments.eval_strategy),
         facts={**facts, **machine_facts(plan.arguments.device.type)},
+        batches=_inspected(trainer),
     )
     try:
         write_page(path, training_page(run, f"Training of {Path(plan.config.student.path).name}"), overwrite=overwrite)
@@ -297,6 +299,19 @@ def _write_report(
         note(f"gist-fast: {error} The model is in {summary['model']}.")
         return None
     return str(path)
+
+
+def _inspected(trainer: GISTTrainer) -> dict[str, Inspection]:
+    """What the guide drops in a batch of the data; nothing where that fails, which takes nothing from the report."""
+    from gist_fast.errors import first_line
+    from gist_fast.inspection.training import inspect_training
+
+    try:
+        return inspect_training(trainer)
+    except Exception as error:
+        # A model that trains and cannot encode, or memory that is gone: the run is over, and its curves are at hand.
+        note(f"The report shows no batch of the data: {first_line(error)}")
+        return {}
 
 
 def _kept(plan: _Plan) -> str:
@@ -338,6 +353,7 @@ def _print_plan(plan: _Plan, overwrite: bool, as_json: bool) -> None:
 
 def _what_runs(plan: _Plan) -> dict[str, Any]:
     """The models, the data and the size of the run."""
+    from gist_fast.evaluation import evaluator_names
     from gist_fast.sources import by_name, count_rows, describe
 
     config, arguments = plan.config, plan.arguments
@@ -352,7 +368,7 @@ def _what_runs(plan: _Plan) -> dict[str, Any]:
         "guide": guide,
         "train": describe(config.data.train, plan.train),
         "eval": "none" if plan.eval is None or config.data.eval is None else describe(config.data.eval, plan.eval),
-        "evaluator": "none" if plan.evaluator is None else type(plan.evaluator).__name__,
+        "evaluator": "none" if plan.evaluator is None else evaluator_names(plan.evaluator),
         "rows a step": batch,
         "steps": steps,
         "device": str(arguments.device),

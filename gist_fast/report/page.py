@@ -16,6 +16,8 @@ from gist_fast.report.style import CSS
 
 # A page that may load nothing and run nothing, whatever a text in it says.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+SENTENCE = 24
+"""Letters from which on a cell asks for a column that a phone does not fold into single words."""
 THIN_SPACE = "\u202f"
 _NUMBER = re.compile(r"[+\-\u2212]?\d[\d\u202f]*(\.\d+)?(e[+-]?\d+)?\s?(%|\u00d7|[A-Za-zµ/]{1,8})?")
 
@@ -200,8 +202,8 @@ def _table(table: Table, title: str) -> str:
     columns = [[row[place] for row in table.rows] for place in range(len(table.columns))]
     right = [not table.prose and _is_numeric(column) for column in columns]
     head = "".join(
-        f'<th scope="col"{_aligned(side)}>{html.escape(name)}</th>'
-        for name, side in zip(table.columns, right, strict=True)
+        f'<th scope="col"{_aligned(side) or _wide(column)}>{html.escape(name)}</th>'
+        for name, side, column in zip(table.columns, right, columns, strict=True)
     )
     rows = "\n".join(
         "<tr>"
@@ -222,6 +224,10 @@ def _table(table: Table, title: str) -> str:
 
 def _aligned(right: bool) -> str:
     return ' class="number"' if right else ""
+
+
+def _wide(cells: Sequence[object]) -> str:
+    return ' class="text"' if any(isinstance(cell, str) and len(cell) > SENTENCE for cell in cells) else ""
 
 
 def _is_number(cell: object) -> bool:

@@ -35,6 +35,7 @@ caption { caption-side: top; text-align: left; color: var(--muted); padding-bott
 th, td { padding: .35rem .75rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { padding-left: 0; }
 th { font-weight: 600; border-bottom: 2px solid var(--line); vertical-align: bottom; }
+th.text { min-width: 12rem; }
 td { max-width: min(30rem, 60vw); overflow-wrap: break-word; }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .pictures {

@@ -1,7 +1,7 @@
 """The report of a training run: what came of it, how it went step by step, and what it was started with.
 
-All of it is drawn from the trainer's log history, which a checkpoint carries: the report of a resumed run is of the
-whole run, not of its last part.
+The curves are drawn from the trainer's log history, which a checkpoint carries: the report of a resumed run is of the
+whole run, not of its last part. What the guide drops is shown on a batch, as the student stands at the end.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gist_fast.inspection import Inspection
+from gist_fast.report.inspection import batch_sections, duplicates_section
 from gist_fast.report.log_series import Series, evaluations, masked_blocks, one, several
 from gist_fast.report.page import Picture, Section, Table, make_page, shown
 from gist_fast.report.plots import LEGEND, figure, line_styles, plain, to_svg
@@ -20,6 +22,8 @@ WIDTH, HEIGHT, LEGEND_ROW = 4.6, 2.9, 0.2
 MARKED = 40
 """Points of a line that get a marker each; more are a line alone."""
 LINES_A_PICTURE = 7
+PAIRS = 20
+"""Dropped pairs that are shown of a batch."""
 ROWS_SHOWN = 40
 """Evaluations in the table; of more, evenly spread ones."""
 
@@ -55,6 +59,8 @@ class FinishedTraining:
     """Name, value and default of the settings that differ from it."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What ran, and where."""
+    batches: Mapping[str, Inspection] = field(default_factory=dict)
+    """What the guide drops in some rows of each training dataset; the name of one alone is empty."""
 
 
 def training_page(run: FinishedTraining, title: str = "Training report") -> str:
@@ -63,8 +69,8 @@ def training_page(run: FinishedTraining, title: str = "Training report") -> str:
     Raises:
         InputError: matplotlib is not installed.
     """
-    sections = [_result(run), _steps(run.log_history), _guide(run.log_history), _machine(run.log_history)]
-    sections += [_evaluation(run.log_history), _settings(run.settings)]
+    sections = [_result(run), _steps(run.log_history), _guide(run.log_history), *_batches(run.batches)]
+    sections += [_machine(run.log_history), _evaluation(run.log_history), _settings(run.settings)]
     return make_page(title, run.facts, [section for section in sections if section is not None])
 
 
@@ -111,6 +117,16 @@ def _guide(logs: Sequence[Mapping[str, Any]]) -> Section | None:
         "an anchors with given negatives. The guide drops the pairs that it holds for as similar as the row's positive."
     )
     return Section("What the guide did", text, parts)
+
+
+def _batches(batches: Mapping[str, Inspection]) -> list[Section]:
+    sections = []
+    for name, found in batches.items():
+        of = f"{len(found.rows)} rows{f' of {name}' if name else ''}, taken at random"
+        sections += batch_sections(found, of, PAIRS)
+        if found.duplicates.copied_texts or found.duplicates.near_pairs:
+            sections.append(duplicates_section(found.duplicates, of))
+    return sections
 
 
 def _machine(logs: Sequence[Mapping[str, Any]]) -> Section | None:

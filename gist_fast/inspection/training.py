@@ -1,0 +1,102 @@
+"""What the guide drops in a batch of the data that a trainer trains on."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gist_fast.by_column import value_for
+from gist_fast.collator import guide_prompt
+from gist_fast.data import guide_columns
+from gist_fast.inspection.batch import Inspection, inspect_rows
+from gist_fast.inspection.embeddings import Encode
+from gist_fast.sources import by_name
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+    from gist_fast.trainer import GISTTrainer
+
+ROWS = 256
+DATASETS = 4
+
+
+def inspect_training(
+    trainer: GISTTrainer, *, rows: int = ROWS, datasets: int = DATASETS, most: int = 20
+) -> dict[str, Inspection]:
+    """What the guide drops in rows taken at random, by the dataset's name (empty where there is one), with the student
+    as it is now.
+
+    Texts are read as in training: prompts, maximum lengths, precision, margin and blocks are the trainer's.
+
+    Args:
+        rows: at most that many, and no more than a batch of the run holds.
+        datasets: of several, the first ones.
+        most: pairs and duplicates to list.
+
+    Returns:
+        Nothing of streams, and nothing without a guide.
+    """
+    from datasets import Dataset
+
+    args, loss = trainer.args, trainer.loss
+    found: dict[str, Inspection] = {}
+    if isinstance(loss, dict) or not getattr(loss, "guided", False):
+        return found
+    for name, dataset in list(by_name(trainer.train_dataset).items())[:datasets]:
+        guide = getattr(loss, "guide", None)
+        if not isinstance(dataset, Dataset) or (guide is None and not guide_columns(dataset)):
+            continue
+        batch = args.train_batch_size * (args.world_size if args.gather_across_devices else 1)
+        count = min(rows, batch, len(dataset))
+        if count < 2:
+            continue
+        chosen = sorted(random.Random(args.seed).sample(range(len(dataset)), count))
+        found[name] = inspect_rows(
+            _plain(dataset),
+            chosen,
+            None if guide_columns(dataset) else _guide(trainer, guide, name),
+            _student(trainer, name),
+            margin=args.margin,
+            margin_strategy=args.margin_strategy,
+            contrast_anchors=args.contrast_anchors,
+            contrast_positives=args.contrast_positives,
+            most=most,
+        )
+    return found
+
+
+def _plain(dataset: Dataset) -> Dataset:
+    """Without the transform that adds a dataset's name to its rows."""
+    return dataset.with_format(None)
+
+
+def _guide(trainer: GISTTrainer, guide: SentenceTransformer, dataset: str) -> Encode:
+    args = trainer.args
+
+    def encode(texts: list[str], column: str, position: int) -> Tensor:
+        prompt = guide_prompt(guide, column, position, args.guide_prompts, dataset or None)
+        return _encode(trainer, guide, texts, prompt, value_for(args.guide_max_length, column, dataset or None))
+
+    return encode
+
+
+def _student(trainer: GISTTrainer, dataset: str) -> Encode:
+    args = trainer.args
+
+    def encode(texts: list[str], column: str, position: int) -> Tensor:
+        prompt = value_for(args.prompts, column, dataset or None) or ""
+        return _encode(trainer, trainer.model, texts, prompt, value_for(args.max_length, column, dataset or None))
+
+    return encode
+
+
+def _encode(trainer: GISTTrainer, model: Any, texts: list[str], prompt: str, max_length: int | None) -> Tensor:
+    more = {} if max_length is None else {"processing_kwargs": {"text": {"max_length": max_length}}}
+    half = trainer.args.half_precision
+    with torch.autocast(model.device.type, dtype=half, enabled=half is not None):
+        return model.encode(texts, prompt=prompt, convert_to_tensor=True, show_progress_bar=False, **more)
