@@ -19,13 +19,19 @@ they are ``d x_i = sum_j W_ij y_j`` and ``d y_j = sum_i W_ij x_i``. Every coeffi
 so one score gives both terms. V is symmetric, and only its tiles on and above the diagonal are computed.
 
 **Masks** are constants: decided once in the forward pass, read as bits, or (`bits` None) decided again from the same
-guide operands in tiles of the same shape and order of summation, which gives the same comparisons.
+operands in tiles of the same shape and order of summation, which gives the same comparisons. One mask serves all
+widths of a ladder, each of which has an L, a logsumexp and weights of its own.
+
+**Hardness weighting** multiplies some logits by a factor that counts as a constant addition: ``s_ij`` above is then the
+heavier logit, and its derivative still that of ``x_i . y_j``.
 
 **Two plans**, `gist_fast.kernels.staged` and `gist_fast.kernels.owned`; which one is a matter of width, and stands in
 `gist_fast.kernels.config`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from gist_fast.kernels.config import Config
 from gist_fast.kernels.owned import backward_part_owned
@@ -36,27 +42,28 @@ from torch import Tensor
 
 def backward_part(
     part: Part,
-    limits: Tensor | None,
-    self_guided: bool,
     lse2: Tensor,
     weights: Tensor,
-    row_gradient: Tensor,
-    column_gradient: Tensor,
+    row_gradients: Sequence[Tensor],
+    column_gradients: Sequence[Tensor],
     config: Config,
 ) -> None:
     """Add a part's gradients by its rows and columns.
 
     Args:
-        limits: ``[R]``, fp32; None where the bits are kept or no guide decides.
-        self_guided: the student's own scores decide the masks.
-        lse2: ``[R]``, fp32, positive included.
-        weights: ``[R]``, fp32.
-        row_gradient: ``[R, D]``, fp32; updated.
-        column_gradient: ``[C, D]``, fp32; updated. Not looked at for a symmetric part.
-        config: its `plan` is kept to, except that masks are decided again by the staged plan alone.
+        lse2: ``[L, R]``, fp32, positive included.
+        weights: ``[L, R]``, fp32.
+        row_gradients: ``[R, D]`` at each width, fp32; updated.
+        column_gradients: ``[C, D]`` at each width, fp32; updated. Not looked at for a symmetric part.
+        config: its plans are kept to, except that masks are decided again by the staged plan alone.
     """
-    decide_again = limits is not None
-    if config.plan == "owned" and not decide_again:
-        backward_part_owned(part, lse2, weights, row_gradient, column_gradient, config.owned)
-    else:
-        backward_part_staged(part, limits, self_guided, lse2, weights, row_gradient, column_gradient, config)
+    staged = []
+    for level, (rows, _) in enumerate(part.ladder):
+        plan = config.plan if level == 0 else config.plan_below(rows.shape[1])
+        if plan == "staged" or part.decision is not None:
+            staged.append(level)
+            continue
+        gradients = row_gradients[level], column_gradients[level]
+        backward_part_owned(part, level, lse2[level], weights[level], *gradients, config.owned)
+    if staged:
+        backward_part_staged(part, staged, lse2, weights, row_gradients, column_gradients, config)

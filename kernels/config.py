@@ -94,6 +94,8 @@ class Config:
     note: str
     """What it was chosen on."""
     plan: Plan = "staged"
+    narrow: int = NARROW
+    """The narrower widths of a ladder own rows up to this one, whatever the plan of the widest."""
 
     def __post_init__(self) -> None:
         steps = {launch.block_k for launch in self.launches().values()}
@@ -106,6 +108,10 @@ class Config:
     def launches(self) -> dict[str, Launch]:
         """The launches by name."""
         return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Launch)}
+
+    def plan_below(self, width: int) -> Plan:
+        """The plan of a narrower width of a ladder."""
+        return "owned" if width <= self.narrow else "staged"
 
     @property
     def block_k(self) -> int:

@@ -5,6 +5,9 @@ the student's are computed in the same registers: two programs fit on a multipro
 run under the other's exponentials. Each tile leaves a maximum and a sum of exp2 a row; a second small kernel folds
 those of a launch into the running ones, always in the same order, so that results are the same from run to run.
 
+Where floors decide too, the student's scores are compared with them before the bits are written. Of a ladder of widths
+the widest decides, and the launches of the others read its bits: those kept for the backward pass, or a chunk's.
+
 **Symmetry.** In a symmetric part, tile (r, c) above the diagonal holds the scores of tile (c, r) too. It is compared
 along both sides, with the limits of its rows and with those of its columns, and leaves a maximum and a sum along both.
 """
@@ -14,10 +17,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from gist_fast.kernels import tile
+from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config, Launch
-from gist_fast.kernels.launch import options, precision
+from gist_fast.kernels.launch import boost, options, precision
 from gist_fast.kernels.layout import TILE, tiles
+from gist_fast.kernels.masks import chunk_words, decision_arguments, decision_constants
 from gist_fast.kernels.parts import Chunk, Part, chunks
 from torch import Tensor
 
@@ -32,6 +36,7 @@ FOLD_ROWS, FOLD_DEPTH = 64, 16
         "row_count",
         "column_count",
         "excluded",
+        "own_negative",
         "chunk_row",
         "chunk_column",
         "row_tiles",
@@ -45,8 +50,13 @@ def forward_kernel(
     guide_x,  # [rows of the chunk, G]
     guide_y,  # [columns of the chunk, G]
     limits,  # [R]
-    bits,  # words of the whole part
-    counts,  # [tiles of the chunk]
+    floors,  # [R]
+    row_groups,  # [R]
+    column_groups,  # [C]
+    boosts,  # [2]
+    bits,  # words of the whole part or of the chunk: written, or read where GIVEN
+    counts,  # [tiles of the chunk]: pairs that a guide or their group masked, and what never counts
+    easy_counts,  # [tiles of the chunk]: pairs below a floor alone
     row_maximum,  # [column tiles of the chunk, rows of the chunk], and its sums
     row_sum,
     column_maximum,  # [row tiles of the chunk, columns of the chunk], and its sums
@@ -56,14 +66,19 @@ def forward_kernel(
     width,
     guide_width,
     excluded,
+    own_negative,
     chunk_row,
     chunk_column,
     row_tiles,
     column_tiles,
     all_column_tiles,
     GUIDE: tl.constexpr,
+    GROUPED: tl.constexpr,
+    HARD: tl.constexpr,
+    BOOST: tl.constexpr,
     SYMMETRIC: tl.constexpr,
-    KEEP_BITS: tl.constexpr,
+    BITS: tl.constexpr,
+    GIVEN: tl.constexpr,
     PRECISION: tl.constexpr,
     GUIDE_PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -71,6 +86,7 @@ def forward_kernel(
 ):
     TILE: tl.constexpr = tile.TILE
     WORDS: tl.constexpr = tile.ROW_WORDS
+    DECIDES: tl.constexpr = (GUIDE != decide.NO_GUIDE) or GROUPED or HARD
     tile_row, tile_column = tile.place(tl.program_id(0), row_tiles, column_tiles, GROUP)
     r = chunk_row + tile_row
     c = chunk_column + tile_column
@@ -79,37 +95,56 @@ def forward_kernel(
     lane = tl.arange(0, TILE)
     rows = r * TILE + lane
     columns = c * TILE + lane
-    words = tile.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
+    words = decide.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
     mirrored = words
 
-    if GUIDE == tile.OWN_GUIDE:
+    if GUIDE == decide.OWN_GUIDE:
         guide = tile.scores(
             guide_x, guide_y, tile_row * TILE, tile_column * TILE,
             row_count - 1 - chunk_row * TILE, column_count - 1 - chunk_column * TILE, guide_width,
             TILE, TILE, BLOCK_K, GUIDE_PRECISION,
         )  # fmt: skip
-    if GUIDE == tile.SELF_GUIDE:
+    if GUIDE == decide.SELF_GUIDE:
         guide = tile.scores(
             x, y, r * TILE, c * TILE, row_count - 1, column_count - 1, width, TILE, TILE, BLOCK_K, PRECISION
         )
-    if GUIDE != tile.NO_GUIDE:
-        words, mirrored = tile.decide(guide, limits, rows, columns, row_count, words, SYMMETRIC, WORDS)
-        count = tl.sum(tile.count_bits(words))
-        if SYMMETRIC:
-            # On the diagonal both sides are the same pairs.
-            count += tl.where(c > r, tl.sum(tile.count_bits(mirrored)), 0)
-        if KEEP_BITS:
-            tl.store(tile.words_of_tile(bits, r, c, all_column_tiles) + tile.words_grid(), words)
-            if SYMMETRIC:
-                tl.store(tile.mirrored_words(bits, r, c, all_column_tiles) + tile.words_grid(), mirrored)
+    if GUIDE != decide.NO_GUIDE:
+        words, mirrored = decide.above(guide, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
+    if GROUPED:
+        same = decide.same_group(row_groups, column_groups, rows, columns, row_count, column_count, WORDS)
+        words, mirrored = words | same, mirrored | same
+    if DECIDES:
+        # On the diagonal both sides are the same pairs.
+        count = decide.count_hidden(words, mirrored, c > r, SYMMETRIC)
+        if not HARD:
+            keep(
+                bits, words, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles,
+                SYMMETRIC, BITS,
+            )  # fmt: skip
         tl.store(counts + tl.program_id(0), count)
 
-    if GUIDE == tile.SELF_GUIDE:
+    if GUIDE == decide.SELF_GUIDE:
         logits = guide
     else:
         logits = tile.scores(
             x, y, r * TILE, c * TILE, row_count - 1, column_count - 1, width, TILE, TILE, BLOCK_K, PRECISION
         )
+    if HARD:
+        words, mirrored = decide.below(logits, floors, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
+        easy = decide.count_hidden(words, mirrored, c > r, SYMMETRIC) - count
+        keep(
+            bits, words, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles,
+            SYMMETRIC, BITS,
+        )  # fmt: skip
+        tl.store(easy_counts + tl.program_id(0), easy)
+    if GIVEN:
+        at, mirrored_at = tile.places_of_words(
+            bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, BITS
+        )
+        words = tl.load(at + tile.words_grid())
+        if SYMMETRIC:
+            mirrored = tl.load(mirrored_at + tile.words_grid())
+    logits = tile.boost(logits, boosts, own_negative, rows, columns, BOOST)
     hidden = tile.unpack(words, TILE, WORDS)
     maximum, total = softmax_parts(tl.where(hidden, float("-inf"), logits), 1)
     at = tile_column * (row_tiles * TILE) + tile_row * TILE + lane
@@ -121,6 +156,21 @@ def forward_kernel(
         at = tile_row * (column_tiles * TILE) + tile_column * TILE + lane
         tl.store(column_maximum + at, maximum)
         tl.store(column_sum + at, total)
+
+
+@triton.jit
+def keep(
+    bits, words, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles,
+    SYMMETRIC: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """Write a tile's words where they are to be found again, if anybody will look."""
+    if BITS != tile.NO_BITS:
+        at, mirrored_at = tile.places_of_words(
+            bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, BITS
+        )
+        tl.store(at + tile.words_grid(), words)
+        if SYMMETRIC:
+            tl.store(mirrored_at + tile.words_grid(), mirrored)
 
 
 @triton.jit
@@ -164,70 +214,87 @@ def fold_kernel(
     tl.store(total + column, running_sum, mask=inside)
 
 
-def forward_part(
-    part: Part, limits: Tensor | None, self_guided: bool, maximum: Tensor, total: Tensor, config: Config
-) -> Tensor:
+def forward_part(part: Part, maximum: Tensor, total: Tensor, config: Config) -> Tensor:
     """Compute a part and fold it into the running softmax of its rows.
 
     Args:
-        limits: ``[R]``, None without a guide.
-        maximum: ``[R]``, fp32, the running maximum; updated.
-        total: ``[R]``, fp32, the running sum of ``exp2(logit - maximum)``; updated.
+        maximum: ``[L, R]``, fp32, the running maximum at each width; updated.
+        total: ``[L, R]``, fp32, the running sum of ``exp2(logit - maximum)``; updated.
 
     Returns:
-        0-d int64: how many pairs were masked, excluded ones not counted.
+        ``[2]``, int64: how many pairs a guide or their group masked, excluded ones not counted; and how many of the
+        others a floor did.
     """
-    down, across = tiles(part.rows.shape[0]), tiles(part.columns.shape[0])
-    height, breadth = min(CHUNK_TILES, down), min(CHUNK_TILES, across)
+    rows, columns = part.rows.shape[0], part.columns.shape[0]
+    height, breadth = min(CHUNK_TILES, tiles(rows)), min(CHUNK_TILES, tiles(columns))
     scratch = total.new_empty((4 if part.symmetric else 2, height * breadth * TILE))
-    counts = torch.zeros(height * breadth, dtype=torch.int32, device=total.device)
-    masked = torch.zeros((), dtype=torch.int64, device=total.device)
+    counts = torch.zeros((2, height * breadth), dtype=torch.int32, device=total.device)
+    found = torch.zeros(2, dtype=torch.int64, device=total.device)
+    kept, where = part.bits, tile.PART_BITS
+    if kept is None and part.decision is not None and len(part.ladder) > 1:
+        # Decided by the widest, and read by the others.
+        where = tile.CHUNK_BITS
+        kept = torch.empty(chunk_words(height, breadth, part.symmetric), dtype=torch.int32, device=total.device)
+    where = where if kept is not None else tile.NO_BITS
     launch = config.forward_symmetric if part.symmetric else config.forward
-    for chunk in chunks(part, height, breadth):
-        if part.symmetric:
-            # Below the diagonal no program runs, and none mirrors a tile on it.
-            scratch[0::2].fill_(float("-inf"))
-            counts.zero_()
-        _launch(part, chunk, limits, self_guided, scratch, counts, launch)
-        _fold(maximum, total, scratch[:2], chunk.rows, chunk.column_tiles)
-        if part.symmetric:
-            _fold(maximum, total, scratch[2:], chunk.columns, chunk.row_tiles)
-        masked += counts[: chunk.row_tiles * chunk.column_tiles].sum(dtype=torch.int64)
-    # Every pair of every tile was counted once, those outside and the excluded ones as hidden.
-    return masked - (part.padded - part.compared) if limits is not None else masked
+    for chunk in chunks(rows, columns, height, breadth, upper=part.symmetric):
+        counts.zero_()
+        for level in range(len(part.ladder)):
+            if part.symmetric:
+                # Below the diagonal no program runs, and none mirrors a tile on it.
+                scratch[0::2].fill_(float("-inf"))
+            _launch(part, chunk, level, kept, where, scratch, counts, launch)
+            _fold(maximum[level], total[level], scratch[:2], chunk.rows, chunk.column_tiles)
+            if part.symmetric:
+                _fold(maximum[level], total[level], scratch[2:], chunk.columns, chunk.row_tiles)
+        if part.decision is not None:
+            found += counts.sum(1, dtype=torch.int64)
+    if part.decision is not None:
+        # Every pair of every tile was counted once, those outside and the excluded ones as masked.
+        found[0] -= part.padded - part.compared
+    return found
 
 
 def _launch(
-    part: Part, chunk: Chunk, limits: Tensor | None, self_guided: bool, scratch: Tensor, counts: Tensor, launch: Launch
+    part: Part,
+    chunk: Chunk,
+    level: int,
+    bits: Tensor | None,
+    where: tl.constexpr,
+    scratch: Tensor,
+    counts: Tensor,
+    launch: Launch,
 ) -> None:
-    guide_rows, guide_columns = part.rows, part.columns
-    kind = tile.SELF_GUIDE if self_guided else tile.NO_GUIDE
-    if part.guide_rows is not None:
-        kind = tile.OWN_GUIDE
-        guide_rows, guide_columns = part.guide_rows(chunk.rows), part.guide_columns(chunk.columns)
+    x, y = part.ladder[level]
+    decision = part.decision if level == 0 else None
+    guide_rows, guide_columns, *compared = decision_arguments(decision, part, chunk, counts)
     forward_kernel[(chunk.row_tiles * chunk.column_tiles,)](
-        part.rows,
-        part.columns,
+        x,
+        y,
         guide_rows,
         guide_columns,
-        counts if limits is None else limits,
-        counts if part.bits is None else part.bits,
-        counts,
+        *compared,
+        counts if part.boosts is None else part.boosts,
+        counts if bits is None else bits,
+        *counts,
         *(scratch if part.symmetric else (*scratch, *scratch)),
-        part.rows.shape[0],
-        part.columns.shape[0],
-        part.rows.shape[1],
+        x.shape[0],
+        y.shape[0],
+        x.shape[1],
         guide_rows.shape[1],
         part.excluded,
+        part.own or 0,
         chunk.row,
         chunk.column,
         chunk.row_tiles,
         chunk.column_tiles,
-        tiles(part.columns.shape[0]),
-        GUIDE=kind.value,
+        tiles(y.shape[0]),
+        **decision_constants(decision),
+        BOOST=boost(part),
         SYMMETRIC=part.symmetric,
-        KEEP_BITS=part.bits is not None,
-        PRECISION=precision(part.rows),
+        BITS=where.value,
+        GIVEN=level > 0 and bits is not None,
+        PRECISION=precision(x),
         GUIDE_PRECISION=precision(guide_rows),
         GROUP=launch.group,
         **options(launch),

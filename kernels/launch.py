@@ -1,11 +1,13 @@
-"""How a kernel is started: options that belong to the launch, and the precision of float32 products."""
+"""How a kernel is started: options that belong to the launch, the precision of float32 products, the kind of boost."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from gist_fast.kernels import tile
 from gist_fast.kernels.config import Launch
+from gist_fast.kernels.parts import Part
 from torch import Tensor
 
 
@@ -28,3 +30,10 @@ def precision(operand: Tensor) -> str:
     if operand.dtype == torch.float32 and operand.is_cuda and torch.backends.cuda.matmul.allow_tf32:
         return "tf32"
     return "ieee"
+
+
+def boost(part: Part) -> int:
+    """What a kernel multiplies the logits of a part by, as a constant of its."""
+    if part.boosts is None:
+        return tile.NO_BOOST.value
+    return tile.ALL_BOOSTED.value if part.own is None else tile.OWN_DIFFERS.value

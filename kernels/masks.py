@@ -1,6 +1,6 @@
 """The masks of a chunk once more: for a backward pass that kept no bits.
 
-Bits of a batch of B rows fill ``3 B^2 / 8`` bytes. Where that is too much, the guide's product is repeated in the
+Bits of a batch of B rows fill ``3 B^2 / 8`` bytes. Where that is too much, what decided them is repeated in the
 backward pass, chunk by chunk, in tiles of the forward pass's own shape, operands and order of summation: every
 comparison falls out the same. It is a kernel by itself because one that computed coefficients too would hold two
 products' worth of registers, and spilled on two of the generations in the table.
@@ -8,13 +8,15 @@ products' worth of registers, and spilled on two of the generations in the table
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
-from gist_fast.kernels import tile
+from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config
 from gist_fast.kernels.launch import options, precision
 from gist_fast.kernels.layout import TILE_WORDS
-from gist_fast.kernels.parts import Chunk, Part
+from gist_fast.kernels.parts import Chunk, Decision, Part
 from torch import Tensor
 
 
@@ -30,19 +32,29 @@ from torch import Tensor
     ]
 )
 def masks_kernel(
+    x,  # [R, D]; looked at where the student's scores decide
+    y,  # [C, D]
     guide_x,  # [rows of the chunk, G]
     guide_y,  # [columns of the chunk, G]
     limits,  # [R]
+    floors,  # [R]
+    row_groups,  # [R]
+    column_groups,  # [C]
     bits,  # words of the chunk
     row_count,
     column_count,
+    width,
     guide_width,
     excluded,
     chunk_row,
     chunk_column,
     row_tiles,
     column_tiles,
+    GUIDE: tl.constexpr,
+    GROUPED: tl.constexpr,
+    HARD: tl.constexpr,
     SYMMETRIC: tl.constexpr,
+    PRECISION: tl.constexpr,
     GUIDE_PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
@@ -56,13 +68,26 @@ def masks_kernel(
         return
     rows = r * TILE + tl.arange(0, TILE)
     columns = c * TILE + tl.arange(0, TILE)
-    words = tile.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
-    guide = tile.scores(
-        guide_x, guide_y, tile_row * TILE, tile_column * TILE,
-        row_count - 1 - chunk_row * TILE, column_count - 1 - chunk_column * TILE, guide_width,
-        TILE, TILE, BLOCK_K, GUIDE_PRECISION,
-    )  # fmt: skip
-    words, mirrored = tile.decide(guide, limits, rows, columns, row_count, words, SYMMETRIC, WORDS)
+    words = decide.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
+    mirrored = words
+    if GUIDE == decide.OWN_GUIDE:
+        guide = tile.scores(
+            guide_x, guide_y, tile_row * TILE, tile_column * TILE,
+            row_count - 1 - chunk_row * TILE, column_count - 1 - chunk_column * TILE, guide_width,
+            TILE, TILE, BLOCK_K, GUIDE_PRECISION,
+        )  # fmt: skip
+        words, mirrored = decide.above(guide, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
+    if GROUPED:
+        same = decide.same_group(row_groups, column_groups, rows, columns, row_count, column_count, WORDS)
+        words, mirrored = words | same, mirrored | same
+    if HARD or GUIDE == decide.SELF_GUIDE:
+        logits = tile.scores(
+            x, y, r * TILE, c * TILE, row_count - 1, column_count - 1, width, TILE, TILE, BLOCK_K, PRECISION
+        )
+        if GUIDE == decide.SELF_GUIDE:
+            words, mirrored = decide.above(logits, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
+        if HARD:
+            words, mirrored = decide.below(logits, floors, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
     at = tile.words_of_tile(bits, tile_row, tile_column, column_tiles) + tile.words_grid()
     tl.store(at, words)
     if SYMMETRIC:
@@ -74,24 +99,51 @@ def chunk_words(row_tiles: int, column_tiles: int, symmetric: bool) -> int:
     return (1 + symmetric) * row_tiles * column_tiles * TILE_WORDS
 
 
-def decide_chunk(part: Part, chunk: Chunk, limits: Tensor, bits: Tensor, config: Config) -> None:
-    """Fill `bits` with what does not count in a chunk of a part that has a guide of its own."""
+def decision_arguments(decision: Decision | None, part: Part, chunk: Chunk, nothing: Tensor) -> list[Tensor]:
+    """Guide's rows and columns, limits, floors, groups of rows and of columns, as kernels take them; `nothing` stands
+    for what they will not look at."""
+    decision = decision or Decision()
+    guide_rows, guide_columns = part.rows, part.columns
+    if decision.guide_rows is not None:
+        guide_rows, guide_columns = decision.guide_rows(chunk.rows), decision.guide_columns(chunk.columns)
+    compared = decision.limits, decision.floors, decision.row_groups, decision.column_groups
+    return [guide_rows, guide_columns, *(nothing if x is None else x for x in compared)]
+
+
+def decision_constants(decision: Decision | None) -> dict[str, Any]:
+    """The constants of a kernel that decides so."""
+    decision = decision or Decision()
+    guide = decide.OWN_GUIDE if decision.guide_rows is not None else decide.NO_GUIDE
+    return {
+        "GUIDE": (decide.SELF_GUIDE if decision.self_guided else guide).value,
+        "GROUPED": decision.row_groups is not None,
+        "HARD": decision.floors is not None,
+    }
+
+
+def decide_chunk(part: Part, chunk: Chunk, bits: Tensor, config: Config) -> None:
+    """Fill `bits` with what does not count in a chunk."""
     launch = config.masks_symmetric if part.symmetric else config.masks
-    guide_rows, guide_columns = part.guide_rows(chunk.rows), part.guide_columns(chunk.columns)
+    guide_rows, guide_columns, *compared = decision_arguments(part.decision, part, chunk, bits)
     masks_kernel[(chunk.row_tiles * chunk.column_tiles,)](
+        part.rows,
+        part.columns,
         guide_rows,
         guide_columns,
-        limits,
+        *compared,
         bits,
         part.rows.shape[0],
         part.columns.shape[0],
+        part.rows.shape[1],
         guide_rows.shape[1],
         part.excluded,
         chunk.row,
         chunk.column,
         chunk.row_tiles,
         chunk.column_tiles,
+        **decision_constants(part.decision),
         SYMMETRIC=part.symmetric,
+        PRECISION=precision(part.rows),
         GUIDE_PRECISION=precision(guide_rows),
         GROUP=launch.group,
         **options(launch),

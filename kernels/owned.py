@@ -13,31 +13,34 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from gist_fast.kernels import tile
+from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Owned
-from gist_fast.kernels.launch import options, precision
+from gist_fast.kernels.launch import boost, options, precision
 from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.parts import Part
 from gist_fast.kernels.staged import coefficient
 from torch import Tensor
 
 
-@triton.jit(do_not_specialize=["own_count", "other_count", "excluded", "all_column_tiles"])
+@triton.jit(do_not_specialize=["own_count", "other_count", "excluded", "own_negative", "all_column_tiles"])
 def owned_kernel(
     own,  # [N, D]: whose gradient it is
     other,  # [K, D]: streamed
     lse2,  # [R], and R is N or K or both
     weights,  # [R]
+    boosts,  # [2]
     bits,  # words of the whole part
     gradient,  # [N, D], fp32; added to
     own_count,
     other_count,
     width,
     excluded,  # in the part: column excluded + i never counts in row i
+    own_negative,  # in the part: column own_negative + i is the negative that came with row i
     all_column_tiles,
     DIRECT: tl.constexpr,
     MIRRORED: tl.constexpr,
     HAVE_BITS: tl.constexpr,
+    BOOST: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TILE: tl.constexpr,
@@ -59,10 +62,11 @@ def owned_kernel(
         logits = tile.scores(
             own, other, first, start, own_count - 1, other_count - 1, width, ROWS, COLUMNS, BLOCK_K, PRECISION
         )
+        logits = tile.boost(logits, boosts, own_negative if DIRECT else -own_negative, rows, columns, BOOST)
         if not HAVE_BITS:
             side = excluded if DIRECT else -excluded
             hidden = tile.unpack(
-                tile.never_counts(rows, start, own_count, other_count, side, COLUMNS // 32), ROWS, COLUMNS // 32
+                decide.never_counts(rows, start, own_count, other_count, side, COLUMNS // 32), ROWS, COLUMNS // 32
             )
         value = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
         if DIRECT:
@@ -115,18 +119,26 @@ def under(words, first, start, TILE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: 
 
 
 def backward_part_owned(
-    part: Part, lse2: Tensor, weights: Tensor, row_gradient: Tensor, column_gradient: Tensor, launch: Owned
+    part: Part, level: int, lse2: Tensor, weights: Tensor, row_gradient: Tensor, column_gradient: Tensor, launch: Owned
 ) -> None:
-    """Add a part's gradients by its rows and columns; the arguments of `gist_fast.kernels.staged`.
+    """Add a part's gradients by its rows and columns, at one width of its ladder.
+
+    Args:
+        level: which.
+        lse2: ``[R]``, positive included.
+        weights: ``[R]``
+        row_gradient: ``[R, D]``, fp32; updated.
+        column_gradient: ``[C, D]``, fp32; updated. Not looked at for a symmetric part.
 
     The part's bits must be there, or nothing be masked: masks decided again in tiles of another shape could differ
     from the forward pass's.
     """
+    rows, columns = part.ladder[level]
     if part.symmetric:
-        _launch(part, part.rows, part.columns, lse2, weights, row_gradient, launch, direct=True, mirrored=True)
+        _launch(part, rows, rows, lse2, weights, row_gradient, launch, direct=True, mirrored=True)
         return
-    _launch(part, part.rows, part.columns, lse2, weights, row_gradient, launch, direct=True, mirrored=False)
-    _launch(part, part.columns, part.rows, lse2, weights, column_gradient, launch, direct=False, mirrored=True)
+    _launch(part, rows, columns, lse2, weights, row_gradient, launch, direct=True, mirrored=False)
+    _launch(part, columns, rows, lse2, weights, column_gradient, launch, direct=False, mirrored=True)
 
 
 def _launch(
@@ -148,16 +160,19 @@ def _launch(
         other,
         lse2,
         weights,
+        lse2 if part.boosts is None else part.boosts,
         lse2 if part.bits is None else part.bits,
         gradient,
         own.shape[0],
         other.shape[0],
         width,
         part.excluded,
+        part.own or 0,
         tiles(part.columns.shape[0]),
         DIRECT=direct,
         MIRRORED=mirrored,
         HAVE_BITS=part.bits is not None,
+        BOOST=boost(part),
         PRECISION=precision(own),
         TILE=TILE,
         ROWS=launch.rows,

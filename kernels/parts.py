@@ -1,4 +1,4 @@
-"""The rectangle of scores that the kernels work on, and its operands."""
+"""The rectangle of scores that the kernels work on: its operands, and what decides its masks."""
 
 from __future__ import annotations
 
@@ -14,23 +14,54 @@ time."""
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What masks the pairs of a part. All comparisons are of the widest student's scores, before any boost."""
+
+    limits: Tensor | None = None
+    """``[R]``, fp32: what the guide scores higher is masked. None without a guide."""
+    self_guided: bool = False
+    """The student's own scores are the guide's."""
+    guide_rows: Rows | None = None
+    """Of ``[R, G]``; None where no guide decides, or the student itself."""
+    guide_columns: Rows | None = None
+    """Of ``[C, G]``."""
+    floors: Tensor | None = None
+    """``[R]``, fp32: a lower logit is masked."""
+    row_groups: Tensor | None = None
+    """``[R]``, int32: pairs of one group are masked."""
+    column_groups: Tensor | None = None
+    """``[C]``, int32."""
+
+
+@dataclass(frozen=True)
 class Part:
     """``R`` rows against ``C`` columns. Widths ``D`` and ``G`` are multiples of the configuration's BLOCK_K."""
 
-    rows: Tensor
-    """``[R, D]``, contiguous: row i is compared with ``limits[i]`` and feeds the logsumexp of anchor i."""
-    columns: Tensor
-    """``[C, D]``, contiguous."""
-    guide_rows: Rows | None
-    """Of ``[R, G]``; None where no guide decides, or the student itself."""
-    guide_columns: Rows | None
-    """Of ``[C, G]``."""
+    ladder: tuple[tuple[Tensor, Tensor], ...]
+    """Rows ``[R, D]`` and columns ``[C, D]`` at each width, the widest first, contiguous: row i is compared with
+    ``limits[i]`` and feeds the logsumexp of anchor i."""
+    decision: Decision | None
+    """None where nothing is masked, or the bits say it all."""
     excluded: int
     """Column ``excluded + i`` never counts in row i; may lie outside."""
     symmetric: bool
     """Rows and columns are one and the same tensor, and the excluded entries are the diagonal."""
     bits: Tensor | None
     """int32 words in the order of `gist_fast.kernels.layout`; None where not kept."""
+    boosts: Tensor | None = None
+    """``[2]``, fp32: what multiplies the logits of column ``own + i`` in row i, and all others. Never of a symmetric
+    part."""
+    own: int | None = None
+    """None where both factors are the second."""
+
+    @property
+    def rows(self) -> Tensor:
+        """The widest."""
+        return self.ladder[0][0]
+
+    @property
+    def columns(self) -> Tensor:
+        return self.ladder[0][1]
 
     @property
     def compared(self) -> int:
@@ -64,14 +95,12 @@ class Chunk:
         return slice(self.column * TILE, (self.column + self.column_tiles) * TILE)
 
 
-def chunks(part: Part, row_tiles: int, column_tiles: int) -> Iterator[Chunk]:
-    """Cover the part by chunks of at most that size; of a symmetric one, only what reaches above the diagonal.
+def chunks(rows: int, columns: int, row_tiles: int, column_tiles: int, *, upper: bool = False) -> Iterator[Chunk]:
+    """Cover a rectangle by chunks of at most that size; with `upper`, only what reaches above the diagonal.
 
-    Of a symmetric part chunks must be square to be on the diagonal or wholly above it, which `gist_fast.kernels.staged`
-    needs.
+    There chunks must be square to be on the diagonal or wholly above it, which `gist_fast.kernels.staged` needs.
     """
-    across = tiles(part.columns.shape[0])
-    down = tiles(part.rows.shape[0])
+    down, across = tiles(rows), tiles(columns)
     for r in range(0, down, row_tiles):
-        for c in range(r if part.symmetric else 0, across, column_tiles):
+        for c in range(r if upper else 0, across, column_tiles):
             yield Chunk(r, c, min(row_tiles, down - r), min(column_tiles, across - c))

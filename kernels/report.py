@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from gist_fast.kernels import forward, masks, owned, staged, tile
+from gist_fast.kernels import decide, forward, masks, owned, staged, tile, unpack
 from gist_fast.kernels.config import HALF, SINGLE, TABLE, Generation, Launch, Owned, Staged
 from gist_fast.kernels.layout import TILE, TILE_WORDS
 from triton.backends.compiler import GPUTarget
@@ -74,7 +74,8 @@ TARGETS: dict[str, Target] = {
 }  # fmt: skip
 
 
-NONE, OWN, SELF = tile.NO_GUIDE.value, tile.OWN_GUIDE.value, tile.SELF_GUIDE.value
+NONE, OWN, SELF = decide.NO_GUIDE.value, decide.OWN_GUIDE.value, decide.SELF_GUIDE.value
+ALL, DIFFERS = tile.ALL_BOOSTED.value, tile.OWN_DIFFERS.value
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,18 @@ class Variant:
     element: str
     """Triton's name of the operands' type."""
     precision: str
-    products: int
-    """``tl.dot`` loops in it; each must have come out as matrix instructions."""
     function: Callable
     constants: dict[str, Any]
     sides: int = 1
     """Rows of the problem that a tile serves: 2 in a symmetric part."""
     guided: bool = False
-    """Multiplies the guide's operands too."""
+    """Multiplies the guide's operands."""
+    student: bool = True
+    """Multiplies the student's."""
+
+    @property
+    def multiplies(self) -> bool:
+        return self.guided or self.student
 
 
 @dataclass(frozen=True)
@@ -128,32 +133,90 @@ class Compiled:
 
 
 def variants(element: str, precision: str, *, every: bool = False) -> Iterator[Variant]:
-    """The kernels of a configuration; with `every`, those of batches without a guide, or guided by themselves, too."""
-
-    def variant(name: str, launch: str, products: int, function: Callable, constants: dict[str, Any]) -> Variant:
-        sides = 1 + (constants.get("SYMMETRIC") or constants.get("DIRECT", 0) + constants.get("MIRRORED", 0) > 1)
-        guided = constants.get("GUIDE") == OWN or function is masks.masks_kernel
-        return Variant(name, launch, element, precision, products, function, constants, sides, guided)
-
+    """The kernels of a configuration: those of a guide with embeddings of its own; with `every`, all others too, each
+    of the loss's variants by itself and all of them at once."""
     for symmetric in (False, True):
         end = "_symmetric" if symmetric else ""
         both = {"SYMMETRIC": symmetric, "PRECISION": precision}
-        guides = [("", OWN), (" self-guided", SELF), (" unguided", NONE)] if every else [("", OWN)]
-        for name, guide in guides:
-            constants = {**both, "GUIDE_PRECISION": precision, "GUIDE": guide, "KEEP_BITS": guide != NONE}
-            products = 2 if guide == OWN else 1
-            yield variant(f"forward{end}{name}", f"forward{end}", products, forward.forward_kernel, constants)
-        constants = {"SYMMETRIC": symmetric, "GUIDE_PRECISION": precision}
-        yield variant(f"masks{end}", f"masks{end}", 1, masks.masks_kernel, constants)
-        uses = [("", tile.PART_BITS.value, False), (" self-guided", tile.NO_BITS.value, True)]
-        uses += [(" recomputed", tile.CHUNK_BITS.value, False), (" unguided", tile.NO_BITS.value, False)]
-        for name, bits, self_guided in uses if every else uses[:1]:
-            constants = {**both, "BITS": bits, "SELF_GUIDED": self_guided}
-            yield variant(f"staged{end}{name}", f"staged{end}", 1, staged.coefficients_kernel, constants)
+        guided = {**both, "GUIDE_PRECISION": precision}
+        for name, options in _forward_options(symmetric, every):
+            yield _variant(f"forward{end}{name}", f"forward{end}", element, forward.forward_kernel, guided | options)
+        for name, options in _masks_options(every):
+            yield _variant(f"masks{end}{name}", f"masks{end}", element, masks.masks_kernel, guided | options)
+        for name, options in _staged_options(symmetric, every):
+            yield _variant(f"staged{end}{name}", f"staged{end}", element, staged.coefficients_kernel, both | options)
+        if every:
+            constants = {"SYMMETRIC": symmetric, "TILE": TILE, "PRECISION": precision}
+            yield _variant(f"unpack{end}", "unpack", element, unpack.unpack_kernel, constants)
     for name, direct, mirrored in (("rows", True, False), ("columns", False, True), ("symmetric", True, True)):
-        for bits in (True, False) if every else (True,):
-            constants = {"PRECISION": precision, "DIRECT": direct, "MIRRORED": mirrored, "HAVE_BITS": bits}
-            yield variant(f"owned_{name}{'' if bits else ' unguided'}", "owned", 2, owned.owned_kernel, constants)
+        sides = {"PRECISION": precision, "DIRECT": direct, "MIRRORED": mirrored}
+        for end, options in _owned_options(direct and mirrored, every):
+            yield _variant(f"owned_{name}{end}", "owned", element, owned.owned_kernel, sides | options)
+
+
+Options = Iterator[tuple[str, dict[str, Any]]]
+
+
+def _forward_options(symmetric: bool, every: bool) -> Options:
+    plain = {"GROUPED": False, "HARD": False, "BOOST": 0, "GIVEN": False, "BITS": tile.PART_BITS.value}
+    yield "", {**plain, "GUIDE": OWN}
+    if not every:
+        return
+    unkept, boost = {"BITS": tile.NO_BITS.value}, {} if symmetric else {"BOOST": DIFFERS}
+    yield " self-guided", {**plain, "GUIDE": SELF}
+    yield " unguided", {**plain, **unkept, "GUIDE": NONE}
+    yield " hard", {**plain, "GUIDE": OWN, "HARD": True}
+    yield " grouped", {**plain, "GUIDE": OWN, "GROUPED": True}
+    yield " with all", {**plain, "GUIDE": OWN, "GROUPED": True, "HARD": True, **boost}
+    yield " self-guided with all", {**plain, "GUIDE": SELF, "GROUPED": True, **boost}
+    yield " unguided with all", {**plain, "GUIDE": NONE, "GROUPED": True, "HARD": True, **boost}
+    yield " given", {**plain, "GUIDE": NONE, "GIVEN": True, **boost}
+    yield " for a chunk", {**plain, "GUIDE": OWN, "BITS": tile.CHUNK_BITS.value}
+    yield " given for a chunk", {**plain, "GUIDE": NONE, "GIVEN": True, "BITS": tile.CHUNK_BITS.value}
+    if not symmetric:
+        yield " boosted", {**plain, "GUIDE": OWN, "BOOST": ALL}
+        yield " unguided boosted", {**plain, **unkept, "GUIDE": NONE, "BOOST": DIFFERS}
+
+
+def _masks_options(every: bool) -> Options:
+    plain = {"GUIDE": OWN, "GROUPED": False, "HARD": False}
+    yield "", plain
+    if every:
+        yield " with all", {**plain, "GROUPED": True, "HARD": True}
+        yield " self-guided", {**plain, "GUIDE": SELF, "GROUPED": True}
+        yield " unguided", {**plain, "GUIDE": NONE, "GROUPED": True, "HARD": True}
+        yield " of groups", {**plain, "GUIDE": NONE, "GROUPED": True}
+
+
+def _staged_options(symmetric: bool, every: bool) -> Options:
+    plain = {"BITS": tile.PART_BITS.value, "SELF_GUIDED": False, "BOOST": 0}
+    yield "", plain
+    if not every:
+        return
+    yield " self-guided", {**plain, "BITS": tile.NO_BITS.value, "SELF_GUIDED": True}
+    yield " recomputed", {**plain, "BITS": tile.CHUNK_BITS.value}
+    yield " unguided", {**plain, "BITS": tile.NO_BITS.value}
+    if not symmetric:
+        yield " boosted", {**plain, "BOOST": ALL}
+        yield " differently boosted", {**plain, "BOOST": DIFFERS}
+        yield " self-guided boosted", {**plain, "BITS": tile.NO_BITS.value, "SELF_GUIDED": True, "BOOST": DIFFERS}
+
+
+def _owned_options(symmetric: bool, every: bool) -> Options:
+    plain = {"HAVE_BITS": True, "BOOST": 0}
+    yield "", plain
+    if every:
+        yield " unguided", {**plain, "HAVE_BITS": False}
+        if not symmetric:
+            yield " boosted", {**plain, "BOOST": DIFFERS}
+
+
+def _variant(kernel: str, launch: str, element: str, function: Callable, constants: dict[str, Any]) -> Variant:
+    sides = 1 + (constants.get("SYMMETRIC") or constants.get("DIRECT", 0) + constants.get("MIRRORED", 0) > 1)
+    guided = constants.get("GUIDE") == OWN
+    alone = function is masks.masks_kernel
+    student = not alone or constants["HARD"] or constants["GUIDE"] == SELF
+    return Variant(kernel, launch, element, constants["PRECISION"], function, constants, sides, guided, student)
 
 
 def report(target: str, *, width: int = 384, guide_width: int = 1024, every: bool = False) -> Iterator[Compiled]:
@@ -210,7 +273,8 @@ def compile_variant(card: Target, variant: Variant, launch: Launch, *, width: in
 
 
 POINTERS = {
-    "limits": "*fp32", "lse2": "*fp32", "weights": "*fp32", "bits": "*i32", "counts": "*i32", "gradient": "*fp32",
+    "limits": "*fp32", "floors": "*fp32", "row_groups": "*i32", "column_groups": "*i32", "boosts": "*fp32",
+    "lse2": "*fp32", "weights": "*fp32", "bits": "*i32", "counts": "*i32", "easy_counts": "*i32", "gradient": "*fp32",
     "row_maximum": "*fp32", "row_sum": "*fp32", "column_maximum": "*fp32", "column_sum": "*fp32",
 }  # fmt: skip
 OPERANDS = ("x", "y", "guide_x", "guide_y", "own", "other", "coefficients")
@@ -294,7 +358,7 @@ def _work(
     breadth = launch.columns if isinstance(launch, Staged) else TILE
     pairs = TILE * breadth
     alone = variant.function is masks.masks_kernel
-    depth = (0 if alone else width) + (guide_width if variant.guided else 0)
+    depth = (width if variant.student else 0) + (guide_width if variant.guided else 0)
     across = max(1, together // launch.group)
     operands = breadth * depth * size * (launch.group + across) // (launch.group * across)
     bits = 4 * TILE_WORDS * variant.sides * breadth // TILE

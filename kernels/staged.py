@@ -11,13 +11,14 @@ chunk in memory, which is of a fixed size, and its way there and back: ``6 bytes
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
-from gist_fast.kernels import tile
+from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config, Staged
-from gist_fast.kernels.launch import options, precision
+from gist_fast.kernels.launch import boost, options, precision
 from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.masks import chunk_words, decide_chunk
 from gist_fast.kernels.parts import Chunk, Part, chunks
@@ -34,6 +35,7 @@ CAST_ROWS = 1024
         "row_count",
         "column_count",
         "excluded",
+        "own_negative",
         "chunk_row",
         "chunk_column",
         "row_tiles",
@@ -47,18 +49,21 @@ def coefficients_kernel(
     limits,  # [R]; looked at where the student guides itself
     lse2,  # [R]
     weights,  # [R]
+    boosts,  # [2]
     bits,  # words of the whole part, or of the chunk (`gist_fast.kernels.masks`)
     coefficients,  # [rows of the chunk, columns of the chunk], padded to tiles
     row_count,
     column_count,
     width,
     excluded,
+    own_negative,
     chunk_row,
     chunk_column,
     row_tiles,
     column_tiles,
     all_column_tiles,
     SELF_GUIDED: tl.constexpr,
+    BOOST: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     BITS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -87,20 +92,19 @@ def coefficients_kernel(
     own_columns = tl.minimum(columns, last_row)
 
     logits = tile.scores(x, y, r * TILE, first, last_row, last_column, width, TILE, COLUMNS, BLOCK_K, PRECISION)
-    if BITS == tile.PART_BITS:
-        words = tl.load(tile.words_of_tile(bits, r, c, all_column_tiles) + in_tile)
-        if SYMMETRIC:
-            mirrored = tl.load(tile.mirrored_words(bits, r, c, all_column_tiles) + in_tile)
-    elif BITS == tile.CHUNK_BITS:
-        at = tile.words_of_tile(bits, tile_row, tile_column, column_tiles) + in_tile
-        words = tl.load(at)
-        if SYMMETRIC:
-            mirrored = tl.load(at + row_tiles.to(tl.int64) * column_tiles * tile.TILE_WORDS)
-    else:
-        words = tile.never_counts(rows, first, row_count, column_count, excluded, WORDS)
+    if BITS == tile.NO_BITS:
+        words = decide.never_counts(rows, first, row_count, column_count, excluded, WORDS)
         mirrored = words
         if SELF_GUIDED:
-            words, mirrored = tile.decide(logits, limits, rows, columns, row_count, words, SYMMETRIC, WORDS)
+            words, mirrored = decide.above(logits, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
+    else:
+        at, mirrored_at = tile.places_of_words(
+            bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, BITS
+        )
+        words = tl.load(at + in_tile)
+        if SYMMETRIC:
+            mirrored = tl.load(mirrored_at + in_tile)
+    logits = tile.boost(logits, boosts, own_negative, rows, columns, BOOST)
     hidden = tile.unpack(words, TILE, WORDS)
     value = coefficient(logits, hidden, tl.load(lse2 + own_rows)[:, None], tl.load(weights + own_rows)[:, None])
     if SYMMETRIC:
@@ -127,78 +131,90 @@ def coefficient(logits, hidden, lse2, weight):
 
 def backward_part_staged(
     part: Part,
-    limits: Tensor | None,
-    self_guided: bool,
+    levels: Sequence[int],
     lse2: Tensor,
     weights: Tensor,
-    row_gradient: Tensor,
-    column_gradient: Tensor,
+    row_gradients: Sequence[Tensor],
+    column_gradients: Sequence[Tensor],
     config: Config,
 ) -> None:
-    """Add a part's gradients by its rows and columns.
+    """Add a part's gradients by its rows and columns, at some widths of its ladder.
 
     Args:
-        limits: ``[R]``; None where the bits are kept or no guide decides.
-        lse2: ``[R]``, positive included.
-        weights: ``[R]``
-        row_gradient: ``[R, D]``, fp32; updated.
-        column_gradient: ``[C, D]``, fp32; updated. Not looked at for a symmetric part.
+        levels: which.
+        lse2: ``[L, R]``, positive included.
+        weights: ``[L, R]``
+        row_gradients: ``[R, D]`` at each width, fp32; updated.
+        column_gradients: ``[C, D]`` at each width, fp32; updated. Not looked at for a symmetric part.
     """
-    down, across = tiles(part.rows.shape[0]), tiles(part.columns.shape[0])
-    height, breadth = min(CHUNK_TILES, down), min(CHUNK_TILES, across)
+    row_count, column_count = part.rows.shape[0], part.columns.shape[0]
+    height, breadth = min(CHUNK_TILES, tiles(row_count)), min(CHUNK_TILES, tiles(column_count))
     scratch = part.rows.new_empty(height * breadth * TILE * TILE)
     launch = config.staged_symmetric if part.symmetric else config.staged
-    decide_again = limits is not None and not self_guided
-    masks = (
-        part.rows.new_empty(chunk_words(height, breadth, part.symmetric), dtype=torch.int32) if decide_again else None
-    )
-    for chunk in chunks(part, height, breadth):
+    masks = None
+    if part.decision is not None and not _decides_itself(part):
+        masks = part.rows.new_empty(chunk_words(height, breadth, part.symmetric), dtype=torch.int32)
+    for chunk in chunks(row_count, column_count, height, breadth, upper=part.symmetric):
         if masks is not None:
-            decide_chunk(part, chunk, limits, masks, config)
+            decide_chunk(part, chunk, masks, config)
         padded = scratch[: chunk.row_tiles * chunk.column_tiles * TILE * TILE].view(chunk.row_tiles * TILE, -1)
-        _launch(part, chunk, limits, masks, lse2, weights, padded, launch)
-        rows, columns = part.rows[chunk.rows], part.columns[chunk.columns]
-        values = padded[: rows.shape[0], : columns.shape[0]]
-        add_product(row_gradient[chunk.rows], values, columns)
-        if not part.symmetric:
-            add_product(column_gradient[chunk.columns], values.T, rows)
-        elif chunk.row != chunk.column:
-            add_product(row_gradient[chunk.columns], values.T, rows)
+        for level in levels:
+            _launch(part, chunk, level, masks, lse2[level], weights[level], padded, launch)
+            rows, columns = (x[span] for x, span in zip(part.ladder[level], (chunk.rows, chunk.columns), strict=True))
+            row_gradient, column_gradient = row_gradients[level], column_gradients[level]
+            values = padded[: rows.shape[0], : columns.shape[0]]
+            add_product(row_gradient[chunk.rows], values, columns)
+            if not part.symmetric:
+                add_product(column_gradient[chunk.columns], values.T, rows)
+            elif chunk.row != chunk.column:
+                add_product(row_gradient[chunk.columns], values.T, rows)
+
+
+def _decides_itself(part: Part) -> bool:
+    """Whether the kernel of coefficients can decide the masks by the scores that it has anyway."""
+    decision = part.decision
+    alone = decision is not None and decision.floors is None and decision.row_groups is None
+    return alone and decision.self_guided and len(part.ladder) == 1
 
 
 def _launch(
     part: Part,
     chunk: Chunk,
-    limits: Tensor | None,
+    level: int,
     masks: Tensor | None,
     lse2: Tensor,
     weights: Tensor,
     coefficients: Tensor,
     launch: Staged,
 ) -> None:
+    x, y = part.ladder[level]
     kept = part.bits if part.bits is not None else masks
     which = tile.NO_BITS if kept is None else tile.CHUNK_BITS if part.bits is None else tile.PART_BITS
+    limits = part.decision.limits if kept is None and part.decision is not None else None
     coefficients_kernel[(chunk.row_tiles * chunk.column_tiles * (TILE // launch.columns),)](
-        part.rows,
-        part.columns,
+        x,
+        y,
         lse2 if limits is None else limits,
         lse2,
         weights,
+        lse2 if part.boosts is None else part.boosts,
         lse2 if kept is None else kept,
         coefficients,
-        part.rows.shape[0],
-        part.columns.shape[0],
-        part.rows.shape[1],
+        x.shape[0],
+        y.shape[0],
+        x.shape[1],
         part.excluded,
+        part.own or 0,
         chunk.row,
         chunk.column,
         chunk.row_tiles,
         chunk.column_tiles,
-        tiles(part.columns.shape[0]),
-        SELF_GUIDED=limits is not None and kept is None,
+        tiles(y.shape[0]),
+        SELF_GUIDED=limits is not None,
+        BOOST=boost(part),
         SYMMETRIC=part.symmetric,
         BITS=which.value,
-        PRECISION=precision(part.rows),
+        PRECISION=precision(x),
         GROUP=launch.group,
         COLUMNS=launch.columns,
         **options(launch),

@@ -11,17 +11,17 @@ WORD_BITS = tl.constexpr(layout.WORD_BITS)
 TILE_WORDS = tl.constexpr(layout.TILE_WORDS)
 ROW_WORDS = tl.constexpr(layout.TILE // layout.WORD_BITS)
 
-NO_GUIDE = tl.constexpr(0)
-OWN_GUIDE = tl.constexpr(1)
-"""The guide has embeddings of its own."""
-SELF_GUIDE = tl.constexpr(2)
-"""The student's own scores decide: no second product."""
-
 NO_BITS = tl.constexpr(0)
 PART_BITS = tl.constexpr(1)
-"""Kept from the forward pass, of the whole part."""
+"""Of the whole part, kept for the backward pass."""
 CHUNK_BITS = tl.constexpr(2)
-"""Decided again, of a chunk: all that rows decided, then all that columns did."""
+"""Of one chunk, for as long as it is worked on: all that rows decided, then all that columns did."""
+
+NO_BOOST = tl.constexpr(0)
+ALL_BOOSTED = tl.constexpr(1)
+"""By one factor."""
+OWN_DIFFERS = tl.constexpr(2)
+"""The negative that came with an anchor has another factor than all others."""
 
 
 @triton.jit
@@ -92,23 +92,6 @@ def unpack_transposed(words, WORDS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def decide(guide, limits, rows, columns, row_count, never, SYMMETRIC: tl.constexpr, WORDS: tl.constexpr):
-    """What does not count in a tile: words as its rows decide, and as its columns do where the part is symmetric.
-
-    Args:
-        guide: the guide's scores ``[ROWS, COLUMNS]``.
-        never: words of what never counts; of a symmetric part they are symmetric too.
-    """
-    limit = tl.load(limits + tl.minimum(rows, row_count - 1))
-    words = never | pack(guide > limit[:, None], rows.shape[0], WORDS)
-    mirrored = never
-    if SYMMETRIC:
-        limit = tl.load(limits + tl.minimum(columns, row_count - 1))
-        mirrored = never | pack(guide > limit[None, :], rows.shape[0], WORDS)
-    return words, mirrored
-
-
-@triton.jit
 def count_bits(words):
     """How many bits of each word are set."""
     x = words.to(tl.uint32, bitcast=True)
@@ -133,21 +116,35 @@ def mirrored_words(bits, tile_row, tile_column, column_tiles):
 
 
 @triton.jit
-def words_grid():
-    """Offsets ``[TILE, ROW_WORDS]`` of a tile's words."""
-    return tl.arange(0, TILE)[:, None] * ROW_WORDS + tl.arange(0, ROW_WORDS)[None, :]
+def places_of_words(bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, BITS: tl.constexpr):
+    """Where the words of tile (r, c) begin that rows decided, and those that columns did in a symmetric part.
+
+    Args:
+        tile_row: the tile's place in its chunk, as `tile_column` and the chunk's size; looked at with ``CHUNK_BITS``.
+    """
+    if BITS == PART_BITS:
+        return words_of_tile(bits, r, c, all_column_tiles), mirrored_words(bits, r, c, all_column_tiles)
+    else:
+        at = words_of_tile(bits, tile_row, tile_column, column_tiles)
+        return at, at + row_tiles.to(tl.int64) * column_tiles * TILE_WORDS
 
 
 @triton.jit
-def never_counts(rows, first_column, row_count, column_count, excluded, WORDS: tl.constexpr):
-    """Words ``[ROWS, WORDS]`` of the entries that never count: outside the matrix, or column ``excluded + row``.
+def boost(logits, boosts, own_negative, rows, columns, BOOST: tl.constexpr):
+    """The logits with what hardness weighting multiplies them by.
 
-    Made as words, which are a 32nd of the entries, so that no tile pays for what only those on an edge have.
+    Args:
+        boosts: ``[2]``: the factor of column ``own_negative + row``, and that of all others.
     """
-    first = first_column + 32 * tl.arange(0, WORDS)
-    inside = column_count - first
-    outside = tl.where(inside >= 32, 0, -1 << tl.minimum(tl.maximum(inside, 0), 31))
-    outside = tl.where(inside <= 0, -1, outside)
-    place = rows[:, None] + excluded - first[None, :]
-    own = tl.where((place >= 0) & (place < 32), 1 << (place & 31), 0)
-    return tl.where((rows >= row_count)[:, None], -1, outside[None, :] | own)
+    if BOOST == ALL_BOOSTED:
+        logits = logits * tl.load(boosts + 1)
+    elif BOOST == OWN_DIFFERS:
+        is_own = rows[:, None] + own_negative == columns[None, :]
+        logits = logits * tl.where(is_own, tl.load(boosts), tl.load(boosts + 1))
+    return logits
+
+
+@triton.jit
+def words_grid():
+    """Offsets ``[TILE, ROW_WORDS]`` of a tile's words."""
+    return tl.arange(0, TILE)[:, None] * ROW_WORDS + tl.arange(0, ROW_WORDS)[None, :]

@@ -16,6 +16,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -23,11 +24,10 @@ from torch import Tensor
 
 from gist_fast.backends.interface import Negatives
 from gist_fast.blocks import ANCHORS, Block
-from gist_fast.errors import InputError
 from gist_fast.kernels import tuning
 from gist_fast.kernels.config import Config, Generation, choose_config, generation_of
 from gist_fast.kernels.layout import mask_words
-from gist_fast.kernels.parts import Part, Rows
+from gist_fast.kernels.parts import Decision, Part, Rows
 from gist_fast.operands import Operands, UnitRows
 
 MINIMUM_TRITON = (3, 6)
@@ -80,13 +80,12 @@ def interpreted() -> bool:
 
 
 def mask_bytes(blocks: Sequence[Block], widths: int) -> int:
-    """Bytes of the mask bits; see `gist_fast.backends.interface.StreamingBackend`."""
-    return 4 * sum(mask_words(b.rows, part.columns, part.symmetric) for b in blocks for part in _rectangles(b))
+    """Bytes of the mask bits, which serve all widths; see `gist_fast.backends.interface.StreamingBackend`."""
+    return 4 * sum(_words(block, part) for block in blocks for part in _rectangles(block))
 
 
 def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
     """The softmax over the negatives of each row; see `gist_fast.backends.interface.StreamingBackend`."""
-    _check_known(operands)
     config = _config("forward", operands, blocks, lambda c: forward_with(c, operands, blocks, keep_bits))
     return forward_with(config, operands, blocks, keep_bits)
 
@@ -95,22 +94,37 @@ def backward(
     operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, bits: Tensor | None
 ) -> list[list[Tensor]]:
     """Gradients by the student operands; see `gist_fast.backends.interface.StreamingBackend`."""
-    direction = "recompute" if bits is None and operands.guided else "backward"
-    config = _config(
-        direction, operands, blocks, lambda c: backward_with(c, operands, blocks, lse2[0], weights[0], bits)
-    )
-    return [backward_with(config, operands, blocks, lse2[0], weights[0], bits)]
-
-
-def _check_known(operands: Operands) -> None:
-    if len(operands.ladder) > 1 or any(x is not None for x in (operands.floors, operands.groups, operands.boost)):
-        raise InputError("backend: the kernels know no variants yet; 'tiled' would do.")
+    direction = "recompute" if bits is None and operands.masks else "backward"
+    config = _config(direction, operands, blocks, lambda c: backward_with(c, operands, blocks, lse2, weights, bits))
+    return backward_with(config, operands, blocks, lse2, weights, bits)
 
 
 def mask_product(
     blocks: Sequence[Block], widths: int, bits: Tensor, index: int, other: Tensor, transposed: bool
 ) -> Tensor:
-    raise InputError("backend: the kernels know no variants yet; 'tiled' would do.")
+    """A block's mask times a matrix; see `gist_fast.backends.interface.StreamingBackend`."""
+    from gist_fast.kernels.unpack import add_masked
+
+    block = blocks[index]
+    total = torch.zeros(
+        block.columns if transposed else block.rows, other.shape[1], dtype=torch.float32, device=other.device
+    )
+    with _on(other.device):
+        for found, rectangle, words in _spans(blocks, bits):
+            if found is not block:
+                continue
+            columns = slice(rectangle.first, rectangle.first + rectangle.columns)
+            shape = block.rows, rectangle.columns
+            add_masked(
+                words,
+                shape,
+                rectangle.excluded,
+                rectangle.symmetric,
+                other if transposed else other[columns],
+                transposed,
+                total[columns] if transposed else total,
+            )
+    return total
 
 
 def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
@@ -118,21 +132,19 @@ def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], ke
     from gist_fast.kernels.forward import forward_part
 
     work = _Padded(operands, config)
-    rows = blocks[0].rows
     device = operands.student[0].device
-    maximum = torch.full((rows,), -torch.inf, device=device)
-    total = torch.zeros(rows, device=device)
-    keep_bits = keep_bits and operands.guided
-    bits = torch.empty(mask_bytes(blocks) if keep_bits else 0, dtype=torch.uint8, device=device)
-    masked = []
+    maximum = torch.full((len(operands.ladder), blocks[0].rows), -torch.inf, device=device)
+    total = torch.zeros_like(maximum)
+    keep_bits = keep_bits and operands.masks
+    n_bytes = mask_bytes(blocks, len(operands.ladder)) if keep_bits else 0
+    bits = torch.empty(n_bytes, dtype=torch.uint8, device=device)
+    counts = torch.zeros(len(blocks), 2, dtype=torch.int64, device=device)
     with _on(device):
-        for _, parts in work.parts(blocks, bits if keep_bits else None):
-            counts = [
-                forward_part(part, operands.limits, operands.self_guided, maximum, total, config) for part, _ in parts
-            ]
-            masked.append(torch.stack(counts).sum())
-    counts = torch.stack(masked)
-    return Negatives((maximum + total.log2())[None], maximum, counts, torch.zeros_like(counts), bits)
+        for block, rectangle, words in _spans(blocks, bits if keep_bits else None):
+            part = work.part(block, rectangle, words, decide=operands.masks)
+            counts[blocks.index(block)] += forward_part(part, maximum, total, config)
+    masked, easy = counts.unbind(1)
+    return Negatives(maximum + total.log2(), maximum[0], masked.clone(), easy.clone(), bits)
 
 
 def backward_with(
@@ -142,22 +154,25 @@ def backward_with(
     lse2: Tensor,
     weights: Tensor,
     bits: Tensor | None,
-) -> list[Tensor]:
+) -> list[list[Tensor]]:
     """`backward` by a given configuration."""
     from gist_fast.kernels.backward import backward_part
 
     work = _Padded(operands, config)
-    gradients = [torch.zeros(u.shape, dtype=torch.float32, device=u.device) for u in work.student]
-    limits = operands.limits if bits is None else None
+    gradients = [[torch.zeros_like(u, dtype=torch.float32) for u in student] for student in work.ladder]
     with _on(lse2.device):
-        for block, parts in work.parts(blocks, bits):
-            for part, rectangle in parts:
-                row_gradient = gradients[block.row_operand][block.row_start : block.row_start + block.rows]
-                columns = slice(rectangle.first, rectangle.first + rectangle.columns)
-                column_gradient = gradients[block.column_operand][columns]
-                backward_part(part, limits, operands.self_guided, lse2, weights, row_gradient, column_gradient, config)
+        for block, rectangle, words in _spans(blocks, bits):
+            part = work.part(block, rectangle, words, decide=bits is None and operands.masks)
+            rows = slice(block.row_start, block.row_start + block.rows)
+            columns = slice(rectangle.first, rectangle.first + rectangle.columns)
+            row_gradients = [level[block.row_operand][rows] for level in gradients]
+            column_gradients = [level[block.column_operand][columns] for level in gradients]
+            backward_part(part, lse2, weights, row_gradients, column_gradients, config)
     # Contiguous, as the operator's fake implementation says.
-    return [gradient[:, : u.shape[1]].contiguous() for gradient, u in zip(gradients, operands.student, strict=True)]
+    return [
+        [gradient[:, : u.shape[1]].contiguous() for gradient, u in zip(level, student.operands, strict=True)]
+        for level, student in zip(gradients, operands.ladder, strict=True)
+    ]
 
 
 def _rectangles(block: Block) -> Iterator[Rectangle]:
@@ -174,43 +189,76 @@ def _rectangles(block: Block) -> Iterator[Rectangle]:
         yield Rectangle(right, block.columns - right, excluded=block.columns - right, symmetric=False)
 
 
+def _words(block: Block, rectangle: Rectangle) -> int:
+    """32-bit words of a part's bits."""
+    return mask_words(block.rows, rectangle.columns, rectangle.symmetric)
+
+
+def _spans(blocks: Sequence[Block], bits: Tensor | None) -> Iterator[tuple[Block, Rectangle, Tensor | None]]:
+    """Each part with its block and its words; the bits stand one part after the other."""
+    words = None if bits is None else bits.view(torch.int32)
+    cursor = 0
+    for block in blocks:
+        for rectangle in _rectangles(block):
+            size = _words(block, rectangle)
+            yield block, rectangle, None if words is None else words[cursor : cursor + size]
+            cursor += size
+
+
 class _Padded:
     """Operands filled up to widths that the kernels step by, cut into the parts of each block."""
 
     def __init__(self, operands: Operands, config: Config) -> None:
-        self.student = tuple(_fill_up(u, config.block_k) for u in operands.student)
+        self.ladder = [tuple(_fill_up(u, config.block_k) for u in student.operands) for student in operands.ladder]
+        self._operands = operands
+        self._groups = None if operands.groups is None else _dense(operands.groups)
         self._guide = None if operands.guide_rows is None else _Guide(operands.guide_rows, config.block_k)
 
-    def parts(
-        self, blocks: Sequence[Block], bits: Tensor | None
-    ) -> Iterator[tuple[Block, list[tuple[Part, Rectangle]]]]:
-        """Each block with its parts and where they lie in it; the bits stand one part after the other."""
-        words = None if bits is None else bits.view(torch.int32)
-        cursor = 0
-        for block in blocks:
-            found = []
-            for rectangle in _rectangles(block):
-                kept = None
-                if words is not None:
-                    size = mask_words(block.rows, rectangle.columns, rectangle.symmetric)
-                    kept = words[cursor : cursor + size]
-                    cursor += size
-                found.append((self._part(block, rectangle, kept), rectangle))
-            yield block, found
-
-    def _part(self, block: Block, rectangle: Rectangle, bits: Tensor | None) -> Part:
+    def part(self, block: Block, rectangle: Rectangle, bits: Tensor | None, *, decide: bool) -> Part:
+        """A block's part; with `decide`, what masks its pairs goes with it."""
         rows = slice(block.row_start, block.row_start + block.rows)
         columns = slice(rectangle.first, rectangle.first + rectangle.columns)
-        guide = self._guide
         return Part(
-            rows=self.student[block.row_operand][rows],
-            columns=self.student[block.column_operand][columns],
-            guide_rows=None if guide is None else guide.within(block.row_operand, rows),
-            guide_columns=None if guide is None else guide.within(block.column_operand, columns),
+            ladder=tuple((u[block.row_operand][rows], u[block.column_operand][columns]) for u in self.ladder),
+            decision=self._decision(block, rows, columns) if decide else None,
             excluded=rectangle.excluded,
             symmetric=rectangle.symmetric,
             bits=bits,
+            boosts=self._boosts(block),
+            own=block.own,
         )
+
+    def _decision(self, block: Block, rows: slice, columns: slice) -> Decision | None:
+        operands, guide = self._operands, self._guide
+        groups = None
+        if self._groups is not None:
+            groups = replace(operands, groups=self._groups).groups_of(block)
+        return Decision(
+            limits=operands.limits,
+            self_guided=operands.self_guided,
+            guide_rows=None if guide is None else guide.within(block.row_operand, rows),
+            guide_columns=None if guide is None else guide.within(block.column_operand, columns),
+            floors=operands.floors,
+            row_groups=None if groups is None else groups[0],
+            column_groups=None if groups is None else groups[1][columns],
+        )
+
+    def _boosts(self, block: Block) -> Tensor | None:
+        """``[2]``: the factors of an anchor's own negative and of all others."""
+        factors = self._operands.boosts_of(block)
+        if factors == (None, None):
+            return None
+        one = torch.ones((), device=self.ladder[0][0].device)
+        return torch.stack([one if factor is None else factor for factor in factors])
+
+
+def _dense(groups: Tensor) -> Tensor:
+    """The groups numbered from 0 in int32, which a kernel compares at half the price; the host waits for nothing."""
+    ordered, order = groups.sort()
+    begins = torch.zeros_like(ordered, dtype=torch.int32)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    numbers = begins.cumsum(0, dtype=torch.int32)
+    return torch.empty_like(numbers).scatter_(0, order, numbers)
 
 
 class _Guide:
