@@ -49,14 +49,14 @@ def above(scores, limits, rows, columns, row_count, words, mirrored, SYMMETRIC: 
 
 
 @triton.jit
-def below(scores, floors, rows, columns, row_count, words, mirrored, SYMMETRIC: tl.constexpr, WORDS: tl.constexpr):
-    """`above`, of what lies below the floors."""
-    floor = tl.load(floors + tl.minimum(rows, row_count - 1))
-    words = words | tile.pack(scores < floor[:, None], rows.shape[0], WORDS)
-    if SYMMETRIC:
-        floor = tl.load(floors + tl.minimum(columns, row_count - 1))
-        mirrored = mirrored | tile.pack(scores < floor[None, :], rows.shape[0], WORDS)
-    return words, mirrored
+def below(logits, floors, owners, row_count, words, AXIS: tl.constexpr, WORDS: tl.constexpr):
+    """The words, with what lies below the floors of its rows (AXIS 1) or of its columns (AXIS 0).
+
+    Args:
+        owners: ``[ROWS]`` or ``[COLUMNS]``: who of the R rows they are.
+    """
+    floor = tl.expand_dims(tl.load(floors + tl.minimum(owners, row_count - 1)), AXIS)
+    return words | tile.pack(logits < floor, logits.shape[0], WORDS)
 
 
 @triton.jit

@@ -56,7 +56,7 @@ def forward_kernel(
     boosts,  # [2]
     bits,  # words of the whole part or of the chunk: written, or read where GIVEN
     counts,  # [tiles of the chunk]: pairs that a guide or their group masked, and what never counts
-    easy_counts,  # [tiles of the chunk]: pairs below a floor alone
+    all_counts,  # [tiles of the chunk]: with those below a floor; written where HARD
     row_maximum,  # [column tiles of the chunk, rows of the chunk], and its sums
     row_sum,
     column_maximum,  # [row tiles of the chunk, columns of the chunk], and its sums
@@ -96,6 +96,8 @@ def forward_kernel(
     rows = r * TILE + lane
     columns = c * TILE + lane
     words = decide.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
+    if GROUPED:
+        words |= decide.same_group(row_groups, column_groups, rows, columns, row_count, column_count, WORDS)
     mirrored = words
 
     if GUIDE == decide.OWN_GUIDE:
@@ -110,17 +112,14 @@ def forward_kernel(
         )
     if GUIDE != decide.NO_GUIDE:
         words, mirrored = decide.above(guide, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
-    if GROUPED:
-        same = decide.same_group(row_groups, column_groups, rows, columns, row_count, column_count, WORDS)
-        words, mirrored = words | same, mirrored | same
     if DECIDES:
         # On the diagonal both sides are the same pairs.
         count = decide.count_hidden(words, mirrored, c > r, SYMMETRIC)
-        if not HARD:
-            keep(
-                bits, words, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles,
-                SYMMETRIC, BITS,
-            )  # fmt: skip
+    if not HARD and not GIVEN:
+        keep(bits, words, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, False, BITS)
+        if SYMMETRIC:
+            keep(bits, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, True, BITS)
+    if DECIDES:
         tl.store(counts + tl.program_id(0), count)
 
     if GUIDE == decide.SELF_GUIDE:
@@ -130,13 +129,10 @@ def forward_kernel(
             x, y, r * TILE, c * TILE, row_count - 1, column_count - 1, width, TILE, TILE, BLOCK_K, PRECISION
         )
     if HARD:
-        words, mirrored = decide.below(logits, floors, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
-        easy = decide.count_hidden(words, mirrored, c > r, SYMMETRIC) - count
-        keep(
-            bits, words, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles,
-            SYMMETRIC, BITS,
-        )  # fmt: skip
-        tl.store(easy_counts + tl.program_id(0), easy)
+        # One side after the other, as few words as can be at a time beside the scores.
+        words = decide.below(logits, floors, rows, row_count, words, 1, WORDS)
+        count = tl.sum(tile.count_bits(words))
+        keep(bits, words, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, False, BITS)
     if GIVEN:
         at, mirrored_at = tile.places_of_words(
             bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, BITS
@@ -150,6 +146,12 @@ def forward_kernel(
     at = tile_column * (row_tiles * TILE) + tile_row * TILE + lane
     tl.store(row_maximum + at, maximum)
     tl.store(row_sum + at, total)
+    if HARD:
+        if SYMMETRIC:
+            mirrored = decide.below(logits, floors, columns, row_count, mirrored, 0, WORDS)
+            count += tl.where(c > r, tl.sum(tile.count_bits(mirrored)), 0)
+            keep(bits, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, True, BITS)
+        tl.store(all_counts + tl.program_id(0), count)
     if SYMMETRIC and c > r:
         hidden = tile.unpack(mirrored, TILE, WORDS)
         maximum, total = softmax_parts(tl.where(hidden, float("-inf"), logits), 0)
@@ -160,17 +162,17 @@ def forward_kernel(
 
 @triton.jit
 def keep(
-    bits, words, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles,
-    SYMMETRIC: tl.constexpr, BITS: tl.constexpr,
+    bits, words, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles,
+    MIRRORED: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
-    """Write a tile's words where they are to be found again, if anybody will look."""
+    """Write the words of a side of a tile where they are to be found again, if anybody will look."""
     if BITS != tile.NO_BITS:
         at, mirrored_at = tile.places_of_words(
             bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, BITS
         )
+        if MIRRORED:
+            at = mirrored_at
         tl.store(at + tile.words_grid(), words)
-        if SYMMETRIC:
-            tl.store(mirrored_at + tile.words_grid(), mirrored)
 
 
 @triton.jit
@@ -236,7 +238,9 @@ def forward_part(part: Part, maximum: Tensor, total: Tensor, config: Config) -> 
         where = tile.CHUNK_BITS
         kept = torch.empty(chunk_words(height, breadth, part.symmetric), dtype=torch.int32, device=total.device)
     where = where if kept is not None else tile.NO_BITS
-    launch = config.forward_symmetric if part.symmetric else config.forward
+    hard = part.decision is not None and part.decision.floors is not None
+    symmetric = config.forward_symmetric_hard if hard else config.forward_symmetric
+    launch = symmetric if part.symmetric else config.forward
     for chunk in chunks(rows, columns, height, breadth, upper=part.symmetric):
         counts.zero_()
         for level in range(len(part.ladder)):
@@ -249,10 +253,12 @@ def forward_part(part: Part, maximum: Tensor, total: Tensor, config: Config) -> 
                 _fold(maximum[level], total[level], scratch[2:], chunk.columns, chunk.row_tiles)
         if part.decision is not None:
             found += counts.sum(1, dtype=torch.int64)
-    if part.decision is not None:
-        # Every pair of every tile was counted once, those outside and the excluded ones as masked.
-        found[0] -= part.padded - part.compared
-    return found
+    masked, hidden = found.unbind()
+    if part.decision is None:
+        return found
+    easy = hidden - masked if hard else hidden
+    # Every pair of every tile was counted once, those outside and the excluded ones as masked.
+    return torch.stack([masked - (part.padded - part.compared), easy])
 
 
 def _launch(

@@ -69,6 +69,8 @@ def masks_kernel(
     rows = r * TILE + tl.arange(0, TILE)
     columns = c * TILE + tl.arange(0, TILE)
     words = decide.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
+    if GROUPED:
+        words |= decide.same_group(row_groups, column_groups, rows, columns, row_count, column_count, WORDS)
     mirrored = words
     if GUIDE == decide.OWN_GUIDE:
         guide = tile.scores(
@@ -77,9 +79,6 @@ def masks_kernel(
             TILE, TILE, BLOCK_K, GUIDE_PRECISION,
         )  # fmt: skip
         words, mirrored = decide.above(guide, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
-    if GROUPED:
-        same = decide.same_group(row_groups, column_groups, rows, columns, row_count, column_count, WORDS)
-        words, mirrored = words | same, mirrored | same
     if HARD or GUIDE == decide.SELF_GUIDE:
         logits = tile.scores(
             x, y, r * TILE, c * TILE, row_count - 1, column_count - 1, width, TILE, TILE, BLOCK_K, PRECISION
@@ -87,7 +86,9 @@ def masks_kernel(
         if GUIDE == decide.SELF_GUIDE:
             words, mirrored = decide.above(logits, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
         if HARD:
-            words, mirrored = decide.below(logits, floors, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
+            words = decide.below(logits, floors, rows, row_count, words, 1, WORDS)
+            if SYMMETRIC:
+                mirrored = decide.below(logits, floors, columns, row_count, mirrored, 0, WORDS)
     at = tile.words_of_tile(bits, tile_row, tile_column, column_tiles) + tile.words_grid()
     tl.store(at, words)
     if SYMMETRIC:

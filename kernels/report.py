@@ -17,7 +17,7 @@ from typing import Any
 
 import triton
 from gist_fast.kernels import decide, forward, masks, owned, staged, tile, unpack
-from gist_fast.kernels.config import HALF, SINGLE, TABLE, Generation, Launch, Owned, Staged
+from gist_fast.kernels.config import HALF, SINGLE, TABLE, Config, Generation, Launch, Owned, Staged
 from gist_fast.kernels.layout import TILE, TILE_WORDS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -140,7 +140,8 @@ def variants(element: str, precision: str, *, every: bool = False) -> Iterator[V
         both = {"SYMMETRIC": symmetric, "PRECISION": precision}
         guided = {**both, "GUIDE_PRECISION": precision}
         for name, options in _forward_options(symmetric, every):
-            yield _variant(f"forward{end}{name}", f"forward{end}", element, forward.forward_kernel, guided | options)
+            launch = f"forward{end}_hard" if symmetric and options["HARD"] else f"forward{end}"
+            yield _variant(f"forward{end}{name}", launch, element, forward.forward_kernel, guided | options)
         for name, options in _masks_options(every):
             yield _variant(f"masks{end}{name}", f"masks{end}", element, masks.masks_kernel, guided | options)
         for name, options in _staged_options(symmetric, every):
@@ -165,6 +166,7 @@ def _forward_options(symmetric: bool, every: bool) -> Options:
     unkept, boost = {"BITS": tile.NO_BITS.value}, {} if symmetric else {"BOOST": DIFFERS}
     yield " self-guided", {**plain, "GUIDE": SELF}
     yield " unguided", {**plain, **unkept, "GUIDE": NONE}
+    yield " unguided kept", {**plain, "GUIDE": NONE}
     yield " hard", {**plain, "GUIDE": OWN, "HARD": True}
     yield " grouped", {**plain, "GUIDE": OWN, "GROUPED": True}
     yield " with all", {**plain, "GUIDE": OWN, "GROUPED": True, "HARD": True, **boost}
@@ -199,7 +201,7 @@ def _staged_options(symmetric: bool, every: bool) -> Options:
     if not symmetric:
         yield " boosted", {**plain, "BOOST": ALL}
         yield " differently boosted", {**plain, "BOOST": DIFFERS}
-        yield " self-guided boosted", {**plain, "BITS": tile.NO_BITS.value, "SELF_GUIDED": True, "BOOST": DIFFERS}
+        yield " self-guided boosted", {**plain, "BITS": tile.NO_BITS.value, "SELF_GUIDED": True, "BOOST": ALL}
 
 
 def _owned_options(symmetric: bool, every: bool) -> Options:
@@ -215,7 +217,7 @@ def _variant(kernel: str, launch: str, element: str, function: Callable, constan
     sides = 1 + (constants.get("SYMMETRIC") or constants.get("DIRECT", 0) + constants.get("MIRRORED", 0) > 1)
     guided = constants.get("GUIDE") == OWN
     alone = function is masks.masks_kernel
-    student = not alone or constants["HARD"] or constants["GUIDE"] == SELF
+    student = function is not unpack.unpack_kernel and (not alone or constants["HARD"] or constants["GUIDE"] == SELF)
     return Variant(kernel, launch, element, constants["PRECISION"], function, constants, sides, guided, student)
 
 
@@ -231,9 +233,16 @@ def report(target: str, *, width: int = 384, guide_width: int = 1024, every: boo
                 # torch multiplies float32 in full there, unless told otherwise.
                 continue
             for variant in variants(element, precision, every=every):
-                yield compile_variant(
-                    card, variant, config.launches()[variant.launch], width=width, guide_width=guide_width
-                )
+                launch = launch_of(config, variant)
+                yield compile_variant(card, variant, launch, width=width, guide_width=guide_width)
+
+
+def launch_of(config: Config, variant: Variant) -> Launch:
+    """The launch that starts it."""
+    if variant.function is unpack.unpack_kernel:
+        # It multiplies nothing, so there is nothing to choose but warps.
+        return Launch(config.block_k, unpack.WARPS, stages=1)
+    return config.launches()[variant.launch]
 
 
 def compile_variant(card: Target, variant: Variant, launch: Launch, *, width: int, guide_width: int) -> Compiled:
@@ -268,16 +277,16 @@ def compile_variant(card: Target, variant: Variant, launch: Launch, *, width: in
         instructions=len(listing.splitlines()),
         flops=flops,
         bytes=traffic,
-        roofline=matrix_time / max(busy, memory_time),
+        roofline=matrix_time / max(busy, memory_time) if flops else 1.0,
     )
 
 
 POINTERS = {
     "limits": "*fp32", "floors": "*fp32", "row_groups": "*i32", "column_groups": "*i32", "boosts": "*fp32",
-    "lse2": "*fp32", "weights": "*fp32", "bits": "*i32", "counts": "*i32", "easy_counts": "*i32", "gradient": "*fp32",
+    "lse2": "*fp32", "weights": "*fp32", "bits": "*i32", "counts": "*i32", "all_counts": "*i32", "gradient": "*fp32",
     "row_maximum": "*fp32", "row_sum": "*fp32", "column_maximum": "*fp32", "column_sum": "*fp32",
 }  # fmt: skip
-OPERANDS = ("x", "y", "guide_x", "guide_y", "own", "other", "coefficients")
+OPERANDS = ("x", "y", "guide_x", "guide_y", "own", "other", "coefficients", "masked")
 DIVISIBLE = ("width", "guide_width")
 
 
@@ -290,6 +299,7 @@ def _compile(card: Target, variant: Variant, launch: Launch) -> Any:
     if isinstance(launch, Staged):
         constants["COLUMNS"] = launch.columns
     names = variant.function.arg_names
+    constants = {name: value for name, value in constants.items() if name in names}
     signature = {
         name: "constexpr" if name in constants
         else f"*{variant.element}" if name in OPERANDS
@@ -362,5 +372,7 @@ def _work(
     across = max(1, together // launch.group)
     operands = breadth * depth * size * (launch.group + across) // (launch.group * across)
     bits = 4 * TILE_WORDS * variant.sides * breadth // TILE
-    out = pairs * size if variant.function is staged.coefficients_kernel else 0 if alone else 8 * TILE * variant.sides
-    return 2 * pairs * depth, operands + bits + out, 0 if alone else variant.sides * pairs
+    written = variant.function in (staged.coefficients_kernel, unpack.unpack_kernel)
+    out = pairs * size if written else 0 if alone else 8 * TILE * variant.sides
+    quiet = alone or variant.function is unpack.unpack_kernel
+    return 2 * pairs * depth, operands + bits + out, 0 if quiet else variant.sides * pairs

@@ -173,8 +173,10 @@ def backward_part_staged(
 def _decides_itself(part: Part) -> bool:
     """Whether the kernel of coefficients can decide the masks by the scores that it has anyway."""
     decision = part.decision
-    alone = decision is not None and decision.floors is None and decision.row_groups is None
-    return alone and decision.self_guided and len(part.ladder) == 1
+    if decision is None or decision.floors is not None or decision.row_groups is not None:
+        return False
+    # Together with two factors of a boost that spills.
+    return decision.self_guided and len(part.ladder) == 1 and part.own is None
 
 
 def _launch(

@@ -28,10 +28,12 @@ FOLDER = "GIST_FAST_CACHE"
 REPEATS = 5
 FIELDS = {
     "forward": ("forward", "forward_symmetric"),
+    "hard": ("forward", "forward_symmetric_hard"),
     "backward": ("staged", "staged_symmetric", "owned"),
     "recompute": ("masks", "masks_symmetric", "staged", "staged_symmetric"),
 }
-"""The launches that are tried for each direction; ``recompute`` is a backward pass that decides the masks again."""
+"""The launches that are tried for each direction; ``hard`` is a forward pass with floors, ``recompute`` a backward pass
+that decides the masks again."""
 _known: dict[str, Config] = {}
 
 
@@ -46,13 +48,14 @@ def make_key(
     device: str,
     versions: tuple[str, ...],
     dtypes: tuple[str, ...],
-    widths: tuple[int, int],
+    widths: tuple[int, ...],
     rows: int,
     pairs: int,
+    variant: str = "",
 ) -> str:
     """What a configuration was tuned for, as text. Sizes count by their power of two."""
     sizes = [rows.bit_length(), pairs.bit_length()]
-    return json.dumps([direction, device, *versions, _source(), *dtypes, *widths, *sizes])
+    return json.dumps([direction, device, *versions, _source(), *dtypes, *widths, *sizes, variant])
 
 
 def tuned(key: str, default: Config, direction: str, seconds: Callable[[Config], float]) -> Config:

@@ -86,7 +86,9 @@ def mask_bytes(blocks: Sequence[Block], widths: int) -> int:
 
 def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
     """The softmax over the negatives of each row; see `gist_fast.backends.interface.StreamingBackend`."""
-    config = _config("forward", operands, blocks, lambda c: forward_with(c, operands, blocks, keep_bits))
+    config = _config(
+        _forward_direction(operands), operands, blocks, lambda c: forward_with(c, operands, blocks, keep_bits)
+    )
     return forward_with(config, operands, blocks, keep_bits)
 
 
@@ -233,6 +235,8 @@ class _Padded:
         groups = None
         if self._groups is not None:
             groups = replace(operands, groups=self._groups).groups_of(block)
+        if not operands.guided and operands.floors is None and groups is None:
+            return None
         return Decision(
             limits=operands.limits,
             self_guided=operands.self_guided,
@@ -320,7 +324,8 @@ def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Ca
             device=torch.cuda.get_device_name(student.device),
             versions=(torch.__version__, importlib.metadata.version("triton")),
             dtypes=tuple(sorted(dtypes)),
-            widths=(student.shape[1], guide_width),
+            widths=(*(level.operands[ANCHORS].shape[1] for level in operands.ladder), guide_width),
+            variant=" ".join(name for name in ("groups", "boost") if getattr(operands, name) is not None),
             rows=blocks[0].rows,
             pairs=sum(block.rows * block.columns for block in blocks),
         )
@@ -332,8 +337,13 @@ def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Ca
     if direction != "recompute":
         return tuning.tuned(key(direction), default, direction, seconds)
     # Masks decided again must be summed in the forward pass's own steps.
-    step = tuning.recall(key("forward"), default).block_k
+    step = tuning.recall(key(_forward_direction(operands)), default).block_k
     return tuning.tuned(key(f"{direction} in steps of {step}"), tuning.with_step(default, step), direction, seconds)
+
+
+def _forward_direction(operands: Operands) -> str:
+    """What the forward pass is to `gist_fast.kernels.tuning`."""
+    return "forward" if operands.floors is None else "hard"
 
 
 @functools.cache
