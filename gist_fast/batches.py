@@ -27,6 +27,7 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 
 from gist_fast.collator import SUFFIX
 from gist_fast.errors import InputError
+from gist_fast.losses.variants import GROUP, MARGIN
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,7 +77,8 @@ class NoDuplicatesBatchSampler(DefaultBatchSampler):
         seed: int | None = 0,
     ) -> None:
         super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)  # type: ignore[arg-type]
-        ignored = {"dataset_name", *(valid_label_columns or ())}
+        beside = {c for c in (GROUP, MARGIN) if getattr(dataset.features.get(c), "dtype", "string") != "string"}
+        ignored = {"dataset_name", *beside, *(valid_label_columns or ())}
         self.columns = [c for c in dataset.column_names if c not in ignored and not c.endswith(SUFFIX)]
         if not self.columns:
             raise InputError(

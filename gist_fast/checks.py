@@ -96,7 +96,7 @@ def check_temperature(temperature: float | Tensor) -> None:
         raise InputError(f"temperature: got {temperature}; {wanted}.")
 
 
-def check_margin(margin: float | Tensor, margin_strategy: str, rows: int | None = None) -> None:
+def check_margin(margin: float | Tensor, margin_strategy: str, rows: int | None = None, name: str = "margin") -> None:
     """Raise unless `margin` is a finite number, or where `rows` are given a tensor with one for each, and the strategy
     is known."""
     if isinstance(margin, Tensor) and rows is not None:
@@ -109,9 +109,9 @@ def check_margin(margin: float | Tensor, margin_strategy: str, rows: int | None 
         if look and len(bad := torch.nonzero(~torch.isfinite(margin))):
             raise InputError(f"margin: row {int(bad[0, 0])} is {margin[bad[0, 0]].item()}; finite numbers would do.")
     elif not _is_number(margin):
-        raise InputTypeError(f"margin: got {margin!r} of type {type(margin).__name__}; a float would do.")
+        raise InputTypeError(f"{name}: got {margin!r} of type {type(margin).__name__}; a float would do.")
     elif not math.isfinite(margin):
-        raise InputError(f"margin: got {margin}; a finite float would do.")
+        raise InputError(f"{name}: got {margin}; a finite float would do.")
     check_choice("margin_strategy", margin_strategy, STRATEGIES)
 
 

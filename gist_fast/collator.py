@@ -11,6 +11,7 @@ its own.)
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,10 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor
 
 from gist_fast.by_column import value_for
-from gist_fast.errors import InputError
+from gist_fast.errors import InputError, shown
 from gist_fast.losses.guide import EMBEDDING, KEYS, ROWS, SOURCE, TOKENS, check_one_route
 from gist_fast.losses.micro_batches import EXTENTS, extents
+from gist_fast.losses.variants import GROUP, MARGIN, Groups
 from gist_fast.ranges import TOKENISE, named
 
 if TYPE_CHECKING:
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 
 SUFFIX = f"_{EMBEDDING}"
 """Columns of a dataset with this ending hold the guide's embeddings of the column before it."""
-_SHOWN = 60
-"""How many characters of a text an error quotes."""
 
 
 def guide_prompt(
@@ -94,6 +94,10 @@ class GISTDataCollator(SentenceTransformerDataCollator):
     """
 
     tokenize_for_guide: GuideTokenizer | None = field(default=None, repr=False)
+    groups: Groups | None = None
+    """Where the rows' groups come from; see `gist_fast.losses.variants`."""
+    row_margins: bool = False
+    """Whether the rows bring margins."""
 
     _dataset: str | None = field(default=None, init=False, repr=False)
     _column: str = field(default="", init=False, repr=False)
@@ -103,18 +107,27 @@ class GISTDataCollator(SentenceTransformerDataCollator):
         """A batch out of rows.
 
         Raises:
-            ValueError: a row's guide embedding is missing, or has another width than the first row's.
+            ValueError: a row's guide embedding is missing, or has another width than the first row's; groups or
+                margins came that no loss asks for, or are no numbers.
         """
         if not features:
             return super().__call__(features)
         self._dataset = features[0].get("dataset_name")
         embeddings = [c for c in features[0] if c.endswith(SUFFIX)]
-        rows = [{c: v for c, v in row.items() if c not in embeddings} for row in features]
+        beside = self._beside_texts(features[0])
+        rows = [{c: v for c, v in row.items() if c not in embeddings and c not in beside} for row in features]
         batch = super().__call__(rows)
         for column in embeddings:
             _refuse_missing(features, column)
             batch[column] = _stack([row[column] for row in features], column)
         columns = [c for c in rows[0] if c != "dataset_name" and c not in self.valid_label_columns]
+        if MARGIN in beside:
+            batch[f"{columns[0]}_{MARGIN}"] = _numbers(features, MARGIN, torch.float32)
+        if self.groups == "column":
+            batch[f"{columns[0]}_{GROUP}"] = _numbers(features, GROUP, torch.int64)
+        elif self.groups == "anchor":
+            digests = b"".join(_digest(row[columns[0]])[:8] for row in rows)
+            batch[f"{columns[0]}_{GROUP}"] = torch.from_numpy(np.frombuffer(digests, np.int64).copy())
         for column in columns:
             # Static embeddings have neither, and cannot be cut either.
             own = {k: batch[f"{column}_{k}"] for k in ("attention_mask", "cu_seq_lens_q") if f"{column}_{k}" in batch}
@@ -125,6 +138,25 @@ class GISTDataCollator(SentenceTransformerDataCollator):
             name = rows[0].get("dataset_name")
             batch.update(_distinct_for_guide(self.tokenize_for_guide, texts, skip=embeddings, dataset=name))
         return batch
+
+    def _beside_texts(self, row: dict[str, Any]) -> list[str]:
+        """Columns that hold a row's group or margin."""
+        found = []
+        for name, wanted, remedy in (
+            (GROUP, self.groups == "column", "groups='column'"),
+            (MARGIN, self.row_margins, "row_margins=True"),
+        ):
+            if wanted and name not in row:
+                raise InputError(f"{name}: the loss has {remedy}, and the dataset no column {name!r}.")
+            # A text may be called so too.
+            if not wanted and isinstance(row.get(name), int | float):
+                raise InputError(
+                    f"{name}: the dataset has a column of numbers of that name, and the loss does not ask for it; "
+                    f"{remedy} would do, or leave out the column."
+                )
+            if wanted:
+                found.append(name)
+        return found
 
     def _get_task_for_column(
         self, column_name: str, column_position: int, router_mapping: dict[str, str]
@@ -164,13 +196,24 @@ def _digest(text: str, *settings: object) -> bytes:
     return hashlib.blake2b(repr((text, *settings)).encode(), digest_size=16).digest()
 
 
+def _numbers(features: list[dict[str, Any]], column: str, dtype: torch.dtype) -> Tensor:
+    """``[B]``, of a column that is no text."""
+    kinds = (int,) if dtype is torch.int64 else (int, float)
+    values = [x.item() if isinstance(x := row[column], np.generic | Tensor) else x for row in features]
+    for i, value in enumerate(values):
+        if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
+            wanted = "a whole number" if dtype is torch.int64 else "a finite number"
+            raise InputError(f"{column}: row {i} of the batch is {value!r}; {wanted} in each row would do.")
+    return torch.tensor(values, dtype=dtype)
+
+
 def _refuse_missing(features: list[dict[str, Any]], column: str) -> None:
     for i, row in enumerate(features):
         # Numbers cannot say how many they are: NaN is how some formats show a missing list.
         if not hasattr(row[column], "__len__"):
             text = row.get(column.removesuffix(SUFFIX))
             raise InputError(
-                f"{column}: row {i} of the batch, of the text {str(text)[:_SHOWN]!r}, is {row[column]}; every row "
+                f"{column}: row {i} of the batch, of the text {shown(text)}, is {row[column]}; every row "
                 "needs the guide's embedding (gist_fast.embed_guide), so embed it again, or leave out that row."
             )
 

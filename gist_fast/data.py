@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gist_fast.errors import InputError, first_line, nearest
 from gist_fast.text_files import SUFFIXES, Column, check_table, read_chunks, read_file, suffix_of
@@ -30,6 +30,10 @@ STREAM_ROWS = 256
 """Rows of a streamed hub dataset that are checked at a time."""
 _NEGATIVE = re.compile(r"negative(?:_(\d+))?")
 
+GROUP, MARGIN = "group", "margin"
+KINDS: dict[str, Literal["id", "number"]] = {GROUP: "id", MARGIN: "number"}
+"""Parts that are no texts, and what they hold."""
+
 ColumnNames = Mapping[str, str] | Sequence[str]
 
 
@@ -43,7 +47,9 @@ def load_texts(
             ``save_to_disk``, or the name of a dataset on the Hugging Face hub.
         split: which split of a saved directory or hub dataset; not needed where there is only one.
         columns: which column plays which part, as ``{"anchor": "question", "positive": "answer"}``, or the columns'
-            names in the order anchor, positive, negatives. Parts not named are looked for under their own names.
+            names in the order anchor, positive, negatives. Parts not named are looked for under their own names. Two
+            more parts are taken only where they are named: ``group``, texts or whole numbers that tell which rows are
+            no negatives of each other (read as numbers, the same for the same value), and ``margin``, a number a row.
         name: which configuration of a hub dataset.
 
     Returns:
@@ -53,7 +59,8 @@ def load_texts(
     Raises:
         InputError: naming file, row, column, what came, and what would do.
     """
-    return load_chosen(source, functools.partial(choose_columns, columns=columns), split=split, name=name)
+    dataset = load_chosen(source, functools.partial(choose_columns, columns=columns), split=split, name=name)
+    return _with_numbered_groups(dataset) if GROUP in dataset.column_names else dataset
 
 
 def load_chosen(
@@ -86,6 +93,8 @@ def stream_texts(
     """
     source = str(source)
     path = Path(source).expanduser()
+    if GROUP in _as_mapping(columns, source):
+        raise InputError(f"{source}: columns: group is read as a whole, to number it; leave out streaming.")
     if _is_file(source, split, name):
         return _stream_file(path, columns)
     if path.is_dir():
@@ -141,7 +150,7 @@ def choose_columns(available: Sequence[str], columns: ColumnNames | None, where:
     chosen = []
     for part in sorted(parts, key=_order):
         column = parts[part]
-        chosen.append(Column(column, part))
+        chosen.append(Column(column, part, KINDS.get(part, "text")))
     for part in sorted(parts, key=_order):
         embedding = parts[part] + GUIDE_SUFFIX
         if embedding in available:
@@ -160,6 +169,13 @@ def text_columns(dataset: Dataset) -> list[str]:
 def guide_columns(dataset: Dataset) -> list[str]:
     """The columns of a loaded dataset that hold the guide's embeddings, in the order of their texts."""
     return [c + GUIDE_SUFFIX for c in text_columns(dataset) if c + GUIDE_SUFFIX in dataset.column_names]
+
+
+def _with_numbered_groups(dataset: Dataset) -> Dataset:
+    """The groups as numbers from 0, in the order in which they are met."""
+    values = dataset.select_columns([GROUP]).with_format("arrow")[:].column(GROUP)
+    codes = values.combine_chunks().dictionary_encode().indices.to_numpy()
+    return read_as_stored(dataset.remove_columns([GROUP]).add_column(GROUP, codes.astype("int64")))
 
 
 def read_as_stored(data: Any) -> Any:
@@ -246,6 +262,8 @@ def _is_part(name: str) -> bool:
 
 
 def _order(part: str) -> tuple[int, int]:
+    if part in KINDS:
+        return 3, 0
     match = _NEGATIVE.fullmatch(part)
     if match is None:
         return (0 if part == ANCHOR else 1), 0
@@ -261,10 +279,10 @@ def _as_mapping(columns: ColumnNames | None, where: str) -> dict[str, str]:
         negatives = ("negative", *(f"negative_{k}" for k in range(1, len(columns))))
         columns = dict(zip((ANCHOR, POSITIVE, *negatives), columns, strict=False))
     for part, column in columns.items():
-        if not _is_part(part):
+        if not _is_part(part) and part not in KINDS:
             raise InputError(
                 f"{where}: columns: {part!r} is no part{nearest(part, (ANCHOR, POSITIVE, 'negative', 'negative_1'))}; "
-                "the parts are anchor, positive, negative, negative_1, negative_2 and so on."
+                "the parts are anchor, positive, negative, negative_1, negative_2 and so on, group and margin."
             )
         if not isinstance(column, str):
             raise InputError(f"{where}: columns: {part} is {column!r}; the name of a column would do.")

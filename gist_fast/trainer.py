@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,11 @@ from gist_fast.long_runs import LongRunMixin
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, GuidedLoss
 from gist_fast.losses.guide import check_model, students_own
 from gist_fast.losses.micro_batches import default_tokens
+from gist_fast.losses.temperature import LOG_TEMPERATURE
+from gist_fast.losses.variants import Variants
 from gist_fast.many_devices import check_batches, check_parallelism, check_settings
 from gist_fast.ranges import OPTIMIZER, WAITING, named
+from gist_fast.temperature_schedule import TemperatureCallback, check_schedule
 from gist_fast.training_args import GISTTrainingArguments
 
 if TYPE_CHECKING:
@@ -125,8 +129,11 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         if self._tokenizing_guide is None and not self._carries_embeddings:
             # A loss that was given as a function of the model exists only now.
             self._tokenizing_guide = _only_guide(self.loss)
+        if self._makes_loss and self.args.temperature_schedule is not None:
+            self.add_callback(TemperatureCallback(self))
         # Only now is it known whether the loss remembers texts; and the collator may be the caller's own.
         if isinstance(self.data_collator, GISTDataCollator):
+            self._take_rows(self.data_collator, losses)
             if self.data_collator.tokenize_for_guide is None:
                 self._tokenize_for_guide(self.data_collator, any(each.guide_cache for each in losses))
         elif self._tokenizing_guide is not None:
@@ -145,7 +152,13 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
     def get_default_loss(self, model: SentenceTransformer) -> nn.Module:  # type: ignore[override]
         """The guided loss that the arguments describe."""
         args = self.args
-        known = self._guide is not None or self._carries_embeddings
+        check_schedule(args)
+        if args.self_guided and self._carries_embeddings:
+            raise InputError(
+                f"self_guided: True, though the dataset carries embeddings of a guide (columns ending in {SUFFIX}); "
+                "leave out one of the two."
+            )
+        known = self._guide is not None or self._carries_embeddings or args.self_guided
         guided = known if self._guided is None else self._guided
         if not guided and self._guided is None:
             logger.warning("No guide, and no guide embeddings in the dataset: training on all in-batch negatives.")
@@ -161,6 +174,7 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             "mask_bits": args.mask_bits,
             "guide_cache": args.guide_cache,
             "gather_guide_dtype": args.gather_guide_dtype,
+            **{f.name: getattr(args, f.name) for f in dataclasses.fields(Variants)},
         }
         rows, tokens = args.mini_batch_size, args.mini_batch_num_tokens
         if rows is not None and tokens is not None:
@@ -208,6 +222,23 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         if not any(_guided_losses(loss)):
             features = [students_own(f) for f in features]
         return features, labels
+
+    @staticmethod
+    def _take_rows(collator: GISTDataCollator, losses: list[GuidedLoss]) -> None:
+        """Let the collator bring what the losses want to know of each row beside its texts."""
+        for setting in ("groups", "row_margins"):
+            wanted = {getattr(each.variants, setting) for each in losses}
+            if len(wanted) > 1:
+                raise InputError(
+                    f"{setting}: the losses differ ({', '.join(sorted(map(repr, wanted)))}), and one collator serves "
+                    "them all; the same for all would do."
+                )
+            if wanted and not getattr(collator, setting):
+                setattr(collator, setting, wanted.pop())
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The parent's, without a learnt temperature, which a decay would draw to 1."""
+        return [name for name in super().get_decay_parameter_names(model) if not name.endswith(LOG_TEMPERATURE)]
 
     def _tokenize_for_guide(self, collator: GISTDataCollator, with_keys: bool) -> None:
         guide, args = self._tokenizing_guide, self.args

@@ -45,6 +45,64 @@ class GISTTrainingArguments(SentenceTransformerTrainingArguments):
     contrast_positives: bool = field(
         default=True, metadata={"help": "Whether positives are negatives of each other; retrieval may prefer False."}
     )
+    self_guided: bool = field(
+        default=False,
+        metadata={"help": "Whether the student's own similarities decide what is a false negative, without a guide; "
+                          "mostly with a negative margin, as -0.1."},
+    )  # fmt: skip
+    mask_ties: bool = field(
+        default=False,
+        metadata={"help": "Whether what ties with the positive for the guide, as copies of its text do, is dropped."},
+    )
+    row_margins: bool = field(
+        default=False,
+        metadata={"help": "Whether each row brings a margin of its own, in the column 'margin', which is added to "
+                          "'margin'."},
+    )  # fmt: skip
+    groups: str | None = field(
+        default=None,
+        metadata={"help": "Rows that are no negatives of each other: 'anchor', those of the same anchor text; "
+                          "'column', those with the same whole number in the column 'group'. None: all are."},
+    )  # fmt: skip
+    hard: bool = field(
+        default=False,
+        metadata={"help": "Whether negatives that the student already ranks below the positive are dropped too."},
+    )
+    hardness_mode: str | None = field(
+        default=None,
+        metadata={"help": "Which negatives weigh the more the more similar they are: 'in_batch_negatives', "
+                          "'hard_negatives' (each row's own) or 'all_negatives'."},
+    )  # fmt: skip
+    hardness_strength: float = field(
+        default=0.0, metadata={"help": "How much more: this times the similarity is added to their logits."}
+    )
+    triplet_margin: float | None = field(
+        default=None,
+        metadata={"help": "Margin of an added soft triplet term (guided-triplet-soft). None: no such term."},
+    )
+    matryoshka_dims: list[int] | None = field(
+        default=None,
+        metadata={"help": "Widths of nested embeddings to train, which share one run of the guide. None: the whole "
+                          "width alone."},
+    )  # fmt: skip
+    matryoshka_weights: list[float] | None = field(
+        default=None, metadata={"help": "A weight for each of matryoshka_dims. None: 1 each."}
+    )
+    learn_temperature: bool = field(
+        default=False, metadata={"help": "Whether the temperature is trained, from 'temperature' on."}
+    )
+    temperature_min: float = field(default=0.001, metadata={"help": "The least that a learnt temperature may become."})
+    temperature_max: float = field(default=1.0, metadata={"help": "The most that a learnt temperature may become."})
+    temperature_schedule: str | None = field(
+        default=None,
+        metadata={"help": "How the temperature changes over the run: 'linear' or 'cosine' from 'temperature' to "
+                          "'temperature_end', or 'exponential', min(max(temperature_end, temperature_decay ** step), "
+                          "temperature). None: not at all."},
+    )  # fmt: skip
+    temperature_end: float = field(default=0.01, metadata={"help": "The temperature that a schedule ends at."})
+    temperature_decay: float = field(
+        default=0.9999, metadata={"help": "The factor a step of the exponential schedule; between 0 and 1."}
+    )
     gather_across_devices: bool = field(
         default=False, metadata={"help": "Whether the candidates of all ranks are negatives on every rank."}
     )

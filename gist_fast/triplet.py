@@ -42,7 +42,8 @@ def triplet_rows(student: Sequence[Tensor], rule: Rule, margin: float, masks: Ma
     rows = anchors.shape[0]
     own = slice(rule.offset, rule.offset + rows)
     positive = (anchors * unit[POSITIVES][own]).sum(1)
-    masked, everything, masked_count, count = 0, 0, 0, 0
+    masked, everything, masked_count = (torch.zeros_like(positive) for _ in range(3))
+    count = 0
     for index, block in enumerate(masks.blocks):
         if block.row_operand != ANCHORS:
             continue

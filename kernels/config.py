@@ -141,8 +141,8 @@ TABLE: dict[tuple[Generation, int], Config] = {
         64, 4, 3, Owned(64, warps=4, stages=2, rows=64, columns=32, slice_width=128),
         staged_symmetric=Staged(64, 8, 3),
         forward_symmetric_hard=Launch(64, 8, 3),
-        note="Compiler's report: 2 programs a multiprocessor, but 1 for forward_symmetric_hard (233 registers, 8 warps; "
-        "4 warps spill 16 to 24 bytes) and staged_symmetric (254 registers, 8 warps; 2 of "
+        note="Compiler's report: 2 programs a multiprocessor, but 1 for forward_symmetric_hard (233 registers, 8 "
+        "warps; 4 warps spill 16 to 24 bytes) and staged_symmetric (254 registers, 8 warps; 2 of "
         "128 x 64 at 182 registers and 4 warps raise its bound from 59% to 82%, for half as much again from L2). "
         "Lost: 8 warps for forward (1 program); owned 64 x 64 (8 bytes spilled), 128 x 64 with 8 warps (1 program), "
         "128 x 128 (408 bytes spilled). Not yet measured on a GPU.",

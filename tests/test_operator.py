@@ -34,7 +34,7 @@ def check_operators(backend: str) -> None:
         _, lse2, *_, bits = torch.ops.gist_fast.guided_forward(*arguments)
         # Without gradients: this operator refuses to be differentiated, by name.
         student, temperature = [x.detach() for x in student], temperature.detach()
-        arguments = (torch.ones(9), lse2.detach(), bits, backend, student, guide, temperature, *static)
+        arguments = (torch.ones(1, 9), lse2.detach(), bits, backend, student, guide, temperature, *static)
         torch.library.opcheck(torch.ops.gist_fast.guided_backward.default, arguments)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from gist_fast.kernels import forward as forward_pass
-from gist_fast.kernels import staged
+from gist_fast.kernels import staged, unpack
 from gist_fast.kernels.config import choose_config
 from gist_fast.kernels.layout import TILE, TILE_WORDS, tiles
 from hypothesis import HealthCheck, given, settings
@@ -33,6 +33,7 @@ from gist_fast import operands as operand_module
 from gist_fast.backends import choose_backend, triton
 from gist_fast.blocks import Block, make_blocks
 from gist_fast.operands import Operands, logit_scale, prepare
+from gist_fast.rule import Rule
 
 assert triton.interpreted(), "run me with TRITON_INTERPRET=1"
 
@@ -63,15 +64,32 @@ class Problem:
     dtype: torch.dtype = torch.float32
     guide_dtype: torch.dtype = torch.float32
     seed: int = 0
+    margins: bool = False
+    """One a row, around `margin`."""
+    mask_ties: bool = False
+    hard: bool = False
+    groups: int = 0
+    """How many; 0 for none."""
+    hardness_mode: str = ""
+    hardness_strength: float = 0.0
+    widths: tuple[int, ...] = ()
 
-    def blocks(self) -> list[Block]:
-        return make_blocks(
-            self.rows,
-            (self.rows + self.extra, *self.negatives),
-            offset=self.offset,
+    def rule(self) -> Rule:
+        return Rule(
+            margin=self.margin,
+            relative=self.relative,
+            mask_ties=self.mask_ties,
+            self_guided=self.guide == "self",
+            hard=self.hard,
             contrast_anchors=self.contrast_anchors,
             contrast_positives=self.contrast_positives,
+            offset=self.offset,
+            hardness_mode=self.hardness_mode,
+            hardness_strength=self.hardness_strength,
         )
+
+    def blocks(self) -> list[Block]:
+        return make_blocks(self.rows, (self.rows + self.extra, *self.negatives), self.rule())
 
     def embeddings(self) -> tuple[list[Tensor], list[Tensor]]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -83,14 +101,18 @@ class Problem:
 
     def operands(self) -> Operands:
         student, guide = self.embeddings()
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        margins = self.margin + 0.1 * torch.rand(self.rows, generator=generator) if self.margins else None
+        # Numbers far apart, of which int32 would make one and the same.
+        groups = torch.randint(self.groups or 1, (self.rows + self.extra,), generator=generator) << 32
         return prepare(
             student,
             guide if self.guide == "own" else (),
             torch.tensor(self.temperature),
-            margin=self.margin,
-            relative=self.relative,
-            self_guided=self.guide == "self",
-            offset=self.offset,
+            self.rule(),
+            margins=margins,
+            groups=groups if self.groups else None,
+            widths=self.widths,
         )
 
 
@@ -113,6 +135,30 @@ def problems(draw: st.DrawFn) -> Problem:
         dtype=draw(st.sampled_from((torch.float32, torch.float16))),
         guide_dtype=draw(st.sampled_from((torch.float32, torch.float16))),
         seed=draw(st.integers(0, 99)),
+    )
+
+
+@st.composite
+def variants(draw: st.DrawFn) -> Problem:
+    """Problems with some of the loss's variants."""
+    problem = draw(problems())
+    mode = draw(st.sampled_from(("", "", "in_batch_negatives", "hard_negatives", "all_negatives")))
+    negatives = tuple(n + problem.offset + problem.rows for n in problem.negatives) if mode else problem.negatives
+    if mode == "hard_negatives" and not negatives:
+        negatives = (problem.offset + problem.rows,)
+    below = draw(st.lists(st.integers(1, problem.width), max_size=2, unique=True))
+    widths = tuple(sorted({problem.width, *below}, reverse=True)) if below else ()
+    return replace(
+        problem,
+        negatives=negatives,
+        margins=draw(st.booleans()),
+        mask_ties=draw(st.booleans()),
+        # A student that guides itself by its own floors would be refused further up.
+        hard=problem.guide != "self" and draw(st.booleans()),
+        groups=draw(st.sampled_from((0, 2, 50))),
+        hardness_mode=mode,
+        hardness_strength=draw(st.floats(0.1, 9.0)) if mode else 0.0,
+        widths=widths,
     )
 
 
@@ -163,7 +209,7 @@ def hidden_pairs(bits: Tensor, blocks: list[Block]) -> list[Tensor]:
 
 def masks_of(problem: Problem, operands: Operands, bits: Tensor) -> list[Tensor]:
     blocks = problem.blocks()
-    return hidden_pairs(bits, blocks) if operands.guide is not None else [excluded_pairs(b) for b in blocks]
+    return hidden_pairs(bits, blocks) if operands.masks else [excluded_pairs(b) for b in blocks]
 
 
 def closely(found: Tensor, exact: Tensor, plain: Tensor, what: str, little: float) -> None:
@@ -181,32 +227,96 @@ def closely(found: Tensor, exact: Tensor, plain: Tensor, what: str, little: floa
         pytest.fail(f"{what}: {found[worst]} instead of {exact[worst]} at {worst}; allowed {allowed}")
 
 
-def plain_softmax(operands: Operands, blocks: list[Block], hidden: list[Tensor], dtype: torch.dtype) -> Tensor:
+def boosted(logits: Tensor, block: Block, operands: Operands) -> Tensor:
+    """The logits times what hardness weighting makes of them, by its definition."""
+    factor = torch.ones_like(logits)
+    place = torch.zeros(logits.shape, dtype=torch.bool)
+    if block.own is not None:
+        place.diagonal(block.own).fill_(True)
+    if block.boosted != "none":
+        chosen = {"all": torch.ones_like(place), "own": place, "others": ~place}[block.boosted]
+        factor[chosen] = operands.boost.to(logits.dtype)
+    return logits * factor
+
+
+def plain_softmax(
+    operands: Operands, blocks: list[Block], hidden: list[Tensor], level: int, dtype: torch.dtype
+) -> Tensor:
     """All unmasked logits, ``[rows, all columns]``, -inf where hidden, computed in `dtype`."""
-    student = tuple(u.to(dtype) for u in operands.student)
+    student = tuple(u.to(dtype) for u in operands.ladder[level].operands)
     logits = [
-        (student[b.row_operand][b.row_start : b.row_start + b.rows] @ student[b.column_operand].T).masked_fill(
-            h, -math.inf
-        )
+        boosted(
+            student[b.row_operand][b.row_start : b.row_start + b.rows] @ student[b.column_operand].T, b, operands
+        ).masked_fill(h, -math.inf)
         for b, h in zip(blocks, hidden, strict=True)
     ]
     return torch.cat(logits, dim=1)
 
 
 def plain_gradients(
-    operands: Operands, blocks: list[Block], hidden: list[Tensor], lse2: Tensor, weights: Tensor, dtype: torch.dtype
+    operands: Operands,
+    blocks: list[Block],
+    hidden: list[Tensor],
+    level: int,
+    lse2: Tensor,
+    weights: Tensor,
+    dtype: torch.dtype,
 ) -> list[Tensor]:
-    student = tuple(u.to(dtype) for u in operands.student)
+    student = tuple(u.to(dtype) for u in operands.ladder[level].operands)
     gradients = [torch.zeros_like(u) for u in student]
     for block, mask in zip(blocks, hidden, strict=True):
         rows = slice(block.row_start, block.row_start + block.rows)
         x, y = student[block.row_operand][rows], student[block.column_operand]
-        logits = (x @ y.T).masked_fill(mask, -math.inf)
+        logits = boosted(x @ y.T, block, operands).masked_fill(mask, -math.inf)
         scale = torch.float64 if dtype == torch.float64 else torch.float32
         w = (torch.exp2(logits.to(scale) - lse2.to(scale)[:, None]) * weights.to(scale)[:, None]).to(dtype)
         gradients[block.row_operand][rows] += w @ y
         gradients[block.column_operand] += w.T @ x
     return gradients
+
+
+def check_masks(problem: Problem, operands: Operands, hidden: list[Tensor], masked: list[int], easy: list[int]) -> None:
+    """Masks and counts against exact scores of the operands that the kernels multiplied."""
+    unit = logit_scale(torch.tensor(problem.temperature)).item() ** 2
+    for block, mask, by_guide, by_floor in zip(problem.blocks(), hidden, masked, easy, strict=True):
+        excluded = excluded_pairs(block)
+        assert mask[excluded].all(), f"{block.name}: a pair counts that never should"
+        assert by_guide + by_floor == int((mask & ~excluded).sum()), f"{block.name}: the count is not that of the bits"
+        if not operands.masks:
+            continue
+        expected = torch.zeros_like(mask)
+        near = torch.zeros_like(mask)
+        if operands.guide is not None:
+            distance = exact_scores(operands.guide, block) - operands.limits.double()[:, None]
+            expected |= distance > 0
+            near |= distance.abs() <= BAND * (unit if problem.guide == "self" else 1.0)
+        if (groups := operands.groups_of(block)) is not None:
+            same = groups[0][:, None] == groups[1]
+            expected |= same
+            near &= ~same
+        by_guide_alone = int((expected & ~excluded).sum())
+        assert abs(by_guide - by_guide_alone) <= int((near & ~excluded).sum()), f"{block.name}: too many are masked"
+        if operands.floors is not None:
+            distance = exact_scores(operands.student, block) - operands.floors.double()[:, None]
+            expected |= distance < 0
+            near |= distance.abs() <= BAND * unit
+        near &= ~excluded
+        wrong = (mask != expected) & ~excluded & ~near
+        assert not wrong.any(), f"{block.name}: {wrong.nonzero()[0].tolist()} decided wrongly"
+        # Width 1 and the like: all cosines are 1 or -1, and every pair is a tie.
+        if min(problem.width, problem.guide_width) > 8:
+            assert near.sum() <= 2 + 1e-3 * near.numel(), f"{block.name}: {near.sum()} pairs in the band"
+
+
+def check_products(problem: Problem, bits: Tensor, hidden: list[Tensor]) -> None:
+    """Masks multiplied by numbers so small that every sum is exact."""
+    blocks = problem.blocks()
+    for index, (block, mask) in enumerate(zip(blocks, hidden, strict=True)):
+        counted = (mask & ~excluded_pairs(block)).double()
+        for transposed, matrix in ((False, counted), (True, counted.T)):
+            other = torch.arange(3 * matrix.shape[1]).view(-1, 3) % 7 - 3
+            found = triton.mask_product(blocks, 1, bits, index, other.to(problem.dtype), transposed)
+            assert torch.equal(found.double(), matrix @ other.double()), f"{block.name}, transposed: {transposed}"
 
 
 def check(problem: Problem, plan: str = "staged", columns: int = TILE) -> None:
@@ -215,58 +325,62 @@ def check(problem: Problem, plan: str = "staged", columns: int = TILE) -> None:
     size = max(problem.dtype.itemsize, problem.guide_dtype.itemsize if problem.guide == "own" else 0)
     config = choose_config("sm_90", size, problem.width)
     shared = {name: replace(getattr(config, name), columns=columns) for name in ("staged", "staged_symmetric")}
-    config = replace(config, plan=plan, **shared)
+    config = replace(config, plan=plan, narrow=0 if plan == "staged" else config.narrow, **shared)
     kept = triton.forward_with(config, operands, blocks, True)
     hidden = masks_of(problem, operands, kept.bits)
+    check_masks(problem, operands, hidden, kept.masked.tolist(), kept.easy.tolist())
+    if operands.masks and operands.floors is None:
+        check_products(problem, kept.bits, hidden)
 
-    unit = logit_scale(torch.tensor(problem.temperature)).item() ** 2 if problem.guide == "self" else 1.0
-    for block, mask, masked in zip(blocks, hidden, kept.masked.tolist(), strict=True):
-        excluded = excluded_pairs(block)
-        assert mask[excluded].all(), f"{block.name}: a pair counts that never should"
-        assert masked == int((mask & ~excluded).sum()), f"{block.name}: the count is not that of the bits"
-        if operands.guide is None:
-            continue
-        distance = exact_scores(operands.guide, block) - operands.limits.double()[:, None]
-        wrong = (mask != (distance > 0)) & ~excluded & (distance.abs() > BAND * unit)
-        assert not wrong.any(), f"{block.name}: {wrong.nonzero()[0].tolist()} decided wrongly, {distance[wrong][0]}"
-        near = (distance.abs() <= BAND * unit) & ~excluded
-        # Width 1 and the like: all cosines are 1 or -1, and every pair is a tie.
-        if min(problem.width, problem.guide_width) > 8:
-            assert near.sum() <= 2 + 1e-3 * near.numel(), f"{block.name}: {near.sum()} pairs in the band"
+    totals, weights = [], torch.randn(len(operands.ladder), problem.rows, generator=torch.Generator().manual_seed(1))
+    weights = weights.double() / weights.abs().max()
+    for level, student in enumerate(operands.ladder):
+        logits = plain_softmax(operands, blocks, hidden, level, torch.float64)
+        plain = plain_softmax(operands, blocks, hidden, level, problem.dtype).float()
+        exact_lse = torch.logsumexp(logits * math.log(2), 1) / math.log(2)
+        closely(
+            kept.lse2[level], exact_lse, torch.logsumexp(plain * math.log(2), 1) / math.log(2), f"lse2 {level}", 2e-6
+        )
+        if level == 0:
+            closely(kept.hardest, logits.amax(1), plain.amax(1), "hardest", 2e-6)
+        totals.append(torch.logaddexp2(exact_lse, student.positives.double()))
 
-    logits = plain_softmax(operands, blocks, hidden, torch.float64)
-    plain = plain_softmax(operands, blocks, hidden, problem.dtype).float()
-    exact_lse = torch.logsumexp(logits * math.log(2), 1) / math.log(2)
-    closely(kept.lse2, exact_lse, torch.logsumexp(plain * math.log(2), 1) / math.log(2), "lse2", 2e-6)
-    closely(kept.hardest, logits.amax(1), plain.amax(1), "hardest", 2e-6)
-
-    lse2 = torch.logaddexp2(exact_lse, operands.positives.double())
-    weights = torch.randn(problem.rows, generator=torch.Generator().manual_seed(1)).double()
-    weights /= weights.abs().max()
-    bits = kept.bits if operands.guide is not None else None
+    lse2 = torch.stack(totals)
+    bits = kept.bits if operands.masks else None
     arguments = operands, blocks, lse2.float(), weights.float()
     found = triton.backward_with(config, *arguments, bits)
-    exact = plain_gradients(operands, blocks, hidden, lse2, weights, torch.float64)
-    same_type = plain_gradients(operands, blocks, hidden, lse2, weights, problem.dtype)
-    # A coefficient 2^(s - lse) carries the absolute error of s and of lse, float32 of up to 1.44 / temperature; and
-    # it is rounded to the operands' type, as in any product of theirs.
-    size = 1.5 / problem.temperature
+    # A coefficient 2^(s - lse) carries the absolute error of s and of lse, float32 of up to 1.44 / temperature, with
+    # what hardness weighting makes of it; and it is rounded to the operands' type, as in any product of theirs.
+    size = 1.5 / problem.temperature + 1.5 * problem.hardness_strength
     little = 1e-5 + 4e-7 * size + (0 if problem.dtype == torch.float32 else 1e-3)
-    for k, (ours, truth, theirs) in enumerate(zip(found, exact, same_type, strict=True)):
-        closely(ours, truth, theirs, f"gradient {k} by the {plan} plan", little)
+    for level, gradients in enumerate(found):
+        exact, same_type = (
+            plain_gradients(operands, blocks, hidden, level, lse2[level], weights[level], dtype)
+            for dtype in (torch.float64, problem.dtype)
+        )
+        for k, (ours, truth, theirs) in enumerate(zip(gradients, exact, same_type, strict=True)):
+            closely(ours, truth, theirs, f"gradient {k} at width {level} by the {plan} plan", little)
 
-    if operands.guide is not None:
+    if operands.masks:
         empty = triton.forward_with(config, operands, blocks, False)
         assert torch.equal(empty.lse2, kept.lse2) and empty.bits.numel() == 0
-        from_bits = triton.backward_with(replace(config, plan="staged"), *arguments, bits)
+        assert torch.equal(empty.masked, kept.masked) and torch.equal(empty.easy, kept.easy)
+        config = replace(config, plan="staged", narrow=0)
+        from_bits = triton.backward_with(config, *arguments, bits)
         again = triton.backward_with(config, *arguments, None)
-        for ours, theirs in zip(from_bits, again, strict=True):
+        for ours, theirs in zip(sum(from_bits, []), sum(again, []), strict=True):
             assert torch.equal(ours, theirs), "masks decided again differ from the bits"
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(problems(), st.sampled_from(PLANS))
 def test_everything_agrees_with_float64(problem: Problem, plan: str) -> None:
+    check(problem, plan)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(variants(), st.sampled_from(PLANS))
+def test_every_variant_agrees_with_float64(problem: Problem, plan: str) -> None:
     check(problem, plan)
 
 
@@ -290,6 +404,19 @@ def test_many_tiles_and_chunks(guide: str, plan: str, monkeypatch: pytest.Monkey
     check(Problem(rows=307, extra=252, offset=123, negatives=(200,), guide=guide), plan)
 
 
+@pytest.mark.parametrize("guide", ["own", "self", "none"])
+def test_variants_in_many_tiles_and_chunks(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (forward_pass, staged, unpack):
+        monkeypatch.setattr(module, "CHUNK_TILES", 1 if module is staged else 2)
+    problem = Problem(
+        rows=260, extra=60, offset=23, negatives=(290,), guide=guide, groups=40, widths=(24, 7),
+        hardness_mode="hard_negatives", hardness_strength=3.0, margins=guide != "none",
+    )  # fmt: skip
+    check(problem)
+    if guide == "own":
+        check(replace(problem, hard=True, hardness_mode="all_negatives", widths=()), "owned")
+
+
 @pytest.mark.parametrize(("columns", "guide"), [(64, "own"), (32, "self"), (64, "none")])
 def test_a_tile_of_coefficients_may_be_shared_by_programs(columns: int, guide: str) -> None:
     check(Problem(rows=140, extra=130, offset=71, guide=guide), columns=columns)
@@ -309,9 +436,9 @@ def test_a_guide_multiplied_out_chunk_by_chunk_decides_as_one_held_whole(
         monkeypatch.setattr(operand_module, "PIECE", piece)
         operands, blocks = problem.operands(), problem.blocks()
         config = replace(choose_config("sm_90", 4, problem.width), plan="staged")
-        lse2, weights = operands.positives + 3, torch.ones(problem.rows)
+        lse2, weights = operands.ladder[0].positives[None] + 3, torch.ones(1, problem.rows)
         kept = triton.forward_with(config, operands, blocks, True)
-        found.append([operands.limits, *kept, *triton.backward_with(config, operands, blocks, lse2, weights, None)])
+        found.append([operands.limits, *kept, *triton.backward_with(config, operands, blocks, lse2, weights, None)[0]])
     for whole, chunked in zip(*found, strict=True):
         assert torch.equal(whole, chunked)
 
@@ -326,7 +453,7 @@ def test_an_exact_duplicate_of_the_positive_stays() -> None:
     problem = Problem(rows=40, guide_width=1024, margin=0.0, contrast_positives=False, dtype=torch.float16)
     student, guide = problem.embeddings()
     student[1][20:], guide[1][20:] = student[1][:20].clone(), guide[1][:20].clone()
-    operands = prepare(student, guide, torch.tensor(0.05), margin=0.0, relative=False, self_guided=False, offset=0)
+    operands = prepare(student, guide, torch.tensor(0.05), Rule())
     config = choose_config("sm_90", 4, problem.width)
     hidden = hidden_pairs(triton.forward_with(config, operands, problem.blocks(), True).bits, problem.blocks())[0]
     row = torch.arange(20)
@@ -388,16 +515,62 @@ def test_the_public_function_with_strides_and_a_temperature_tensor() -> None:
         torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-4, atol=1e-6)
 
 
+GROUPS = torch.arange(44) // 3
+WHOLE: dict[str, dict] = {
+    "triplet, groups, all boosted, a ladder": {
+        "groups": GROUPS, "triplet_margin": 0.9, "matryoshka_dims": [20, 9], "hardness_mode": "all_negatives",
+        "hardness_strength": 2.0, "mask_ties": True,
+    },
+    "triplet of groups alone": {"groups": GROUPS, "triplet_margin": 2.0, "guide": "none"},
+    "hard, groups, a ladder, decided again": {
+        "groups": GROUPS, "hard": True, "matryoshka_dims": [24, 5], "mask_bits": "recompute",
+    },
+    "self-guided, margins a row, own boosted": {
+        "guide": "self", "margin": torch.linspace(-0.3, 0.3, 33), "hardness_mode": "hard_negatives",
+        "hardness_strength": 5.0, "mask_bits": "recompute",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_public_function_s_variants(name: str, dtype: torch.dtype) -> None:
+    options = dict(WHOLE[name])
+    kind = options.pop("guide", "own")
+    student, _ = Problem(rows=33, extra=11, negatives=(44,), dtype=dtype).embeddings()
+    # A few directions, so that no comparison is near its threshold.
+    chosen = torch.randint(5, (44,), generator=torch.Generator().manual_seed(0))
+    directions = torch.eye(16)[chosen] + 0.5 * torch.eye(16)[chosen].roll(1, dims=1)
+    guide = [directions[4:37], directions, directions.flip(0)]
+    found = []
+    for backend, cast in (("triton", dtype), ("reference", dtype), ("reference", torch.float64)):
+        leaves = [x.to(cast).detach().requires_grad_() for x in student]
+        guides = {"own": [g.to(cast) for g in guide], "self": leaves, "none": []}[kind]
+        arguments = options | {"offset": 4, "temperature": 0.2, "reduction": "none", "backend": backend}
+        if guides:
+            arguments |= {"guide_anchors": guides[0], "guide_positives": guides[1], "guide_negatives": guides[2:]}
+        loss, stats = guided_contrastive_loss(*leaves[:2], negatives=leaves[2:], return_stats=True, **arguments)
+        found.append([loss, stats.masked.double(), *torch.autograd.grad(loss.sum(), leaves)])
+    for k, (ours, plain, exact) in enumerate(zip(*found, strict=True)):
+        closely(
+            ours.detach(),
+            exact.detach().double(),
+            plain.detach(),
+            f"{name}, {k}",
+            2e-5 if dtype.itemsize == 4 else 2e-3,
+        )
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_runs_are_bitwise_the_same(plan: str) -> None:
     problem = Problem(rows=140, extra=30, offset=11, negatives=(50,))
     operands, blocks = problem.operands(), problem.blocks()
     config = replace(choose_config("sm_90", 4, problem.width), plan=plan)
-    lse2, weights = operands.positives + 3, torch.ones(140)
+    lse2, weights = operands.ladder[0].positives[None] + 3, torch.ones(1, 140)
     runs = []
     for _ in range(2):
         kept = triton.forward_with(config, operands, blocks, True)
-        runs.append([*kept, *triton.backward_with(config, operands, blocks, lse2, weights, kept.bits)])
+        runs.append([*kept, *triton.backward_with(config, operands, blocks, lse2, weights, kept.bits)[0]])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 

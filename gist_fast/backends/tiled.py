@@ -256,7 +256,8 @@ class _Workspace:
     def decide(self, block: Block, tile: Tile) -> list[tuple[Side, Tensor | None, Tensor | int, Tensor | int]]:
         """For each side of a tile: 1.0 where its entries do not count, else 0.0 (None where nothing masks); how many a
         guide or their group masked; how many of the others lie below their floor."""
-        operands, found = self._operands, []
+        operands = self._operands
+        found: list[tuple[Side, Tensor | None, Tensor | int, Tensor | int]] = []
         if not operands.masks:
             return [(side, None, 0, 0) for side in _sides(block, tile)]
         guide = None if operands.limits is None else self._guide_scores(block, tile)

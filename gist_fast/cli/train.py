@@ -124,10 +124,10 @@ def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: boo
             f"guide: {config.guide.path}, but the training data carry embeddings of a guide already, perhaps of "
             "another one; leave out 'guide', or train on data without those columns."
         )
-    if config.guide is None and not config.unguided and not carries_guide(train_set):
+    if config.guide is None and not config.unguided and not arguments.self_guided and not carries_guide(train_set):
         raise InputError(
             f"{path}: 'guide' is missing, and the training data carry no embeddings of one; name a guide, or write "
-            "'guide: null' to train without."
+            "'guide: null' to train without, or 'self_guided: true'."
         )
     return _Plan(
         config=config,
@@ -361,7 +361,9 @@ def _what_runs(plan: _Plan) -> dict[str, Any]:
     an_epoch = sum(-(-(count_rows(dataset) or 0) // batch) for dataset in by_name(plan.train).values())
     steps = arguments.max_steps if arguments.max_steps > 0 else int(an_epoch * arguments.num_train_epochs)
     guide = f"{config.guide.path} ({plan.models['guide']})" if config.guide else "none"
-    if config.guide is None and not config.unguided:
+    if arguments.self_guided:
+        guide = "the student itself"
+    elif config.guide is None and not config.unguided:
         guide = "its embeddings in the data"
     return {
         "student": f"{config.student.path} ({plan.models['student']})",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from gist_fast.errors import InputError
 from gist_fast.function import guided_contrastive_loss
 from gist_fast.losses.gather import HALF_TYPES, check_batches_agree, gather_candidates
 from gist_fast.losses.guide import EMBEDDING, GuideEncoder, check_model, give_back
+from gist_fast.losses.temperature import bounded, make_parameter
+from gist_fast.losses.variants import GROUP, MARGIN, VariantArguments, Variants
 from gist_fast.ranges import GUIDE, LOSS_FORWARD, named
 from gist_fast.stats import StatsAverage
 
@@ -44,6 +46,7 @@ class GuidedLoss(nn.Module):
         mask_bits: str,
         guide_cache: bool,
         gather_guide_dtype: Literal["float16", "bfloat16"] | None,
+        **variants: Unpack[VariantArguments],
     ) -> None:
         super().__init__()
         check_model("model", model)
@@ -64,8 +67,25 @@ class GuidedLoss(nn.Module):
         check_choice("mask_bits", mask_bits, MASK_BITS)
         if guide is not None and not guided:
             raise InputError("guided: False, though a guide came; leave out one of the two.")
+        self.variants = Variants.of(dict(variants))
+        if self.variants.self_guided and not guided:
+            raise InputError("self_guided: True, and guided False; leave out one of the two.")
+        self.variants.check_with(
+            guided=guided,
+            guide=guide is not None,
+            margin=margin,
+            mask_bits=mask_bits,
+            width=model.get_embedding_dimension(),
+        )
         self.model = model
-        self.temperature = temperature
+        self._start = float(temperature)
+        self._temperature: float | Tensor = temperature
+        self.log_temperature = None
+        if self.variants.learn_temperature:
+            if isinstance(temperature, Tensor):
+                raise InputError("temperature: got a tensor, and learn_temperature; a float to start from would do.")
+            bounds = self.variants.temperature_min, self.variants.temperature_max
+            self.log_temperature = make_parameter(float(temperature), *bounds)
         self.margin_strategy = margin_strategy
         self.margin = margin
         self.contrast_anchors = contrast_anchors
@@ -82,6 +102,20 @@ class GuidedLoss(nn.Module):
         self._compute_dtype: torch.dtype | None = None
         self.largest_batch = 0
         """Rows of the last batch; of batches gathered from several ranks, those of the largest."""
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """What divides the similarities; a tensor with a graph where it is learnt. May be set, as by a schedule."""
+        if self.log_temperature is None:
+            return self._temperature
+        return bounded(self.log_temperature, self.variants.temperature_min, self.variants.temperature_max)
+
+    @temperature.setter
+    def temperature(self, value: float | Tensor) -> None:
+        check_temperature(value)
+        if self.log_temperature is not None:
+            raise InputError("temperature: it is learnt (learn_temperature), so it cannot be set.")
+        self._temperature = value
 
     @property
     def guide(self) -> SentenceTransformer | None:
@@ -108,15 +142,23 @@ class GuidedLoss(nn.Module):
         return self
 
     @named(LOSS_FORWARD)
-    def guided_loss(self, student: Sequence[Tensor], guide: Sequence[Tensor]) -> Tensor:
-        """The loss, 0-d, of student columns (anchors, positives, negatives, ..), ``[B, D]`` each, and the guide's."""
+    def guided_loss(self, student: Sequence[Tensor], guide: Sequence[Tensor], rows: dict[str, Tensor]) -> Tensor:
+        """The loss, 0-d, of student columns (anchors, positives, negatives, ..), ``[B, D]`` each, and the guide's.
+
+        Args:
+            rows: what `take_rows` took from the batch.
+        """
         student, guide = self._in_compute_dtype(student, guide)
+        groups, margin = rows.get(GROUP), rows[MARGIN] + self.margin if MARGIN in rows else self.margin
         offset, weight = 0, 1.0
         self.largest_batch = len(student[0])
         if self.gather_across_devices:
-            gathered = gather_candidates(student, guide, self.gather_guide_dtype)
+            gathered = gather_candidates(student, guide, self.gather_guide_dtype, groups)
             student, guide, offset, weight = gathered.student, gathered.guide, gathered.offset, gathered.weight
+            groups = gathered.groups
             self.largest_batch = gathered.largest
+        if self.variants.self_guided:
+            guide = student
         anchors, *candidates = student
         guide_anchors, guide_candidates = (guide[0], list(guide[1:])) if guide else (None, [])
         loss, stats = guided_contrastive_loss(
@@ -127,11 +169,13 @@ class GuidedLoss(nn.Module):
             negatives=candidates[1:],
             guide_negatives=guide_candidates[1:],
             temperature=self.temperature,
-            margin=self.margin,
+            margin=margin,
             margin_strategy=self.margin_strategy,
             contrast_anchors=self.contrast_anchors,
             contrast_positives=self.contrast_positives,
             offset=offset,
+            groups=groups,
+            **self.variants.arguments(),
             backend=self.backend,
             mask_bits=self.mask_bits,
             return_stats=True,
@@ -163,7 +207,7 @@ class GuidedLoss(nn.Module):
             check_batches_agree(features)
         if len(features) < 2:
             raise InputError(f"the dataset gives {len(features)} text column(s); anchor and positive are needed.")
-        if not self.guided or self._encoder is not None:
+        if not self.guided or self._encoder is not None or self.variants.self_guided:
             return
         missing = [str(k) for k, f in enumerate(features) if EMBEDDING not in f]
         if missing:
@@ -171,6 +215,33 @@ class GuidedLoss(nn.Module):
                 f"guide: none was given, and column(s) {', '.join(missing)} of the dataset carry no guide embeddings. "
                 "Give a guide, add the embeddings with gist_fast.embed_guide, or say guided=False to train without."
             )
+
+    def take_rows(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """What each row brings beside its texts: its group and its margin, as far as the loss asks for them.
+
+        They leave the features, and `give_rows_back` puts them there again, for a decorator that calls a loss twice.
+
+        Raises:
+            ValueError: the batch brings no such thing.
+        """
+        taken = {name: features[0].pop(name) for name in (GROUP, MARGIN) if name in features[0]}
+        for name, needed, remedy in (
+            (GROUP, self.variants.groups is not None, f"groups={self.variants.groups!r}"),
+            (MARGIN, self.variants.row_margins, "row_margins=True"),
+        ):
+            if needed and name not in taken:
+                raise InputError(
+                    f"{name}: the batch brings none, and the loss has {remedy}; gist_fast.collator.GISTDataCollator "
+                    "puts it there, which GISTTrainer sets up by the loss."
+                )
+            if not needed:
+                taken.pop(name, None)
+        return taken
+
+    @staticmethod
+    def give_rows_back(features: Sequence[dict[str, Any]], rows: dict[str, Tensor]) -> None:
+        """The inverse of `take_rows`."""
+        features[0].update(rows)
 
     @property
     def guide_is_frozen(self) -> bool:
@@ -188,7 +259,7 @@ class GuidedLoss(nn.Module):
             features: of each column.
             inputs: what `take_guide_inputs` took from them.
         """
-        if not self.guided:
+        if not self.guided or self.variants.self_guided:
             return []
         if self._encoder is None:
             return [f[EMBEDDING] for f in features]
@@ -204,12 +275,13 @@ class GuidedLoss(nn.Module):
         """The arguments that the model card lists."""
         return {
             "guide": self.guide,
-            "temperature": self.temperature.item() if isinstance(self.temperature, Tensor) else float(self.temperature),
+            "temperature": self._start,
             "margin_strategy": self.margin_strategy,
             "margin": self.margin,
             "contrast_anchors": self.contrast_anchors,
             "contrast_positives": self.contrast_positives,
             "gather_across_devices": self.gather_across_devices,
+            **self.variants.changed(),
         }
 
     @property

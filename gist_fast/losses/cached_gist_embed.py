@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
 from sentence_transformers.base.losses.gradcache import has_static_embedding_input
@@ -16,6 +16,7 @@ from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.gradient_cache import GradientCache
 from gist_fast.losses.guide import check_model, students_own, take_guide_inputs
 from gist_fast.losses.micro_batches import EXTENTS, MicroBatches, extents, positions_are_relative
+from gist_fast.losses.variants import VariantArguments
 from gist_fast.ranges import LOSS_BACKWARD, within
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
             the same, but dropout draws other numbers than in the order of the data set.
         activation_memory: GiB of activations to keep, which spares the mini-batches they belong to a second forward
             pass; ``"auto"``: what half of the free main memory holds, or four fifths of the free memory of a GPU.
+        variants: see `gist_fast.losses.variants.Variants`.
     """
 
     uses_gradient_cache = True
@@ -66,6 +68,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
         gather_guide_dtype: Literal["float16", "bfloat16"] | None = None,
         sort_by_length: bool = True,
         activation_memory: float | Literal["auto"] = 0.0,
+        **variants: Unpack[VariantArguments],
     ) -> None:
         check_model("model", model)
         if has_static_embedding_input(model):
@@ -78,7 +81,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
         if isinstance(temperature, Tensor) and temperature.requires_grad:
             raise InputError(
                 "temperature: got a tensor that requires a gradient, which gradient caching computes before the loss "
-                "is scaled; a float would do, or GISTEmbedLoss."
+                "is scaled; learn_temperature=True would do, or GISTEmbedLoss."
             )
         if mini_batch_num_tokens is not None and (
             not isinstance(mini_batch_num_tokens, int) or isinstance(mini_batch_num_tokens, bool)
@@ -102,6 +105,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
             mask_bits=mask_bits,
             guide_cache=guide_cache,
             gather_guide_dtype=gather_guide_dtype,
+            **variants,
         )
         self.mini_batch_size = mini_batch_size
         self.mini_batch_num_tokens = mini_batch_num_tokens
@@ -109,23 +113,45 @@ class CachedGISTEmbedLoss(GuidedLoss):
         self.sort_by_length = sort_by_length
         self.activation_memory = ActivationMemory(activation_memory)
         self._trim_left = positions_are_relative(model)
+        self._rows: dict[str, Tensor] = {}
+        """Of the batch at hand; `calculate_loss` has the signature that ``MatryoshkaLoss`` knows."""
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The mean loss of a batch, 0-d. Its backward pass may embed mini-batches again. `labels` are not used."""
         features = list(sentence_features)
         self.check_columns(features)
         guide = self.guide_embeddings(features, take_guide_inputs(features))
+        self._rows = self.take_rows(features)
         columns = [self._cut(f) for f in features]
         cache = GradientCache(self.model, columns, self.activation_memory, self.show_progress_bar)
         student = cache.embed()
         if not torch.is_grad_enabled():
-            return self.calculate_loss(_in_one_part(student), _in_one_part(guide))
+            loss = self.calculate_loss(_in_one_part(student), _in_one_part(guide))
+            self.give_rows_back(features, self._rows)
+            return loss
+        learnt = self.log_temperature
+        before = None if learnt is None else learnt.grad
+        if learnt is not None:
+            learnt.grad = None
         loss = self.calculate_loss(_in_one_part(student), _in_one_part(guide), with_backward=True)
+        self.give_rows_back(features, self._rows)
         loss = loss.detach().requires_grad_()
         gradients = [x.grad for x in student]
         assert all(g is not None for g in gradients), "every column is a part of the loss"
         own_scale = self._own_scale(student[0])
-        loss.register_hook(lambda scale: cache.backward(gradients, scale / own_scale))  # type: ignore[arg-type]
+        by_temperature = None
+        if learnt is not None:
+            # It comes with the loss, before anyone knows by what the loss is scaled.
+            by_temperature, learnt.grad = learnt.grad, before
+
+        def backward(scale: Tensor) -> None:
+            scale = scale / own_scale
+            cache.backward(gradients, scale)  # type: ignore[arg-type]
+            if learnt is not None and by_temperature is not None:
+                share = by_temperature * scale
+                learnt.grad = share if learnt.grad is None else learnt.grad + share
+
+        loss.register_hook(backward)
         return loss
 
     def calculate_loss(
@@ -140,7 +166,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
                 are larger by a factor that `forward` takes out again.)
         """
         student, guide = ([torch.cat(parts) for parts in columns] for columns in (reps, reps_guided))
-        loss = self.guided_loss(student, guide)
+        loss = self.guided_loss(student, guide, self._rows)
         if with_backward:
             with within(LOSS_BACKWARD):
                 (loss * self._own_scale(student[0])).backward()

@@ -57,9 +57,13 @@ class Gathered:
     """What this rank's mean loss is multiplied by: ``n * W / N``, which is 1.0 where all ranks hold equally many."""
     largest: int
     """Rows of the rank that holds most."""
+    groups: Tensor | None = None
+    """Of the candidates, ``[N]``."""
 
 
-def gather_candidates(student: Sequence[Tensor], guide: Sequence[Tensor], guide_dtype: str | None = None) -> Gathered:
+def gather_candidates(
+    student: Sequence[Tensor], guide: Sequence[Tensor], guide_dtype: str | None = None, groups: Tensor | None = None
+) -> Gathered:
     """Gather all columns but the anchors from all ranks; the student's with gradient. Every rank must call it.
 
     Embeddings travel in the type they have. Gradients are summed over the ranks in float32 at least, and rounded to the
@@ -70,6 +74,7 @@ def gather_candidates(student: Sequence[Tensor], guide: Sequence[Tensor], guide_
         guide: the guide's embeddings of the same texts, ``[n, G]``; or empty.
         guide_dtype: ``"float16"`` or ``"bfloat16"`` rounds the guide's embeddings first, this rank's anchors too, so
             that both sides of every comparison were rounded alike; None leaves them as they are.
+        groups: of this rank's rows, ``[n]``, or None on all ranks.
 
     Raises:
         ValueError: on every rank, where one of them has no row, or where the ranks' batches differ in their number of
@@ -79,13 +84,14 @@ def gather_candidates(student: Sequence[Tensor], guide: Sequence[Tensor], guide_
         guide = [x.to(HALF_TYPES[guide_dtype]) for x in guide]
     if not is_distributed():
         _say_alone()
-        return Gathered(tuple(student), tuple(guide), 0, 1.0, len(student[0]))
+        return Gathered(tuple(student), tuple(guide), 0, 1.0, len(student[0]), groups)
     rank, world = dist.get_rank(), dist.get_world_size()
     rows = [theirs[0] for theirs in _agreed(_facts(student, guide), student[0].device)]
     (anchors, *candidates), guide_candidates = student, list(guide[1:])
     # All columns are under way before the first is waited for. Joining them into one message would save their
     # latency, some tens of microseconds, and copy everything that was gathered once more.
     gathered_guide = _start_gather([x.detach() for x in guide_candidates], rows)
+    gathered_groups = None if groups is None else _start_gather([groups[:, None]], rows)[0]
     gathered = _GatherWithGrad.apply(rows, *candidates)
     return Gathered(
         (anchors, *gathered),
@@ -93,6 +99,7 @@ def gather_candidates(student: Sequence[Tensor], guide: Sequence[Tensor], guide_
         offset=sum(rows[:rank]),
         weight=rows[rank] * world / sum(rows),
         largest=max(rows),
+        groups=None if gathered_groups is None else gathered_groups()[:, 0],
     )
 
 

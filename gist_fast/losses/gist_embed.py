@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.guide import take_guide_inputs
 from gist_fast.losses.micro_batches import EXTENTS
+from gist_fast.losses.variants import VariantArguments
 from gist_fast.ranges import STUDENT_FORWARD, follow_backward, within
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class GISTEmbedLoss(GuidedLoss):
             `gist_fast.collator` tokenised for the guide. (Within a batch each distinct one is encoded once anyway.)
         gather_guide_dtype: with `gather_across_devices`, the type that the guide's embeddings are rounded to before
             they are gathered; None for the type they have, which is float16 where they come with the dataset.
+        variants: see `gist_fast.losses.variants.Variants`.
 
     Raises:
         ValueError: a tokenizer is not of transformers, or a value is out of range.
@@ -64,6 +66,7 @@ class GISTEmbedLoss(GuidedLoss):
         mask_bits: Literal["auto", "keep", "recompute"] = "auto",
         guide_cache: bool = False,
         gather_guide_dtype: Literal["float16", "bfloat16"] | None = None,
+        **variants: Unpack[VariantArguments],
     ) -> None:
         super().__init__(
             model,
@@ -79,18 +82,20 @@ class GISTEmbedLoss(GuidedLoss):
             mask_bits=mask_bits,
             guide_cache=guide_cache,
             gather_guide_dtype=gather_guide_dtype,
+            **variants,
         )
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The mean loss of a batch, 0-d. `labels` are not looked at."""
         features = list(sentence_features)
         self.check_columns(features)
-        guide_inputs = take_guide_inputs(features)
+        guide_inputs, rows = take_guide_inputs(features), self.take_rows(features)
         for f in features:
             f.pop(EXTENTS, None)
         # Student before guide, in sentence-transformers' order, so that dropout draws the same numbers.
         with within(STUDENT_FORWARD):
             student = embed_columns(self.model, features)
-        loss = self.guided_loss(student, self.guide_embeddings(features, guide_inputs))
+        loss = self.guided_loss(student, self.guide_embeddings(features, guide_inputs), rows)
+        self.give_rows_back(features, rows)
         follow_backward(loss, student)
         return loss

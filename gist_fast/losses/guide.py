@@ -35,6 +35,7 @@ from gist_fast.losses.micro_batches import (
     positions_are_relative,
     reorderable,
 )
+from gist_fast.losses.variants import GROUP, MARGIN
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -48,7 +49,7 @@ SOURCE = "guide_source"
 KEYS = "keys"
 """Key of `TOKENS`: a host array ``[n]`` of digests, the same for the same text under the same settings."""
 
-OURS = (TOKENS, EMBEDDING, ROWS, SOURCE, EXTENTS)
+OURS = (TOKENS, EMBEDDING, ROWS, SOURCE, EXTENTS, GROUP, MARGIN)
 """Keys of a column's features that are none of the student's."""
 
 
