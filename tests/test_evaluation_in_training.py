@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,17 @@ def test_a_wrong_file_is_told_before_training(run_command, config, tmp_path):
     assert result.code == 2
     assert "labels.csv: row 2 (line 3), column 'label': is 'yes'; a finite number is needed there" in result.err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_configuration_of_the_documentation(tmp_path, tiny_student):
+    from gist_fast.config import load_config
+
+    text = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text()
+    part = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)[1])
+    part["training"]["output_dir"] = "out"
+    whole = {"student": str(tiny_student), "data": {"train": "all.jsonl"}, **part}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(whole))
+    config = load_config(tmp_path / "config.yaml")
+    assert config.evaluation.sts.columns == ["a", "b", "gold"]
+    assert config.evaluation.primary == "sts"
+    assert config.arguments["metric_for_best_model"] == "sequential_score"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,10 @@ from scipy.stats import spearmanr
 
 from gist_fast.errors import InputError
 
-pytest.importorskip("mteb", reason="mteb is not installed: pip install 'gist-fast[mteb]'")
+# Looked for, not imported: that takes seconds.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("mteb") is None, reason="mteb is not installed: pip install 'gist-fast[mteb]'"
+)
 
 TASKS = """\
 from datasets import Dataset
@@ -110,6 +115,18 @@ def test_the_table_and_a_file_with_one_task(run_command, tasks, tiny_student, ti
     assert model != baseline
 
 
+def test_the_task_of_the_documentation(run_command, scored, rows, tiny_student, student, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text()
+    (tmp_path / "my_tasks.py").write_text(re.search(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)[1])
+    scored.rename(tmp_path / "contracts.jsonl")
+    monkeypatch.chdir(tmp_path)
+    result = run_command("evaluate", tiny_student, "--mteb", "my_tasks.py:Contracts", "--json", "--device", "cpu")
+    assert result.code == 0, result.err
+    first, second = (student.encode([row[name] for row in rows]) for name in ("sentence1", "sentence2"))
+    wanted = spearmanr([row["score"] for row in rows], student.similarity_pairwise(first, second))[0]
+    assert json.loads(result.out)["model"]["metrics"] == pytest.approx({"Contracts": wanted}, abs=1e-6)
+
+
 def test_a_model_trained_anew_is_measured_anew(tasks, student):
     import torch
 
@@ -165,8 +182,6 @@ def test_what_is_wrong_is_one_line(run_command, tasks, tiny_student, name, says,
 
 
 def test_without_the_package(monkeypatch):
-    import importlib.util
-
     from gist_fast.mteb_tasks import find_tasks
 
     there = importlib.util.find_spec

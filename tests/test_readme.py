@@ -26,6 +26,11 @@ def workplace(tmp_path, monkeypatch, pairs, tiny_student, tiny_guide):
     monkeypatch.chdir(tmp_path)
     for name, rows in (("train", pairs), ("test", pairs.select(range(16)))):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{**row, "negative": pairs["positive"][k - 1]} for k, row in enumerate(pairs.select(range(16)))]
+    (tmp_path / "triplets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, column in (("scored", "score"), ("labelled", "label")):
+        lines = [f'"{row["anchor"]}","{row["positive"]}",{k % 2}\n' for k, row in enumerate(rows)]
+        (tmp_path / f"{name}.csv").write_text(f"sentence1,sentence2,{column}\n" + "".join(lines))
     return lambda text: text.replace(STUDENT, str(tiny_student)).replace(GUIDE, str(tiny_guide))
 
 
