@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.loss_cpu import RESULTS, machine
+from benchmarks.loss_cpu import RESULTS
+from benchmarks.machine import machine, measured_on
 
 KEPT = ("texts", "scores", "gains", "seconds", "versions", "seed")
 
@@ -34,8 +35,8 @@ def table(results: dict) -> str:
             "",
             f"{texts['test queries']} queries over {texts['test documents']:,} descriptions, "
             f"{texts['training pairs']:,} training pairs, seed {results['seed']}. nDCG@10 of the guided student, with "
-            f"the standard error over queries: {', '.join(gains)}. {results['seconds']['all']:.0f} seconds in all on "
-            f"{about['cpu']}, {about['threads']} threads, gist_fast {about['gist_fast']} at {about['commit']}.",
+            f"the standard error over queries: {', '.join(gains)}. {results['seconds']['all']:.0f} seconds in all. "
+            + measured_on(about, "gist-fast demo", results["versions"]),
         ]
     )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import gist_fast
-from benchmarks.machine import machine
+from benchmarks.machine import machine, measured_on, told
 from benchmarks.measure import alternate, peak_memory
 from benchmarks.peers import TEMPERATURE, Embeddings, make_embeddings, plain_matmul, sentence_transformers_gist
 from gist_fast.backends.tiled import _cpu_has_bf16
@@ -88,6 +88,7 @@ def against_sentence_transformers(rounds: int) -> dict:
     theirs = sentence_transformers_gist()
     # Memory first: what a call leaves with the allocator, the next one takes without asking for more.
     memory_ours, memory_theirs = peak_memory(step(ours, e)), peak_memory(step(theirs, e))
+    check(ours, e, 1e-4)
     check(theirs, e, 1e-4)
     times = alternate({"ours": step(ours, e), "theirs": step(theirs, e)}, rounds)
     return {
@@ -122,20 +123,14 @@ def memory() -> dict:
 def table(results: dict) -> str:
     """The README's table."""
     plain, st, bf16, mem = (results[k] for k in ("plain", "sentence_transformers", "bfloat16", "memory"))
-    about = results["machine"]
-
-    def times(figure: list[float]) -> str:
-        low, middle, high = figure
-        return f"{middle:.1f}x ({low:.1f} to {high:.1f})"
-
     low, middle, high = plain["share_of_sgemm"]
     ours_mib, theirs_mib = st["memory"] / 2**20, st["memory_theirs"] / 2**20
     rows = [
-        (f"against sentence-transformers' `GISTEmbedLoss`, B {st['rows']:,}", times(st["speedup"])),
+        (f"against sentence-transformers' `GISTEmbedLoss`, B {st['rows']:,}", told(st["speedup"])),
         (f"memory there, B {st['rows']:,}", f"{ours_mib:,.0f} MiB, theirs {theirs_mib:,.0f} MiB"),
-        (f"against plain normalise, matmul, mask, `cross_entropy`, B {plain['rows']:,}", times(plain["speedup"])),
+        (f"against plain normalise, matmul, mask, `cross_entropy`, B {plain['rows']:,}", told(plain["speedup"])),
         ("share of the machine's matrix-product rate, by minimal FLOPs", f"{middle:.2f} ({low:.2f} to {high:.2f})"),
-        (f"bfloat16 embeddings against float32, B {bf16['rows']:,}", times(bf16["speedup"])),
+        (f"bfloat16 embeddings against float32, B {bf16['rows']:,}", told(bf16["speedup"])),
         (f"memory above the inputs, B {mem['rows']:,}", f"{mem['memory'] / 2**30:.2f} GiB"),
     ]
     return "\n".join(
@@ -144,8 +139,8 @@ def table(results: dict) -> str:
             "|---|---|",
             *(f"| {what} | {result} |" for what, result in rows),
             "",
-            f"Median (quartiles) of ratios within a round. {about['cpu']}, {about['threads']} threads, torch "
-            f"{about['torch']}, gist_fast {about['gist_fast']} at {about['commit']}.",
+            "Median (quartiles) of ratios within a round. "
+            + measured_on(results["machine"], "python -m benchmarks.loss_cpu"),
         ]
     )
 

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
-import torch
+from gist_fast.bench.results import machine as described
+from gist_fast.bench.timing import NOT_SEEN, Ratio
 
-import gist_fast
-
-
-def machine() -> dict:
-    """What the figures depend on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "gist_fast": gist_fast.__version__,
-        "commit": commit.stdout.strip() or "unknown",
-    }
+VERSIONS = ("torch", "triton", "sentence-transformers", "transformers", "memeff", "inf-cl")
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+def machine() -> dict[str, Any]:
+    """What the figures of this process depend on."""
+    return described("cpu")
+
+
+def measured_on(about: Mapping[str, Any], command: str, versions: Mapping[str, Any] | None = None) -> str:
+    """Device, versions, commit and command, as they stand below a table."""
+    found = {**about, **(versions or {})}
+    where = found["gpu"] if found.get("gpu") else f"{found['cpu']}, {found['threads']} threads"
+    known = [f"{name} {found[name]}" for name in VERSIONS if found.get(name)]
+    ours = f"gist_fast {about['gist_fast']} at {about['commit'] or 'no commit'}"
+    return f"{where}; {', '.join([*known, ours])}; `{command}`."
+
+
+def told(quartiles: list[float], digits: int = 1, rounds: int = 3) -> str:
+    """A ratio by its lower quartile, median and upper quartile; refused where it is not larger than its noise."""
+    low, middle, high = quartiles
+    if not Ratio(low, middle, high, rounds).seen:
+        return NOT_SEEN
+    return f"{middle:.{digits}f}x ({low:.{digits}f} to {high:.{digits}f})"

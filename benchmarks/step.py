@@ -20,7 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import measured_on, told
 from benchmarks.measure import Timing
+from gist_fast.bench.memory import own_peak
+from gist_fast.bench.timing import LEAST_ROUNDS
 
 RESULTS = Path(__file__).parent / "results"
 TEMPERATURE = 0.05
@@ -173,6 +176,9 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _peak_bytes() -> int:
+    """Of this process. What the system counts at its end begins with what its parent held when it forked."""
+    if sys.platform == "linux":
+        return own_peak()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -187,19 +193,20 @@ def table(results: dict[str, Any]) -> str:
     for _, part in sorted(results.items()):
         for side, runs in part["runs"].items():
             seconds = Timing(tuple(run["seconds"] for run in runs)).median
-            ratio = part.get(f"speedup_{side}")
-            spread = f" ({ratio[0]:.1f} to {ratio[2]:.1f})" if ratio and len(runs) >= 3 else ""
-            against = f"{ratio[1]:.1f}x{spread}" if ratio else ""
+            # Of fewer than three rounds the noise is not known, and a ratio says nothing.
+            ratio = part.get(f"speedup_{side}") if len(runs) >= LEAST_ROUNDS else None
+            against = told(ratio) if ratio else "-"
             peak = max(run["peak"] for run in runs) / 2**30
             rows.append(
                 f"| B {part['batch']:,}, {part['texts']}: {names[side]} | {seconds:.0f} | {against} | {peak:.2f} GiB |"
             )
-    measured = [
-        f"B {part['batch']:,}: {about['cpu']}, {about['threads']} threads, torch {about['torch']}, gist_fast "
-        f"{about['gist_fast']} at {about['commit']}, {len(next(iter(part['runs'].values())))} round(s)."
-        for part in results.values()
-        for about in [part["machine"]]
-    ]
+    measured = []
+    for _, part in sorted(results.items()):
+        rounds = len(next(iter(part["runs"].values())))
+        command = f"python -m benchmarks.step --batch {part['batch']} --texts {part['texts']} --rounds {rounds}"
+        if set(part["runs"]) != set(SIDES):
+            command += f" --sides {' '.join(part['runs'])}"
+        measured.append(f"B {part['batch']:,}: {measured_on(part['machine'], command)}")
     return "\n".join([*rows, "", *measured])
 
 

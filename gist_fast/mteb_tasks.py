@@ -132,11 +132,11 @@ def _task_in_file(path: Path, name: str | None) -> AbsTask:
         for key, value in vars(module).items()
         if inspect.isclass(value) and issubclass(value, AbsTask) and value.__module__ == module.__name__
     }
-    there = (
-        f"it defines {', '.join(tasks)}" if tasks else "it defines none (a subclass of one of mteb's AbsTask classes)"
-    )
+    if not tasks:
+        raise InputError(f"{path}: defines no task, that is no class on top of one of mteb's AbsTask classes.")
+    there = f"it defines {', '.join(tasks)}"
     if not name:
-        if len(tasks) != 1:
+        if len(tasks) > 1:
             raise InputError(f"{path}: write {path}:ClassName to say which task; {there}.")
         name = next(iter(tasks))
     if name not in tasks:

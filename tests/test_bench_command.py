@@ -37,7 +37,7 @@ def few_peers(monkeypatch):
 
 
 def bench(run_command, folder, *arguments):
-    return run_command("bench", "--sizes", "16,24,40", "--seconds", "2", "--output", folder, *arguments)
+    return run_command("bench", "--sizes", "16,24,40", "--seconds", "60", "--output", folder, *arguments)
 
 
 def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_peers):
@@ -110,7 +110,7 @@ def test_what_cannot_fit_is_a_row_by_formula_and_larger_cases_too(monkeypatch, f
         return 1e18 if case.rows > 20 else 0.0
 
     monkeypatch.setitem(PEERS, "plain", Peer("plain", lambda case: None, plain_matmul, huge))
-    results = run([SUITES["loss"]], Plan((16, 24, 40)), command="", budget=2.0)
+    results = run([SUITES["loss"]], Plan((16, 24, 40)), command="", budget=60.0)
     rows = [row for row in results.rows if row.what == "plain"]
     assert [row.outcome for row in rows] == ["ok", "out of memory", "out of memory"]
     assert "GiB at least, by formula" in rows[1].why
@@ -122,7 +122,7 @@ def test_what_cannot_fit_is_a_row_by_formula_and_larger_cases_too(monkeypatch, f
 
 def test_what_would_take_too_long_is_left_out(monkeypatch, few_peers):
     monkeypatch.setattr(runs, "_expected", lambda smaller, size: 0.0 if smaller is None else 1e3)
-    results = run([SUITES["loss"]], Plan((16, 24)), command="", budget=2.0)
+    results = run([SUITES["loss"]], Plan((16, 24)), command="", budget=60.0)
     whys = {row.outcome: row.why for row in results.rows if row.what == "gist_fast"}
     assert "a turn would take some 1000.0 s" in whys["not run"]
 

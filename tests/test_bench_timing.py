@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from gist_fast.bench.timing import BOTH, LEAST_ROUNDS, NOT_SEEN, Ratio, Timing, log_quartiles, take_turns
+from gist_fast.bench.timing import BOTH, LEAST_ROUNDS, NO_TIME, NOT_SEEN, Ratio, Timing, log_quartiles, take_turns
 
 
 class Clock:
@@ -82,8 +82,40 @@ def test_the_slow_take_fewer_turns_and_the_slowest_none():
 
 
 def test_everyone_who_takes_part_takes_enough_turns():
-    turns = take_turns({n: constant(n, 5.0) for n in "abc"}, stopwatch=Clock(), budget=16.0, most=15)
+    turns = take_turns({n: constant(n, 5.0) for n in "abc"}, stopwatch=Clock(), budget=46.0, most=15)
     assert {len(turn.parts["whole"].rounds) for turn in turns.values()} == {LEAST_ROUNDS}
+
+
+def test_all_that_take_part_stay_within_the_budget_but_for_those_that_ratios_need():
+    competitors = {"late": constant("late", 4.0), "ours": constant("ours", 9.0), "early": constant("early", 3.0)}
+    clock = Clock()
+    turns = take_turns(competitors, stopwatch=clock, budget=36.0, always=("ours",))
+    assert clock.calls[:2] == ["ours", "ours"]
+    assert {name: len(turn.parts["whole"].rounds) for name, turn in turns.items() if turn.parts} == {
+        "ours": LEAST_ROUNDS,
+        "early": LEAST_ROUNDS,
+    }
+    assert "a turn takes 4.0 s" in turns["late"].left_out
+    # Twice the budget for ours alone: it is timed all the same.
+    assert take_turns(competitors, stopwatch=Clock(), budget=13.0, always=("ours",))["ours"].parts
+
+
+def test_a_first_turn_that_compiles_is_not_what_is_to_be_expected():
+    seconds = iter([8.0, *[0.5] * 20])
+    turns = take_turns({"a": {"whole": lambda: ("a", next(seconds))}}, stopwatch=Clock(), budget=30.0)
+    assert len(turns["a"].parts["whole"].rounds) == 15
+
+
+def test_once_the_time_is_up_no_turn_begins():
+    clock = Clock()
+    up = {"out_of_time": lambda: len(clock.calls) >= 7}
+    turns = take_turns({"a": constant("a", 1.0), "b": constant("b", 1.0)}, stopwatch=clock, **up)
+    assert len(clock.calls) == 7
+    assert [len(turns[name].parts["whole"].rounds) for name in "ab"] == [1, 2]
+    clock.calls *= 9
+    assert {turn.left_out for turn in take_turns({"a": constant("a", 1.0)}, stopwatch=clock, **up).values()} == {
+        NO_TIME
+    }
 
 
 def test_parts_are_timed_apart_and_together():

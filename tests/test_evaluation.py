@@ -164,7 +164,7 @@ def test_sts_is_what_scipy_finds_on_the_embeddings(tmp_path, student, scored):
     from scipy.stats import pearsonr, spearmanr
 
     path = str(jsonl(tmp_path / "s.jsonl", scored))
-    got = evaluate(student, configured_evaluator(EvaluationConfig(sts=SourceConfig(path), batch_size=7)))
+    got = evaluate(student, configured_evaluator(EvaluationConfig(sts=SourceConfig(path))))
     found, wanted = similarities(student, scored), [row["score"] for row in scored]
     assert got == pytest.approx(
         {"sts_spearman": spearmanr(wanted, found)[0], "sts_pearson": pearsonr(wanted, found)[0]}, abs=1e-6

@@ -458,6 +458,38 @@ class TestTrainingReport:
             "Evaluation metrics, score: ndcg@10: 0.375 at step 4.",
         ]
 
+    def test_what_the_guide_drops_in_a_batch_of_each_dataset(self):
+        from datasets import Dataset
+
+        from gist_fast.inspection import inspect_batch
+
+        vectors = {"a": [1.0, 0.0], "<b>": [0.9, 0.1], "c": [0.0, 1.0]}
+
+        def encode(texts, *_):
+            import torch
+
+            return torch.tensor([vectors[text] for text in texts])
+
+        data = Dataset.from_dict({"anchor": ["a", "a", "c"], "positive": ["c", "<b>", "c"]})
+        found = inspect_batch(data, encode, encode, margins=[0.0, 0.5])
+        page = training_page(FinishedTraining(LOGS, batches={"first": found, "": found}))
+        tree, tables = Tree(page), self.tables(page)
+        assert not tree.all("b")
+        titles = tree.texts["h2"]
+        start = titles.index("What the guide dropped in 3 rows of first, taken at random")
+        assert titles[start - 1] == "What the guide did"
+        assert titles[start + 1 : start + 5] == [
+            "What each margin would drop in 3 rows of first, taken at random",
+            "Pairs that were dropped in 3 rows of first, taken at random",
+            "Texts that are the same in 3 rows of first, taken at random",
+            "What the guide dropped in 3 rows, taken at random",
+        ]
+        assert tables["By block"][5:8] == ["ap", "6", str(found.counts["ap"])]
+        assert tables["Dropped at a margin, relative"][:6] == [
+            *("margin", "ap", "aa", "pp", "all pairs", "rows without a negative"),
+        ]
+        assert "&lt;b&gt;" in tables[f"{found.total_dropped} of {found.total_dropped}"]
+
     def test_a_line_goes_through_its_points(self):
         run = FinishedTraining([{"step": step, "loss": 10.0 - step} for step in (2, 4, 6)])
         page = training_page(run)
@@ -580,6 +612,9 @@ class TestCommand:
         # The trainer's own rate and mean loss are of the part after the resumption.
         assert f"<td>resumed from</td><td>{summary['resumed_from']}</td>" in page
         assert "seconds since resumed" in page and "mean of all steps" not in page
+        # 16 rows make 16 * 15 pairs.
+        assert "What the guide dropped in 16 rows, taken at random" in tree.texts["h2"]
+        assert ["ap", "240"] in [tree.texts["td"][k : k + 2] for k in range(len(tree.texts["td"]))]
         facts = dict(zip(tree.texts["dt"], tree.texts["dd"], strict=True))
         assert facts["train"].endswith("pairs.jsonl: 64 rows of anchor, positive")
         assert facts["rows a step"] == "16"
@@ -598,6 +633,19 @@ class TestCommand:
         assert 'pip install "gist-fast[bench]"' in result.err.splitlines()[-1]
         assert report.read_text() == "mine"
         assert not (tmp_path / "out").exists()
+
+    def test_a_batch_that_cannot_be_looked_at_costs_its_section_alone(self, run_command, config, tmp_path, monkeypatch):
+        pytest.importorskip("matplotlib", reason="matplotlib (the extra [bench]) is not installed")
+
+        def fails(*_, **__):
+            raise RuntimeError("out of memory\nand more")
+
+        monkeypatch.setattr("gist_fast.inspection.training.inspect_rows", fails)
+        report = tmp_path / "r.html"
+        result = run_command("train", config, "--max_steps", "1", "--report", report, "--json")
+        assert result.code == 0, result.err
+        assert "The report shows no batch of the data: out of memory\n" in result.err
+        assert "taken at random" not in report.read_text()
 
     def test_a_disk_that_fails_at_the_end_costs_the_report_alone(self, run_command, config, tmp_path, monkeypatch):
         pytest.importorskip("matplotlib", reason="matplotlib (the extra [bench]) is not installed")

@@ -7,7 +7,11 @@ import math
 
 import browser
 import pytest
+import torch
+from datasets import Dataset
 
+from gist_fast.inspection import inspect_batch
+from gist_fast.report.inspection import inspection_page
 from gist_fast.report.page import Section, Table, make_page, write_page
 from gist_fast.report.training import FinishedTraining, training_page
 
@@ -85,7 +89,27 @@ def plots() -> str:
     return make_page("Bench <b>", {"device": "a card"}, [Section("Times", "A text.", [*pictures, table])])
 
 
-@pytest.fixture(scope="module", params=[training, plots])
+def inspection() -> str:
+    """What a guide drops, of texts that would be markup, are long, have no space or read from right to left."""
+    texts = [
+        "<script>alert(1)</script>",
+        "y" * 400,
+        "word " * 100,
+        "\u0645\u0631\u062d\u0628\u0627 " * 9,
+        "1998",
+        "short",
+    ]
+    columns = {"anchor": texts, "positive": [*texts[1:], texts[0]], "negative": [f"{text} ." for text in texts]}
+    vectors = {text: [math.cos(k), math.sin(k), 1.0] for k, text in enumerate([*texts, *columns["negative"]])}
+
+    def encode(texts: list[str], *_: object) -> torch.Tensor:
+        return torch.tensor([vectors[text] for text in texts])
+
+    found = inspect_batch(Dataset.from_dict(columns), encode, encode, near=0.5)
+    return inspection_page(found, {"data": "d" * 200, "guide": "<b>a guide</b>"})
+
+
+@pytest.fixture(scope="module", params=[training, plots, inspection])
 def seen(request, tmp_path_factory) -> browser.Seen:
     folder = tmp_path_factory.mktemp("page")
     page = folder / "report.html"

@@ -7,7 +7,10 @@ in a few hundredths of a second. (A GPU's memory needs no process of its own: to
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -35,6 +38,31 @@ class Outcome:
     seconds: float = 0.0
 
 
+def start_server() -> None:
+    """Let the server import its packages now, so that the first competitor does not wait for it."""
+    context = _context()
+    if context.get_start_method() == "forkserver":
+        from multiprocessing import forkserver
+
+        # What it starts with it keeps, and hands on: it does not care for Ctrl-C, which goes to all processes of a
+        # terminal, and says nothing of semaphores that were left by a competitor which had to be killed.
+        said = os.environ.get("PYTHONWARNINGS")
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (said, "ignore:resource_tracker:UserWarning")))
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+        try:
+            forkserver.ensure_running()
+        finally:
+            if main:
+                signal.signal(signal.SIGINT, before)
+            os.environ.pop("PYTHONWARNINGS")
+            if said is not None:
+                os.environ["PYTHONWARNINGS"] = said
+    process = context.Process(target=_ignore_interrupts, daemon=True)
+    process.start()
+    process.join()
+
+
 def in_own_process(
     suite: Suite, case: Any, name: str, limit: int, patience: float, *, known_right: bool = False
 ) -> Outcome:
@@ -44,10 +72,7 @@ def in_own_process(
         limit: bytes that it may take.
         patience: seconds until it is stopped.
     """
-    method = "spawn" if sys.platform == "win32" else "forkserver"
-    context: Any = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["gist_fast.bench.preload"])
+    context = _context()
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(theirs, suite, case, name, limit, known_right), daemon=True)
     process.start()
@@ -69,7 +94,21 @@ def in_own_process(
         ours.close()
 
 
+def _context() -> Any:
+    method = "spawn" if sys.platform == "win32" else "forkserver"
+    context: Any = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["gist_fast.bench.preload"])
+    return context
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C goes to all processes of a terminal; the one that started this one ends it, without its traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _child(pipe: Connection, suite: Suite, case: Any, name: str, limit: int, known_right: bool) -> None:
+    _ignore_interrupts()
     pipe.send(check_and_measure(suite, case, name, limit, known_right=known_right))
     pipe.close()
 

@@ -14,8 +14,8 @@ from gist_fast.bench.timing import BOTH, Parts
 
 CPU_SIZES = (256, 512, 1024, 2048, 4096, 8192)
 CUDA_SIZES = (1024, 4096, 16384, 32768, 65536, 131072)
-QUICK = 4
-"""Sizes of a quick run: the smallest so many."""
+SMALL = 4
+"""Sizes at the scale small: the smallest so many."""
 
 
 class LossSuite:
@@ -28,7 +28,7 @@ class LossSuite:
 
     def cases(self, plan: Plan) -> Sequence[LossCase]:
         cuda = plan.device.startswith("cuda")
-        sizes = plan.sizes or (CUDA_SIZES if cuda else CPU_SIZES)[: QUICK if plan.quick else None]
+        sizes = plan.sizes_of(CUDA_SIZES if cuda else CPU_SIZES, SMALL)
         width, guide_width = (768, 1024) if cuda else (384, 384)
         return [LossCase(rows, width, guide_width, plan.dtype, plan.device) for rows in sizes]
 

@@ -37,6 +37,11 @@ def peak_memory(function: Callable[[], object], device: str = "cpu") -> int:
     return added()
 
 
+def own_peak() -> int:
+    """The most resident memory that this process has had (Linux; 0 elsewhere), its parent's not counted."""
+    return _status("VmHWM") or 0
+
+
 def available_memory(device: str = "cpu") -> int:
     """Bytes that may still be taken: of the card, or of main memory within the limit of the container."""
     if device.startswith("cuda"):

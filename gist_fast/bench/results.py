@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass, field
@@ -77,10 +78,21 @@ def ratio_of(entry: dict[str, Any] | None) -> Ratio | None:
 
 
 def write(path: Path, results: Results) -> None:
-    """Write a file that is not there yet."""
+    """Write a file that is not there yet: all of it, or nothing."""
+    if path.exists():
+        raise FileExistsError(f"{path}: exists")
+    write_whole(path, json.dumps(results.as_dict(), indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file by another name, and then put it in place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("x") as file:
-        file.write(json.dumps(results.as_dict(), indent=1) + "\n")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Results:
@@ -99,11 +111,29 @@ def read(path: Path) -> Results:
         given = found.get("format") if isinstance(found, dict) else type(found).__name__
         raise InputError(f"{path}: format {given!r}; results of gist-fast bench of format {FORMAT} would do.")
     try:
-        rows = [Row(**row) for row in found.pop("rows")]
+        rows = [_row(row) for row in found.pop("rows")]
         del found["format"]
-        return Results(rows=rows, **found)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: is not whole ({error}).") from error
+        results = Results(rows=rows, **found)
+        for rate in results.rates:
+            rate["case"]["dtype"], rate["flops"] + 0, _seconds(rate["seconds"])
+        results.machine.items()
+        return results
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: is not whole ({type(error).__name__}: {error}).") from error
+
+
+def _row(given: dict[str, Any]) -> Row:
+    row = Row(**given)
+    row.key, row.size + 0, (row.memory or 0) + 0
+    for seconds in row.seconds.values():
+        _seconds(seconds)
+    return row
+
+
+def _seconds(values: Any) -> None:
+    """Raise unless they are times."""
+    if not (isinstance(values, list) and values and min(values) > 0):
+        raise ValueError(f"{values!r} are no seconds")
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gist_fast.bench.growth import fit_power, fit_split
-from gist_fast.bench.isolated import LIMIT_SHARE, check_and_measure, in_own_process
+from gist_fast.bench.isolated import LIMIT_SHARE, check_and_measure, in_own_process, start_server
 from gist_fast.bench.loss import LossSuite, matmul, matmul_side
 from gist_fast.bench.memory import available_memory
 from gist_fast.bench.results import (
@@ -25,20 +25,25 @@ from gist_fast.bench.results import (
 )
 from gist_fast.bench.start import StartSuite
 from gist_fast.bench.suite import Plan, Suite
-from gist_fast.bench.timing import LEAST_ROUNDS, Parts, Stopwatch, Turns, take_turns
+from gist_fast.bench.timing import LEAST_ROUNDS, NO_TIME, Parts, Stopwatch, Turns, take_turns
 from gist_fast.bench.training import EngineSuite, GuideSuite, StepSuite
 from gist_fast.errors import InputError, nearest
 
 _ALL: tuple[Suite, ...] = (LossSuite(), EngineSuite(), GuideSuite(), StepSuite(), StartSuite())
 SUITES = {suite.name: suite for suite in _ALL}
-WEIGHTS = {"loss": 5.0, "engine": 2.0, "guide": 1.5, "step": 3.0, "start": 1.0}
+WEIGHTS = {"loss": 5.0, "engine": 2.5, "guide": 1.5, "step": 3.5, "start": 2.0}
 """How the budget is shared."""
-BUDGET, QUICK_BUDGET = 210.0, 45.0
-"""Seconds that are planned for; a run may take a third more."""
+BUDGETS = {"small": 45.0, "medium": 225.0, "large": 1800.0}
+"""Seconds that are planned for, by scale."""
+OVERRUN = 1.25
+"""So many times what was planned for, and nothing more is begun."""
 SMALLEST_MEMORY = 1 << 20
 """Bytes: growth of less is that of allocators."""
-PATIENCE = 20.0
+PATIENCE = 30.0
 """Seconds, at least, until a first turn is given up: a compiler may be at work in it."""
+FIRST_CASE = 5
+"""The first case of a suite gets as much of its budget as this many more: libraries load and compilers work in it, and
+it is the one that slow peers can do."""
 _MATMUL = "matmul"
 Say = Callable[[str], None]
 
@@ -63,7 +68,7 @@ def suites_named(names: str) -> list[Suite]:
         if name not in SUITES:
             raise InputError(f"--suite: got {name!r}{nearest(name, SUITES)}; {', '.join(SUITES)} would do.")
         chosen.append(SUITES[name])
-    return chosen
+    return list(dict.fromkeys(chosen))
 
 
 def run(
@@ -86,15 +91,32 @@ def run(
         keep: given what there is so far whenever a case is done.
     """
     begin = time.monotonic()
+    clock = _Clock(begin + OVERRUN * budget)
     results = Results(machine(plan.device), command)
+    if not plan.device.startswith("cuda") and any(suite.isolated for suite in suites):
+        start_server()
     for place, suite in enumerate(suites):
         left = budget - (time.monotonic() - begin)
         share = WEIGHTS[suite.name] / sum(WEIGHTS[other.name] for other in suites[place:])
-        for _ in _run_suite(suite, plan, results, max(5.0, left * share), rounds, say):
+        for _ in _run_suite(suite, plan, results, max(5.0, left * share), clock, rounds, say):
             results.fits = fits(results.rows)
             results.seconds = time.monotonic() - begin
             keep(results)
     return results
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """When a run ends at the latest, turns that are under way then aside."""
+
+    end: float
+
+    @property
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def is_up(self) -> bool:
+        return self.left <= 0
 
 
 def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -115,26 +137,33 @@ def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def _run_suite(suite: Suite, plan: Plan, results: Results, budget: float, rounds: int, say: Say) -> Iterator[None]:
+def _run_suite(
+    suite: Suite, plan: Plan, results: Results, budget: float, clock: _Clock, rounds: int, say: Say
+) -> Iterator[None]:
     begin = time.monotonic()
     cases = list(suite.cases(plan))
     stopwatch = Stopwatch(plan.device if suite.isolated else "cpu")
+    # The larger a case, the more of the budget it gets; the first one has more to do than its size says.
+    weights = [1.0 + FIRST_CASE, *(place + 1.0 for place in range(1, len(cases)))]
     last: dict[str, Entrant] = {}
     for place, case in enumerate(cases):
-        left = budget - (time.monotonic() - begin)
-        # The larger a case, the more of the budget it gets.
-        share = max(1.0, left) * (place + 1) / sum(range(place + 1, len(cases) + 1))
+        left = max(1.0, budget - (time.monotonic() - begin))
+        share = left * weights[place] / sum(weights[place:])
         say(f"{suite.name} {case.size or ''}".rstrip() + " ...")
-        entrants = {name: _enter(suite, case, name, share, last.get(name)) for name in suite.competitors(case)}
+        entrants: dict[str, Entrant] = {}
+        for name in suite.competitors(case):
+            # Ours may take from the cases to come: without it no row says anything.
+            allowed = left if name == suite.baseline else share
+            entrants[name] = _enter(suite, case, name, allowed, last.get(name), clock)
         last = entrants
-        spent = time.monotonic() - begin
-        share = max(1.0, min(share, budget - spent))
-        _time(suite, case, entrants, results, stopwatch, share, rounds)
+        # What entering took is not taken from the turns, as long as the suite has time left.
+        share = max(1.0, min(share, budget - (time.monotonic() - begin)))
+        _time(suite, case, entrants, results, stopwatch, share, clock, rounds)
         results.rows += [entrant.row for entrant in entrants.values()]
         yield
 
 
-def _enter(suite: Suite, case: Any, name: str, budget: float, smaller: Entrant | None) -> Entrant:
+def _enter(suite: Suite, case: Any, name: str, budget: float, smaller: Entrant | None, clock: _Clock) -> Entrant:
     """Whether a competitor fits and is right, and what memory it takes."""
     row = Row(suite.name, case.as_dict(), case.size, name)
 
@@ -155,8 +184,10 @@ def _enter(suite: Suite, case: Any, name: str, budget: float, smaller: Entrant |
     expected = _expected(smaller, case.size)
     if expected * LEAST_ROUNDS > budget:
         return ends(NOT_RUN, f"a turn would take some {expected:.1f} s: no time for {LEAST_ROUNDS} rounds", expected)
+    if clock.is_up():
+        return ends(NOT_RUN, NO_TIME)
     if suite.isolated and not device.startswith("cuda"):
-        patience = max(PATIENCE, budget)
+        patience = min(max(PATIENCE, budget), clock.left)
         outcome = in_own_process(suite, case, name, free, patience, known_right=smaller is not None)
     else:
         outcome = check_and_measure(suite, case, name)
@@ -179,6 +210,7 @@ def _time(
     results: Results,
     stopwatch: Stopwatch,
     budget: float,
+    clock: _Clock,
     rounds: int,
 ) -> None:
     """Let all that are left take turns, and write down what they took."""
@@ -189,7 +221,14 @@ def _time(
     work = 0.0
     if isinstance(suite, LossSuite) and calls:
         calls[_MATMUL], work = matmul(case, matmul_side(case.device))
-    turns = take_turns(calls, stopwatch=stopwatch, budget=budget, most=rounds)
+    turns = take_turns(
+        calls,
+        stopwatch=stopwatch,
+        budget=budget,
+        most=rounds,
+        always=(suite.baseline or "", _MATMUL),
+        out_of_time=clock.is_up,
+    )
     product = turns.get(_MATMUL, Turns()).parts.get(WHOLE)
     if product is not None:
         results.rates.append({"case": case.as_dict(), "flops": work, "seconds": list(product.rounds)})

@@ -26,6 +26,16 @@ COMMANDS = {
 }
 
 
+_PEAK = """
+import os, sys
+quiet = os.open(os.devnull, os.O_WRONLY)
+given = [(os.POSIX_SPAWN_DUP2, quiet, 1), (os.POSIX_SPAWN_DUP2, quiet, 2)]
+_, status, usage = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=given), 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
+"""
+
+
 @dataclass(frozen=True)
 class StartCase:
     """A start; there is one."""
@@ -69,14 +79,20 @@ class StartSuite:
     def build(self, case: StartCase, name: str) -> Parts:
         arguments, _ = COMMANDS[name]
         command = [sys.executable, *arguments]
-        return {WHOLE: lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)}
+        quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return {WHOLE: lambda: subprocess.run(command, check=True, **quiet)}
 
     def memory(self, case: StartCase, name: str) -> int | None:
         """The peak of the process's resident memory, all of it."""
         if not hasattr(os, "wait4"):
             return None
         arguments, _ = COMMANDS[name]
-        process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        # By a small process: what its parent held when a process was forked counts as that process's own peak.
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _PEAK, sys.executable, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=False,
+        )
+        return int(done.stdout) * (1 if sys.platform == "darwin" else 1024) if done.returncode == 0 else None

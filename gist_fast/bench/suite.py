@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 from gist_fast.bench.timing import Parts
 
+SCALES = ("small", "medium", "large")
+"""Within a minute, within five, and as long as it takes."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -17,7 +20,15 @@ class Plan:
     """Empty: the suite's own."""
     device: str = "cpu"
     dtype: str = "float32"
-    quick: bool = False
+    scale: str = "medium"
+    """One of `SCALES`."""
+
+    def sizes_of(self, medium: Sequence[int], small: int) -> tuple[int, ...]:
+        """What was asked for; else of a suite's own ones the first `small`, all, or four times each."""
+        if self.sizes:
+            return self.sizes
+        chosen = {"small": medium[:small], "medium": medium, "large": [4 * size for size in medium]}
+        return tuple(chosen[self.scale])
 
 
 class Case(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ LEAST_ROUNDS = 3
 L2_SPARE = 4
 """The L2 cache is overwritten this many times over between two calls on a GPU."""
 NOT_SEEN = "no difference seen"
+NO_TIME = "the time was up"
 
 Call = Callable[[], object]
 Parts = Mapping[str, Call]
@@ -132,39 +133,55 @@ def take_turns(
     budget: float = math.inf,
     most: int = 15,
     least: int = LEAST_ROUNDS,
+    always: Collection[str] = (),
+    out_of_time: Callable[[], bool] = lambda: False,
 ) -> dict[str, Turns]:
     """Time competitors round by round, within a budget.
 
     Each is warmed up first. Then the fast take part in `most` rounds and slow ones in as many as their share of the
-    budget allows, `least` at least; one for which those alone would take more than the whole budget is left out. The
-    order within a round is turned round from one to the next.
+    budget allows, `least` at least; the slowest, for whom those alone are more than is left, are left out. The order
+    within a round is turned round from one to the next.
 
     Args:
         budget: seconds for all rounds.
+        always: who is never left out for the budget's sake, such as the one that ratios are taken to.
+        out_of_time: asked before each turn; once it is true, what was had until then is all.
     """
     turns = {name: Turns() for name in competitors}
     expected: dict[str, float] = {}
-    for name, parts in competitors.items():
-        once = _turn(parts, stopwatch)
-        # A first turn compiles and fills caches; a short one is not what is to be expected.
-        expected[name] = sum((_turn(parts, stopwatch) if sum(once.values()) < max(1.0, budget / 20) else once).values())
-    for name, seconds in expected.items():
-        if seconds * least > budget:
+    for name in sorted(competitors, key=lambda name: name not in always):
+        if out_of_time():
+            turns[name].left_out = NO_TIME
+            continue
+        parts = competitors[name]
+        seconds = sum(_turn(parts, stopwatch).values())
+        # A first turn compiles and fills caches: what is to be expected is the second, where there is time for it.
+        if seconds * least <= max(budget, 1.0) and not out_of_time():
+            seconds = sum(_turn(parts, stopwatch).values())
+        expected[name] = seconds
+    left, rounds = budget, {}
+    for name, seconds in sorted(expected.items(), key=lambda item: (item[0] not in always, item[1])):
+        if seconds * least > left and name not in always:
             turns[name].left_out = f"a turn takes {seconds:.1f} s, and {least} of them more than there is time for"
-    stay = {name: seconds for name, seconds in expected.items() if not turns[name].left_out}
-    rounds: dict[str, int] = {}
-    left = budget
-    for place, (name, seconds) in enumerate(sorted(stay.items(), key=lambda item: item[1])):
-        share = left / (len(stay) - place)
-        rounds[name] = max(least, most if seconds * most <= share else int(share / seconds))
-        left = max(0.0, left - rounds[name] * seconds)
+            continue
+        rounds[name] = least
+        left = max(0.0, left - least * seconds)
+    for place, name in enumerate(sorted(rounds, key=expected.__getitem__)):
+        share = left / (len(rounds) - place)
+        more = most - least if expected[name] * (most - least) <= share else int(share / expected[name])
+        rounds[name] += max(0, more)
+        left = max(0.0, left - more * expected[name])
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in rounds}
     for number in range(max(rounds.values(), default=0)):
         names = [name for name in competitors if rounds.get(name, 0) > number]
         for name in names if number % 2 == 0 else reversed(names):
-            taken[name].append(_turn(competitors[name], stopwatch))
+            if not out_of_time():
+                taken[name].append(_turn(competitors[name], stopwatch))
     for name, rows in taken.items():
-        turns[name].parts = {part: Timing(tuple(row[part] for row in rows)) for part in rows[0]}
+        if rows:
+            turns[name].parts = {part: Timing(tuple(row[part] for row in rows)) for part in rows[0]}
+        else:
+            turns[name].left_out = NO_TIME
     return turns
 
 

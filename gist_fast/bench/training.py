@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.bench.cases import TEMPERATURE, WrongResult
-from gist_fast.bench.models import ABOUT, build_model, texts
+from gist_fast.bench.models import about, build_model, texts
 from gist_fast.bench.results import WHOLE
 from gist_fast.bench.suite import Plan
 from gist_fast.bench.timing import Parts
@@ -34,10 +34,9 @@ class TextCase:
     size: int
     """Pairs."""
     device: str = "cpu"
-    models: str = ABOUT
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "models": about(self.device)}
 
     def columns(self, count: int | None = None) -> list[list[str]]:
         return [texts(count or self.size, role) for role in ("anchor", "positive")]
@@ -47,13 +46,12 @@ class _ModelSuite:
     isolated = True
     baseline: str | None = OURS
 
-    def __init__(self, cpu: Sequence[int], cuda: Sequence[int], quick: int) -> None:
-        self._cpu, self._cuda, self._quick = tuple(cpu), tuple(cuda), quick
+    def __init__(self, cpu: Sequence[int], cuda: Sequence[int], small: int) -> None:
+        self._cpu, self._cuda, self._small = tuple(cpu), tuple(cuda), small
 
     def cases(self, plan: Plan) -> Sequence[TextCase]:
         own = self._cuda if plan.device.startswith("cuda") else self._cpu
-        sizes = plan.sizes or own[: self._quick if plan.quick else None]
-        return [TextCase(size, plan.device) for size in sizes]
+        return [TextCase(size, plan.device) for size in plan.sizes_of(own, self._small)]
 
     def obstacle(self, case: TextCase, name: str) -> str | None:
         return None
@@ -75,7 +73,7 @@ class EngineSuite(_ModelSuite):
     title = "The micro-batch engine: tokens to the student's gradients"
 
     def __init__(self) -> None:
-        super().__init__((64, 128, 256), (256, 1024, 4096), 2)
+        super().__init__((32, 64, 128), (256, 1024, 4096), 2)
 
     def competitors(self, case: TextCase) -> Sequence[str]:
         return [OURS, "gist_fast, data order", "gist_fast, two passes", "st CachedGISTEmbed"]
@@ -116,7 +114,7 @@ class GuideSuite(_ModelSuite):
     title = "Guide columns: texts to embeddings on disk"
 
     def __init__(self) -> None:
-        super().__init__((128, 256, 512), (1024, 4096, 16384), 2)
+        super().__init__((64, 128, 256), (1024, 4096, 16384), 2)
 
     def competitors(self, case: TextCase) -> Sequence[str]:
         return [OURS, "gist_fast, known texts", "st encode"]

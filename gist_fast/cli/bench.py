@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gist_fast.cli.ctrl_c import INTERRUPTED, CtrlC
 from gist_fast.cli.output import Json, note, only_results_on_stdout, print_json, print_table
 
 if TYPE_CHECKING:
@@ -31,13 +33,16 @@ def bench(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; else cuda where there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="Type of the embeddings of the suite loss.")] = "float32",
     seconds: Annotated[
-        float | None, typer.Option(min=1, help="What to plan for; else 210, or 45 with --quick.")
+        float | None, typer.Option(min=1, help="What to plan for; else 45, 225 or 1800, by the scale.")
     ] = None,
     output: Annotated[
         Path, typer.Option(help="Results and plots go into a folder in there that is named after the device.")
     ] = Path(FOLDER),
     report: Annotated[Path | None, typer.Option(help="Also write one self-contained page of HTML.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, within a minute.")] = False,
+    scale: Annotated[
+        str | None, typer.Option(help="small: within a minute; medium, the default: within five; large: half an hour.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The same as --scale small.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report that is there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -50,24 +55,31 @@ def bench(
     from gist_fast.bench import tables
 
     given = _sizes(sizes)
-    with only_results_on_stdout():
-        _check(device, dtype, report, overwrite)
-        from gist_fast.bench.results import device_name
-        from gist_fast.bench.run import BUDGET, QUICK_BUDGET, run, suites_named
-        from gist_fast.bench.suite import Plan
+    done: list[str] = []
+    with only_results_on_stdout(), CtrlC() as ctrl_c:
+        try:
+            _check(device, dtype, seconds, report, overwrite)
+            from gist_fast.bench.results import device_name
+            from gist_fast.bench.run import BUDGETS, run, suites_named
+            from gist_fast.bench.suite import Plan
 
-        place = _device(device)
-        chosen = suites_named(suite)
-        folder = output / device_name(place)
-        path = _free(folder)
-        results = run(
-            chosen,
-            Plan(given, place, dtype, quick),
-            command=shlex.join(["gist-fast", *sys.argv[1:]]),
-            budget=seconds or (QUICK_BUDGET if quick else BUDGET),
-            say=note,
-        )
-        _write(path, results, report, overwrite)
+            place, extent = _device(device), _scale(scale, quick)
+            chosen = suites_named(suite)
+            path = _free(output, device_name(place))
+            results = run(
+                chosen,
+                Plan(given, place, dtype, extent),
+                command=shlex.join(["gist-fast", *sys.argv[1:]]),
+                budget=seconds or BUDGETS[extent],
+                say=note,
+                keep=ctrl_c.check,
+            )
+            _write(path, results, report, overwrite, done)
+        except (KeyboardInterrupt, Exception) as error:
+            if not ctrl_c.came and not isinstance(error, KeyboardInterrupt):
+                raise
+            note(f"gist-fast: interrupted; {'written: ' + ', '.join(done) if done else 'nothing was written'}.")
+            raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print_json(results.as_dict())
         return
@@ -140,8 +152,22 @@ def _device(device: str | None) -> str:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _check(device: str | None, dtype: str, report: Path | None, overwrite: bool) -> None:
+def _scale(scale: str | None, quick: bool) -> str:
+    from gist_fast.bench.suite import SCALES
+    from gist_fast.checks import check_choice
+    from gist_fast.errors import InputError
+
+    if scale is not None:
+        check_choice("--scale", scale, SCALES)
+        if quick and scale != "small":
+            raise InputError(f"--quick means --scale small, and --scale {scale} was given; keep one of the two.")
+    return "small" if quick else scale or "medium"
+
+
+def _check(device: str | None, dtype: str, seconds: float | None, report: Path | None, overwrite: bool) -> None:
     """Refuse before anything is measured."""
+    import math
+
     import torch
 
     from gist_fast.bench.cases import ITEM_SIZES
@@ -149,6 +175,8 @@ def _check(device: str | None, dtype: str, report: Path | None, overwrite: bool)
     from gist_fast.errors import InputError
 
     check_choice("--dtype", dtype, tuple(ITEM_SIZES))
+    if seconds is not None and not math.isfinite(seconds):
+        raise InputError(f"--seconds: got {seconds}; a number such as 60 would do.")
     if device is not None and device != "cpu" and not device.startswith("cuda"):
         raise InputError(f"--device: got {device!r}; cpu or cuda would do.")
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
@@ -161,14 +189,19 @@ def _check(device: str | None, dtype: str, report: Path | None, overwrite: bool)
         check_path(report, overwrite=overwrite)
 
 
-def _free(folder: Path) -> Path:
-    """``bench.json``, or with the first number that is free: a run never replaces another's figures."""
+def _free(output: Path, name: str) -> Path:
+    """``bench.json``, or with the first number that is free: a run never replaces another's figures.
+
+    Nothing is made yet: a run that is interrupted leaves no empty folder.
+    """
     from gist_fast.errors import InputError
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output: {folder} cannot be made ({error.strerror}).") from error
+    folder = output.expanduser() / name
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"--output: {there} is a file; a folder, or one that does not exist yet, would do.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--output: {there} cannot be written to; name another folder.")
     path, number = folder / "bench.json", 1
     while path.exists():
         number += 1
@@ -176,26 +209,33 @@ def _free(folder: Path) -> Path:
     return path
 
 
-def _write(path: Path, results: Results, report: Path | None, overwrite: bool) -> None:
+def _write(path: Path, results: Results, report: Path | None, overwrite: bool, done: list[str]) -> None:
+    """Add each file that is in place to `done`."""
     from gist_fast.bench.pictures import page, pictures
-    from gist_fast.bench.results import write
+    from gist_fast.bench.results import write, write_whole
     from gist_fast.errors import InputError
 
-    write(path, results)
-    note(f"results: {path}")
     drawn: dict[str, Picture] = {}
     try:
-        drawn = pictures(results)
-    except InputError as error:
-        note(f"no plots: {error}")
-    for name, picture in drawn.items():
-        path.with_name(f"{path.stem}-{name}.svg").write_text(picture.svg)
+        write(path, results)
+        done.append(str(path))
+        note(f"results: {path}")
+        try:
+            drawn = pictures(results)
+        except InputError as error:
+            note(f"no plots: {error}")
+        for name, picture in drawn.items():
+            write_whole(path.with_name(f"{path.stem}-{name}.svg"), picture.svg)
+    except OSError as error:
+        raise InputError(f"--output: {path.parent} cannot be written ({error.strerror or error}).") from error
     if drawn:
+        done.append(_names(path, drawn))
         note(f"plots: {_names(path, drawn)}")
     if report is not None:
         from gist_fast.report.page import write_page
 
         write_page(report, page(results, drawn), overwrite=overwrite)
+        done.append(str(report))
         note(f"report: {report}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,7 +98,7 @@ def evaluate(
                 results[role]["mteb"] = found
     sizes = {} if tasks is None else tasks.sizes
     if as_json:
-        print_json({**sizes, **_without_nan(results)})
+        print_json({**sizes, **results})
         return
     measured = {task: f"{task} ({result['metric']})" for task, result in results["model"].get("mteb", {}).items()}
     rows = []
@@ -135,12 +134,3 @@ def _config(
     read = {name: SourceConfig(sources[name] or "", split=split, columns=parsed) for name in given}
     named = {option[2:]: str(path) for option, path in files.items() if path is not None}
     return EvaluationConfig(**read, **named)  # type: ignore[arg-type]
-
-
-def _without_nan(value: Any) -> Any:
-    """The same with None for what is no number: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(below) for key, below in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(below) for below in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
@@ -28,8 +29,8 @@ def only_results_on_stdout() -> Iterator[None]:
 
 
 def print_json(result: Any) -> None:
-    """The result, alone, on stdout."""
-    print(json.dumps(result, ensure_ascii=False, indent=2))
+    """The result, alone, on stdout; null for a float that is no finite number, because JSON has none."""
+    print(json.dumps(_finite(result), ensure_ascii=False, indent=2))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -70,6 +71,14 @@ Columns = Annotated[
     str | None,
     typer.Option("--columns", help="Which column is which: anchor=question,positive=answer, or names in that order."),
 ]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(below) for key, below in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(below) for below in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: Any) -> str:

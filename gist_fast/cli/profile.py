@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gist_fast.cli.ctrl_c import INTERRUPTED, CtrlC
 from gist_fast.cli.output import Json, note, only_results_on_stdout, print_json
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from gist_fast.profiling import Profile
     from gist_fast.report.page import Table
 
-INTERRUPTED = 130
 TRACE, FIGURES = "trace.json.gz", "profile.json"
 _OURS = {TRACE, FIGURES, *(f"{name}.{ending}" for name in ("steps", "steps-device") for ending in ("svg", "png"))}
 """All that a folder of a profile may hold."""
@@ -51,12 +51,12 @@ def profile(
     """
     target = (Path(f"{config.stem}-profile") if output is None else output).expanduser()
     done: list[str] = []
-    with only_results_on_stdout():
+    with only_results_on_stdout(), CtrlC() as ctrl_c:
         try:
             with tempfile.TemporaryDirectory(prefix="gist-fast-profile-") as scratch:
                 _check_places(target, report, overwrite)
                 plan = _make_plan(config, context.args, steps, warmup, Path(scratch))
-                found = _run(plan, steps, warmup, Path(scratch) / TRACE)
+                found = _run(plan, steps, warmup, Path(scratch) / TRACE, ctrl_c)
                 facts = _facts(plan, found, config)
                 result = {"facts": facts, "settings": _settings(plan), **found.as_dict()}
                 files = _write(found, result, Path(scratch) / TRACE, target)
@@ -67,7 +67,9 @@ def profile(
 
                 write_page(report, report_page(found, facts, result["settings"]), overwrite=overwrite)
                 done.append(str(report))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Exception) as error:
+            if not ctrl_c.came and not isinstance(error, KeyboardInterrupt):
+                raise
             note(f"gist-fast: interrupted; {'written: ' + ', '.join(done) if done else 'nothing was written'}.")
             raise typer.Exit(INTERRUPTED) from None
     if as_json:
@@ -112,7 +114,7 @@ def _make_plan(config: Path, overrides: list[str], steps: int, warmup: int, scra
     return dataclasses.replace(plan, arguments=arguments, eval=None, evaluator=None)
 
 
-def _run(plan: _Plan, steps: int, warmup: int, trace: Path) -> Profile:
+def _run(plan: _Plan, steps: int, warmup: int, trace: Path, ctrl_c: CtrlC) -> Profile:
     from transformers import PrinterCallback
 
     from gist_fast.cli.train import _make_trainer
@@ -123,6 +125,7 @@ def _run(plan: _Plan, steps: int, warmup: int, trace: Path) -> Profile:
     note(f"Training {warmup} steps to warm up, then {steps} under the profiler.")
 
     def on_step(step: int) -> None:
+        ctrl_c.check()
         note(f"step {step} of {warmup + steps}{' (warm-up)' if step <= warmup else ''}")
 
     return profile_training(trainer, steps=steps, warmup=warmup, trace=trace, on_step=on_step)

@@ -1,0 +1,52 @@
+"""Ctrl-C in work that writes only at its end: remembered, since not every place in which it arrives lets it through."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+INTERRUPTED = 130
+
+
+class CtrlC:
+    """A context in which SIGINT raises KeyboardInterrupt, as ever, and is remembered.
+
+    One that arrives in the hook of a fork or in a finaliser is swallowed by Python, and it may first be seen as the
+    failure of a process that the same Ctrl-C ended: ask `check` now and then, and on any exception whether it `came`.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._before: Any = None
+        self._told: Any = None
+        self._takes = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> CtrlC:
+        if self._takes:
+            self._before = signal.signal(signal.SIGINT, self._on_signal)
+            self._told = sys.unraisablehook
+            sys.unraisablehook = self._on_swallowed
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._takes:
+            signal.signal(signal.SIGINT, self._before)
+            if not self.came:  # else the process ends, and finalisers are still to come
+                sys.unraisablehook = self._told
+
+    def check(self, *_: object) -> None:
+        """Raise KeyboardInterrupt where it was swallowed."""
+        if self.came:
+            raise KeyboardInterrupt
+
+    def _on_swallowed(self, told: Any) -> None:
+        # The traceback of a swallowed Ctrl-C, or of a finaliser that misses the processes it ended, tells a user nothing.
+        if not self.came:
+            self._told(told)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt

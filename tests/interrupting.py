@@ -1,0 +1,62 @@
+"""Ctrl-C as a terminal sends it: to a command in a process group of its own, and to all that it started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """What an interrupted command left on its streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+def interrupt(
+    arguments: Sequence[str], folder: Path, when: str, after: float = 0.0, limit: float = 240.0
+) -> Interrupted:
+    """Start ``gist-fast`` in `folder`; send SIGINT to its group `after` seconds after `when` stands on stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gist_fast", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None and process.stderr is not None
+    said: list[str] = []
+
+    def read() -> None:
+        said.extend(iter(process.stderr.readline, ""))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    end = time.monotonic() + limit
+    try:
+        while not any(when in line for line in said):
+            assert process.poll() is None and time.monotonic() < end, f"{when!r} was never said: {''.join(said)}"
+            time.sleep(0.02)
+        time.sleep(after)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(max(1.0, end - time.monotonic()))
+        # Whoever still holds the stream is a process that outlived the command.
+        reader.join(10)
+        assert not reader.is_alive(), "a process that the command started still runs"
+        return Interrupted(process.returncode, process.stdout.read(), "".join(said))
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        process.stdout.close()
