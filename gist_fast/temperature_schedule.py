@@ -71,8 +71,3 @@ class TemperatureCallback(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Before the first batch of a step."""
         self._loss.temperature = scheduled(args, state.global_step, state.max_steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Say it in the log of the training loss."""
-        if logs is not None and "loss" in logs:
-            logs["temperature"] = float(self._loss.temperature)

@@ -300,6 +300,9 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
                 for name, value in loss.statistics.pop().items()
             }
             logs.update(rounded(mean_over_processes(done, processes)))
+            for prefix, loss in _named_guided_losses(self.loss):
+                if loss.variants.learn_temperature or self.args.temperature_schedule is not None:
+                    logs[f"{prefix}temperature"] = float(loss.temperature)
             logs.update(gathered_figures(callbacks, processes))
             show_on_bar(callbacks, logs)
         super().log(logs, start_time)

@@ -87,7 +87,7 @@ def mask_bytes(blocks: Sequence[Block], widths: int) -> int:
 def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
     """The softmax over the negatives of each row; see `gist_fast.backends.interface.StreamingBackend`."""
     config = _config(
-        _forward_direction(operands), operands, blocks, lambda c: forward_with(c, operands, blocks, keep_bits)
+        _forward_direction(operands, blocks), operands, blocks, lambda c: forward_with(c, operands, blocks, keep_bits)
     )
     return forward_with(config, operands, blocks, keep_bits)
 
@@ -115,6 +115,7 @@ def mask_product(
         for found, rectangle, words in _spans(blocks, bits):
             if found is not block:
                 continue
+            assert words is not None, "masks are multiplied by where they are kept"
             columns = slice(rectangle.first, rectangle.first + rectangle.columns)
             shape = block.rows, rectangle.columns
             add_masked(
@@ -337,13 +338,14 @@ def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Ca
     if direction != "recompute":
         return tuning.tuned(key(direction), default, direction, seconds)
     # Masks decided again must be summed in the forward pass's own steps.
-    step = tuning.recall(key(_forward_direction(operands)), default).block_k
+    step = tuning.recall(key(_forward_direction(operands, blocks)), default).block_k
     return tuning.tuned(key(f"{direction} in steps of {step}"), tuning.with_step(default, step), direction, seconds)
 
 
-def _forward_direction(operands: Operands) -> str:
+def _forward_direction(operands: Operands, blocks: Sequence[Block]) -> str:
     """What the forward pass is to `gist_fast.kernels.tuning`."""
-    return "forward" if operands.floors is None else "hard"
+    heavy = operands.floors is not None or any(block.own is not None for block in blocks)
+    return "heavy" if heavy else "forward"
 
 
 @functools.cache

@@ -115,7 +115,8 @@ def read(path: Path) -> Results:
         del found["format"]
         results = Results(rows=rows, **found)
         for rate in results.rates:
-            rate["case"]["dtype"], rate["flops"] + 0, _seconds(rate["seconds"])
+            rate["case"]["dtype"], rate["flops"] + 0, rate["seconds"]
+            _seconds(rate["seconds"])
         results.machine.items()
         return results
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -43,7 +43,7 @@ class CtrlC:
             raise KeyboardInterrupt
 
     def _on_swallowed(self, told: Any) -> None:
-        # The traceback of a swallowed Ctrl-C, or of a finaliser that misses the processes it ended, tells a user nothing.
+        # The traceback of a swallowed Ctrl-C, or of a finaliser that misses the processes it ended, tells nothing.
         if not self.came:
             self._told(told)
 
