@@ -76,11 +76,12 @@ def busiest_table(profile: Profile) -> Table:
     return Table((what, "mostly in", "calls", "ms a step", "share"), rows, f"Busiest {what}s, mean of a step")
 
 
-def draw_steps(profile: Profile, *, device: bool = False) -> Figure:
+def draw_steps(profile: Profile, *, device: bool = False, narrow: bool = False) -> Figure:
     """A bar for each step and one for the median step, stacked of its parts.
 
     Args:
         device: the device's time instead of the host's.
+        narrow: so that a phone shows all of it.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -92,10 +93,15 @@ def draw_steps(profile: Profile, *, device: bool = False) -> Figure:
     for step in profile.steps:
         bars[f"step {step.step}"] = (step.device or {}) if device else step.host
     bars[f"median ({profile.median.step})"] = (profile.median.device or {}) if device else profile.median.host
-    picture = figure(8.0, 2.0 + 0.32 * len(bars))
+    columns = 2 if narrow else 3
+    picture = figure(4.6 if narrow else 8.0, 1.2 + 0.32 * len(bars) + 0.2 * -(-len(names) // columns))
     axes = picture.subplots()
     # All parts in all bars, so that a part's colour is the same in every picture.
-    stacked_bars(axes, {name: {part: lengths.get(part, 0.0) for part in names} for name, lengths in bars.items()})
+    stacked_bars(
+        axes,
+        {name: {part: lengths.get(part, 0.0) for part in names} for name, lengths in bars.items()},
+        columns=columns,
+    )
     axes.set_title("What the device works on, by step" if device else "Where the wall time goes, by step")
     return picture
 
@@ -129,7 +135,7 @@ def report_page(profile: Profile, facts: Mapping[str, str], settings: Mapping[st
     from gist_fast.report.plots import to_svg
 
     host, *others = (
-        to_svg(draw_steps(profile, device=device), _in_words(profile, device=device))
+        to_svg(draw_steps(profile, device=device, narrow=True), _in_words(profile, device=device))
         for _, device in _pictures(profile)
     )
     device = bool(others)
@@ -144,7 +150,7 @@ def report_page(profile: Profile, facts: Mapping[str, str], settings: Mapping[st
         Section("The machine", "", (machine_table(profile),)),
         Section("Busiest kernels" if device else "Busiest operators", "", (busiest_table(profile),)),
         Section("The parts", "", (Table(("part", "meaning"), list(MEANINGS.items())),)),
-        Section("Settings", "", (Table(("setting", "value"), [(k, str(v)) for k, v in settings.items()]),)),
+        Section("Settings", "", (Table(("setting", "value"), [(k, str(v)) for k, v in settings.items()], prose=True),)),
     ]
     return make_page("Profile of a training run", facts, sections)
 

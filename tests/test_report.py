@@ -115,9 +115,11 @@ class TestPage:
             *("\u2013", "12\u202f346", "\u2013", "3"),
             *("-7", "nan", "12 ms", "yes"),
         ]
-        right = {"class": "number"}
+        right, short = {"class": "number"}, {"class": "short"}
         assert tree.all("th") == [{"scope": "col"} | right] * 3 + [{"scope": "col"}]
-        assert tree.all("td") == [right, right, right, {}, right, right, right, right, right, right, right, {}]
+        assert tree.all("td") == [right, right, right, short, *[right] * 7, short]
+        long = one_section(Table(["what"], [["x" * 24], ["x" * 25]]))
+        assert long.all("td") == [short, {}]
         prose = one_section(Table(["what", "value"], [["a", 1], ["b", "2"]], prose=True))
         assert prose.all("td") == [{}] * 4
 
@@ -607,7 +609,7 @@ class TestCommand:
         assert re.search(r"Throughput in rows, rows a second: from [\d.]+ at step 1 to ", page)
         assert re.search(r"Evaluation loss, loss \(nats\): &lt;b&gt;: .*; first: ", page)
         after = summary["evaluation"]["after"]["ndcg@10"]
-        assert f"<td>ndcg@10</td><td>\u2013</td><td>{after:.4f}</td>" in re.sub(r' class="number"', "", page)
+        assert f"<td>ndcg@10</td><td>\u2013</td><td>{after:.4f}</td>" in re.sub(r' class="(number|short)"', "", page)
         assert "The student was not measured before training." in page
         # The trainer's own rate and mean loss are of the part after the resumption.
         assert f"<td>resumed from</td><td>{summary['resumed_from']}</td>" in page

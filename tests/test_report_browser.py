@@ -20,6 +20,10 @@ pytestmark = [
 ]
 
 
+WIDE = {"Bench <b>": 1}
+"""Pictures that are wider than a phone, by the page's title."""
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _matplotlib():
     pytest.importorskip("matplotlib", reason="matplotlib (the extra [bench]) is not installed")
@@ -109,7 +113,26 @@ def inspection() -> str:
     return inspection_page(found, {"data": "d" * 200, "guide": "<b>a guide</b>"})
 
 
-@pytest.fixture(scope="module", params=[training, plots, inspection])
+def bench() -> str:
+    """What ``gist-fast bench`` writes of all its suites."""
+    from fabricated import bench_results
+
+    from gist_fast.bench.pictures import page, pictures
+
+    results = bench_results()
+    return page(results, pictures(results))
+
+
+def profile() -> str:
+    """What ``gist-fast profile`` writes of a run on a card, with all the figures that there can be."""
+    from fabricated import profiled
+
+    from gist_fast.profile_report import report_page
+
+    return report_page(profiled(), {"student": "a/student", "device": "a card"}, {"learning_rate": "1e-4"})
+
+
+@pytest.fixture(scope="module", params=[training, plots, inspection, bench, profile])
 def seen(request, tmp_path_factory) -> browser.Seen:
     folder = tmp_path_factory.mktemp("page")
     page = folder / "report.html"
@@ -160,7 +183,7 @@ def test_pictures_fill_a_phone_and_only_wide_ones_scroll(seen):
         assert all(picture["width"] >= min(picture["shown"], 300) for picture in view["pictures"])
         if view["width"] == 360:
             scrolling = [picture for picture in view["pictures"] if picture["width"] > picture["shown"]]
-            assert len(scrolling) == view["scrolling"].count("svg") == (1 if "Bench" in view["title"] else 0)
+            assert len(scrolling) == view["scrolling"].count("svg") == WIDE.get(view["title"], 0)
         else:
             assert "svg" not in view["scrolling"]
 

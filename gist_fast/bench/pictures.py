@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 from gist_fast.bench.growth import Power
 from gist_fast.bench.results import OK, OUT_OF_MEMORY, Results, Row, ratio_of
 from gist_fast.bench.run import SUITES
-from gist_fast.bench.tables import facts, fit_table, suite_table, unsupported
+from gist_fast.bench.tables import facts, fit_table, notes, suite_table
 
 if TYPE_CHECKING:
     from gist_fast.report.page import Picture
 
+TWO_ABREAST = 27
+"""Letters of a legend's longest label, of which two then fit side by side."""
+FEW_DECADES = 60
+"""Within so much along an axis the powers of ten are too few to read a value off."""
 Figure = Callable[[Row], float | None]
 
 
@@ -25,7 +29,8 @@ def pictures(results: Results) -> dict[str, Picture]:
     found: dict[str, Picture] = {}
     for suite in dict.fromkeys(row.suite for row in results.rows if row.size):
         rows = [row for row in results.rows if row.suite == suite]
-        found[f"{suite}-time"] = _against_size(results, suite, rows, "time", "seconds", _seconds)
+        if any(row.timing() for row in rows):
+            found[f"{suite}-time"] = _against_size(results, suite, rows, "time", "seconds", _seconds)
         if any(row.memory for row in rows):
             found[f"{suite}-memory"] = _against_size(results, suite, rows, "memory", "memory added (MiB)", _mebibytes)
         if any(row.share for row in rows):
@@ -64,24 +69,22 @@ def _text(suite: str, results: Results) -> str:
             "the mathematics asks for, (10 D + 2 G) 2 B^2 FLOPs with all blocks: who computes more gets no credit. "
             "A cross marks where memory ran out."
         )
-    absent = [f"{what}: {why}." for what, why in unsupported(results, suite).items()]
-    return text + ("\n\nNot among them: " + " ".join(absent) if absent else "")
+    return "\n\n".join([text, *notes(results, suite)])
 
 
 def _against_size(results: Results, suite: str, rows: Sequence[Row], quantity: str, unit: str, of: Figure) -> Picture:
-    from gist_fast.report.plots import figure, legend, line_styles, log_log, to_svg
+    from gist_fast.report.plots import line_styles, log_log, to_svg
 
-    drawn = figure(6.0, 4.2)
-    axes = drawn.subplots()
-    names = list(dict.fromkeys(row.what for row in rows if row.outcome in (OK, OUT_OF_MEMORY)))
+    names = list(dict.fromkeys(row.what for row in rows if row.outcome == OUT_OF_MEMORY or of(row) is not None))
     grows = {fit["what"]: Power(**fit["power"]) for fit in results.fits if _is(fit, suite, quantity)}
+    labels = {name: f"{name}, ~B^{grows[name].exponent:.2f}" if name in grows else name for name in names}
+    drawn, axes = _figure(list(labels.values()))
     said = []
     highest = max((value for row in rows if (value := of(row)) is not None), default=1.0)
     for name, style in zip(names, line_styles(len(names)), strict=True):
         own = [row for row in rows if row.what == name]
         points = [(row.size, value) for row in own if row.outcome == OK and (value := of(row)) is not None]
-        power = grows.get(name)
-        label = f"{name}, ~B^{power.exponent:.2f}" if power else name
+        label = labels[name]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
             said.append(f"{name} from {points[0][1]:.3g} at B {points[0][0]} to {points[-1][1]:.3g} at {points[-1][0]}")
@@ -94,19 +97,23 @@ def _against_size(results: Results, suite: str, rows: Sequence[Row], quantity: s
             )  # fmt: skip
             said.append(f"{name} out of memory at B {ran_out.size}")
     log_log(axes, "pairs" if suite == "guide" else "batch size B", unit)
+    low, high = axes.get_ylim()
+    if high < FEW_DECADES * low:
+        from matplotlib.ticker import LogLocator
+
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.set_title(f"{suite}: {quantity}")
-    legend(axes, fontsize=8)
+    _legend(drawn)
     crosses = "; crosses: out of memory" if any(row.outcome == OUT_OF_MEMORY for row in rows) else ""
     alt = f"{unit} against size in the suite {suite}: {'; '.join(said) or 'no points'}."
     return to_svg(drawn, alt, f"{quantity.capitalize()} against size, both logarithmic{crosses}.")
 
 
 def _share(suite: str, rows: Sequence[Row]) -> Picture:
-    from gist_fast.report.plots import MUTED, figure, legend, line_styles, to_svg
+    from gist_fast.report.plots import MUTED, line_styles, to_svg
 
-    drawn = figure(6.0, 4.2)
-    axes = drawn.subplots()
     names = list(dict.fromkeys(row.what for row in rows if row.share))
+    drawn, axes = _figure(names)
     said = []
     for name, style in zip(names, line_styles(len(names)), strict=True):
         points = [(row.size, ratio) for row in rows if row.what == name and (ratio := ratio_of(row.share))]
@@ -127,9 +134,31 @@ def _share(suite: str, rows: Sequence[Row]) -> Picture:
     axes.set_xlabel("batch size B")
     axes.set_ylabel("share of the matrix product's rate")
     axes.set_title(f"{suite}: share of the roofline")
-    legend(axes, fontsize=8)
+    _legend(drawn)
     alt = f"Share of the rate of a large matrix product, by minimal FLOPs: {'; '.join(said)}."
     return to_svg(drawn, alt, "By minimal FLOPs; the dashed line is a large matrix product. Bands: quartiles.")
+
+
+def _figure(labels: Sequence[str]) -> tuple[Any, Any]:
+    """As wide as a phone takes it, with room for a legend of these, and its axes."""
+    from gist_fast.report.plots import figure
+
+    drawn = figure(4.6, 3.1 + 0.2 * -(-len(labels) // _columns(labels)))
+    return drawn, drawn.subplots()
+
+
+def _columns(labels: Sequence[str]) -> int:
+    return 2 if max(map(len, labels), default=0) <= TWO_ABREAST else 1
+
+
+def _legend(drawn: Any) -> None:
+    """Below the lines, so that it hides none."""
+    from gist_fast.report.plots import LEGEND
+
+    handles, labels = drawn.axes[0].get_legend_handles_labels()
+    if labels:
+        options = {**LEGEND, "fontsize": 9, "ncols": _columns(labels)}
+        drawn.legend(handles, labels, loc="outside lower center", **options)
 
 
 def _seconds(row: Row) -> float | None:

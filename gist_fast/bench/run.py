@@ -44,6 +44,8 @@ PATIENCE = 30.0
 FIRST_CASE = 5
 """The first case of a suite gets as much of its budget as this many more: libraries load and compilers work in it, and
 it is the one that slow peers can do."""
+ALREADY = " already"
+"""How the reason ends of who was not tried, since a smaller case told."""
 _MATMUL = "matmul"
 Say = Callable[[str], None]
 
@@ -180,7 +182,9 @@ def _enter(suite: Suite, case: Any, name: str, budget: float, smaller: Entrant |
         row.least_memory = least
         return ends(OUT_OF_MEMORY, f"needs {least / 2**30:.1f} GiB at least, by formula; {free / 2**30:.1f} are free")
     if smaller is not None and smaller.row.outcome in (WRONG, FAILED, OUT_OF_MEMORY, NOT_RUN):
-        return ends(smaller.row.outcome, f"at B {smaller.row.size} already")
+        # The size at which it was so first, however many were not tried since.
+        why = smaller.row.why if smaller.row.why.endswith(ALREADY) else f"at B {smaller.row.size}{ALREADY}"
+        return ends(smaller.row.outcome, why)
     expected = _expected(smaller, case.size)
     if expected * LEAST_ROUNDS > budget:
         return ends(NOT_RUN, f"a turn would take some {expected:.1f} s: no time for {LEAST_ROUNDS} rounds", expected)

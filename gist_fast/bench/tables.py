@@ -7,14 +7,18 @@ from typing import Any
 
 from gist_fast.bench.growth import Power
 from gist_fast.bench.results import OK, UNSUPPORTED, Results, Row, ratio_of
-from gist_fast.bench.run import SUITES
+from gist_fast.bench.run import ALREADY, SUITES
 
 Cells = list[str]
 
 
 def suite_table(results: Results, suite: str) -> tuple[list[str], list[Cells]]:
-    """Columns and rows of one suite."""
-    rows = [row for row in results.rows if row.suite == suite and row.outcome != UNSUPPORTED]
+    """Columns and rows of one suite; who did not get on at a size and was not tried at larger ones has no more rows."""
+    rows = [
+        row
+        for row in results.rows
+        if row.suite == suite and row.outcome != UNSUPPORTED and not (row.outcome != OK and row.why.endswith(ALREADY))
+    ]
     sized = any(row.size for row in rows)
     parts = [p for p in ("forward", "backward") if any(p in row.seconds for row in rows)]
     ratios, shares = (any(getattr(row, name) for row in rows) for name in ("ratio", "share"))
@@ -27,6 +31,22 @@ def suite_table(results: Results, suite: str) -> tuple[list[str], list[Cells]]:
 def unsupported(results: Results, suite: str) -> dict[str, str]:
     """Who took no part in a suite, and why not."""
     return {row.what: row.why for row in results.rows if row.suite == suite and row.outcome == UNSUPPORTED}
+
+
+def notes(results: Results, suite: str) -> list[str]:
+    """A sentence for each competitor that was not timed, at some size or at all, and why."""
+    said = [f"{what} takes no part: {why}." for what, why in unsupported(results, suite).items()]
+    for what in dict.fromkeys(row.what for row in results.rows if row.suite == suite):
+        rows = [row for row in results.rows if (row.suite, row.what) == (suite, what)]
+        told: set[str] = set()
+        for row in rows:
+            if row.outcome in (OK, UNSUPPORTED) or row.outcome in told or row.why.endswith(ALREADY):
+                continue
+            told.add(row.outcome)
+            last = rows[-1].outcome == row.outcome and rows[-1] is not row
+            where = f" at B {row.size:,}{' and above' if last else ''}" if row.size else ""
+            said.append(f"{what}{where} {row.outcome}{f': {row.why}' if row.why else ''}.")
+    return said
 
 
 def fit_table(results: Results) -> tuple[list[str], list[Cells]]:
@@ -81,9 +101,8 @@ def _cells(row: Row, sized: bool, parts: Sequence[str], ratios: bool, shares: bo
     cells = [f"{row.size:,}"] * sized + [row.what]
     timing = row.timing()
     if row.outcome != OK or timing is None:
-        told = f"{row.outcome}: {row.why}" if row.why else row.outcome
         memory = "-" if row.memory is None else amount(row.memory)
-        return [*cells, *["-"] * len(parts), told, memory, *["-"] * (ratios + shares)]
+        return [*cells, *["-"] * len(parts), row.outcome, memory, *["-"] * (ratios + shares)]
     for part in parts:
         own = row.timing(part) if part in row.seconds else None
         cells.append("-" if own is None else duration(own.median))

@@ -86,8 +86,8 @@ def bench(
     for name in dict.fromkeys(row.suite for row in results.rows):
         columns, rows = tables.suite_table(results, name)
         print_table(f"{name}: {next(s.title for s in chosen if s.name == name)}", columns, rows)
-        for what, why in tables.unsupported(results, name).items():
-            print(f"not among them: {what}: {why}.")
+        for line in tables.notes(results, name):
+            print(line)
     if results.fits:
         print_table("How costs grow", *tables.fit_table(results))
     print_table("Measured on", ("what", "value"), list(tables.facts(results).items()))

@@ -19,6 +19,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 SENTENCE = 24
 """Letters from which on a cell asks for a column that a phone does not fold into single words."""
 THIN_SPACE = "\u202f"
+SHORT = 24
+"""Characters of a cell that stay on one line."""
 _NUMBER = re.compile(r"[+\-\u2212]?\d[\d\u202f]*(\.\d+)?(e[+-]?\d+)?\s?(%|\u00d7|[A-Za-zµ/]{1,8})?")
 
 
@@ -208,7 +210,7 @@ def _table(table: Table, title: str) -> str:
     rows = "\n".join(
         "<tr>"
         + "".join(
-            f"<td{_aligned(side or (not table.prose and _is_number(cell)))}>{html.escape(shown(cell))}</td>"
+            f"<td{_kind(cell, side, table.prose)}>{html.escape(shown(cell))}</td>"
             for cell, side in zip(row, right, strict=True)
         )
         + "</tr>"
@@ -228,6 +230,13 @@ def _aligned(right: bool) -> str:
 
 def _wide(cells: Sequence[object]) -> str:
     return ' class="text"' if any(isinstance(cell, str) and len(cell) > SENTENCE for cell in cells) else ""
+
+
+def _kind(cell: object, right: bool, prose: bool) -> str:
+    """The class of a cell: a number, or what is too short to be broken into lines on a phone."""
+    if right or (not prose and _is_number(cell)):
+        return _aligned(True)
+    return ' class="short"' if not prose and len(shown(cell)) <= SHORT else ""
 
 
 def _is_number(cell: object) -> bool:

@@ -182,13 +182,14 @@ def plain(value: float) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def stacked_bars(axes: Axes, bars: Mapping[str, Mapping[str, float]], *, unit: str = "ms") -> None:
+def stacked_bars(axes: Axes, bars: Mapping[str, Mapping[str, float]], *, unit: str = "ms", columns: int = 3) -> None:
     """Horizontal bars, one a name, each of parts laid end to end; a part has one colour and hatch in all bars.
 
     Args:
         axes: Where to.
         bars: For each bar its parts' lengths, by the parts' names. A part missing from a bar has no length there.
         unit: Of the lengths; the label of the axis.
+        columns: Of the legend.
 
     Raises:
         InputError: more than 14 parts, or a length below 0.
@@ -221,7 +222,7 @@ def stacked_bars(axes: Axes, bars: Mapping[str, Mapping[str, float]], *, unit: s
     axes.figure.legend(  # type: ignore[union-attr]
         *axes.get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=min(3, len(parts)),
+        ncols=min(columns, len(parts)),
         **LEGEND,
     )
 

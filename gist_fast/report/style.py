@@ -38,6 +38,7 @@ th { font-weight: 600; border-bottom: 2px solid var(--line); vertical-align: bot
 th.text { min-width: 12rem; }
 td { max-width: min(30rem, 60vw); overflow-wrap: break-word; }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.short { white-space: nowrap; max-width: none; }
 .pictures {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.25rem; margin: .75rem 0;
 }
