@@ -142,7 +142,10 @@ def test_growth_is_fitted_and_shown():
 
 def test_suites_by_name():
     assert [suite.name for suite in suites_named("step, loss")] == ["step", "loss"]
-    with pytest.raises(InputError, match="loss, engine, guide, step, start would do"):
+    assert [suite.name for suite in suites_named("step,step")] == ["step"]
+    assert [suite.name for suite in suites_named(None)] == ["loss", "engine", "guide", "step", "start"]
+    assert [suite.name for suite in suites_named(None, "cuda:0")] == list(SUITES)
+    with pytest.raises(InputError, match="loss, self, unguided, engine, guide, step, start would do"):
         suites_named("")
 
 
@@ -157,7 +160,8 @@ def test_all_that_the_command_needs_is_installed_with_it():
 
 @pytest.mark.slow
 def test_every_suite_runs_at_its_smallest(run_command, tmp_path):
-    found = run_command("bench", "--sizes", "8", "--seconds", "30", "--output", tmp_path, "--json")
+    chosen = ("--suite", ",".join(SUITES), "--sizes", "8")
+    found = run_command("bench", *chosen, "--seconds", "900", "--output", tmp_path, "--json")
     assert found.code == 0, found.err
     rows = json.loads(found.out)["rows"]
     assert {row["suite"] for row in rows} == set(SUITES)

@@ -11,24 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("environment", "check", "speed", "memory", "peers", "tests", "tuned")
+PARTS = ("environment", "check", "speed", "memory", "peers", "suites", "profile", "tests", "tuned")
 
-# Stands for Python: notes its part, and does to it what BREAK asks for. What gathers results is the real thing, without
-# the seconds that torch takes to import.
+# Stands for Python: notes its part, and does to it what BREAK asks for. What gathers results is the real thing.
 STUB = f"""#!{sys.executable}
-import json, os, pathlib, runpy, signal, sys, time, types
-what, arguments = sys.argv[2], sys.argv[3:]
-if what in ("ended", "table", "device"):
-    torch = types.ModuleType("torch")
-    torch.Tensor = object
-    torch.cuda = types.SimpleNamespace(is_available=lambda: False)
-    sys.modules["torch"] = torch
-    sys.path.insert(0, {str(ROOT)!r})
-    import gist_fast
-    gist_fast.guided_contrastive_loss = None
+import json, os, pathlib, runpy, signal, sys, time
+if sys.argv[1].endswith("gpu_results.py"):
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")
     sys.exit()
+what, arguments = sys.argv[2], sys.argv[3:]
 out = pathlib.Path(arguments[arguments.index("--out") + 1])
 (out / "parts").mkdir(exist_ok=True)
 (out / "parts" / (what + ".json")).write_text(json.dumps({{"begun": what}}))

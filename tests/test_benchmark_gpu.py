@@ -16,7 +16,8 @@ SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
 
 def part(out: Path, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), *arguments, "--out", str(out)]
+    script = SCRIPT.with_name("gpu_results.py") if arguments[0] in ("ended", "table") else SCRIPT
+    command = [sys.executable, str(script), *arguments, "--out", str(out)]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -55,16 +56,25 @@ def test_parts_write_results_and_the_table_shows_them(tmp_path: Path) -> None:
 def test_the_limits_of_all_parts_stay_under_nine_minutes() -> None:
     lines = SCRIPT.with_name("gpu.sh").read_text().splitlines()
     limits = [int(line.split()[1]) for line in lines if line.strip().startswith("part ")]
-    assert len(limits) == 8
-    assert sum(limits) < 9 * 60
+    assert len(limits) == 10
+    # Half a minute is left for what stands between the parts.
+    assert sum(limits) <= 8.5 * 60 + 10
 
 
 @pytest.mark.slow
 def test_the_whole_script_runs_without_a_gpu(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TOY": "1", "OUT": str(tmp_path), "PYTHON": sys.executable}
+    # On a machine with other work.
+    environment |= {"PATIENCE": "5", "OMP_NUM_THREADS": "1"}
     run = subprocess.run([SCRIPT.with_suffix(".sh")], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     results = json.loads((tmp_path / "results.json").read_text())
-    assert {"environment", "check", "speed", "memory", "tests", "tuned"} <= set(results)
+    assert {"environment", "check", "speed", "memory", "peers", "suites", "profile", "tests", "tuned"} <= set(results)
+    assert {name: part["ended"] for name, part in results.items() if "ended" in part} == {}
+    assert all("failed" not in row for name in ("speed", "tuned") for row in results[name]["rows"])
+    for file, suites in (("bench.json", {"loss"}), ("bench-models.json", {"step", "engine"})):
+        rows = json.loads((tmp_path / file).read_text())["rows"]
+        assert {row["suite"] for row in rows if row["outcome"] == "ok"} == suites
+    assert (tmp_path / "profile" / "trace.json.gz").exists()
     assert "share" in run.stdout
     assert results["memory"]["keep_loss"] == results["memory"]["recompute_loss"]

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from gist_fast.bench.cases import CHECKED_ROWS, TOLERANCES, Embeddings, LossCase, WrongResult, coarse, exact_gradients
+from gist_fast.bench.cases import (
+    BLOCKS,
+    CHECKED_ROWS,
+    TOLERANCES,
+    Embeddings,
+    LossCase,
+    WrongResult,
+    coarse,
+    exact_gradients,
+)
 from gist_fast.bench.peers import OURS, PEERS
 from gist_fast.bench.results import WHOLE
 from gist_fast.bench.suite import Plan
@@ -19,21 +28,35 @@ SMALL = 4
 
 
 class LossSuite:
-    """Every peer of `gist_fast.bench.peers`."""
+    """Every peer of `gist_fast.bench.peers`.
 
-    name = "loss"
-    title = "The loss: embeddings to gradients"
+    Args:
+        guide: of its cases, as `LossCase` has it.
+    """
+
     isolated = True
     baseline: str | None = OURS
+
+    def __init__(
+        self,
+        name: str = "loss",
+        title: str = "The loss: embeddings to gradients",
+        guide: Literal["model", "self", "none"] = "model",
+        blocks: tuple[str, ...] = BLOCKS,
+    ) -> None:
+        self.name, self.title, self._guide, self._blocks = name, title, guide, blocks
 
     def cases(self, plan: Plan) -> Sequence[LossCase]:
         cuda = plan.device.startswith("cuda")
         sizes = plan.sizes_of(CUDA_SIZES if cuda else CPU_SIZES, SMALL)
         width, guide_width = (768, 1024) if cuda else (384, 384)
-        return [LossCase(rows, width, guide_width, plan.dtype, plan.device) for rows in sizes]
+        return [
+            LossCase(rows, width, guide_width, plan.dtype, plan.device, self._guide, self._blocks) for rows in sizes
+        ]
 
     def competitors(self, case: LossCase) -> Sequence[str]:
-        return list(PEERS)
+        # What a compiler makes of the plain version is seen where there is a guide, and costs much of a run's time.
+        return [name for name in PEERS if case.guide == "model" or name != "plain compiled"]
 
     def obstacle(self, case: LossCase, name: str) -> str | None:
         return PEERS[name].obstacle(case)

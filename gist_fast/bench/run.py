@@ -29,9 +29,21 @@ from gist_fast.bench.timing import LEAST_ROUNDS, NO_TIME, Parts, Stopwatch, Turn
 from gist_fast.bench.training import EngineSuite, GuideSuite, StepSuite
 from gist_fast.errors import InputError, nearest
 
-_ALL: tuple[Suite, ...] = (LossSuite(), EngineSuite(), GuideSuite(), StepSuite(), StartSuite())
+_ALL: tuple[Suite, ...] = (
+    LossSuite(),
+    LossSuite("self", "The loss, guided by the student itself: embeddings to gradients", "self"),
+    LossSuite(
+        "unguided", "The loss without a guide, anchors with positives alone: embeddings to gradients", "none", ("ap",)
+    ),
+    EngineSuite(),
+    GuideSuite(),
+    StepSuite(),
+    StartSuite(),
+)
 SUITES = {suite.name: suite for suite in _ALL}
-WEIGHTS = {"loss": 5.0, "engine": 2.5, "guide": 1.5, "step": 3.5, "start": 2.0}
+ON_A_CARD = ("self", "unguided")
+"""Suites that are there for peers which need a card: elsewhere they are measured only if they are asked for."""
+WEIGHTS = {"loss": 5.0, "self": 2.0, "unguided": 2.0, "engine": 2.5, "guide": 1.5, "step": 3.5, "start": 2.0}
 """How the budget is shared."""
 BUDGETS = {"small": 45.0, "medium": 225.0, "large": 1800.0}
 """Seconds that are planned for, by scale."""
@@ -59,12 +71,14 @@ class Entrant:
     """Of its first turn, building included; 0 if it took none."""
 
 
-def suites_named(names: str) -> list[Suite]:
-    """Suites by their names with commas between.
+def suites_named(names: str | None, device: str = "cpu") -> list[Suite]:
+    """Suites by their names with commas between; None: all that say something on the device.
 
     Raises:
         InputError: there is no such suite.
     """
+    if names is None:
+        return [suite for suite in _ALL if device.startswith("cuda") or suite.name not in ON_A_CARD]
     chosen = []
     for name in (part.strip() for part in names.split(",")):
         if name not in SUITES:

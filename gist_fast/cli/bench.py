@@ -26,9 +26,13 @@ FOLDER = "gist-fast-bench"
 @app.callback()
 def bench(
     context: typer.Context,
-    suite: Annotated[str, typer.Option(help="Any of loss, engine, guide, step, start, commas between.")] = (
-        "loss,engine,guide,step,start"
-    ),
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="Any of loss, self, unguided, engine, guide, step, start, commas between; else all, and without a GPU "
+            "all but self and unguided."
+        ),
+    ] = None,
     sizes: Annotated[str | None, typer.Option(help="Batch sizes, commas between; else each suite's own.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; else cuda where there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="Type of the embeddings of the suite loss.")] = "float32",
@@ -64,7 +68,7 @@ def bench(
             from gist_fast.bench.suite import Plan
 
             place, extent = _device(device), _scale(scale, quick)
-            chosen = suites_named(suite)
+            chosen = suites_named(suite, place)
             path = _free(output, device_name(place))
             results = run(
                 chosen,
