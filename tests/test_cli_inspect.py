@@ -80,6 +80,17 @@ def test_the_advice_fits_what_was_found(run, tmp_path, pairs, run_command, tiny_
     assert advice[1].startswith("2 pairs score exactly as high as the threshold")
     assert "groups" in advice[2]
     assert len(advice) == 3
+    # Both copies are outside of the batch.
+    assert not [
+        line for line in json.loads(run("--batch-size", "3", "--json").out)["advice"] if "more than one" in line
+    ]
+    everywhere = json.loads(run("--batch-size", "3", "--duplicates", "all", "--json").out)["advice"]
+    assert everywhere[0] == advice[0]
+    # What was advised is on offer.
+    without = json.loads(run("--batch-size", "66", "--mask-ties", "--json").out)
+    assert not [line for line in without["advice"] if "exactly as high" in line]
+    grouped = json.loads(run("--batch-size", "66", "--groups", "anchor", "--json").out)
+    assert grouped["blocks"]["aa"]["compared"] == 66 * 65 - 2
     emptied = json.loads(run("--margin", "1.9", "--json").out)["advice"]
     assert emptied[-1].startswith("64 rows are left without any negative")
     none = json.loads(run("--batch-size", "3", "--margin", "-2", "--near", "0.9999", "--json").out)["advice"]
@@ -97,7 +108,10 @@ def test_the_tables(run, tiny_student):
     assert re.search(r"Nearly the same \(above 0.97\): 4 of \d+ pairs, among 66 rows", result.out)
     assert "4 positive, 65 positive" in result.out
     # A text of 2,000 letters does not fill the terminal.
-    assert result.out.count("word") < 400
+    cells = run("--batch-size", "66", "--margins", "0", "--near", "0.9999", "--limit", "0").out
+    rows = re.split(r"\n│ (?=ap|aa|pp)", cells)
+    assert max(row.count("word") for row in rows) > 40
+    assert max(row.count("word") for row in rows) < 100
 
 
 class TestReport:

@@ -57,14 +57,17 @@ def all_pairs(columns, vectors, margin, strategy):
     negatives=st.integers(0, 2),
     margin=st.floats(-0.5, 0.5),
     strategy=st.sampled_from(["absolute", "relative"]),
+    tile=st.sampled_from([1, 7, 2**22]),
     seed=st.integers(0, 2**31),
 )
-def test_the_dropped_pairs_are_those_of_the_rule(rows, negatives, margin, strategy, seed):
+def test_the_dropped_pairs_are_those_of_the_rule(rows, negatives, margin, strategy, tile, seed):
     random = np.random.default_rng(seed)
     names = ["anchor", "positive", *(f"negative_{k + 1}" for k in range(negatives))]
     columns = {name: [f"{name} {i}" for i in range(rows)] for name in names}
     vectors = {text: random.normal(size=5) for column in columns.values() for text in column}
-    found = inspect_batch(Dataset.from_dict(columns), lookup(vectors), margin=margin, margin_strategy=strategy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rule, "TILE", tile)
+        found = inspect_batch(Dataset.from_dict(columns), lookup(vectors), margin=margin, margin_strategy=strategy)
     pairs = all_pairs(columns, vectors, margin, strategy)
     got = {(pair.block, pair.row, pair.other_row): pair for pair in found.dropped}
     # float32 against float64: what stands within 1e-5 of its threshold may fall either way.
@@ -144,6 +147,9 @@ def test_embeddings_that_the_data_carry_need_no_guide():
         ({"margin": math.nan}, "margin: got nan"),
         ({"margins": []}, "margins: got 0 of them; 1 to 64 would do"),
         ({"margins": [0.1, math.inf]}, "margins: got inf among them; finite numbers would do"),
+        ({"groups": "anchors"}, "groups: got 'anchors'; one of 'anchor', 'column' would do"),
+        ({"groups": "column"}, "groups: 'column', and the data have no column 'group'; add it"),
+        ({"row_margins": True}, "row_margins: True, and the data have no column 'margin'"),
         ({"near": 1.0}, "near: got 1.0; a cosine similarity above 0 and below 1"),
         ({"near": math.nan}, "near: got nan"),
         ({"margin_strategy": "relativ"}, "margin_strategy: got 'relativ'; one of 'absolute', 'relative' would do"),
@@ -233,6 +239,49 @@ def test_the_counts_are_those_of_the_loss(margin, strategy):
     assert mine.dropped == found.counts
     assert mine.rows_emptied == found.rows_emptied
     assert 0 < found.total_dropped < sum(found.compared.values())
+
+
+@pytest.mark.parametrize("mask_ties", [False, True])
+@pytest.mark.parametrize("strategy", ["absolute", "relative"])
+def test_ties_groups_and_rows_margins_are_those_of_the_loss(mask_ties, strategy):
+    columns, vectors = random_batch(rows=37, negatives=1)
+    # Copies: ties in ap, and rows of one anchor.
+    columns["positive"][20] = columns["positive"][4]
+    columns["anchor"][30] = columns["anchor"][7]
+    random = np.random.default_rng(1)
+    groups, margins = random.integers(5, size=37), random.normal(size=37).astype(np.float32) * 0.1
+    margins[[4, 20]] = 0
+    data = Dataset.from_dict({**columns, "group": groups.tolist(), "margin": margins.tolist()})
+    tensors = [torch.from_numpy(np.stack([vectors[text] for text in texts])) for texts in columns.values()]
+    anchors, positives, negatives = tensors
+
+    def masked(of, margin=0.0):
+        _, stats = guided_contrastive_loss(
+            *(anchors, positives, anchors, positives, [negatives], [negatives]),
+            margin=torch.from_numpy(margins) + margin,
+            margin_strategy=strategy,
+            mask_ties=mask_ties,
+            groups=of,
+            return_stats=True,
+        )
+        return dict(zip(stats.blocks, stats.masked.tolist(), strict=True))
+
+    options = {"margin_strategy": strategy, "mask_ties": mask_ties, "row_margins": True, "margins": [0.0, 0.1]}
+    plain = inspect_batch(data, lookup(vectors), **options)
+    assert plain.counts == masked(None)
+    assert plain.ties == {"ap": 0 if mask_ties else 2, "aa": 0, "pp": 0, "an_1": 0}
+    higher = [outcome for outcome in plain.margins if (outcome.strategy, outcome.margin) == (strategy, 0.1)]
+    assert higher[0].dropped == masked(None, 0.1)
+    for name, numbers in (("column", groups), ("anchor", [7 if i == 30 else i for i in range(37)])):
+        found = inspect_batch(data, lookup(vectors), groups=name, **options)
+        of = torch.tensor(numbers)
+        same = int((of[:, None] == of).sum()) - 37
+        pairs = 37 * 36 - same
+        assert found.compared == {"ap": pairs, "aa": pairs, "pp": pairs, "an_1": 37 * 37}
+        # The loss counts pairs of one group among the masked ones, and a guide compares none of them.
+        assert found.counts == {b: n - (same if b != "an_1" else 0) for b, n in masked(of).items()}
+        assert not [p for p in found.dropped if p.block != "an_1" and numbers[p.row - 1] == numbers[p.other_row - 1]]
+        assert found.rows_emptied == 0
 
 
 def test_few_are_listed_and_all_are_counted():
@@ -376,6 +425,22 @@ class TestTraining:
         )
         assert found["second"].counts == want.counts
         assert set(inspect_training(trainer, datasets=1)) == {"first"}
+
+    def test_variants_are_the_runs(self, tmp_path, student, guide, pairs):
+        groups = [row // 3 for row in range(64)]
+        data = pairs.add_column("group", groups).add_column("margin", [-0.05 + row / 1000 for row in range(64)])
+        variants = {"mask_ties": True, "groups": "column", "row_margins": True}
+        got = inspect_training(self.trainer(tmp_path, student, data, guide, **variants))[""]
+        rows = [row - 1 for row in got.rows]
+        want = inspect_rows(data, rows, self.encode(guide, {}, {}), **variants)
+        assert (got.counts, got.compared) == (want.counts, want.compared)
+        assert got.counts != inspect_rows(data, rows, self.encode(guide, {}, {})).counts
+
+    def test_a_student_that_guides_itself(self, tmp_path, student, pairs):
+        got = inspect_training(self.trainer(tmp_path, student, pairs, self_guided=True, margin=-0.01))[""]
+        want = inspect_rows(pairs, [row - 1 for row in got.rows], self.encode(student, {}, {}), margin=-0.01)
+        assert got.counts == want.counts
+        assert got.dropped[0].guide == got.dropped[0].student
 
     def test_nothing_where_nothing_is_dropped_or_no_batch_is_at_hand(self, tmp_path, student, guide, pairs):
         assert inspect_training(self.trainer(tmp_path, student, pairs)) == {}

@@ -38,6 +38,13 @@ def inspect(
     batch: Annotated[int, typer.Option(help="Which batch, in the order of the data; the first is 1.")] = 1,
     margin: Annotated[float, typer.Option(help="Taken off the threshold, as in training.")] = 0.0,
     margin_strategy: Annotated[str, typer.Option(help="absolute or relative.")] = "absolute",
+    mask_ties: Annotated[
+        bool, typer.Option("--mask-ties", help="Also drop what ties with the threshold, as in training.")
+    ] = False,
+    groups: Annotated[
+        str | None,
+        typer.Option(help="Rows that are not compared, as in training: anchor (same anchor text) or column (group)."),
+    ] = None,
     margins: Annotated[
         str | None, typer.Option(metavar="M,M,...", help="Margins to try besides; by default -0.1 to 0.2 in 7 steps.")
     ] = None,
@@ -71,10 +78,8 @@ def inspect(
     with only_results_on_stdout():
         from gist_fast.cli.models import check_model
         from gist_fast.data import load_texts
-        from gist_fast.inspection.duplicates import check_near
 
         tried = _margins(margins)
-        check_near(near)
         rows = _duplicate_rows(duplicates)
         if report is not None:
             from gist_fast.report.page import check_path
@@ -104,6 +109,8 @@ def inspect(
             margins=tried,
             near=near,
             most=most,
+            mask_ties=mask_ties,
+            groups=groups,
         )
         same = None if duplicates == BATCH else _find_duplicates(dataset, read, near, rows, most, device)
         told = advice(found, same)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gist_fast.blocks import Block, make_blocks
-from gist_fast.checks import check_margin
-from gist_fast.data import text_columns
+from gist_fast.checks import check_choice, check_flags, check_margin
+from gist_fast.data import GROUP, MARGIN, text_columns
 from gist_fast.errors import InputError
 from gist_fast.inspection.best import Best
 from gist_fast.inspection.duplicates import NEAR, Duplicates, Texts, check_near, duplicates_among
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded
 from gist_fast.inspection.margins import LADDER, MarginCounter, MarginOutcome, check_margins
-from gist_fast.inspection.rule import TIE, limits, lowered, own_scores, scores, tiles, unit_rows
+from gist_fast.inspection.rule import TIE, Variant, limits, lowered, own_scores, scores, tiles, unit_rows
 from gist_fast.rule import Rule
 
 if TYPE_CHECKING:
@@ -118,6 +118,9 @@ def inspect_batch(
     margins: Sequence[float] = LADDER,
     near: float = NEAR,
     most: int | None = None,
+    mask_ties: bool = False,
+    groups: str | None = None,
+    row_margins: bool = False,
 ) -> Inspection:
     """Find the pairs that the guide drops in one batch of a dataset, taken in its order.
 
@@ -129,6 +132,8 @@ def inspect_batch(
         margins: what else to try; see `Inspection.margins`.
         near: texts of a higher cosine similarity are nearly the same; see `Inspection.duplicates`.
         most: how many dropped pairs and duplicates to list; None for all. All are counted.
+        mask_ties, groups, row_margins: as `gist_fast.GISTTrainingArguments` has them. Rows of one group are not
+            compared, so that none of their pairs counts as dropped.
 
     Raises:
         InputError: there is no such batch, or neither a guide nor embeddings of one; an argument is out of its range.
@@ -153,6 +158,9 @@ def inspect_batch(
         margins=margins,
         near=near,
         most=most,
+        mask_ties=mask_ties,
+        groups=groups,
+        row_margins=row_margins,
     )
 
 
@@ -169,11 +177,15 @@ def inspect_rows(
     margins: Sequence[float] = LADDER,
     near: float = NEAR,
     most: int | None = None,
+    mask_ties: bool = False,
+    groups: str | None = None,
+    row_margins: bool = False,
 ) -> Inspection:
     """`inspect_batch` of any rows, by their index in the dataset; the first is 0 here, and 1 in what is found."""
     check_margin(margin, margin_strategy)
     margins = check_margins(margins)
     check_near(near)
+    check_flags(mask_ties=mask_ties, row_margins=row_margins)
     batch = dataset.select(rows)
     numbers = tuple(row + 1 for row in rows)
     columns = text_columns(batch)
@@ -190,20 +202,24 @@ def inspect_rows(
     )
     unit = [unit_rows(values) for values in guided]
     student_unit = None if studied is None else [unit_rows(values) for values in studied]
-    pass_over = _Pass(unit, student_unit, margin, margin_strategy, margins, most)
+    variant = Variant(
+        mask_ties,
+        None if groups is None else _groups(batch, groups, texts[columns[0]]),
+        torch.tensor(_beside(batch, MARGIN, "row_margins: True"), dtype=torch.float32) if row_margins else None,
+    )
+    pass_over = _Pass(unit, student_unit, margin, margin_strategy, variant, margins, most)
     for block in blocks:
         pass_over.take(block)
-    compared = {block.name: block.compared for block in blocks}
     among = Texts.of(texts, numbers)
     return Inspection(
         rows=numbers,
-        compared=compared,
+        compared=pass_over.compared,
         counts=pass_over.counts,
         ties=pass_over.ties,
         rows_emptied=int((pass_over.kept == 0).sum()),
         dropped=pass_over.pairs(blocks, texts, numbers),
         student_above=pass_over.student_above if student_unit else None,
-        margins=pass_over.counter.outcomes(compared),
+        margins=pass_over.counter.outcomes(pass_over.compared),
         duplicates=duplicates_among(among, [unit[k][first] for k, first in enumerate(among.first)], near, most),
     )
 
@@ -217,15 +233,19 @@ class _Pass:
         student: Sequence[Tensor] | None,
         margin: float,
         strategy: str,
+        variant: Variant,
         margins: Sequence[float],
         most: int | None,
     ) -> None:
         own = own_scores(guide)
         self.guide, self.student = guide, student
         self.student_own = None if student is None else own_scores(student)
-        self.thresholds, self.limits = lowered(own, margin, strategy), limits(own, margin, strategy)
-        self.counter = MarginCounter(own, margins)
+        self.variant = variant
+        self.thresholds = lowered(own, margin, strategy, variant)
+        self.limits = limits(own, margin, strategy, variant)
+        self.counter = MarginCounter(own, margins, variant)
         self.best = Best(most)
+        self.compared: dict[str, int] = {}
         self.counts: dict[str, int] = {}
         self.ties: dict[str, int] = {}
         self.kept = torch.zeros(len(own), dtype=torch.int64)
@@ -236,14 +256,16 @@ class _Pass:
     def take(self, block: Block) -> None:
         """Go over a block's scores."""
         number, self._blocks = self._blocks, self._blocks + 1
-        self.counts[block.name] = self.ties[block.name] = 0
+        self.compared[block.name] = self.counts[block.name] = self.ties[block.name] = 0
         for rows in tiles(block):
-            found = scores(self.guide, block, rows)
+            found = scores(self.guide, block, rows, self.variant)
+            compared = torch.isfinite(found).sum(dim=1)
+            self.compared[block.name] += int(compared.sum())
             self.counter.add(block, rows, found)
             masked = found > self.limits[rows, None]
             self.counts[block.name] += int(masked.sum())
             self.ties[block.name] += int(((found >= self.thresholds[rows, None] - TIE) & ~masked).sum())
-            self.kept[rows] += block.columns - (block.excluded is not None) - masked.sum(dim=1)
+            self.kept[rows] += compared - masked.sum(dim=1)
             i, j = masked.nonzero(as_tuple=True)
             guided, threshold = found[i, j].double(), self.thresholds[rows][i].double()
             own = similar = torch.full_like(guided, torch.nan)
@@ -277,3 +299,17 @@ class _Pass:
                 )
             )
         return sorted(found, key=lambda pair: (-pair.excess, pair.row, pair.other_row))
+
+
+def _groups(batch: Dataset, groups: str, anchors: Sequence[str]) -> Tensor:
+    """``[B]``: a number for each row's group."""
+    check_choice("groups", groups, ("anchor", "column"))
+    values = anchors if groups == "anchor" else _beside(batch, GROUP, "groups: 'column'")
+    number = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    return torch.tensor([number[value] for value in values])
+
+
+def _beside(batch: Dataset, name: str, asked: str) -> list[Any]:
+    if name not in batch.column_names:
+        raise InputError(f"{asked}, and the data have no column {name!r}; add it, or leave that out.")
+    return list(batch[name])

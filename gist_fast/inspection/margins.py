@@ -13,7 +13,7 @@ from torch import Tensor
 from gist_fast.blocks import Block
 from gist_fast.checks import STRATEGIES
 from gist_fast.errors import InputError, InputTypeError, shown
-from gist_fast.inspection.rule import limits
+from gist_fast.inspection.rule import PLAIN, Variant, limits
 
 LADDER = (-0.1, -0.05, 0.0, 0.02, 0.05, 0.1, 0.2)
 """The margins that are tried where none are named."""
@@ -71,16 +71,16 @@ class MarginCounter:
         margins: as `check_margins` returns them.
     """
 
-    def __init__(self, thresholds: Tensor, margins: Sequence[float]) -> None:
+    def __init__(self, thresholds: Tensor, margins: Sequence[float], variant: Variant = PLAIN) -> None:
         self._settings = [(strategy, margin) for strategy in STRATEGIES for margin in margins]
-        self._limits = [limits(thresholds, margin, strategy) for strategy, margin in self._settings]
+        self._limits = [limits(thresholds, margin, strategy, variant) for strategy, margin in self._settings]
         self._kept = torch.zeros(len(self._settings), len(thresholds), dtype=torch.int64)
         self._dropped: dict[str, Tensor] = {}
 
     def add(self, block: Block, rows: slice, scores: Tensor) -> None:
         """Count a tile ``[n, columns]``, -inf where an entry never counts."""
         total = self._dropped.setdefault(block.name, torch.zeros(len(self._settings), dtype=torch.int64))
-        compared = scores.shape[1] - (block.excluded is not None)
+        compared = torch.isfinite(scores).sum(dim=1)
         for place, limit in enumerate(self._limits):
             dropped = (scores > limit[rows, None]).sum(dim=1)
             total[place] += dropped.sum()

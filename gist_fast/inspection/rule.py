@@ -7,17 +7,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gist_fast.blocks import ANCHORS, POSITIVES, Block
+from gist_fast.blocks import ANCHORS, FIRST_NEGATIVES, POSITIVES, Block
 from gist_fast.operands import TIE_ULPS, ZERO_NORM
 
 TILE = 2**22
 """Scores at a time: 16 MiB."""
 TIE = TIE_ULPS * torch.finfo(torch.float32).eps
 """How far above its threshold a score still counts as equal to it; see `gist_fast.operands`."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What of the loss's variants decides which pairs are dropped."""
+
+    mask_ties: bool = False
+    groups: Tensor | None = None
+    """``[B]``: rows of one group are not compared in ap, aa and pp."""
+    margins: Tensor | None = None
+    """``[B]``: added to the margin."""
+
+
+PLAIN = Variant()
 
 
 def unit_rows(embeddings: Tensor) -> Tensor:
@@ -32,14 +47,15 @@ def own_scores(unit: Sequence[Tensor]) -> Tensor:
     return (unit[ANCHORS] * unit[POSITIVES]).sum(dim=1)
 
 
-def lowered(thresholds: Tensor, margin: float, strategy: str) -> Tensor:
+def lowered(thresholds: Tensor, margin: float, strategy: str, variant: Variant = PLAIN) -> Tensor:
     """``[B]``: the thresholds less the margin."""
-    return thresholds - (thresholds.abs() * margin if strategy == "relative" else margin)
+    taken = margin if variant.margins is None else variant.margins + margin
+    return thresholds - (thresholds.abs() * taken if strategy == "relative" else taken)
 
 
-def limits(thresholds: Tensor, margin: float, strategy: str) -> Tensor:
+def limits(thresholds: Tensor, margin: float, strategy: str, variant: Variant = PLAIN) -> Tensor:
     """``[B]``: pairs of row i that score above ``limits[i]`` are dropped."""
-    return lowered(thresholds, margin, strategy) + TIE
+    return lowered(thresholds, margin, strategy, variant) + (-TIE if variant.mask_ties else TIE)
 
 
 def tiles(block: Block) -> Iterator[slice]:
@@ -49,10 +65,12 @@ def tiles(block: Block) -> Iterator[slice]:
         yield slice(start, min(start + step, block.rows))
 
 
-def scores(unit: Sequence[Tensor], block: Block, rows: slice) -> Tensor:
+def scores(unit: Sequence[Tensor], block: Block, rows: slice, variant: Variant = PLAIN) -> Tensor:
     """``[n, columns]``: the scores of some rows of a block; -inf where the entry never counts."""
     first = block.row_start + rows.start
     found = unit[block.row_operand][first : first + rows.stop - rows.start] @ unit[block.column_operand].T
     if block.excluded is not None:
         found.diagonal(block.excluded + rows.start).fill_(-math.inf)
+    if variant.groups is not None and block.column_operand < FIRST_NEGATIVES:
+        found.masked_fill_(variant.groups[rows, None] == variant.groups, -math.inf)
     return found

@@ -31,7 +31,8 @@ def inspect_training(
     """What the guide drops in rows taken at random, by the dataset's name (empty where there is one), with the student
     as it is now.
 
-    Texts are read as in training: prompts, maximum lengths, precision, margin and blocks are the trainer's.
+    Texts are read as in training: prompts, maximum lengths, precision, margin, blocks and variants are the trainer's.
+    A student that guides itself is shown as its own guide.
 
     Args:
         rows: at most that many, and no more than a batch of the run holds.
@@ -49,23 +50,28 @@ def inspect_training(
         return found
     for name, dataset in list(by_name(trainer.train_dataset).items())[:datasets]:
         guide = getattr(loss, "guide", None)
-        if not isinstance(dataset, Dataset) or (guide is None and not guide_columns(dataset)):
+        has_guide = args.self_guided or guide is not None or guide_columns(dataset)
+        if not isinstance(dataset, Dataset) or not has_guide:
             continue
         batch = args.train_batch_size * (args.world_size if args.gather_across_devices else 1)
         count = min(rows, batch, len(dataset))
         if count < 2:
             continue
         chosen = sorted(random.Random(args.seed).sample(range(len(dataset)), count))
+        student = _student(trainer, name)
         found[name] = inspect_rows(
             _plain(dataset),
             chosen,
-            None if guide_columns(dataset) else _guide(trainer, guide, name),
-            _student(trainer, name),
+            student if args.self_guided else None if guide_columns(dataset) else _guide(trainer, guide, name),
+            student,
             margin=args.margin,
             margin_strategy=args.margin_strategy,
             contrast_anchors=args.contrast_anchors,
             contrast_positives=args.contrast_positives,
             most=most,
+            mask_ties=args.mask_ties,
+            groups=args.groups,
+            row_margins=args.row_margins,
         )
     return found
 
