@@ -239,8 +239,7 @@ def forward_part(part: Part, maximum: Tensor, total: Tensor, config: Config) -> 
         kept = torch.empty(chunk_words(height, breadth, part.symmetric), dtype=torch.int32, device=total.device)
     where = where if kept is not None else tile.NO_BITS
     hard = part.decision is not None and part.decision.floors is not None
-    symmetric = config.forward_symmetric_hard if hard else config.forward_symmetric
-    launch = symmetric if part.symmetric else config.forward
+    launch = _launch_of(part, config, heavy=hard or part.own is not None)
     for chunk in chunks(rows, columns, height, breadth, upper=part.symmetric):
         counts.zero_()
         for level in range(len(part.ladder)):
@@ -259,6 +258,12 @@ def forward_part(part: Part, maximum: Tensor, total: Tensor, config: Config) -> 
     easy = hidden - masked if hard else hidden
     # Every pair of every tile was counted once, those outside and the excluded ones as masked.
     return torch.stack([masked - (part.padded - part.compared), easy])
+
+
+def _launch_of(part: Part, config: Config, *, heavy: bool) -> Launch:
+    if part.symmetric:
+        return config.forward_symmetric_heavy if heavy else config.forward_symmetric
+    return config.forward_heavy if heavy else config.forward
 
 
 def _launch(

@@ -8,6 +8,7 @@ products' worth of registers, and spilled on two of the generations in the table
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import triton
@@ -40,7 +41,7 @@ def masks_kernel(
     floors,  # [R]
     row_groups,  # [R]
     column_groups,  # [C]
-    bits,  # words of the chunk
+    bits,  # words of the chunk: written, and read before where GIVEN
     row_count,
     column_count,
     width,
@@ -53,6 +54,7 @@ def masks_kernel(
     GUIDE: tl.constexpr,
     GROUPED: tl.constexpr,
     HARD: tl.constexpr,
+    GIVEN: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     PRECISION: tl.constexpr,
     GUIDE_PRECISION: tl.constexpr,
@@ -68,6 +70,8 @@ def masks_kernel(
         return
     rows = r * TILE + tl.arange(0, TILE)
     columns = c * TILE + tl.arange(0, TILE)
+    at = tile.words_of_tile(bits, tile_row, tile_column, column_tiles) + tile.words_grid()
+    mirrored_at = at + row_tiles.to(tl.int64) * column_tiles * tile.TILE_WORDS
     words = decide.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
     if GROUPED:
         words |= decide.same_group(row_groups, column_groups, rows, columns, row_count, column_count, WORDS)
@@ -83,16 +87,19 @@ def masks_kernel(
         logits = tile.scores(
             x, y, r * TILE, c * TILE, row_count - 1, column_count - 1, width, TILE, TILE, BLOCK_K, PRECISION
         )
+        if GIVEN:
+            words = tl.load(at)
+            if SYMMETRIC:
+                mirrored = tl.load(mirrored_at)
         if GUIDE == decide.SELF_GUIDE:
             words, mirrored = decide.above(logits, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
         if HARD:
             words = decide.below(logits, floors, rows, row_count, words, 1, WORDS)
             if SYMMETRIC:
                 mirrored = decide.below(logits, floors, columns, row_count, mirrored, 0, WORDS)
-    at = tile.words_of_tile(bits, tile_row, tile_column, column_tiles) + tile.words_grid()
     tl.store(at, words)
     if SYMMETRIC:
-        tl.store(at + row_tiles.to(tl.int64) * column_tiles * tile.TILE_WORDS, mirrored)
+        tl.store(mirrored_at, mirrored)
 
 
 def chunk_words(row_tiles: int, column_tiles: int, symmetric: bool) -> int:
@@ -124,8 +131,18 @@ def decision_constants(decision: Decision | None) -> dict[str, Any]:
 
 def decide_chunk(part: Part, chunk: Chunk, bits: Tensor, config: Config) -> None:
     """Fill `bits` with what does not count in a chunk."""
+    decision = part.decision
+    if decision.guide_rows is None or decision.floors is None:
+        _launch(part, chunk, decision, bits, config, given=False)
+        return
+    # Two products, each in a launch of its own: in one they spilled.
+    _launch(part, chunk, replace(decision, floors=None), bits, config, given=False)
+    _launch(part, chunk, Decision(floors=decision.floors), bits, config, given=True)
+
+
+def _launch(part: Part, chunk: Chunk, decision: Decision, bits: Tensor, config: Config, *, given: bool) -> None:
     launch = config.masks_symmetric if part.symmetric else config.masks
-    guide_rows, guide_columns, *compared = decision_arguments(part.decision, part, chunk, bits)
+    guide_rows, guide_columns, *compared = decision_arguments(decision, part, chunk, bits)
     masks_kernel[(chunk.row_tiles * chunk.column_tiles,)](
         part.rows,
         part.columns,
@@ -142,7 +159,8 @@ def decide_chunk(part: Part, chunk: Chunk, bits: Tensor, config: Config) -> None
         chunk.column,
         chunk.row_tiles,
         chunk.column_tiles,
-        **decision_constants(part.decision),
+        **decision_constants(decision),
+        GIVEN=given,
         SYMMETRIC=part.symmetric,
         PRECISION=precision(part.rows),
         GUIDE_PRECISION=precision(guide_rows),

@@ -140,7 +140,8 @@ def variants(element: str, precision: str, *, every: bool = False) -> Iterator[V
         both = {"SYMMETRIC": symmetric, "PRECISION": precision}
         guided = {**both, "GUIDE_PRECISION": precision}
         for name, options in _forward_options(symmetric, every):
-            launch = f"forward{end}_hard" if symmetric and options["HARD"] else f"forward{end}"
+            heavy = options["HARD"] or options["BOOST"] == DIFFERS
+            launch = f"forward{end}_heavy" if heavy else f"forward{end}"
             yield _variant(f"forward{end}{name}", launch, element, forward.forward_kernel, guided | options)
         for name, options in _masks_options(every):
             yield _variant(f"masks{end}{name}", f"masks{end}", element, masks.masks_kernel, guided | options)
@@ -181,12 +182,13 @@ def _forward_options(symmetric: bool, every: bool) -> Options:
 
 
 def _masks_options(every: bool) -> Options:
-    plain = {"GUIDE": OWN, "GROUPED": False, "HARD": False}
+    plain = {"GUIDE": OWN, "GROUPED": False, "HARD": False, "GIVEN": False}
     yield "", plain
     if every:
-        yield " with all", {**plain, "GROUPED": True, "HARD": True}
+        yield " grouped", {**plain, "GROUPED": True}
         yield " self-guided", {**plain, "GUIDE": SELF, "GROUPED": True}
-        yield " unguided", {**plain, "GUIDE": NONE, "GROUPED": True, "HARD": True}
+        yield " unguided hard", {**plain, "GUIDE": NONE, "GROUPED": True, "HARD": True}
+        yield " given hard", {**plain, "GUIDE": NONE, "HARD": True, "GIVEN": True}
         yield " of groups", {**plain, "GUIDE": NONE, "GROUPED": True}
 
 

@@ -28,12 +28,12 @@ FOLDER = "GIST_FAST_CACHE"
 REPEATS = 5
 FIELDS = {
     "forward": ("forward", "forward_symmetric"),
-    "hard": ("forward", "forward_symmetric_hard"),
+    "heavy": ("forward", "forward_symmetric", "forward_heavy", "forward_symmetric_heavy"),
     "backward": ("staged", "staged_symmetric", "owned"),
     "recompute": ("masks", "masks_symmetric", "staged", "staged_symmetric"),
 }
-"""The launches that are tried for each direction; ``hard`` is a forward pass with floors, ``recompute`` a backward pass
-that decides the masks again."""
+"""The launches that are tried for each direction; ``heavy`` is a forward pass some of whose launches are, and
+``recompute`` a backward pass that decides the masks again."""
 _known: dict[str, Config] = {}
 
 

@@ -19,10 +19,12 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
+from gist_fast import operands, operator, triplet
+from gist_fast.backends import triton
+from gist_fast.blocks import make_blocks
 from gist_fast.kernels import forward as forward_pass
-from gist_fast.kernels import masks, owned, staged
-
-from gist_fast import operands, operator
+from gist_fast.kernels import masks, owned, staged, unpack
+from gist_fast.rule import Rule
 
 GB = 10**9
 
@@ -79,32 +81,44 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (masks, ("masks_kernel",)),
         (staged, ("coefficients_kernel",)),
         (owned, ("owned_kernel",)),
+        (unpack, ("unpack_kernel",)),
     ):
         for name in names:
             monkeypatch.setattr(module, name, NoKernel())
     # They are tensors of a CPU, since a torch without CUDA cannot cut up those of a GPU. What a CPU would do besides:
     # look for numbers that are not finite, and multiply half types in float32.
     monkeypatch.setattr(operands, "_check_finite", lambda *_: None)
-    monkeypatch.setattr(staged, "add_product", add_product_apart)
+    for module in (staged, unpack):
+        monkeypatch.setattr(module, "add_product", add_product_apart)
     with FakeTensorMode():
         yield
 
 
-def peaks(batch: int, width: int, guide_width: int, *, keep_bits: bool, backend: str = "triton") -> tuple[int, int]:
+def peaks(
+    batch: int,
+    width: int,
+    guide_width: int,
+    *,
+    keep_bits: bool,
+    rule: Rule = Rule(margin=0.05),  # noqa: B008
+    grouped: bool = False,
+    widths: tuple[int, ...] = (),
+) -> tuple[int, int]:
     """Most bytes above the inputs in the forward pass and in all, gradients by the embeddings included."""
     student = [torch.empty(batch, width, dtype=torch.bfloat16) for _ in range(2)]
     guide = [torch.empty(batch, guide_width, dtype=torch.bfloat16) for _ in range(2)]
     temperature = torch.empty(())
-    static = (0.05, False, False, True, True, 0, keep_bits, False)
+    groups = torch.empty(batch, dtype=torch.int64) if grouped else None
+    others = (None, groups, widths, keep_bits, False, *rule.to_arguments())
     with Peak() as peak:
-        peak.ignore([*student, *guide, temperature])
-        loss, lse2, *statistics, bits = operator.forward_rows(backend, student, guide, temperature, *static)
+        peak.ignore([*student, *guide, temperature, *([groups] if grouped else [])])
+        loss, lse2, *statistics, bits = operator.forward_rows("triton", student, guide, temperature, *others)
         forward = peak.most
         if len(bits) > 0:
             # `_setup_context` lets the guide go; it is an input, so that does not count here.
             guide = []
         gradients = operator.backward_rows(
-            torch.empty_like(loss), lse2, bits, backend, student, guide, temperature, *static
+            torch.empty_like(loss), lse2, bits, "triton", student, guide, temperature, *others
         )
         assert [g.dtype for g in gradients[:2]] == [torch.bfloat16] * 2
         kept = sum(x.untyped_storage().nbytes() for x in (loss, lse2, *statistics, bits, *gradients))
@@ -123,3 +137,36 @@ def test_the_largest_batch_adds_less_than_is_promised(keep_bits: bool, limit: in
     assert forward <= both < limit
     # The bits alone, or the gradients in float32 and the operands: less would mean that the count misses them.
     assert both > (6.4 * GB if keep_bits else 0.6 * GB)
+
+
+VARIANTS = {
+    "hard, of groups": ({"rule": Rule(margin=0.05, hard=True), "grouped": True}, GB),
+    "hardness weighting": ({"rule": Rule(margin=0.05, hardness_mode="in_batch_negatives", hardness_strength=5.0)}, GB),
+    # Of each narrower width: its operands, and gradients in float32 that are summed in float32.
+    "a ladder": ({"widths": (384, 192, 96)}, 1.8 * GB),
+}
+
+
+@pytest.mark.usefixtures("no_memory")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_hold_no_matrix_and_never_ask_the_device(name: str) -> None:
+    """Fake tensors have no values: a host that waited for one would raise."""
+    options, limit = VARIANTS[name]
+    _, both = peaks(131_072, 384, 1024, keep_bits=False, **options)
+    print(f"{name}: {both / GB:.3f} GB")
+    assert both < limit
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_mask_is_multiplied_chunk_by_chunk() -> None:
+    rule = Rule()
+    blocks = make_blocks(131_072, (131_072,), rule)
+    bits = torch.empty(triton.mask_bytes(blocks, 1), dtype=torch.uint8)
+    other = torch.empty(131_072, 392)
+    with Peak() as peak:
+        peak.ignore([bits, other])
+        found = triplet._mask_product("triton", bits, other, False, 1, torch.bfloat16, [131_072, 131_072, 1],
+            *rule.to_arguments())  # fmt: skip
+        assert found.shape == (131_072, 392)
+    print(f"{peak.most / GB:.3f} GB")
+    assert peak.most < 0.8 * GB

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from gist_fast.kernels.layout import TILE_WORDS
 
 from gist_fast import backends, guided_contrastive_loss, operator
 from gist_fast.backends import tiled, triton
 from gist_fast.backends.interface import Negatives
 from gist_fast.blocks import Block, make_blocks
+from gist_fast.kernels.layout import TILE_WORDS
 from gist_fast.operands import Operands
+from gist_fast.rule import Rule
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
@@ -34,7 +35,7 @@ def run_interpreted(examples: int) -> None:
 
 
 def test_kernels_in_the_interpreter_agree_with_float64() -> None:
-    run_interpreted(examples=25)
+    run_interpreted(examples=12)
 
 
 @pytest.mark.slow
@@ -69,14 +70,15 @@ def test_what_is_too_old_is_an_obstacle(found: dict, complaint: str, monkeypatch
 
 
 def test_mask_bytes_are_a_tile_s_worth_for_each_tile() -> None:
-    blocks = make_blocks(130, (400, 5), offset=100, contrast_anchors=True, contrast_positives=True)
+    blocks = make_blocks(130, (400, 5), Rule(offset=100))
     # ap: 2 x 4 tiles; aa: 2 x 2 and 2 of the diagonal; pp: 2 x 1 left, 2 x 2 + 2 square, 2 x 2 right; an_1: 2 x 1.
-    assert triton.mask_bytes(blocks) == 4 * TILE_WORDS * (8 + 6 + (2 + 6 + 4) + 2)
+    # One mask serves all widths of a ladder.
+    assert triton.mask_bytes(blocks, 1) == triton.mask_bytes(blocks, 3) == 4 * TILE_WORDS * (8 + 6 + (2 + 6 + 4) + 2)
 
 
 def test_bits_of_the_largest_batch_leave_room_in_8_gb() -> None:
-    blocks = make_blocks(131_072, (131_072,), offset=0, contrast_anchors=True, contrast_positives=True)
-    assert triton.mask_bytes(blocks) < 6.5e9
+    blocks = make_blocks(131_072, (131_072,), Rule())
+    assert triton.mask_bytes(blocks, 1) < 6.5e9
 
 
 def test_a_failing_launch_under_auto_falls_back_with_one_warning(
@@ -116,7 +118,7 @@ def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(operands: Operands, blocks: list[Block], keep_bits: bool) -> Negatives:
         found = tiled.forward(operands, blocks, False)
         # Bits that `tiled` would choke on, or take for other masks.
-        size = triton.mask_bytes(blocks) if keep_bits and operands.guided else 0
+        size = triton.mask_bytes(blocks, 1) if keep_bits and operands.guided else 0
         return found._replace(bits=torch.full((size,), 255, dtype=torch.uint8))
 
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
@@ -144,8 +146,8 @@ def test_a_failing_backward_launch_under_auto_falls_back_with_one_warning(
         guides = [None, None, ()] if guide == "none" else [*guides[:2], guides[2:]]
         temperature = torch.tensor(0.05, requires_grad=True)
         loss = guided_contrastive_loss(
-            *leaves[:2], *guides[:2], leaves[2:], guides[2] or None, temperature, -0.1, offset=2, backend=backend,
-            mask_bits=mask_bits,
+            *leaves[:2], *guides[:2], leaves[2:], guides[2] or None, temperature, 0.0 if guide == "none" else -0.1,
+            offset=2, backend=backend, mask_bits=mask_bits,
         )  # fmt: skip
         return list(torch.autograd.grad(loss, [*leaves, temperature]))
 
@@ -165,8 +167,8 @@ def test_a_failing_backward_launch_under_auto_falls_back_with_one_warning(
 
 @pytest.mark.usefixtures("cpu_for_gpu")
 def test_the_guide_is_let_go_once_a_backward_pass_of_its_kind_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(arguments: Operands, *_: object) -> list[torch.Tensor]:
-        return [torch.zeros_like(u) for u in arguments.student]
+    def run(arguments: Operands, *_: object) -> list[list[torch.Tensor]]:
+        return [[torch.zeros_like(u) for u in arguments.student]]
 
     student, guide = ([torch.randn(n, 8) for n in (5, 6)] for _ in range(2))
     saved = []
@@ -174,7 +176,10 @@ def test_the_guide_is_let_go_once_a_backward_pass_of_its_kind_has_run(monkeypatc
         monkeypatch.setattr(triton, "backward", backward)
         leaves = [x.clone().requires_grad_() for x in student]
         loss = guided_contrastive_loss(*leaves, *guide, mask_bits="keep")
-        kept = loss.grad_fn.next_functions[0][0].saved_tensors
+        node = loss.grad_fn
+        while not hasattr(node, "saved_tensors"):  # over what makes one number of the operator's
+            node = node.next_functions[0][0]
+        kept = node.saved_tensors
         saved.append(sum(any(x is g for g in guide) for x in kept))
         if backward is run:
             loss.backward()
