@@ -124,6 +124,12 @@ def embeddings(width: int, seed: int, dtype: torch.dtype = torch.float32) -> lis
     return [torch.randn(6 * dist.get_world_size(), width, generator=generator).to(dtype) for _ in range(3)]
 
 
+GROUPS = torch.tensor([0, 1, 2, 0, 3, 4, 1, 5, 0, 6, 7, 2])
+"""Of the joined batch; some rows share theirs with rows of the other rank."""
+MARGINS = torch.linspace(-0.1, 0.1, 12)
+VARIANTS = {"groups": "column", "row_margins": True, "matryoshka_dims": [8, 3], "triplet_margin": 0.3}
+
+
 def on_embeddings(case: dict, folder: Path) -> dict:
     """Loss and gradients of given embeddings: ours, sentence-transformers', and ours in half types."""
     from sentence_transformers.sentence_transformer import losses as theirs
@@ -138,9 +144,15 @@ def on_embeddings(case: dict, folder: Path) -> dict:
         ("theirs", theirs, torch.float32),
         ("half", ours, torch.float32),
         ("bf16", ours, torch.bfloat16),
+        ("variants", ours, torch.float32),
     ):
         kind = module.CachedGISTEmbedLoss
-        loss = kind(student, guide, temperature=0.1, mini_batch_size=6, margin=0.05, gather_across_devices=True)
+        variants = VARIANTS if name == "variants" else {}
+        loss = kind(
+            student, guide, temperature=0.1, mini_batch_size=6, margin=0.05, gather_across_devices=True, **variants
+        )
+        if variants:
+            loss._rows = {"group": GROUPS[own], "margin": MARGINS[own]}
         if name == "half":
             loss.gather_guide_dtype = "float16"
         leaves = [[x[own].clone().requires_grad_()] for x in embeddings(8, 0, dtype)]

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import PAIRS
-from distributed_worker import load, without_dropout
+from distributed_worker import GROUPS, MARGINS, load, without_dropout
 from oracle import assert_close
 
 from gist_fast import guided_contrastive_loss
@@ -208,14 +208,19 @@ def test_two_ranks(data, tmp_path):
         ("ours", torch.float32, torch.float32, 1e-5),
         ("half", torch.float32, torch.float16, 1e-5),
         ("bf16", torch.bfloat16, torch.float32, 2e-2),
+        ("variants", torch.float32, torch.float32, 1e-5),
     ):
         joined = [x.to(dtype).double().requires_grad_() for x in results[0]["student"]]
         guide = [x.to(guide_dtype).double() for x in results[0]["guide"]]
         for rank, result in enumerate(results):
             own = slice(6 * rank, 6 * rank + 6)
+            options = {"margin": 0.05}
+            if name == "variants":
+                options = {"margin": 0.05 + MARGINS[own], "groups": GROUPS}
+                options |= {"matryoshka_dims": [8, 3], "triplet_margin": 0.3}
             loss = guided_contrastive_loss(
                 joined[0][own], joined[1], guide[0][own], guide[1], negatives=joined[2:], guide_negatives=guide[2:],
-                temperature=0.1, margin=0.05, offset=6 * rank, backend="reference",
+                temperature=0.1, offset=6 * rank, backend="reference", **options,
             )  # fmt: skip
             loss.backward()
             assert_close([result[name][0].double()], [loss.detach()], tolerance)
