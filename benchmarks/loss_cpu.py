@@ -25,10 +25,16 @@ from gist_fast.bench.cases import LossCase
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 384
+LADDERS = ((384, 192, 96, 48), (384, 256, 128, 64))
+"""Widths of nested embeddings: halved, and as published models have them."""
 
 
 def ours(e: Embeddings) -> torch.Tensor:
     return gist_fast.guided_contrastive_loss(*e, temperature=TEMPERATURE, backend="tiled")
+
+
+def ladder(widths: tuple[int, ...], e: Embeddings) -> torch.Tensor:
+    return gist_fast.guided_contrastive_loss(*e, temperature=TEMPERATURE, backend="tiled", matryoshka_dims=widths)
 
 
 def step(loss: Callable[[Embeddings], torch.Tensor], e: Embeddings) -> Callable[[], None]:
@@ -113,6 +119,28 @@ def bfloat16(rounds: int) -> dict:
     }
 
 
+def nested_widths(rounds: int) -> dict:
+    """B 4096, float32: four widths against the whole one alone."""
+    e, few = make_embeddings(4096, WIDTH, WIDTH), make_embeddings(1000, WIDTH, WIDTH)
+    for widths in LADDERS:
+        check_ladder(widths, few)
+    competitors = {"one": step(ours, e), **{str(list(w)): step(partial(ladder, w), e) for w in LADDERS}}
+    times = alternate(competitors, rounds)
+    cost = {str(list(widths)): times[str(list(widths))].ratio_to(times["one"]) for widths in LADDERS}
+    return {"rows": 4096, "cost": cost}
+
+
+def check_ladder(widths: tuple[int, ...], e: Embeddings) -> None:
+    """Raise unless the sum over the widths is that of separate losses whose guide is the same."""
+    parts = [
+        gist_fast.guided_contrastive_loss(e.anchors[:, :w], e.positives[:, :w], *e[2:], temperature=TEMPERATURE)
+        for w in widths
+    ]
+    got, want = ladder(widths, e).item(), sum(part.item() for part in parts)
+    if not abs(got - want) < 1e-4 * want:
+        raise SystemExit(f"wrong before fast: widths {widths} give {got}, one by one {want}")
+
+
 def memory() -> dict:
     """B 32,768, float32, forward and backward: what is added to the inputs."""
     step(ours, make_embeddings(512, WIDTH, WIDTH))()  # thread pools and libraries come up before the count
@@ -132,6 +160,10 @@ def table(results: dict) -> str:
         ("share of the machine's matrix-product rate, by minimal FLOPs", f"{middle:.2f} ({low:.2f} to {high:.2f})"),
         (f"bfloat16 embeddings against float32, B {bf16['rows']:,}", told(bf16["speedup"])),
         (f"memory above the inputs, B {mem['rows']:,}", f"{mem['memory'] / 2**30:.2f} GiB"),
+        *(
+            (f"cost of Matryoshka widths {widths} against 384 alone, B {results['nested']['rows']:,}", told(cost))
+            for widths, cost in results.get("nested", {}).get("cost", {}).items()
+        ),
     ]
     return "\n".join(
         [
@@ -159,6 +191,7 @@ def main() -> None:
             "sentence_transformers": partial(against_sentence_transformers, max(3, arguments.rounds // 3)),
             "plain": partial(against_plain, arguments.rounds),
             "bfloat16": partial(bfloat16, arguments.rounds),
+            "nested": partial(nested_widths, arguments.rounds),
         }.items():
             print(f"{name} ...", file=sys.stderr)
             results[name] = run()
