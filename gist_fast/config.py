@@ -1,8 +1,8 @@
 """The YAML of ``gist-fast train``, checked key by key.
 
 ```yaml
-student: path/or/hub-name            # or {path, prompts, max_seq_length, revision, trust_remote_code, model_kwargs}
-guide: path/or/hub-name              # the same and columns; null to train without a guide
+student: path/or/hub-name            # {path, prompts, max_seq_length, revision, trust_remote_code, lora, model_kwargs}
+guide: path/or/hub-name              # the same, with columns in place of lora; null to train without a guide
 data:
   train: pairs.jsonl                 # or {path, split, name, columns, streaming, shuffle_buffer}
   eval: held_out.jsonl               # or, as train too, several by name: {questions: a.jsonl, titles: {path: b.csv}}
@@ -32,8 +32,10 @@ from gist_fast.config_schema import (
     DataConfig,
     EvaluationConfig,
     GuideConfig,
+    LoraConfig,
     ModelConfig,
     SourceConfig,
+    StudentConfig,
     argument_hints,
     dataclass_in,
     hint_of,
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 class TrainConfig:
     """A whole configuration."""
 
-    student: ModelConfig
+    student: StudentConfig
     data: DataConfig
     arguments: dict[str, Any]
     """What ``loss``, ``training`` and the models' prompts say of `GISTTrainingArguments`."""
@@ -98,7 +100,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
             raise InputError(f"{path}: {name!r} is missing; {_EXAMPLES[name]} would do.")
     guide = sections.get("guide")
     unguided = guide is not None and guide.value is None
-    student = _build(ModelConfig, sections["student"], "student")
+    student = _build(StudentConfig, sections["student"], "student")
     guide = None if guide is None or unguided else _build(GuideConfig, guide, "guide")
     evaluation = sections.get("evaluation")
     return TrainConfig(
@@ -111,7 +113,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     )
 
 
-_TAKES_PATH = (ModelConfig, GuideConfig, SourceConfig)
+_TAKES_PATH = (StudentConfig, GuideConfig, SourceConfig)
 """What may be written as its path alone."""
 
 _EXAMPLES = {
@@ -221,10 +223,21 @@ def _build(cls: type, entry: Entry, key: str) -> Any:
             value = resolve_path(value, below.base, name_allowed=f.metadata["path"] == "file or name")
         if name.endswith(("max_seq_length", "batch_size", "shuffle_buffer")) and value is not None and value < 1:
             raise InputError(f"{below.where}: {name} must be at least 1; got {value}.")
+        if cls is LoraConfig:
+            _check_lora_value(below, name, value)
         values[f.name] = value
     if values.get("shuffle_buffer") and not values.get("streaming"):
         raise InputError(f"{entry.value['shuffle_buffer'].where}: {key}.shuffle_buffer is for streaming: true.")
     return cls(**values)
+
+
+def _check_lora_value(entry: Entry, name: str, value: Any) -> None:
+    if name.endswith((".r", ".alpha")) and value < 1:
+        raise InputError(f"{entry.where}: {name} must be at least 1; got {value}.")
+    if name.endswith(".dropout") and not 0 <= value < 1:
+        raise InputError(f"{entry.where}: {name} must be at least 0 and below 1; got {value}.")
+    if name.endswith(".target_modules") and value is not None and not value:
+        raise InputError(f"{entry.where}: {name} is empty; names of layers would do, or 'all-linear'.")
 
 
 def _build_sources(entry: Entry, key: str) -> SourceConfig | dict[str, SourceConfig]:

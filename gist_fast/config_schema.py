@@ -33,6 +33,28 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """An adapter to train in place of the student's own weights; see ``peft.LoraConfig``."""
+
+    r: int = 16
+    """Rank of the added matrices."""
+    alpha: int = 32
+    """What they are scaled by is alpha / r."""
+    dropout: float = 0.0
+    target_modules: list[str] | str | None = None
+    """Names of the layers that get them, as they end, or ``all-linear``; None: those that peft knows for the kind of
+    model."""
+
+
+@dataclass(frozen=True)
+class StudentConfig(ModelConfig):
+    """The student."""
+
+    lora: LoraConfig | None = None
+    """None: all weights are trained."""
+
+
+@dataclass(frozen=True)
 class GuideConfig(ModelConfig):
     """The guide."""
 
@@ -91,7 +113,7 @@ class EvaluationConfig:
 
 
 SECTIONS: dict[str, Any] = {
-    "student": ModelConfig,
+    "student": StudentConfig,
     "guide": GuideConfig,
     "data": DataConfig,
     "loss": None,

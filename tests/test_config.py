@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gist_fast.config import GuideConfig, ModelConfig, SourceConfig, load_config
+from gist_fast.config import GuideConfig, SourceConfig, StudentConfig, load_config
 from gist_fast.config_schema import argument_hints, loss_settings
 from gist_fast.config_values import describe, read_argument
 from gist_fast.errors import InputError
@@ -46,7 +46,7 @@ def message(path: Path, *overrides: str) -> str:
 
 def test_short_forms_and_paths(write, tmp_path):
     config = load_config(write())
-    assert config.student == ModelConfig(path=str(tmp_path / "models" / "student"))
+    assert config.student == StudentConfig(path=str(tmp_path / "models" / "student"))
     # Nothing of that name is here, so it is left to the hub.
     assert config.guide == GuideConfig(path="mixedbread-ai/mxbai-embed-large-v1")
     assert config.data.train == SourceConfig(path=str(tmp_path / "pairs.jsonl"))

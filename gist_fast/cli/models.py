@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from gist_fast.attention import Attention
+    from gist_fast.config_schema import LoraConfig
 
 MARKERS = ("modules.json", "config.json")
 
@@ -78,3 +79,46 @@ def load_model(path: str, role: str, **options: Any) -> SentenceTransformer:
         reason = first_line(error)
         where = "the folder" if place == "folder" else "neither a folder here nor found as a model of the hub"
         raise InputError(f"{role}: {path} cannot be loaded as a model ({where}: {reason})") from error
+
+
+def check_lora() -> None:
+    """Refuse an adapter before anything is loaded where peft is missing.
+
+    Raises:
+        InputError: it is.
+    """
+    from transformers.utils import is_peft_available
+
+    if not is_peft_available():
+        raise InputError("student.lora: peft is not installed; pip install peft would do.")
+
+
+def add_lora(student: SentenceTransformer, lora: LoraConfig) -> None:
+    """Freeze the student and put an adapter on it, which alone is trained, in float32 where the student is in half.
+
+    Raises:
+        InputError: peft is missing, or finds no such layers in this model.
+    """
+    check_lora()
+    from peft import LoraConfig as PeftLoraConfig
+
+    adapter = PeftLoraConfig(
+        task_type="FEATURE_EXTRACTION",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+    )
+    student.requires_grad_(False)
+    try:
+        student.add_adapter(adapter)
+    except (ValueError, re.error) as error:  # a text for target_modules is a pattern
+        key = (
+            "student.lora.target_modules"
+            if "target" in str(error).lower() or isinstance(error, re.error)
+            else "student.lora"
+        )
+        raise InputError(f"{key}: {first_line(error)}") from error
+    for parameter in student.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

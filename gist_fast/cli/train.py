@@ -97,7 +97,7 @@ def _check_report(path: Path, *, overwrite: bool) -> None:
 
 
 def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: bool) -> _Plan:
-    from gist_fast.cli.models import check_model
+    from gist_fast.cli.models import check_lora, check_model
     from gist_fast.cli.run_folder import prepare_folder
     from gist_fast.config import load_config
     from gist_fast.errors import InputError
@@ -114,6 +114,8 @@ def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: boo
         more["eval_strategy"] = "epoch"
     arguments = config.training_arguments(**more)
     models = {"student": check_model(config.student.path, "student")}
+    if config.student.lora:
+        check_lora()
     if config.guide:
         models["guide"] = check_model(config.guide.path, "guide")
     train_set = load_sources(config.data.train, "data.train", arguments.seed, endless=True)
@@ -164,7 +166,7 @@ def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
     import torch
 
     from gist_fast.attention import Attention, choose_attention
-    from gist_fast.cli.models import load_with_attention
+    from gist_fast.cli.models import add_lora, load_with_attention
     from gist_fast.evaluation import evaluate
     from gist_fast.sources import with_guide_columns
     from gist_fast.trainer import GISTTrainer
@@ -174,6 +176,8 @@ def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
     student = load_with_attention(config.student.path, "student", attention, **_model_options(config.student))
     if config.student.max_seq_length:
         student.max_seq_length = config.student.max_seq_length
+    if config.student.lora:
+        add_lora(student, config.student.lora)
     guide, train_set, eval_set = None, plan.train, plan.eval
     if config.guide:
         # Outside of the trainer's autocast, flash-attn would meet float32.
@@ -367,6 +371,7 @@ def _what_runs(plan: _Plan) -> dict[str, Any]:
         guide = "its embeddings in the data"
     return {
         "student": f"{config.student.path} ({plan.models['student']})",
+        "adapter": f"LoRA of rank {config.student.lora.r}" if config.student.lora else None,
         "guide": guide,
         "train": describe(config.data.train, plan.train),
         "eval": "none" if plan.eval is None or config.data.eval is None else describe(config.data.eval, plan.eval),
