@@ -131,7 +131,9 @@ def test_one_task_a_batch(trained):
     data = trainer.train_dataset
     starts = {name: sum(len(d) for d in list(data.values())[:k]) for k, name in enumerate(data)}
     # The stand-ins hold 64, 56 and 48 rows, one after the other in the concatenation that batches index.
-    for batch in trainer.get_train_dataloader().batch_sampler:
+    batches = list(trainer.get_train_dataloader().batch_sampler)
+    assert len(batches) == 8 + 7 + 6
+    for batch in batches:
         assert len({sum(row >= start for start in starts.values()) for row in batch}) == 1
 
 
