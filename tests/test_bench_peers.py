@@ -8,8 +8,8 @@ from itertools import product
 import pytest
 import torch
 
-from gist_fast.bench import peers
-from gist_fast.bench.cases import BLOCKS, LossCase, WrongResult
+from gist_fast.bench import exact, peers
+from gist_fast.bench.cases import BLOCKS, LossCase, WrongResult, coarse, exact_gradients
 from gist_fast.bench.isolated import check_and_measure, in_own_process
 from gist_fast.bench.loss import LossSuite
 from gist_fast.bench.memory import is_out_of_memory, peak_memory
@@ -57,6 +57,41 @@ def test_a_wrong_result_is_seen_and_not_timed(monkeypatch):
     with pytest.raises(WrongResult, match=r"relative error of the loss 1\.0e-03 at B 61, allowed 1e-04"):
         SUITE.check(case, "plain")
     assert check_and_measure(SUITE, case, "plain").outcome == "wrong"
+
+
+@pytest.mark.parametrize(("guide", "blocks"), KINDS)
+def test_sampled_rows_have_the_reference_s_gradients(guide, blocks, monkeypatch):
+    monkeypatch.setattr(exact, "CHUNK_PAIRS", 61 * 7)
+    case = LossCase(61, 24, 17, guide=guide, blocks=blocks)
+    e = case.embeddings() if guide == "self" else coarse(case.embeddings())
+    rows = torch.tensor([60, 0, 17])
+    loss, anchors, positives = exact_gradients(case, e)
+    found = exact.exact_sample(case, e, rows)
+    for got, want in ((found.loss, loss), (found.anchors, anchors[rows]), (found.positives, positives[rows])):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-14)
+
+
+def test_large_batches_are_held_to_float32(monkeypatch):
+    monkeypatch.setattr(exact, "FLOAT64_ROWS", 60)
+    case = LossCase(61, 24, 17)
+    e = coarse(case.embeddings())
+    found = exact.exact_sample(case, e, torch.tensor([5, 6]))
+    assert found.anchors.dtype == torch.float32
+    torch.testing.assert_close(found.anchors.double(), exact_gradients(case, e)[1][5:7], rtol=1e-4, atol=1e-7)
+
+
+def test_ours_is_checked_at_its_full_size(monkeypatch):
+    case = LossCase(2000, 24, 17)
+    assert check_and_measure(SUITE, case, "gist_fast").outcome == "ok"
+
+    def almost(case):
+        right = peers.ours(case)
+        # Right at the size that everybody is checked at.
+        return lambda e: right(e) * (1.001 if len(e.anchors) > 1000 else 1.0)
+
+    monkeypatch.setitem(PEERS, "gist_fast", Peer("gist_fast", lambda case: None, almost))
+    outcome = check_and_measure(SUITE, case, "gist_fast")
+    assert (outcome.outcome, outcome.why) == ("wrong", "relative error of the loss 1.0e-03 at B 2000, allowed 1e-04")
 
 
 def test_a_failure_is_a_row(monkeypatch):

@@ -137,7 +137,9 @@ def check_and_measure(
 
         start = time.perf_counter()
         added = peak_memory(turn, suite.device_of(case))
-        return Outcome(OK, memory=added, seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        suite.check_whole(case, name)
+        return Outcome(OK, memory=added, seconds=seconds)
     except WrongResult as error:
         return Outcome(WRONG, str(error))
     except Exception as error:

@@ -76,6 +76,9 @@ class StartSuite:
             said = " ".join((done.stderr or done.stdout).split())[-200:]
             raise WrongResult(f"exit code {done.returncode}: {said}")
 
+    def check_whole(self, case: StartCase, name: str) -> None:
+        """`check` has seen all of it."""
+
     def build(self, case: StartCase, name: str) -> Parts:
         arguments, _ = COMMANDS[name]
         command = [sys.executable, *arguments]

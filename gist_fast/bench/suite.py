@@ -64,6 +64,9 @@ class Suite(Protocol):
     def check(self, case: Any, name: str) -> None:
         """Raise `gist_fast.bench.cases.WrongResult` unless the competitor's result is the reference's."""
 
+    def check_whole(self, case: Any, name: str) -> None:
+        """The same at the case's own size, as far as that can be afforded."""
+
     def build(self, case: Any, name: str) -> Parts:
         """What one turn does."""
 

@@ -65,6 +65,9 @@ class _ModelSuite:
     def memory(self, case: TextCase, name: str) -> int | None:
         return None
 
+    def check_whole(self, case: TextCase, name: str) -> None:
+        """`check` has seen all of it."""
+
 
 class EngineSuite(_ModelSuite):
     """Gradient caching: tokens to the student's gradients, the guide as small as it can be."""
