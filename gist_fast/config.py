@@ -295,8 +295,13 @@ def _check_loss_value(entry: Entry, section: str, name: str, value: Any) -> None
     """Refuse at once what the loss would refuse when it is built, after the models were loaded."""
     from gist_fast.backends import BACKENDS
     from gist_fast.checks import MASK_BITS, STRATEGIES, check_choice, check_margin, check_temperature
+    from gist_fast.losses.variants import GROUPS
+    from gist_fast.rule import HARDNESS_MODES
+    from gist_fast.temperature_schedule import SCHEDULES
 
     choices = {"margin_strategy": STRATEGIES, "backend": BACKENDS, "mask_bits": MASK_BITS}
+    if value is not None:
+        choices |= {"hardness_mode": HARDNESS_MODES, "groups": GROUPS, "temperature_schedule": SCHEDULES}
     try:
         if name == "temperature":
             check_temperature(value)

@@ -17,6 +17,7 @@ from gist_fast.checks import (
 from gist_fast.errors import InputError, InputTypeError, nearest
 
 Groups = Literal["anchor", "column"]
+GROUPS = get_args(Groups)
 HardnessMode = Literal["in_batch_negatives", "hard_negatives", "all_negatives"]
 GROUP, MARGIN = "group", "margin"
 """Columns of a dataset that are no texts, and keys of the first column's features: each row's group (``[B]``, int64)
@@ -94,7 +95,7 @@ class Variants:
             learn_temperature=self.learn_temperature,
         )
         if self.groups is not None:
-            check_choice("groups", self.groups, get_args(Groups))
+            check_choice("groups", self.groups, GROUPS)
         check_hardness(self.hardness_mode, self.hardness_strength)
         check_widths(self.matryoshka_dims, self.matryoshka_weights, None)
         for name in ("temperature_min", "temperature_max"):
