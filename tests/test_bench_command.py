@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from gist_fast.bench import run as runs
 from gist_fast.bench.cases import LossCase
@@ -16,7 +17,8 @@ from gist_fast.bench.isolated import check_and_measure
 from gist_fast.bench.peers import PEERS, Peer, plain_matmul
 from gist_fast.bench.results import OK, UNSUPPORTED, Results, Row, machine, read
 from gist_fast.bench.run import SUITES, fits, run, suites_named
-from gist_fast.bench.suite import Plan
+from gist_fast.bench.start import StartCase
+from gist_fast.bench.suite import SCALES, Plan
 from gist_fast.bench.tables import fit_table, markdown, notes, suite_table
 from gist_fast.errors import InputError
 
@@ -94,15 +96,62 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
         (("--dtype", "int8"), "--dtype: got 'int8'"),
         (("--device", "tpu"), "cpu or cuda would do"),
         (("--report", "."), "is a folder"),
+        (("--sizes", ""), "whole numbers from 2"),
+        (("--sizes", "8,1e3"), "whole numbers from 2"),
+        (("--suite", ""), "--suite: got ''"),
+        (("--suite", "loss,"), "--suite: got ''"),
+        (("--scale", "huge"), "--scale: got 'huge'"),
+        (("--scale", "large", "--quick"), "keep one of the two"),
+        (("--seconds", "nan"), "--seconds"),
+        (("--seconds", "inf"), "--seconds: got inf"),
+        (("--seconds", "0"), "--seconds"),
+        (("--seconds", "soon"), "--seconds"),
+        (("--output", "taken"), "taken is a file"),
+        (("--output", "taken/deeper"), "taken is a file"),
+        (("--device", "cuda:7"), "finds no GPU"),
     ],
 )
 def test_wrong_usage_is_refused_before_anything_is_measured(run_command, tmp_path, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "taken").write_text("")
     found = run_command("bench", *arguments)
-    assert found.code == 2
+    assert found.code == 2, found.err
     assert says in found.err
+    assert len(found.err.splitlines()) == 1
     assert found.out == ""
-    assert not list(tmp_path.rglob("*.json"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["taken"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(run_command, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: not mode & os.W_OK)  # of root nothing is kept away
+    found = run_command("bench", "--output", tmp_path)
+    assert (found.code, found.out) == (2, "")
+    assert "cannot be written to" in found.err
+
+
+def test_sizes_by_scale():
+    sizes = {scale: [case.size for case in SUITES["loss"].cases(Plan((), scale=scale))] for scale in SCALES}
+    assert sizes["small"] == [256, 512, 1024, 2048]
+    assert sizes["medium"] == [256, 512, 1024, 2048, 4096, 8192]
+    assert sizes["large"] == [4 * size for size in sizes["medium"]]
+    assert [case.size for case in SUITES["step"].cases(Plan((), scale="large"))] == [128, 256, 512, 1024]
+    assert [case.size for case in SUITES["step"].cases(Plan((8,), scale="large"))] == [8]
+
+
+def test_once_the_time_is_up_nothing_is_begun(monkeypatch, few_peers):
+    results = run([SUITES["loss"], SUITES["start"]], Plan((16, 24)), command="", budget=1e-9)
+    assert {row.outcome for row in results.rows} == {"not run", "not supported"}
+    assert {row.why for row in results.rows if row.size == 16 and row.outcome == "not run"} == {"the time was up"}
+    assert suite_table(results, "loss")[1][0][:2] == ["16", "gist_fast"]
+
+
+def test_a_process_s_memory_is_its_own():
+    """Not what this one holds, which forks it."""
+    suite = SUITES["start"]
+    assert 2 << 20 < suite.memory(StartCase(), "python -c pass") < 40 << 20
+    held = suite.memory(StartCase(), "import gist_fast.losses")
+    assert 100 << 20 < held < 3 << 30
 
 
 def test_what_cannot_fit_is_a_row_by_formula_and_larger_cases_too(monkeypatch, few_peers):

@@ -101,15 +101,50 @@ def test_results_come_back_as_they_were_and_are_never_replaced(tmp_path):
         write(path, copy.deepcopy(results()))
 
 
+ROW = {"suite": "loss", "case": {}, "size": 8, "what": "x"}
+
+
+def file(**changed) -> str:
+    return json.dumps({"format": 1, "machine": {}, "command": "", "rows": [], **changed})
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("[]", "format 'list'"), ('{"format": 7}', "format 7"), ("{", "cannot be read"), ('{"format": 1}', "not whole")],
+    [
+        ("[]", "format 'list'"),
+        ('{"format": 7}', "format 7"),
+        ("{", "cannot be read"),
+        ('{"format": 1}', "not whole"),
+        (file(machine=3), "not whole"),
+        (file(rows=[7]), "not whole"),
+        (file(rows=7), "not whole"),
+        (file(rows=[{**ROW, "new": 1}]), "not whole"),
+        (file(rows=[{**ROW, "size": "a"}]), "not whole"),
+        (file(rows=[{**ROW, "seconds": {"both": "fast"}}]), "are no seconds"),
+        (file(rows=[{**ROW, "seconds": {"both": [1.0, 0.0]}}]), "are no seconds"),
+        (file(rates=[{"flops": 1.0}]), "not whole"),
+        ("\0\x80", "cannot be read"),
+    ],
 )
 def test_what_is_no_result_is_refused(run_command, tmp_path, text, says):
     path = tmp_path / "x.json"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     found = run_command("bench", "compare", path, path)
     assert found.code == 2
     assert says in found.err
+    assert len(found.err.splitlines()) == 1
+    assert found.out == ""
+
+
+def test_paths_that_hold_no_file_are_refused(run_command, tmp_path):
+    for path in (tmp_path, tmp_path / "absent.json", tmp_path / "absent" / "x.json"):
+        found = run_command("bench", "compare", path, path)
+        assert (found.code, found.out, len(found.err.splitlines())) == (2, "", 1), found.err
     with pytest.raises(InputError, match="no such file"):
         read(tmp_path / "absent.json")
+
+
+def test_a_file_as_it_should_be_is_read(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(file(rows=[ROW]))
+    assert read(path).rows == [Row(**ROW)]

@@ -61,6 +61,15 @@ def test_the_limits_of_all_parts_stay_under_nine_minutes() -> None:
     assert sum(limits) <= 8.5 * 60 + 10
 
 
+def test_what_is_wrong_is_not_timed(tmp_path: Path) -> None:
+    from benchmarks.gpu import Bench, plain_loss, time_both
+
+    bench = Bench(tmp_path, "speed", toy=True)
+    assert set(time_both(bench, plain_loss, 24)) == {"forward_ms", "backward_ms"}
+    off = time_both(bench, lambda *given: 1.01 * plain_loss(*given), 24)
+    assert off == {"failed": "wrong: relative error 1.0e-02 at B 20"}
+
+
 @pytest.mark.slow
 def test_the_whole_script_runs_without_a_gpu(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TOY": "1", "OUT": str(tmp_path), "PYTHON": sys.executable}
