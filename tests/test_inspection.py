@@ -428,13 +428,22 @@ class TestTraining:
 
     def test_variants_are_the_runs(self, tmp_path, student, guide, pairs):
         groups = [row // 3 for row in range(64)]
-        data = pairs.add_column("group", groups).add_column("margin", [-0.05 + row / 1000 for row in range(64)])
+        # Copies of a positive, in other groups: ties.
+        texts = [pairs[row % 4]["positive"] for row in range(64)]
+        data = pairs.remove_columns("positive").add_column("positive", texts)
+        data = data.add_column("group", groups).add_column(
+            "margin", [0.0 if row % 2 else row / 1000 for row in range(64)]
+        )
         variants = {"mask_ties": True, "groups": "column", "row_margins": True}
         got = inspect_training(self.trainer(tmp_path, student, data, guide, **variants))[""]
         rows = [row - 1 for row in got.rows]
         want = inspect_rows(data, rows, self.encode(guide, {}, {}), **variants)
         assert (got.counts, got.compared) == (want.counts, want.compared)
-        assert got.counts != inspect_rows(data, rows, self.encode(guide, {}, {})).counts
+        for name in variants:
+            other = inspect_rows(
+                data, rows, self.encode(guide, {}, {}), **{k: v for k, v in variants.items() if k != name}
+            )
+            assert other.counts != got.counts, name
 
     def test_a_student_that_guides_itself(self, tmp_path, student, pairs):
         got = inspect_training(self.trainer(tmp_path, student, pairs, self_guided=True, margin=-0.01))[""]
