@@ -175,7 +175,6 @@ def _forward_options(symmetric: bool, every: bool) -> Options:
     yield " unguided with all", {**plain, "GUIDE": NONE, "GROUPED": True, "HARD": True, **heavy}
     yield " grouped", {**plain, "GROUPED": True, **light}
     yield " self-guided grouped", {**plain, "GUIDE": SELF, "GROUPED": True, **light}
-    yield " unguided grouped", {**plain, "GUIDE": NONE, "GROUPED": True, **light}
     yield " given", {**plain, "GUIDE": NONE, "GIVEN": True, **light}
     yield " given for a chunk", {**plain, **chunk, "GUIDE": NONE, "GIVEN": True, **light}
     if not symmetric:
