@@ -33,6 +33,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.gpu_suites import peers, profile, suites  # noqa: E402
+from benchmarks.gpu_variants import check_variants  # noqa: E402
 from gist_fast import guided_contrastive_loss  # noqa: E402
 from gist_fast.bench.timing import Stopwatch  # noqa: E402
 
@@ -208,6 +209,8 @@ def check(bench: Bench) -> None:
                 worst[name] = _error(bench, dtype, bits, **case)
                 print(f"{worst[name]:.2e}  {name}")
                 bench.write(relative_errors=worst)
+    worst |= check_variants(bench, types)
+    bench.write(relative_errors=worst)
     off = {n: e for n, e in worst.items() if not e <= next(v for k, v in LIMITS.items() if f" {k} " in n)}
     bench.write(wrong=off)
     if off:

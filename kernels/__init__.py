@@ -2,13 +2,15 @@
 
 ==============  ====================================================================================================
 `layout`        tiles, and where in memory a pair's mask bit stands (no Triton needed)
-`parts`         the rectangle of scores that the kernels work on, and its operands
+`parts`         the rectangle of scores that the kernels work on: its operands, and what decides its masks
 `tile`          what every kernel shares: a tile of scores, and masks between bools and bits
+`decide`        what does not count in a tile: by a guide, groups, floors
 `forward`       scores, masks and logsumexp in one pass
 `backward`      the gradient, its derivation, and the two plans for it
 `staged`        plan for wide embeddings: tiles of coefficients, then library products
 `masks`         the masks of a chunk once more, for a backward pass that kept none
 `owned`         plan for narrow ones: a program owns gradient rows
+`unpack`        a mask as a matrix to multiply by, for the triplet term
 `config`        the table of configurations
 `tuning`        opt-in tuning and its cache on disk
 `launch`        how a kernel is started

@@ -14,6 +14,8 @@ along both sides, with the limits of its rows and with those of its columns, and
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -238,6 +240,11 @@ def forward_part(part: Part, maximum: Tensor, total: Tensor, config: Config) -> 
         where = tile.CHUNK_BITS
         kept = torch.empty(chunk_words(height, breadth, part.symmetric), dtype=torch.int32, device=total.device)
     where = where if kept is not None else tile.NO_BITS
+    decision = part.decision
+    if decision is not None and decision.row_groups is not None and decision.limits is None and decision.floors is None:
+        # Groups and no other comparison make the compiler spill: floors that nothing is below.
+        floors = torch.full((rows,), -torch.inf, device=total.device)
+        part = replace(part, decision=replace(decision, floors=floors))
     hard = part.decision is not None and part.decision.floors is not None
     launch = _launch_of(part, config, heavy=hard or part.own is not None)
     for chunk in chunks(rows, columns, height, breadth, upper=part.symmetric):

@@ -70,8 +70,6 @@ def masks_kernel(
         return
     rows = r * TILE + tl.arange(0, TILE)
     columns = c * TILE + tl.arange(0, TILE)
-    at = tile.words_of_tile(bits, tile_row, tile_column, column_tiles) + tile.words_grid()
-    mirrored_at = at + row_tiles.to(tl.int64) * column_tiles * tile.TILE_WORDS
     words = decide.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
     if GROUPED:
         words |= decide.same_group(row_groups, column_groups, rows, columns, row_count, column_count, WORDS)
@@ -88,18 +86,20 @@ def masks_kernel(
             x, y, r * TILE, c * TILE, row_count - 1, column_count - 1, width, TILE, TILE, BLOCK_K, PRECISION
         )
         if GIVEN:
+            at = tile.words_of_tile(bits, tile_row, tile_column, column_tiles) + tile.words_grid()
             words = tl.load(at)
             if SYMMETRIC:
-                mirrored = tl.load(mirrored_at)
+                mirrored = tl.load(at + row_tiles.to(tl.int64) * column_tiles * tile.TILE_WORDS)
         if GUIDE == decide.SELF_GUIDE:
             words, mirrored = decide.above(logits, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
         if HARD:
             words = decide.below(logits, floors, rows, row_count, words, 1, WORDS)
             if SYMMETRIC:
                 mirrored = decide.below(logits, floors, columns, row_count, mirrored, 0, WORDS)
+    at = tile.words_of_tile(bits, tile_row, tile_column, column_tiles) + tile.words_grid()
     tl.store(at, words)
     if SYMMETRIC:
-        tl.store(mirrored_at, mirrored)
+        tl.store(at + row_tiles.to(tl.int64) * column_tiles * tile.TILE_WORDS, mirrored)
 
 
 def chunk_words(row_tiles: int, column_tiles: int, symmetric: bool) -> int:

@@ -160,25 +160,27 @@ Options = Iterator[tuple[str, dict[str, Any]]]
 
 
 def _forward_options(symmetric: bool, every: bool) -> Options:
-    plain = {"GROUPED": False, "HARD": False, "BOOST": 0, "GIVEN": False, "BITS": tile.PART_BITS.value}
-    yield "", {**plain, "GUIDE": OWN}
+    plain = {"GUIDE": OWN, "GROUPED": False, "HARD": False, "BOOST": 0, "GIVEN": False, "BITS": tile.PART_BITS.value}
+    yield "", plain
     if not every:
         return
-    unkept, boost = {"BITS": tile.NO_BITS.value}, {} if symmetric else {"BOOST": DIFFERS}
+    unkept, chunk = {"BITS": tile.NO_BITS.value}, {"BITS": tile.CHUNK_BITS.value}
+    light, heavy = ({}, {}) if symmetric else ({"BOOST": ALL}, {"BOOST": DIFFERS})
     yield " self-guided", {**plain, "GUIDE": SELF}
     yield " unguided", {**plain, **unkept, "GUIDE": NONE}
     yield " unguided kept", {**plain, "GUIDE": NONE}
-    yield " hard", {**plain, "GUIDE": OWN, "HARD": True}
-    yield " grouped", {**plain, "GUIDE": OWN, "GROUPED": True}
-    yield " with all", {**plain, "GUIDE": OWN, "GROUPED": True, "HARD": True, **boost}
-    yield " self-guided with all", {**plain, "GUIDE": SELF, "GROUPED": True, **boost}
-    yield " unguided with all", {**plain, "GUIDE": NONE, "GROUPED": True, "HARD": True, **boost}
-    yield " given", {**plain, "GUIDE": NONE, "GIVEN": True, **boost}
-    yield " for a chunk", {**plain, "GUIDE": OWN, "BITS": tile.CHUNK_BITS.value}
-    yield " given for a chunk", {**plain, "GUIDE": NONE, "GIVEN": True, "BITS": tile.CHUNK_BITS.value}
+    yield " for a chunk", {**plain, **chunk}
+    yield " hard", {**plain, "HARD": True}
+    yield " with all", {**plain, "GROUPED": True, "HARD": True, **heavy}
+    yield " unguided with all", {**plain, "GUIDE": NONE, "GROUPED": True, "HARD": True, **heavy}
+    yield " grouped", {**plain, "GROUPED": True, **light}
+    yield " self-guided grouped", {**plain, "GUIDE": SELF, "GROUPED": True, **light}
+    yield " given", {**plain, "GUIDE": NONE, "GIVEN": True, **light}
+    yield " given for a chunk", {**plain, **chunk, "GUIDE": NONE, "GIVEN": True, **light}
     if not symmetric:
-        yield " boosted", {**plain, "GUIDE": OWN, "BOOST": ALL}
-        yield " unguided boosted", {**plain, **unkept, "GUIDE": NONE, "BOOST": DIFFERS}
+        yield " self-guided with all", {**plain, "GUIDE": SELF, "GROUPED": True, **heavy}
+        yield " given, differently boosted", {**plain, "GUIDE": NONE, "GIVEN": True, **heavy}
+        yield " unguided boosted", {**plain, **unkept, "GUIDE": NONE, **light}
 
 
 def _masks_options(every: bool) -> Options:
