@@ -205,7 +205,7 @@ def draw(records: Records, path: Path, seeds: Sequence[int] = SEEDS) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [name for name in STUDIES if runs(records, STUDIES[name], STUDIES[name].control, seeds)]
+    shown = [name for name, study in STUDIES.items() if _compared(records, study, seeds)]
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(5.2 * columns, 4.2 * rows), layout="constrained", dpi=100)
@@ -218,15 +218,21 @@ def draw(records: Records, path: Path, seeds: Sequence[int] = SEEDS) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
+def _compared(records: Records, study: Study, seeds: Sequence[int]) -> list[str]:
+    """The arms of a study that there is a difference from the control of."""
+    control = runs(records, study, study.control, seeds)
+    others = [arm for arm in study.arms if arm != study.control]
+    return [arm for arm in others if runs(records, study, arm, seeds).keys() & control.keys()]
+
+
 def _draw_study(axes: Any, records: Records, name: str, seeds: Sequence[int]) -> None:
     study = STUDIES[name]
     control = runs(records, study, study.control, seeds)
     places = []
-    for arm in reversed(study.arms):
+    for arm in reversed(_compared(records, study, seeds)):
         found = runs(records, study, arm, seeds)
-        difference = over_seeds(found, control) if arm != study.control else None
-        if difference is None:
-            continue
+        difference = over_seeds(found, control)
+        assert difference is not None
         # Blocks by colour and marker, both: either is enough to tell them apart.
         colour, marker = ("#0072B2", "o") if arm.startswith("ap") else ("#D55E00", "s")
         place = len(places)
@@ -238,6 +244,8 @@ def _draw_study(axes: Any, records: Records, name: str, seeds: Sequence[int]) ->
         places.append(arm)
     axes.axvline(0, color="0.4", linewidth=1)
     axes.set_yticks(range(len(places)), places, fontsize=8)
+    axes.set_ylim(-0.6, max(len(places), 4) - 0.4)
+    axes.locator_params(axis="x", nbins=5)
     axes.set_title(name, fontsize=10)
     axes.grid(alpha=0.25, axis="x")
     axes.spines[["top", "right"]].set_visible(False)

@@ -167,8 +167,8 @@ def train(
             **{"temperature": setting.temperature, **arm.arguments},
         )
         if arm.library == "gist_fast":
-            guide = {"guided": False} if arm.guide == "none" else {"guide": student} if arm.guide == "own" else {}
-            trainer: SentenceTransformerTrainer = GISTTrainer(student, arguments, dataset, **guide)
+            guided = False if arm.guide == "none" else None
+            trainer: SentenceTransformerTrainer = GISTTrainer(student, arguments, dataset, guided=guided)
         else:
             from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss
 

@@ -243,8 +243,6 @@ def test_every_student_is_a_fresh_one(workshop):
 
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_runs(workshop, name, pairs):
-    if lacking := quality.lacking_arguments(name):
-        pytest.skip(f"GISTTrainingArguments has no {', '.join(lacking)}")
     task = retrieval_from_pairs(pairs)
     result = run_arm(workshop, ARMS[name], TINY, ROWS[:32], task, seed=0)
     assert result["ndcg"] == pytest.approx(statistics.fmean(result["by_query"]), abs=1e-4)
@@ -353,6 +351,15 @@ def test_the_document_is_the_one_that_the_results_make():
     assert quality_report.filled(text, quality.read(quality.RESULTS)) == text
     assert re.search(rf"!\[[^]]+\]\({quality_report.PICTURE.name}\)", text)
     assert quality_report.PICTURE.exists()
+
+
+def test_every_figure_of_the_finding_stands_in_a_table():
+    text = quality_report.DOCS.read_text()
+    finding = re.search(r"<!-- finding -->(.*?)<!-- /finding -->", text, flags=re.DOTALL)[1]
+    figures = re.findall(r"[+-]0\.\d{4}(?: \[[^]]+\])?", " ".join(finding.split()))
+    assert len(figures) >= 6
+    tables = "".join(quality_report.sections(quality.read(quality.RESULTS)).values())
+    assert [figure for figure in figures if figure not in tables] == []
 
 
 def test_the_results_are_of_the_studies_as_they_stand():
