@@ -19,11 +19,12 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
+from gist_fast.kernels import forward as forward_pass
+from gist_fast.kernels import masks, owned, staged, unpack
+
 from gist_fast import operands, operator, triplet
 from gist_fast.backends import triton
 from gist_fast.blocks import make_blocks
-from gist_fast.kernels import forward as forward_pass
-from gist_fast.kernels import masks, owned, staged, unpack
 from gist_fast.rule import Rule
 
 GB = 10**9

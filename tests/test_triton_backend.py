@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from gist_fast.kernels.layout import TILE_WORDS
 
 from gist_fast import backends, guided_contrastive_loss, operator
 from gist_fast.backends import tiled, triton
 from gist_fast.backends.interface import Negatives
 from gist_fast.blocks import Block, make_blocks
-from gist_fast.kernels.layout import TILE_WORDS
 from gist_fast.operands import Operands
 from gist_fast.rule import Rule
 

@@ -19,6 +19,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from gist_fast.kernels import forward as forward_pass
+from gist_fast.kernels import staged, unpack
+from gist_fast.kernels.config import choose_config
+from gist_fast.kernels.layout import TILE, TILE_WORDS, tiles
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_operator import check_a_compiled_step, check_operators
@@ -28,10 +32,6 @@ from gist_fast import guided_contrastive_loss
 from gist_fast import operands as operand_module
 from gist_fast.backends import choose_backend, triton
 from gist_fast.blocks import Block, make_blocks
-from gist_fast.kernels import forward as forward_pass
-from gist_fast.kernels import staged, unpack
-from gist_fast.kernels.config import choose_config
-from gist_fast.kernels.layout import TILE, TILE_WORDS, tiles
 from gist_fast.operands import Operands, logit_scale, prepare
 from gist_fast.rule import Rule
 
