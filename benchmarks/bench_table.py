@@ -56,7 +56,7 @@ def _growth(results: Results) -> Iterator[str]:
     told = [
         f"{fit['quantity']} of {fit['suite']} as {Power(**fit['power'])}{_split(fit)}"
         for fit in results.fits
-        if fit["what"] == SUITES[fit["suite"]].baseline
+        if fit["what"] == SUITES[fit["suite"]].baseline and Power(**fit["power"]).clear
     ]
     if told:
         yield f"Ours grows with B (95 %): {'; '.join(told)}."

@@ -7,6 +7,8 @@ import random
 import pytest
 
 from gist_fast.bench.growth import fit_power, fit_split
+from gist_fast.bench.results import Results
+from gist_fast.bench.tables import fit_table
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
 
@@ -44,3 +46,14 @@ def test_parts_are_never_negative():
 def test_too_little_is_no_fit(sizes, costs):
     assert fit_power(sizes, costs) is None
     assert fit_split(sizes, costs) is None
+
+
+def test_a_wide_interval_is_not_shown():
+    power = fit_power((16, 32, 64), (0.3, 0.64, 0.71))
+    assert power.high - power.low > 1
+    assert str(power) == "not clear"
+    fit = {"suite": "engine", "what": "x", "quantity": "time", "power": power.as_dict()}
+    split = fit_split((16, 32, 64), (0.3, 0.64, 0.71)).as_dict()
+    assert fit_table(Results({}, "", fits=[{**fit, "split": split}]))[1] == [
+        ["engine", "x", "time", "not clear", "3", ""]
+    ]

@@ -30,7 +30,7 @@ def held(folder) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "when", "after"),
     [
-        (("--suite", "engine"), "engine 32 ...", 0.3),
+        (("--suite", "engine"), "engine 16 ...", 0.3),
         (("--suite", "loss", "--sizes", "256,2048"), "loss 2048 ...", 1.0),
         (("--suite", "start"), "start ...", 2.0),
     ],

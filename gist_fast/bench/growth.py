@@ -10,6 +10,9 @@ from typing import Any
 
 LEAST_SIZES = 3
 CONFIDENCE = 0.95
+WIDEST = 1.0
+"""An exponent whose interval is wider is not shown."""
+NOT_CLEAR = "not clear"
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,16 @@ class Power:
     factor: float
     sizes: int
 
+    @property
+    def clear(self) -> bool:
+        """Whether the interval tells one whole power from the next."""
+        return self.high - self.low <= WIDEST
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"B^{self.exponent:.2f} ({self.low:.2f} to {self.high:.2f})"
+        return f"B^{self.exponent:.2f} ({self.low:.2f} to {self.high:.2f})" if self.clear else NOT_CLEAR
 
 
 @dataclass(frozen=True)

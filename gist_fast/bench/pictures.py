@@ -52,7 +52,8 @@ def page(results: Results, drawn: dict[str, Picture]) -> str:
         columns, rows = fit_table(results)
         text = (
             "The exponent of B in a power of it, with the interval in which it lies with 95 % if points scatter about "
-            "a line; and from which B on the part that grows with the square is larger than the linear one."
+            "a line (not shown where it is wider than 1); and from which B on the part that grows with the square is "
+            "larger than the linear one."
         )
         sections.append(Section("How costs grow", text, [Table(columns, rows)]))
     return make_page("gist-fast bench", facts(results), sections)
@@ -77,7 +78,8 @@ def _against_size(results: Results, suite: str, rows: Sequence[Row], quantity: s
 
     names = list(dict.fromkeys(row.what for row in rows if row.outcome == OUT_OF_MEMORY or of(row) is not None))
     grows = {fit["what"]: Power(**fit["power"]) for fit in results.fits if _is(fit, suite, quantity)}
-    labels = {name: f"{name}, ~B^{grows[name].exponent:.2f}" if name in grows else name for name in names}
+    clear = {name: f"{name}, ~B^{power.exponent:.2f}" for name, power in grows.items() if power.clear}
+    labels = {name: clear.get(name, name) for name in names}
     drawn, axes = _figure(list(labels.values()))
     said = []
     highest = max((value for row in rows if (value := of(row)) is not None), default=1.0)

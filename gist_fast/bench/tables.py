@@ -56,7 +56,7 @@ def fit_table(results: Results) -> tuple[list[str], list[Cells]]:
         power, split = Power(**fit["power"]), fit.get("split")
         crossing = split["crossing"] if split else None
         parts = ""
-        if split and fit["quantity"] == "time":
+        if split and power.clear and fit["quantity"] == "time":
             parts = "linear" if crossing is None else f"quadratic from B {crossing:,.0f}" if crossing else "quadratic"
         rows.append([fit["suite"], fit["what"], fit["quantity"], str(power), str(power.sizes), parts])
     return ["suite", "what", "of", "grows as (95 %)", "sizes", "parts"], rows

@@ -76,7 +76,7 @@ class EngineSuite(_ModelSuite):
     title = "The micro-batch engine: tokens to the student's gradients"
 
     def __init__(self) -> None:
-        super().__init__((32, 64, 128), (256, 1024, 4096), 2)
+        super().__init__((16, 32, 64, 128), (64, 256, 1024, 4096), 3)
 
     def competitors(self, case: TextCase) -> Sequence[str]:
         return [OURS, "gist_fast, data order", "gist_fast, two passes", "st CachedGISTEmbed"]
@@ -117,7 +117,7 @@ class GuideSuite(_ModelSuite):
     title = "Guide columns: texts to embeddings on disk"
 
     def __init__(self) -> None:
-        super().__init__((64, 128, 256), (1024, 4096, 16384), 2)
+        super().__init__((32, 64, 128, 256), (256, 1024, 4096, 16384), 3)
 
     def competitors(self, case: TextCase) -> Sequence[str]:
         return [OURS, "gist_fast, known texts", "st encode"]
