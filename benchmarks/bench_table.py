@@ -4,13 +4,12 @@ largest batch that both were timed at, and how our costs grow."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from benchmarks.machine import measured_on
 from gist_fast.bench.growth import Power
 from gist_fast.bench.results import OK, Results, Row, ratio_of
 from gist_fast.bench.run import SUITES
-from gist_fast.bench.tables import amount, duration, markdown
+from gist_fast.bench.tables import amount, duration, markdown, parts_of
 
 COLUMNS = ["suite", "B", "against", "time, ours", "theirs", "theirs to ours", "memory, ours", "theirs"]
 
@@ -54,20 +53,12 @@ def _ran_out(results: Results) -> Iterator[str]:
 
 def _growth(results: Results) -> Iterator[str]:
     told = [
-        f"{fit['quantity']} of {fit['suite']} as {Power(**fit['power'])}{_split(fit)}"
+        f"{fit['quantity']} of {fit['suite']} as {Power(**fit['power'])}{', ' * bool(parts_of(fit))}{parts_of(fit)}"
         for fit in results.fits
         if fit["what"] == SUITES[fit["suite"]].baseline and Power(**fit["power"]).clear
     ]
     if told:
         yield f"Ours grows with B (95 %): {'; '.join(told)}."
-
-
-def _split(fit: dict[str, Any]) -> str:
-    split = fit.get("split")
-    if not split:
-        return ""
-    crossing = split["crossing"]
-    return ", linear" if crossing is None else f", quadratic from B {crossing:,.0f}" if crossing else ", quadratic"
 
 
 def _time(row: Row) -> str:

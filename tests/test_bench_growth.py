@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gist_fast.bench.growth import fit_power, fit_split
+from gist_fast.bench.growth import Split, fit_power, fit_split
 from gist_fast.bench.results import Results
 from gist_fast.bench.tables import fit_table
 
@@ -57,3 +57,10 @@ def test_a_wide_interval_is_not_shown():
     assert fit_table(Results({}, "", fits=[{**fit, "split": split}]))[1] == [
         ["engine", "x", "time", "not clear", "3", ""]
     ]
+
+
+def test_the_part_that_counts_in_words():
+    assert Split(5.0, 1e-3, 0.0).in_words(1000) == "mostly constant"
+    assert Split(0.5, 1e-3, 0.0).in_words(1000) == "linear"
+    assert Split(0.0, 0.0, 1e-6).in_words(1000) == "quadratic"
+    assert Split(0.0, 2e-3, 1e-6).in_words(9000) == "quadratic from B 2,000"

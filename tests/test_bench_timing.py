@@ -100,6 +100,17 @@ def test_all_that_take_part_stay_within_the_budget_but_for_those_that_ratios_nee
     assert take_turns(competitors, stopwatch=Clock(), budget=13.0, always=("ours",))["ours"].parts
 
 
+def test_beyond_some_seconds_nobody_takes_more_than_the_least():
+    def rounds(beyond: float) -> list[int]:
+        competitors = {"a": constant("a", 1.0), "b": constant("b", 2.0)}
+        turns = take_turns(competitors, stopwatch=Clock(), budget=100.0, beyond=beyond)
+        return [len(turns[name].parts["whole"].rounds) for name in "ab"]
+
+    assert rounds(9.0) == [3, 3]
+    assert rounds(15.0) == [6, 4]
+    assert rounds(100.0) == [15, 15]
+
+
 def test_a_first_turn_that_compiles_is_not_what_is_to_be_expected():
     seconds = iter([8.0, *[0.5] * 20])
     turns = take_turns({"a": {"whole": lambda: ("a", next(seconds))}}, stopwatch=Clock(), budget=30.0)

@@ -50,6 +50,14 @@ class Split:
         """The batch at which the quadratic part is as large as the linear; infinite where there is none."""
         return self.linear / self.quadratic if self.quadratic > 0 else math.inf
 
+    def in_words(self, largest: float) -> str:
+        """Which part counts, by the largest batch that was measured."""
+        if self.fixed > self.linear * largest + self.quadratic * largest**2:
+            return "mostly constant"
+        if self.crossing == 0:
+            return "quadratic"
+        return f"quadratic from B {self.crossing:,.0f}" if math.isfinite(self.crossing) else "linear"
+
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "crossing": self.crossing if math.isfinite(self.crossing) else None}
 

@@ -25,7 +25,7 @@ from gist_fast.bench.results import (
 )
 from gist_fast.bench.start import StartSuite
 from gist_fast.bench.suite import Plan, Suite
-from gist_fast.bench.timing import LEAST_ROUNDS, NO_TIME, Parts, Stopwatch, Turns, take_turns
+from gist_fast.bench.timing import LEAST_ROUNDS, NO_TIME, Parts, Stopwatch, Turns, take_turns, too_slow
 from gist_fast.bench.training import EngineSuite, GuideSuite, StepSuite
 from gist_fast.errors import InputError, nearest
 
@@ -147,7 +147,8 @@ def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
             power = fit_power(sizes, costs) if points else None
             if power is None:
                 continue
-            entry = {"suite": suite, "what": what, "quantity": quantity, "power": power.as_dict()}
+            entry = {"suite": suite, "what": what, "quantity": quantity, "largest": max(sizes)}
+            entry["power"] = power.as_dict()
             split = fit_split(sizes, costs) if quantity == "time" else None
             found.append({**entry, "split": split.as_dict() if split else None})
     return found
@@ -160,11 +161,14 @@ def _run_suite(
     cases = list(suite.cases(plan))
     stopwatch = Stopwatch(plan.device if suite.isolated else "cpu")
     # The larger a case, the more of the budget it gets; the first one has more to do than its size says.
+    floor = max(1.0, budget / (4 * len(cases)))
     weights = [1.0 + FIRST_CASE, *(place + 1.0 for place in range(1, len(cases)))]
     last: dict[str, Entrant] = {}
     for place, case in enumerate(cases):
-        left = max(1.0, budget - (time.monotonic() - begin))
-        share = left * weights[place] / sum(weights[place:])
+        # However long the cases before took, each has a quarter of an even share; the clock says when a run ends.
+        left = max(floor, budget - (time.monotonic() - begin))
+        share = max(floor, left * weights[place] / sum(weights[place:]))
+        beyond = share if place else max(floor, left / (sum(weights) - FIRST_CASE))
         say(f"{suite.name} {case.size or ''}".rstrip() + " ...")
         entrants: dict[str, Entrant] = {}
         for name in suite.competitors(case):
@@ -173,8 +177,8 @@ def _run_suite(
             entrants[name] = _enter(suite, case, name, allowed, last.get(name), clock)
         last = entrants
         # What entering took is not taken from the turns, as long as the suite has time left.
-        share = max(1.0, min(share, budget - (time.monotonic() - begin)))
-        _time(suite, case, entrants, results, stopwatch, share, clock, rounds)
+        share = max(floor, min(share, budget - (time.monotonic() - begin)))
+        _time(suite, case, entrants, results, stopwatch, (share, beyond), clock, rounds)
         results.rows += [entrant.row for entrant in entrants.values()]
         yield
 
@@ -227,15 +231,25 @@ def _time(
     entrants: dict[str, Entrant],
     results: Results,
     stopwatch: Stopwatch,
-    budget: float,
+    seconds: tuple[float, float],
     clock: _Clock,
     rounds: int,
 ) -> None:
-    """Let all that are left take turns, and write down what they took."""
+    """Let all that are left take turns, and write down what they took.
+
+    Args:
+        seconds: the budget, and what there is of it for more than the least number of rounds.
+    """
+    budget, beyond = seconds
     calls: dict[str, Parts] = {}
     for name, entrant in entrants.items():
-        if entrant.row.outcome == OK:
-            calls[name] = suite.build(case, name)
+        if entrant.row.outcome != OK:
+            continue
+        if entrant.seconds * (1 + LEAST_ROUNDS) > budget and name != suite.baseline:
+            # Its first turn, elsewhere, has told; here it would cost as much again.
+            entrant.row.outcome, entrant.row.why = NOT_RUN, too_slow(entrant.seconds)
+            continue
+        calls[name] = suite.build(case, name)
     work = 0.0
     if isinstance(suite, LossSuite) and calls:
         calls[_MATMUL], work = matmul(case, matmul_side(case.device))
@@ -243,6 +257,7 @@ def _time(
         calls,
         stopwatch=stopwatch,
         budget=budget,
+        beyond=beyond,
         most=rounds,
         always=(suite.baseline or "", _MATMUL),
         out_of_time=clock.is_up,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gist_fast.bench.growth import Power
+from gist_fast.bench.growth import Power, Split
 from gist_fast.bench.results import OK, UNSUPPORTED, Results, Row, ratio_of
 from gist_fast.bench.run import ALREADY, SUITES
 
@@ -53,13 +53,17 @@ def fit_table(results: Results) -> tuple[list[str], list[Cells]]:
     """How time and memory grow."""
     rows = []
     for fit in results.fits:
-        power, split = Power(**fit["power"]), fit.get("split")
-        crossing = split["crossing"] if split else None
-        parts = ""
-        if split and power.clear and fit["quantity"] == "time":
-            parts = "linear" if crossing is None else f"quadratic from B {crossing:,.0f}" if crossing else "quadratic"
-        rows.append([fit["suite"], fit["what"], fit["quantity"], str(power), str(power.sizes), parts])
+        power = Power(**fit["power"])
+        rows.append([fit["suite"], fit["what"], fit["quantity"], str(power), str(power.sizes), parts_of(fit)])
     return ["suite", "what", "of", "grows as (95 %)", "sizes", "parts"], rows
+
+
+def parts_of(fit: dict[str, Any]) -> str:
+    """Which part of a time counts, in words; empty where that is not known."""
+    split = fit.get("split")
+    if not split or fit["quantity"] != "time" or not Power(**fit["power"]).clear:
+        return ""
+    return Split(split["fixed"], split["linear"], split["quadratic"]).in_words(fit.get("largest", 0))
 
 
 def facts(results: Results) -> dict[str, str]:

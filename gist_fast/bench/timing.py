@@ -131,6 +131,7 @@ def take_turns(
     *,
     stopwatch: Callable[[Call], float],
     budget: float = math.inf,
+    beyond: float = math.inf,
     most: int = 15,
     least: int = LEAST_ROUNDS,
     always: Collection[str] = (),
@@ -144,6 +145,7 @@ def take_turns(
 
     Args:
         budget: seconds for all rounds.
+        beyond: seconds after which nobody takes more turns than `least`.
         always: who is never left out for the budget's sake, such as the one that ratios are taken to.
         out_of_time: asked before each turn; once it is true, what was had until then is all.
     """
@@ -162,10 +164,11 @@ def take_turns(
     left, rounds = budget, {}
     for name, seconds in sorted(expected.items(), key=lambda item: (item[0] not in always, item[1])):
         if seconds * least > left and name not in always:
-            turns[name].left_out = f"a turn takes {seconds:.1f} s, and {least} of them more than there is time for"
+            turns[name].left_out = too_slow(seconds, least)
             continue
         rounds[name] = least
         left = max(0.0, left - least * seconds)
+    left = min(left, max(0.0, beyond - least * sum(expected[name] for name in rounds)))
     for place, name in enumerate(sorted(rounds, key=expected.__getitem__)):
         share = left / (len(rounds) - place)
         more = most - least if expected[name] * (most - least) <= share else int(share / expected[name])
@@ -183,6 +186,11 @@ def take_turns(
         else:
             turns[name].left_out = NO_TIME
     return turns
+
+
+def too_slow(seconds: float, least: int = LEAST_ROUNDS) -> str:
+    """Why somebody whose turn takes so long is left out."""
+    return f"a turn takes {seconds:.1f} s, and {least} of them more than there is time for"
 
 
 def alternate(functions: Mapping[str, Call], rounds: int) -> dict[str, Timing]:
