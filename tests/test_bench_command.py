@@ -198,6 +198,15 @@ def test_suites_by_name():
         suites_named("")
 
 
+@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_told_otherwise(tmp_path, given, found):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    command = [sys.executable, "-m", "gist_fast", "bench", "--suite", "start", "--seconds", "1", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=600)
+    assert json.loads(done.stdout)["machine"]["OMP_WAIT_POLICY"] == found, done.stderr
+
+
 def test_all_that_the_command_needs_is_installed_with_it():
     """`gist-fast bench` works without this checkout's top folders."""
     code = [path.read_text() for path in (ROOT / "gist_fast" / "bench").glob("*.py")]

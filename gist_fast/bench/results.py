@@ -145,6 +145,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "device": device_name(device),
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "gist_fast": gist_fast.__version__,

@@ -69,7 +69,14 @@ def parts_of(fit: dict[str, Any]) -> str:
 def facts(results: Results) -> dict[str, str]:
     """Where figures come from, in the reader's words."""
     about = results.machine
-    names = {"gpu": "card", "cpu": "CPU", "threads": "threads", "platform": "platform", "python": "Python"}
+    names = {
+        "gpu": "card",
+        "cpu": "CPU",
+        "threads": "threads",
+        "OMP_WAIT_POLICY": "OMP_WAIT_POLICY",
+        "platform": "platform",
+        "python": "Python",
+    }
     found = {label: str(about[name]) for name, label in names.items() if about.get(name)}
     for name in ("torch", "triton", "sentence-transformers", "transformers", "memeff", "inf-cl"):
         if about.get(name):
