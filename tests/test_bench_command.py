@@ -171,7 +171,7 @@ def test_what_cannot_fit_is_a_row_by_formula_and_larger_cases_too(monkeypatch, f
 
 
 def test_what_would_take_too_long_is_left_out(monkeypatch, few_peers):
-    monkeypatch.setattr(runs, "_expected", lambda smaller, size: 0.0 if smaller is None else 1e4)
+    monkeypatch.setattr(runs, "_expected", lambda smaller, size, power: 0.0 if smaller is None else 1e4)
     results = run([SUITES["loss"]], Plan((16, 24)), command="", budget=300.0)
     whys = {row.outcome: row.why for row in results.rows if row.what == "gist_fast"}
     assert "a turn would take some 10000.0 s" in whys["not run"]

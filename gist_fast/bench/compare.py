@@ -19,8 +19,8 @@ MEMORY_NOISE = 0.05
 SMALLEST_MEMORY = 2 << 20
 """Bytes: a difference of less is the allocator's."""
 FACTS = (
-    "device", "cpu", "gpu", "threads", "OMP_WAIT_POLICY", "platform", "python", "torch", "triton", "sentence-transformers", "transformers",
-    "gist_fast", "commit",
+    "device", "cpu", "gpu", "threads", "OMP_WAIT_POLICY", "platform", "python", "torch", "triton",
+    "sentence-transformers", "transformers", "gist_fast", "commit",
 )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ class LossSuite:
     """
 
     isolated = True
+    grows = 2.0
     baseline: str | None = OURS
 
     def __init__(

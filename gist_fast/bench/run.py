@@ -203,7 +203,7 @@ def _enter(suite: Suite, case: Any, name: str, budget: float, smaller: Entrant |
         # The size at which it was so first, however many were not tried since.
         why = smaller.row.why if smaller.row.why.endswith(ALREADY) else f"at B {smaller.row.size}{ALREADY}"
         return ends(smaller.row.outcome, why)
-    expected = _expected(smaller, case.size)
+    expected = _expected(smaller, case.size, suite.grows)
     if expected * LEAST_ROUNDS > budget:
         return ends(NOT_RUN, f"a turn would take some {expected:.1f} s: no time for {LEAST_ROUNDS} rounds", expected)
     if clock.is_up():
@@ -217,12 +217,12 @@ def _enter(suite: Suite, case: Any, name: str, budget: float, smaller: Entrant |
     return ends(outcome.outcome, outcome.why, outcome.seconds)
 
 
-def _expected(smaller: Entrant | None, size: int) -> float:
-    """Seconds of a turn by those of a smaller case, if it grew with the square."""
+def _expected(smaller: Entrant | None, size: int, power: float) -> float:
+    """Seconds of a turn by those of a smaller case, if it grew with that power."""
     if smaller is None or not smaller.row.size or size <= smaller.row.size:
         return 0.0
     timing = smaller.row.timing()
-    return (timing.median if timing else smaller.seconds) * (size / smaller.row.size) ** 2
+    return (timing.median if timing else smaller.seconds) * (size / smaller.row.size) ** power
 
 
 def _time(

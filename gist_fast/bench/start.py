@@ -52,6 +52,7 @@ class StartSuite:
     name = "start"
     title = "Cold start: a fresh process until it has answered"
     isolated = False
+    grows = 0.0
     baseline: str | None = None
 
     def cases(self, plan: Plan) -> Sequence[StartCase]:

@@ -47,6 +47,8 @@ class Suite(Protocol):
     title: str
     isolated: bool
     """Whether memory is measured in a process of its own by `build`; else `memory` tells."""
+    grows: float
+    """The power of the size that a turn's time is expected to grow with, at most."""
     baseline: str | None
     """The competitor that ratios are taken to."""
 

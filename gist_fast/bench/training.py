@@ -44,6 +44,7 @@ class TextCase:
 
 class _ModelSuite:
     isolated = True
+    grows = 1.0
     baseline: str | None = OURS
 
     def __init__(self, cpu: Sequence[int], cuda: Sequence[int], small: int) -> None:

@@ -142,8 +142,8 @@ def _show(found: Comparison, everything: bool) -> None:
 def _let_threads_sleep() -> None:
     """Have threads that wait sleep instead of spin, unless the user has said which.
 
-    On a machine with other work the one that is waited for then gets the core; spinning, all of it takes up to a hundred
-    times as long. OpenMP reads this when torch is imported.
+    On a machine with other work the one that is waited for then gets the core; where they spin, all takes up to a
+    hundred times as long. OpenMP reads this when torch is imported.
     """
     if "torch" not in sys.modules:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
