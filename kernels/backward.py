@@ -55,12 +55,15 @@ def backward_part(
         weights: ``[L, R]``, fp32.
         row_gradients: ``[R, D]`` at each width, fp32; updated.
         column_gradients: ``[C, D]`` at each width, fp32; updated. Not looked at for a symmetric part.
-        config: its plans are kept to, except that masks are decided again by the staged plan alone.
+        config: its plans are kept to, except that masks are decided again, and boosts without bits computed, by the
+            staged plan alone.
     """
     staged = []
     for level, (rows, _) in enumerate(part.ladder):
         plan = config.plan if level == 0 else config.plan_below(rows.shape[1])
-        if plan == "staged" or part.decision is not None:
+        # With a boost and without bits the owning kernel spills on some cards.
+        boosted_alone = part.boosts is not None and part.bits is None
+        if plan == "staged" or part.decision is not None or boosted_alone:
             staged.append(level)
             continue
         gradients = row_gradients[level], column_gradients[level]

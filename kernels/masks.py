@@ -131,7 +131,7 @@ def decision_constants(decision: Decision | None) -> dict[str, Any]:
 
 def decide_chunk(part: Part, chunk: Chunk, bits: Tensor, config: Config) -> None:
     """Fill `bits` with what does not count in a chunk."""
-    decision = part.decision
+    decision = part.decision or Decision()
     if decision.guide_rows is None or decision.floors is None:
         _launch(part, chunk, decision, bits, config, given=False)
         return

@@ -192,6 +192,7 @@ def _masks_options(every: bool) -> Options:
         yield " unguided hard", {**plain, "GUIDE": NONE, "GROUPED": True, "HARD": True}
         yield " given hard", {**plain, "GUIDE": NONE, "HARD": True, "GIVEN": True}
         yield " of groups", {**plain, "GUIDE": NONE, "GROUPED": True}
+        yield " of nothing", {**plain, "GUIDE": NONE}
 
 
 def _staged_options(symmetric: bool, every: bool) -> Options:
@@ -205,6 +206,8 @@ def _staged_options(symmetric: bool, every: bool) -> Options:
     if not symmetric:
         yield " boosted", {**plain, "BOOST": ALL}
         yield " differently boosted", {**plain, "BOOST": DIFFERS}
+        yield " recomputed, differently boosted", {**plain, "BITS": tile.CHUNK_BITS.value, "BOOST": DIFFERS}
+        yield " unguided boosted", {**plain, "BITS": tile.NO_BITS.value, "BOOST": ALL}
         yield " self-guided boosted", {**plain, "BITS": tile.NO_BITS.value, "SELF_GUIDED": True, "BOOST": ALL}
 
 
@@ -215,6 +218,7 @@ def _owned_options(symmetric: bool, every: bool) -> Options:
         yield " unguided", {**plain, "HAVE_BITS": False}
         if not symmetric:
             yield " boosted", {**plain, "BOOST": DIFFERS}
+            yield " boosted by one factor", {**plain, "BOOST": ALL}
 
 
 def _variant(kernel: str, launch: str, element: str, function: Callable, constants: dict[str, Any]) -> Variant:

@@ -152,7 +152,7 @@ def backward_part_staged(
     scratch = part.rows.new_empty(height * breadth * TILE * TILE)
     launch = config.staged_symmetric if part.symmetric else config.staged
     masks = None
-    if part.decision is not None and not _decides_itself(part):
+    if part.bits is None and not _decides_itself(part):
         masks = part.rows.new_empty(chunk_words(height, breadth, part.symmetric), dtype=torch.int32)
     for chunk in chunks(row_count, column_count, height, breadth, upper=part.symmetric):
         if masks is not None:
@@ -171,12 +171,17 @@ def backward_part_staged(
 
 
 def _decides_itself(part: Part) -> bool:
-    """Whether the kernel of coefficients can decide the masks by the scores that it has anyway."""
-    decision = part.decision
-    if decision is None or decision.floors is not None or decision.row_groups is not None:
+    """Whether the kernel of coefficients can decide the masks by the scores that it has anyway, if there is anything to
+    decide."""
+    if part.own is not None:
+        # Together with two factors of a boost that spills, be it only for what lies outside.
         return False
-    # Together with two factors of a boost that spills.
-    return decision.self_guided and len(part.ladder) == 1 and part.own is None
+    decision = part.decision
+    if decision is None:
+        return True
+    if decision.floors is not None or decision.row_groups is not None:
+        return False
+    return decision.self_guided and len(part.ladder) == 1
 
 
 def _launch(

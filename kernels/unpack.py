@@ -19,7 +19,7 @@ from torch import Tensor
 
 CHUNK_TILES = 64
 """Rows and columns of a chunk, in tiles; as large as one of coefficients."""
-WARPS = 4
+WARPS = 8
 
 
 @triton.jit(do_not_specialize=["excluded", "chunk_row", "chunk_column", "column_tiles", "all_column_tiles"])
