@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gist_fast.backends import fall_back, streaming_backend
-from gist_fast.backends.interface import LN2
+from gist_fast.backends.interface import LARGEST_WEIGHT, LN2
 from gist_fast.blocks import ANCHORS, Block, make_blocks
 from gist_fast.operands import accumulation_dtype, add_positives, embedding_gradients, prepare
 from gist_fast.rule import Rule
@@ -145,14 +145,14 @@ def backward_rows(
         # d loss / d base-2 logit carries ln 2.
         weights = LN2 * grad_loss.to(lse2.dtype)
         largest = weights.abs().amax().clamp_min(torch.finfo(weights.dtype).tiny)
-        weights = weights / largest
+        weights = weights / largest * LARGEST_WEIGHT
         positives = torch.stack([width.positives for width in operands.ladder])
         total = torch.logaddexp2(lse2, positives)
         found = streaming_backend(backend).backward(operands, blocks, total, weights, bits)
         coefficients = weights * -torch.sigmoid(LN2 * (lse2 - positives))
         ladder = [(width.operands, width.norms) for width in operands.ladder]
         del operands
-        return _by_embedding(found, ladder, coefficients, student, temperature, rule.offset, largest)
+        return _by_embedding(found, ladder, coefficients, student, temperature, rule.offset, largest / LARGEST_WEIGHT)
 
     with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):
         try:

@@ -12,6 +12,10 @@ from gist_fast.blocks import Block
 from gist_fast.operands import Operands
 
 LN2 = math.log(2.0)
+LARGEST_WEIGHT = 2.0**14
+"""What a row's weight is at most in a backward pass. Coefficients of the operands' type are at most twice that, within
+float16; and those as small as 1 / 2^14 of a row's are still normal numbers there. At weights of 1 the typical softmax
+entry of a batch above 16,384 would be subnormal, and lose digits."""
 
 
 class Negatives(NamedTuple):
@@ -46,8 +50,8 @@ class StreamingBackend(Protocol):
 
         Args:
             lse2: ``[L, B]``, positive included.
-            weights: ``[L, B]``, the upstream gradient of each row, scaled so that the largest is 1 in magnitude: a mean
-                over a large batch would otherwise underflow float16.
+            weights: ``[L, B]``, the upstream gradient of each row, scaled so that the largest is `LARGEST_WEIGHT` in
+                magnitude: a mean over a large batch would otherwise underflow float16.
             bits: from `forward`; None to decide the masks again.
 
         Returns:
