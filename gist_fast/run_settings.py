@@ -32,6 +32,8 @@ REFUSED = (
     "dataloader_drop_last",
     "prompts",
     "max_length",
+    "temperature_schedule",
+    "temperature_end",
     "guide_prompts",
     "guide_max_length",
 )
@@ -45,6 +47,8 @@ WITHOUT_EFFECT = (
     *("skip_memory_metrics", "include_num_input_tokens_seen", "ddp_timeout", "debug", "enable_jit_checkpoint"),
     *("train_sampling_strategy", "fp16_full_eval", "bf16_full_eval", "batch_eval_metrics", "backend", "mask_bits"),
 )
+_OF_NO_ADAPTER = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
+"""Settings of peft that say where an adapter came from."""
 _PREFIXES_WITHOUT_EFFECT = ("log_", "logging_", "save_", "push_to_hub", "hub_", "include_")
 _OF_THE_LOSS = (
     *("temperature", "margin", "margin_strategy", "contrast_anchors", "contrast_positives", "gather_across_devices"),
@@ -67,6 +71,7 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         "student.max_seq_length": getattr(trainer.model, "max_seq_length", None),
         "student.parameters": sum(p.numel() for p in trainer.model.parameters()),
     }
+    settings |= {f"student.{name}": value for name, value in _adapters(trainer.model)}
     datasets = trainer.train_dataset if isinstance(trainer.train_dataset, dict) else {"": trainer.train_dataset}
     for name, dataset in datasets.items():
         settings[f"data.train{'.' if name else ''}{name}"] = _digest_of_rows(dataset)
@@ -127,6 +132,16 @@ def _listed(changed: dict[str, tuple[Any, Any]]) -> str:
     return "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in sorted(changed.items()))
 
 
+def _adapters(model: Any) -> Iterator[tuple[str, Any]]:
+    """The settings of peft's adapters on a model, which its parameters do not show, by name."""
+    for module in model.modules():
+        adapters = getattr(module, "peft_config", None)
+        for adapter, config in adapters.items() if isinstance(adapters, dict) else ():
+            for name, value in config.to_dict().items():
+                if name not in _OF_NO_ADAPTER:
+                    yield f"adapter[{adapter}].{name}", _plain(value)
+
+
 def _losses(loss: Any) -> Iterator[tuple[str, Any]]:
     """The losses, those inside a decorator such as ``MatryoshkaLoss`` too, by name."""
     named = loss.items() if isinstance(loss, dict) else [("", loss)]
@@ -144,6 +159,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(item) for item in value)
     if isinstance(value, (str, int, float, bool, type(None))):
         return value
     return getattr(value, "__qualname__", type(value).__qualname__)

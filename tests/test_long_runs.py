@@ -254,6 +254,8 @@ class TestSettings:
             ({"per_device_train_batch_size": 8}, "per_device_train_batch_size was 16, is 8"),
             ({"seed": 7}, "seed was 42, is 7"),
             ({"temperature": 0.5}, "loss.temperature was 0.01, is 0.5"),
+            ({"hard": True}, "loss.hard was 'none', is True"),
+            ({"temperature_schedule": "linear", "temperature_end": 0.02}, "temperature_schedule was None, is 'linear'"),
             ({"margin_strategy": "relative"}, "loss.margin_strategy was 'absolute', is 'relative'"),
             ({"batch_sampler": "no_duplicates"}, "batch_sampler was 'batch_sampler', is 'no_duplicates'"),
             ({"prompts": {"anchor": "query: "}}, "prompts was None, is {'anchor': 'query: '}"),

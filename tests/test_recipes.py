@@ -199,6 +199,16 @@ class TestLora:
         assert summary["resumed_from"] == str(run / "checkpoint-1")
         assert all(torch.equal(p, whole[n]) for n, p in trainer.model.named_parameters())
 
+    def test_another_alpha_is_another_run(self, trained, run_command, tmp_path, tiny_student, tiny_guide):
+        pytest.importorskip("peft")
+        steps = ["--training.save_strategy", "steps", "--training.save_steps", "1", "--student.model_kwargs", "null"]
+        trained("lora", *self.SHORT, *steps)
+        models = ["--student.path", tiny_student, "--guide.path", tiny_guide]
+        other = [*models, *SMALL, *self.SHORT, *steps, "--student.lora.alpha", "8", "--resume"]
+        result = run_command("train", tmp_path / "lora.yaml", *other)
+        assert result.code == 2
+        assert "student.adapter[default].lora_alpha was 32, is 8." in result.err
+
     @pytest.mark.parametrize(
         ("lora", "says"),
         [
