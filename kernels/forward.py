@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config, Launch
-from gist_fast.kernels.launch import boost, options, precision
+from gist_fast.kernels.launch import PLACES, boost, options, precision
 from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.masks import chunk_words, decision_arguments, decision_constants
 from gist_fast.kernels.parts import Chunk, Part, chunks
@@ -33,19 +33,7 @@ a guide's operands of 2^15 rows."""
 FOLD_ROWS, FOLD_DEPTH = 64, 16
 
 
-@triton.jit(
-    do_not_specialize=[
-        "row_count",
-        "column_count",
-        "excluded",
-        "own_negative",
-        "chunk_row",
-        "chunk_column",
-        "row_tiles",
-        "column_tiles",
-        "all_column_tiles",
-    ]
-)
+@triton.jit(do_not_specialize=PLACES)
 def forward_kernel(
     x,  # [R, D]
     y,  # [C, D]
@@ -186,7 +174,7 @@ def softmax_parts(logits, AXIS: tl.constexpr):
     return maximum, tl.sum(tl.exp2(logits - tl.expand_dims(base, AXIS)), axis=AXIS)
 
 
-@triton.jit(do_not_specialize=["count", "depth", "stride"])
+@triton.jit(do_not_specialize=PLACES)
 def fold_kernel(
     maximum,  # [count]: running, of the whole part
     total,

@@ -1,4 +1,5 @@
-"""How a kernel is started: options that belong to the launch, the precision of float32 products, the kind of boost."""
+"""How a kernel is started: arguments that it is not compiled for, options that belong to the launch, the precision of
+float32 products, the kind of boost."""
 
 from __future__ import annotations
 
@@ -9,6 +10,14 @@ from gist_fast.kernels import tile
 from gist_fast.kernels.config import Launch
 from gist_fast.kernels.parts import Part
 from torch import Tensor
+
+PLACES = [
+    *("row_count", "column_count", "own_count", "other_count"),
+    *("chunk_row", "chunk_column", "row_tiles", "column_tiles", "all_column_tiles"),
+    *("excluded", "own_negative"),
+]
+"""Arguments of the kernels that say where in the matrix a launch works. None is a multiple of anything that a kernel
+could make use of, and a kernel for each that happens to be would be compiled in the middle of a run."""
 
 
 def options(launch: Launch) -> dict[str, Any]:

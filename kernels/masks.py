@@ -15,23 +15,13 @@ import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config
-from gist_fast.kernels.launch import options, precision
+from gist_fast.kernels.launch import PLACES, options, precision
 from gist_fast.kernels.layout import TILE_WORDS
 from gist_fast.kernels.parts import Chunk, Decision, Part
 from torch import Tensor
 
 
-@triton.jit(
-    do_not_specialize=[
-        "row_count",
-        "column_count",
-        "excluded",
-        "chunk_row",
-        "chunk_column",
-        "row_tiles",
-        "column_tiles",
-    ]
-)
+@triton.jit(do_not_specialize=PLACES)
 def masks_kernel(
     x,  # [R, D]; looked at where the student's scores decide
     y,  # [C, D]

@@ -15,14 +15,14 @@ import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Owned
-from gist_fast.kernels.launch import boost, options, precision
+from gist_fast.kernels.launch import PLACES, boost, options, precision
 from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.parts import Part
 from gist_fast.kernels.staged import coefficient
 from torch import Tensor
 
 
-@triton.jit(do_not_specialize=["own_count", "other_count", "excluded", "own_negative", "all_column_tiles"])
+@triton.jit(do_not_specialize=PLACES)
 def owned_kernel(
     own,  # [N, D]: whose gradient it is
     other,  # [K, D]: streamed

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config, Staged
-from gist_fast.kernels.launch import boost, options, precision
+from gist_fast.kernels.launch import PLACES, boost, options, precision
 from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.masks import chunk_words, decide_chunk
 from gist_fast.kernels.parts import Chunk, Part, chunks
@@ -30,19 +30,7 @@ CAST_ROWS = 1024
 """Rows of coefficients made float32 at a time where torch cannot sum a product of half types in float32."""
 
 
-@triton.jit(
-    do_not_specialize=[
-        "row_count",
-        "column_count",
-        "excluded",
-        "own_negative",
-        "chunk_row",
-        "chunk_column",
-        "row_tiles",
-        "column_tiles",
-        "all_column_tiles",
-    ]
-)
+@triton.jit(do_not_specialize=PLACES)
 def coefficients_kernel(
     x,  # [R, D]
     y,  # [C, D]

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from gist_fast.kernels import tile
+from gist_fast.kernels.launch import PLACES
 from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.owned import under, upright
 from gist_fast.kernels.parts import chunks
@@ -22,7 +23,7 @@ CHUNK_TILES = 64
 WARPS = 8
 
 
-@triton.jit(do_not_specialize=["excluded", "chunk_row", "chunk_column", "column_tiles", "all_column_tiles"])
+@triton.jit(do_not_specialize=PLACES)
 def unpack_kernel(
     bits,  # words of the whole part
     masked,  # [rows of the chunk, columns of the chunk], padded to tiles: 1 where an entry is masked, else 0

@@ -111,32 +111,16 @@ def inspect_batch(
     *,
     batch: int = 1,
     batch_size: int = 64,
-    margin: float = 0.0,
-    margin_strategy: str = "absolute",
-    contrast_anchors: bool = True,
-    contrast_positives: bool = True,
-    margins: Sequence[float] = LADDER,
-    near: float = NEAR,
-    most: int | None = None,
-    mask_ties: bool = False,
-    groups: str | None = None,
-    row_margins: bool = False,
+    **options: Any,
 ) -> Inspection:
-    """Find the pairs that the guide drops in one batch of a dataset, taken in its order.
+    """`inspect_rows` of one batch of a dataset, taken in its order.
 
     Args:
-        dataset: as `gist_fast.data.load_texts` returns it.
-        guide: embeds texts; None to take the guide's embeddings that the dataset carries.
-        student: embeds texts, for the student's similarities beside the guide's.
         batch: which batch; the first is 1.
-        margins: what else to try; see `Inspection.margins`.
-        near: texts of a higher cosine similarity are nearly the same; see `Inspection.duplicates`.
-        most: how many dropped pairs and duplicates to list; None for all. All are counted.
-        mask_ties, groups, row_margins: as `gist_fast.GISTTrainingArguments` has them. Rows of one group are not
-            compared, so that none of their pairs counts as dropped.
+        options: see `inspect_rows`.
 
     Raises:
-        InputError: there is no such batch, or neither a guide nor embeddings of one; an argument is out of its range.
+        InputError: there is no such batch, and as `inspect_rows`.
     """
     if batch_size < 2:
         raise InputError(f"batch_size: got {batch_size}; pairs need at least 2 rows.")
@@ -146,22 +130,7 @@ def inspect_batch(
             f"batch: got {batch}; the {len(dataset)} rows make batches 1 to {batches} at a batch size of {batch_size}."
         )
     first = (batch - 1) * batch_size
-    return inspect_rows(
-        dataset,
-        range(first, min(first + batch_size, len(dataset))),
-        guide,
-        student,
-        margin=margin,
-        margin_strategy=margin_strategy,
-        contrast_anchors=contrast_anchors,
-        contrast_positives=contrast_positives,
-        margins=margins,
-        near=near,
-        most=most,
-        mask_ties=mask_ties,
-        groups=groups,
-        row_margins=row_margins,
-    )
+    return inspect_rows(dataset, range(first, min(first + batch_size, len(dataset))), guide, student, **options)
 
 
 def inspect_rows(
@@ -181,7 +150,22 @@ def inspect_rows(
     groups: str | None = None,
     row_margins: bool = False,
 ) -> Inspection:
-    """`inspect_batch` of any rows, by their index in the dataset; the first is 0 here, and 1 in what is found."""
+    """Find the pairs that the guide drops among some rows of a dataset, as if they were a batch.
+
+    Args:
+        dataset: as `gist_fast.data.load_texts` returns it.
+        rows: their indices in the dataset; the first is 0 here, and 1 in what is found.
+        guide: embeds texts; None to take the guide's embeddings that the dataset carries.
+        student: embeds texts, for the student's similarities beside the guide's.
+        margins: what else to try; see `Inspection.margins`.
+        near: texts of a higher cosine similarity are nearly the same; see `Inspection.duplicates`.
+        most: how many dropped pairs and duplicates to list; None for all. All are counted.
+        mask_ties, groups, row_margins: as `gist_fast.GISTTrainingArguments` has them. Rows of one group are not
+            compared, so that none of their pairs counts as dropped.
+
+    Raises:
+        InputError: neither a guide nor embeddings of one; an argument is out of its range.
+    """
     check_margin(margin, margin_strategy)
     margins = check_margins(margins)
     check_near(near)
