@@ -6,16 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.machine import measured_on
-from gist_fast.bench.growth import Power
+from gist_fast.bench.growth import NOT_CLEAR
 from gist_fast.bench.results import OK, Results, Row, ratio_of
 from gist_fast.bench.run import SUITES
-from gist_fast.bench.tables import amount, duration, markdown, parts_of
+from gist_fast.bench.tables import amount, duration, fit_table, markdown
 
 COLUMNS = ["suite", "B", "against", "time, ours", "theirs", "theirs to ours", "memory, ours", "theirs"]
 
 
 def table(results: Results) -> str:
-    """A table, a sentence on growth, and where the figures come from."""
+    """A table, another on growth, and where the figures come from."""
     lines = [*_beside(results), *_alone(results)]
     parts = [markdown(COLUMNS, lines), "", *_ran_out(results), *_growth(results)]
     took = f"{results.seconds:.0f} seconds in all."
@@ -52,13 +52,15 @@ def _ran_out(results: Results) -> Iterator[str]:
 
 
 def _growth(results: Results) -> Iterator[str]:
-    told = [
-        f"{fit['quantity']} of {fit['suite']} as {Power(**fit['power'])}{', ' * bool(parts_of(fit))}{parts_of(fit)}"
-        for fit in results.fits
-        if fit["what"] == SUITES[fit["suite"]].baseline and Power(**fit["power"]).clear
+    """How our own costs grow, as far as that was seen."""
+    columns, told = fit_table(results)
+    ours = [
+        [suite, *rest]
+        for suite, what, *rest in told
+        if what == SUITES[suite].baseline and set(rest[1::2]) - {NOT_CLEAR, ""}
     ]
-    if told:
-        yield f"Ours grows with B (95 %): {'; '.join(told)}."
+    if ours:
+        yield from ("", markdown([columns[0], *columns[2:]], ours), "")
 
 
 def _time(row: Row) -> str:

@@ -185,7 +185,7 @@ def test_growth_is_fitted_and_shown():
     found = fits(rows)
     assert [(fit["quantity"], round(fit["power"]["exponent"], 6)) for fit in found] == [("time", 2.0), ("memory", 1.0)]
     columns, cells = fit_table(Results({}, "", fits=found))
-    assert ["loss", "gist_fast", "time", "B^2.00 (2.00 to 2.00)", "4", "quadratic"] in cells
+    assert ["loss", "gist_fast", "time", "B^2.00 (2.00 to 2.00)", "4", "100% quadratic at B 4,096"] in cells
     assert markdown(columns, cells).splitlines()[1] == "|---" * len(columns) + "|"
 
 

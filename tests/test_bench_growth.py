@@ -38,6 +38,7 @@ def test_parts_are_never_negative():
     split = fit_split(SIZES, [1e-3 * b for b in SIZES])
     assert split.quadratic * 8192**2 < 1e-6 * 8.192
     assert split.as_dict()["crossing"] is None or split.crossing > 1e6
+    assert split.missed < 1e-9
     bent = fit_split(SIZES, [float(b) ** 0.5 for b in SIZES])
     assert min(bent.fixed, bent.linear, bent.quadratic) >= 0
 
@@ -52,15 +53,34 @@ def test_a_wide_interval_is_not_shown():
     power = fit_power((16, 32, 64), (0.3, 0.64, 0.71))
     assert power.high - power.low > 1
     assert str(power) == "not clear"
-    fit = {"suite": "engine", "what": "x", "quantity": "time", "power": power.as_dict()}
-    split = fit_split((16, 32, 64), (0.3, 0.64, 0.71)).as_dict()
-    assert fit_table(Results({}, "", fits=[{**fit, "split": split}]))[1] == [
-        ["engine", "x", "time", "not clear", "3", ""]
+    split = fit_split((16, 32, 64), (0.3, 0.64, 0.71))
+    assert split.missed > 0.1
+    fit = {"suite": "engine", "what": "x", "quantity": "time", "largest": 64, "power": power.as_dict()}
+    assert fit_table(Results({}, "", fits=[{**fit, "split": split.as_dict()}]))[1] == [
+        ["engine", "x", "time", "not clear", "3", "not clear"]
     ]
 
 
-def test_the_part_that_counts_in_words():
-    assert Split(5.0, 1e-3, 0.0).in_words(1000) == "mostly constant"
-    assert Split(0.5, 1e-3, 0.0).in_words(1000) == "linear"
-    assert Split(0.0, 0.0, 1e-6).in_words(1000) == "quadratic"
-    assert Split(0.0, 2e-3, 1e-6).in_words(9000) == "quadratic from B 2,000"
+def test_a_constant_and_a_linear_part_are_seen_where_no_power_is():
+    """Three sizes of a step whose start-up counts: the exponent's interval is wide, the sum leaves little over."""
+    sizes, costs = (32, 64, 128), (0.269, 0.355, 0.523)
+    assert str(fit_power(sizes, costs)) == "not clear"
+    split = fit_split(sizes, costs)
+    assert (split.quadratic, split.clear) == (0, True)
+    assert split.in_words(128) == "35% constant, 65% linear at B 128"
+
+
+def test_a_sum_with_as_many_parts_as_sizes_is_no_finding():
+    generator = random.Random(2)
+    for _ in range(50):
+        split = fit_split((1, 2, 4), [generator.uniform(1, 9) for _ in range(3)])
+        assert (split.fixed, split.linear, split.quadratic).count(0) >= 1
+
+
+def test_parts_in_words():
+    assert Split(5.0, 1e-3, 0.0).in_words(1000) == "83% constant, 17% linear at B 1,000"
+    assert Split(0.0, 0.0, 1e-6).in_words(1000) == "100% quadratic at B 1,000"
+    assert Split(0.0, 2e-3, 1e-6).in_words(8000) == (
+        "20% linear, 80% quadratic at B 8,000; quadratic above linear from B 2,000"
+    )
+    assert Split(1.0, 1.0, 1.0, missed=0.2).in_words(8000) == "not clear"

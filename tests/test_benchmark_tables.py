@@ -37,11 +37,16 @@ def test_ours_stands_beside_each_peer_at_the_largest_batch_of_both():
     assert lines[5] == (
         "Out of memory: plain in the suite loss at B 1,024 (it needs 9.0 GiB at least, by formula; 1.0 are free)."
     )
-    assert lines[6] == (
-        "Ours grows with B (95 %): time of loss as B^2.00 (2.00 to 2.00), quadratic; "
-        "memory of loss as B^1.00 (1.00 to 1.00)."
-    )
-    assert lines[7] == ("a CPU, 2 threads; torch 2.13.0, gist_fast 0.1.0 at abc; `gist-fast bench`. 12 seconds in all.")
+    assert lines[6:12] == [
+        "",
+        "| suite | of | grows as (95 %) | sizes | parts |",
+        "|---|---|---|---|---|",
+        "| loss | time | B^2.00 (2.00 to 2.00) | 3 | 100% quadratic at B 1,024 |",
+        "| loss | memory | B^1.00 (1.00 to 1.00) | 3 | 100% linear at B 1,024 |",
+        "",
+    ]
+    assert lines[12] == "a CPU, 2 threads; torch 2.13.0, gist_fast 0.1.0 at abc; `gist-fast bench`. 12 seconds in all."
+    assert len(lines) == 13
 
 
 def test_a_card_is_named_in_the_place_of_the_cpu():

@@ -1,4 +1,4 @@
-"""How a cost grows with the batch: a power of it, or a linear and a quadratic part."""
+"""How a cost grows with the batch: a power of it, or a sum of a constant, a linear and a quadratic part."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ LEAST_SIZES = 3
 CONFIDENCE = 0.95
 WIDEST = 1.0
 """An exponent whose interval is wider is not shown."""
+FARTHEST = 0.1
+"""Parts whose sum is farther than this from a measured cost, relatively, are not shown."""
 NOT_CLEAR = "not clear"
 
 
@@ -44,6 +46,13 @@ class Split:
     fixed: float
     linear: float
     quadratic: float
+    missed: float = 0.0
+    """The largest relative distance of a measured cost from the sum."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether the sum describes what was measured."""
+        return self.missed <= FARTHEST
 
     @property
     def crossing(self) -> float:
@@ -51,12 +60,15 @@ class Split:
         return self.linear / self.quadratic if self.quadratic > 0 else math.inf
 
     def in_words(self, largest: float) -> str:
-        """Which part counts, by the largest batch that was measured."""
-        if self.fixed > self.linear * largest + self.quadratic * largest**2:
-            return "mostly constant"
-        if self.crossing == 0:
-            return "quadratic"
-        return f"quadratic from B {self.crossing:,.0f}" if math.isfinite(self.crossing) else "linear"
+        """Each part's share of the cost of the largest batch that was measured."""
+        if not self.clear:
+            return NOT_CLEAR
+        parts = {"constant": self.fixed, "linear": self.linear * largest, "quadratic": self.quadratic * largest**2}
+        shares = {name: round(100 * part / sum(parts.values())) for name, part in parts.items()}
+        told = ", ".join(f"{share}% {name}" for name, share in shares.items() if share)
+        crossed = 0 < self.crossing <= largest
+        crossing = f"; quadratic above linear from B {self.crossing:,.0f}" if crossed else ""
+        return f"{told} at B {largest:,.0f}{crossing}"
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "crossing": self.crossing if math.isfinite(self.crossing) else None}
@@ -85,7 +97,8 @@ def fit_power(sizes: Sequence[float], costs: Sequence[float]) -> Power | None:
 
 
 def fit_split(sizes: Sequence[float], costs: Sequence[float]) -> Split | None:
-    """The least squares of relative errors under non-negative parts.
+    """The least squares of relative errors under non-negative parts, of those sums that have fewer parts than there are
+    sizes the one with the least variance of what is left over.
 
     Returns:
         None with fewer than three sizes, or a cost that is not above 0.
@@ -96,13 +109,14 @@ def fit_split(sizes: Sequence[float], costs: Sequence[float]) -> Split | None:
 
     scale = max(sizes)
     parts = np.array([[1.0, b / scale, (b / scale) ** 2] for b in sizes]) / np.array(costs)[:, None]
-    wanted = np.ones(len(costs))
-    best, least = np.zeros(3), math.inf
+    best, least, missed = np.zeros(3), math.inf, math.inf
     # The best with parts that are not negative is the best of those parts alone that are not zero.
     for used in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
-        found, *_ = np.linalg.lstsq(parts[:, used], wanted, rcond=None)
-        missed = float(((parts[:, used] @ found - wanted) ** 2).sum())
-        if found.min() >= 0 and missed < least:
-            best, least = np.zeros(3), missed
+        free = len(set(sizes)) - len(used)
+        found, *_ = np.linalg.lstsq(parts[:, used], np.ones(len(costs)), rcond=None)
+        errors = parts[:, used] @ found - 1.0
+        variance = float((errors**2).sum()) / max(free, 1)
+        if free >= 1 and found.min() >= 0 and variance < least:
+            best, least, missed = np.zeros(3), variance, float(np.abs(errors).max())
             best[list(used)] = found
-    return Split(float(best[0]), float(best[1]) / scale, float(best[2]) / scale**2)
+    return Split(float(best[0]), float(best[1]) / scale, float(best[2]) / scale**2, missed)

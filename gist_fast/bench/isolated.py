@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.bench.cases import WrongResult
-from gist_fast.bench.memory import give_back_free_memory, is_out_of_memory, limit_memory, peak_memory
+from gist_fast.bench.memory import is_out_of_memory, limit_memory, peak_memory
 from gist_fast.bench.results import FAILED, NOT_RUN, OK, OUT_OF_MEMORY, WRONG
 
 if TYPE_CHECKING:
@@ -128,16 +128,16 @@ def check_and_measure(
         suite.check(case, (known_right and suite.baseline) or name)
         if not suite.isolated:
             return Outcome(OK, memory=suite.memory(case, name))
-        parts = suite.build(case, name)
-        give_back_free_memory()
+        parts, seconds = suite.build(case, name), 0.0
 
         def turn() -> None:
+            nonlocal seconds
+            start = time.perf_counter()
             for call in parts.values():
                 call()
+            seconds = time.perf_counter() - start
 
-        start = time.perf_counter()
         added = peak_memory(turn, suite.device_of(case))
-        seconds = time.perf_counter() - start
         suite.check_whole(case, name)
         return Outcome(OK, memory=added, seconds=seconds)
     except WrongResult as error:

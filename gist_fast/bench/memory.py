@@ -19,8 +19,8 @@ _CGROUPS = (
 def peak_memory(function: Callable[[], object], device: str = "cpu") -> int:
     """Bytes that a call adds at its peak: of torch's tensors on a GPU, of resident memory on a CPU.
 
-    What an earlier call left with the allocator is used again without being counted, so the figure of a CPU is right
-    for the first large call of a process.
+    What an earlier call left with a CPU's allocator is handed back first, as far as glibc can; what it keeps is used
+    again without being counted, so the figure is surest for the first large call of a process.
     """
     if device.startswith("cuda"):
         import torch
@@ -32,6 +32,7 @@ def peak_memory(function: Callable[[], object], device: str = "cpu") -> int:
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    give_back_free_memory()
     with _resident_peak() as added:
         function()
     return added()

@@ -149,7 +149,7 @@ def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 continue
             entry = {"suite": suite, "what": what, "quantity": quantity, "largest": max(sizes)}
             entry["power"] = power.as_dict()
-            split = fit_split(sizes, costs) if quantity == "time" else None
+            split = fit_split(sizes, costs)
             found.append({**entry, "split": split.as_dict() if split else None})
     return found
 

@@ -59,11 +59,9 @@ def fit_table(results: Results) -> tuple[list[str], list[Cells]]:
 
 
 def parts_of(fit: dict[str, Any]) -> str:
-    """Which part of a time counts, in words; empty where that is not known."""
-    split = fit.get("split")
-    if not split or fit["quantity"] != "time" or not Power(**fit["power"]).clear:
-        return ""
-    return Split(split["fixed"], split["linear"], split["quadratic"]).in_words(fit.get("largest", 0))
+    """What a cost is made of, in words; empty where no sum was fitted."""
+    parts = {name: value for name, value in (fit.get("split") or {}).items() if name != "crossing"}
+    return Split(**parts).in_words(fit["largest"]) if parts else ""
 
 
 def facts(results: Results) -> dict[str, str]:
