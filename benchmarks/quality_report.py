@@ -121,6 +121,10 @@ QUESTIONS = (
     ("four, perfect mask", "four, guide"),
     ("ap, guide, ties", "ap, guide"),
     ("four, guide, ties", "four, guide"),
+    ("four, guide, margin 0.05", "four, guide"),
+    ("four, guide, margin -0.1", "four, guide"),
+    ("four, guide, hard", "four, guide"),
+    ("four, self-guided", "four, guide"),
     ("four, guide, sentence-transformers", "four, guide"),
 )
 """Pairs of arms that answer a question of their own: what the first gains on the second."""
