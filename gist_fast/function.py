@@ -163,7 +163,8 @@ def guided_contrastive_loss(  # type: ignore[misc]
         mask_bits=mask_bits,
         grouped=groups is not None,
     )
-    chosen = choose_backend(backend, anchors.device.type, anchors.dtype)
+    types = {x.dtype for x in (*student, *guide)}
+    chosen = choose_backend(backend, anchors.device.type, torch.float64 if torch.float64 in types else anchors.dtype)
 
     if not isinstance(temperature, Tensor):
         dtype = accumulation_dtype(anchors.dtype)

@@ -34,6 +34,7 @@ REFUSED = (
     "max_length",
     "temperature_schedule",
     "temperature_end",
+    "temperature_decay",
     "guide_prompts",
     "guide_max_length",
 )
@@ -79,7 +80,7 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         settings[prefix] = type(loss).__name__
         config = loss.get_config_dict() if hasattr(loss, "get_config_dict") else {}
         for name, value in config.items():
-            if isinstance(value, (str, int, float, bool, list, type(None))):
+            if isinstance(value, (str, int, float, bool, list, tuple, type(None))):
                 settings[f"{prefix}.{name}"] = _plain(value)
         guide = getattr(loss, "guide", None)
         if guide is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from gist_fast.by_column import check_lengths, check_names, columns_by_dataset, value_for
-from gist_fast.data import guide_columns, load_texts, stream_texts
+from gist_fast.data import guide_columns, load_texts, stream_texts, text_columns
 from gist_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def check_run(arguments: GISTTrainingArguments, train: Loaded, evaluation: Loade
 
     Raises:
         InputError: a stream without ``max_steps`` or with a batch sampler; a prompt or a maximum length for a column or
-            a dataset that does not exist.
+            a dataset that does not exist; a variant of the loss that reads a column which is not there.
     """
     from sentence_transformers.base.sampler import BatchSamplers
 
@@ -139,6 +139,11 @@ def check_run(arguments: GISTTrainingArguments, train: Loaded, evaluation: Loade
                 f"training.batch_sampler: {sampler} chooses among all rows, and a stream shows them one after the "
                 "other; leave out the one or data.train.streaming."
             )
+    for key, data in (("data.train", train), ("data.eval", evaluation)):
+        for name, dataset in by_name(data).items():
+            if dataset.column_names is not None:
+                full = f"{key}.{name}" if name else key
+                arguments.variants().check_data(full, dataset.column_names, text_columns(dataset))
     columns = columns_by_dataset(train, evaluation)
     for name in BY_COLUMN:
         check_names(f"training.{name}", getattr(arguments, name), columns)

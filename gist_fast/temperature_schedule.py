@@ -53,6 +53,11 @@ def check_schedule(args: GISTTrainingArguments) -> None:
             f"temperature_end: got {args.temperature_end}, above the temperature {args.temperature}, to which an "
             "exponential schedule falls from 1; a smaller one would do."
         )
+    if args.temperature_end == args.temperature:
+        raise InputError(
+            f"temperature_end: got {args.temperature_end}, which is the temperature itself, so that a schedule changes "
+            "nothing; another one would do, or no temperature_schedule."
+        )
     if args.learn_temperature:
         raise InputError("temperature_schedule: with learn_temperature, which changes it too; one of the two would do.")
 

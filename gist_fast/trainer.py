@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, GuidedLoss
 from gist_fast.losses.guide import check_model, students_own
 from gist_fast.losses.micro_batches import default_tokens
 from gist_fast.losses.temperature import LOG_TEMPERATURE
-from gist_fast.losses.variants import Variants
 from gist_fast.many_devices import check_batches, check_parallelism, check_settings
 from gist_fast.ranges import OPTIMIZER, WAITING, named
 from gist_fast.temperature_schedule import TemperatureCallback, check_schedule
@@ -68,9 +66,9 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         All others: those of ``SentenceTransformerTrainer``.
 
     Raises:
-        ValueError: both a `loss` and a `guide` were given, or a `guide` and a dataset with a guide's embeddings; only
-            part of the text columns has guide embeddings, or the student is to be distributed in a way that guided
-            losses do not know (`gist_fast.many_devices`).
+        ValueError: both a `loss` and a `guide` were given, or a `loss` and settings of one in `args`, or a `guide` and
+            a dataset with a guide's embeddings; only part of the text columns has guide embeddings, or the student is
+            to be distributed in a way that guided losses do not know (`gist_fast.many_devices`).
     """
 
     args: GISTTrainingArguments
@@ -92,6 +90,11 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         if loss is not None and (guide is not None or guided is not None):
             name = "guide" if guide is not None else "guided"
             raise InputError(f"{name}: a loss was given too, and it brings its own guide; give one of the two.")
+        if loss is not None and isinstance(args, GISTTrainingArguments) and (changed := args.changed_loss_settings()):
+            raise InputError(
+                f"args: {', '.join(changed)} would be of the loss that the trainer builds, and a loss was given; set "
+                "them on that loss, or leave it out."
+            )
         if guide is not None and guided is False:
             raise InputError("guided: False, though a guide came; leave out one of the two.")
         if guide is not None:
@@ -174,7 +177,7 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             "mask_bits": args.mask_bits,
             "guide_cache": args.guide_cache,
             "gather_guide_dtype": args.gather_guide_dtype,
-            **{f.name: getattr(args, f.name) for f in dataclasses.fields(Variants)},
+            **vars(args.variants()),
         }
         rows, tokens = args.mini_batch_size, args.mini_batch_num_tokens
         if rows is not None and tokens is not None:

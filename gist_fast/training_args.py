@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
+
+from gist_fast.losses.variants import Variants
+
+_OF_NO_LOSS = ("max_length", "guide_prompts", "guide_max_length", "resume_with_changes")
 
 
 @dataclass
@@ -158,6 +162,19 @@ class GISTTrainingArguments(SentenceTransformerTrainingArguments):
         metadata={"help": "Whether a run may be resumed with other data, batches, seed, loss or guide than it was "
                           "started with, which is neither the one run nor the other."},
     )  # fmt: skip
+
+    def variants(self) -> Variants:
+        """The loss's variants, each checked by itself.
+
+        Raises:
+            ValueError: a value is out of range; or TypeError, of a wrong type.
+        """
+        return Variants.of({f.name: getattr(self, f.name) for f in fields(Variants)})
+
+    def changed_loss_settings(self) -> list[str]:
+        """Settings of the loss that a trainer builds, by name, which are not at their defaults."""
+        others = {f.name for f in fields(SentenceTransformerTrainingArguments)} | set(_OF_NO_LOSS)
+        return [f.name for f in fields(self) if f.name not in others and getattr(self, f.name) != f.default]
 
     @property
     def half_precision(self) -> torch.dtype | None:

@@ -256,6 +256,55 @@ class TestDryRun:
     def test_finds_what_is_wrong(self, run, config, overrides, says):
         refused(run(config, "--dry-run", *overrides), says)
 
+    @pytest.mark.parametrize(
+        ("overrides", "says"),
+        [
+            (["--self_guided"], "loss.self_guided: True, though a guide came"),
+            (["--guide", "null", "--margin", "0.1"], "loss.margin: got 0.1 without a guide"),
+            (["--matryoshka_weights", "[1, 2]"], "loss.matryoshka_weights: "),
+            (["--hardness_mode", "hard_negatives"], "loss.hardness_strength: "),
+            (["--hardness_strength", "-1", "--hardness_mode", "all_negatives"], "loss.hardness_strength: got -1"),
+            (["--hard", "--triplet_margin", "0.3"], "loss.hard: with triplet_margin"),
+            (["--triplet_margin", "-1"], "loss.triplet_margin: got -1"),
+            (["--learn_temperature", "--temperature", "5"], "loss.temperature: got 5"),
+            (
+                ["--learn_temperature", "--temperature_schedule", "linear", "--temperature_end", "0.9"],
+                "loss.temperature_schedule: with learn_temperature",
+            ),
+            (
+                ["--temperature_schedule", "exponential", "--temperature_end", "0.5"],
+                "loss.temperature_end: got 0.5, above",
+            ),
+        ],
+    )
+    def test_finds_a_loss_that_makes_no_sense(self, run, config, overrides, says):
+        refused(run(config, "--dry-run", *overrides), says)
+
+    @pytest.mark.parametrize(
+        ("overrides", "says"),
+        [
+            (["--groups", "column"], "groups: 'column', and data.train has no column 'group'; its columns are anchor"),
+            (["--row_margins"], "row_margins: True, and data.train has no column 'margin'"),
+            (
+                ["--hardness_mode", "hard_negatives", "--hardness_strength", "5"],
+                "hardness_mode: 'hard_negatives', and data.train has no column of negatives",
+            ),
+        ],
+    )
+    def test_what_the_data_lack_is_found_before_a_run_is_deleted(self, run, config, overrides, says):
+        kept = config.parent / "out" / "final" / "config.json"
+        kept.parent.mkdir(parents=True)
+        kept.write_text("{}")
+        refused(run(config, "--overwrite", *overrides), says)
+        assert kept.exists()
+
+    def test_widths_above_the_student_s_are_found_before_texts_are_embedded(self, run, config, monkeypatch):
+        monkeypatch.setattr("gist_fast.sources.with_guide_columns", lambda *_: pytest.fail("texts were embedded"))
+        refused(
+            run(config, "--guide.columns", "true", "--matryoshka_dims", "[4096]"),
+            "matryoshka_dims: got 4096, but the embeddings are",
+        )
+
     def test_finds_wrong_data(self, run, config):
         data = config.parent / "pairs.jsonl"
         lines = data.read_text().splitlines()

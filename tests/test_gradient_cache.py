@@ -8,6 +8,7 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
+from gist_fast.errors import InputError
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 from gist_fast.losses.activation_memory import GIB, ActivationMemory, measure_kept
 from gist_fast.losses.gradient_cache import GradientCache, _Room
@@ -240,6 +241,14 @@ def test_under_matryoshka(memory, student, guide, pairs):
         loss = MatryoshkaLoss(student, inner, [32, 16, 5], [1.0, 0.5, 0.3])
         results.append(gradients(loss, batch(student, pairs), student, scale=3.0))
     assert_close(results[1], results[0], 1e-11)
+
+
+def test_a_learnt_temperature_is_refused_under_matryoshka(student, guide, pairs):
+    """Its weights would not reach the temperature's gradient."""
+    inner = cached(student, guide, learn_temperature=True)
+    loss = MatryoshkaLoss(student, inner, [32, 8], [1.0, 0.3])
+    with pytest.raises(InputError, match=r"learn_temperature: a decorator, .* matryoshka_dims in its place would do"):
+        loss(batch(student, pairs), None)
 
 
 def test_float16_gradients_do_not_vanish(student, guide, pairs):

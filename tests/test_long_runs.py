@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from gist_fast import GISTTrainer, GISTTrainingArguments
+from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
 from gist_fast import checkpoints as folders
 from gist_fast.checkpoints import (
     MANIFEST,
@@ -90,7 +90,7 @@ class Runs:
         self.data, self.loss, self.options = datasets or pairs, loss, options
         self.eval = pairs.select(range(16)) if "eval_strategy" in options else None
 
-    def train(self, name: str, resume: Path | None = None, callback=None, **more):
+    def train(self, name: str, resume: Path | None = None, callback=None, guided: bool | None = None, **more):
         model = SentenceTransformer(str(self.student), device="cpu")
         args = GISTTrainingArguments(
             **{
@@ -115,6 +115,7 @@ class Runs:
             self.eval,
             loss=None if self.loss is None else self.loss(model, self.guide),
             guide=self.guide if self.loss is None else None,
+            guided=guided,
             callbacks=[callback] if callback else None,
         )
         # What a program did with the random numbers before has no bearing on a run that goes on.
@@ -269,6 +270,14 @@ class TestSettings:
         with caplog.at_level(logging.WARNING, "gist_fast"):
             run.train("whole", resume=last, resume_with_changes=True, **change)
         assert says in caplog.text
+
+    def test_training_without_the_guide_is_another_run(self, run, tiny_guide):
+        """Embeddings of a guide in the data are no model that could be compared."""
+        run.data = embed_guide(run.data, run.guide, show_progress_bar=False)
+        run.guide = None
+        run.train("columns")
+        with pytest.raises(InputError, match=r"loss\.guided was True, is False"):
+            run.train("columns", resume=last_whole(run.folder / "columns"), guided=False)
 
     def test_other_data_guide_or_length_are_refused(self, run, pairs, tiny_guide):
         last = last_whole(run.folder / "whole")

@@ -143,6 +143,12 @@ def test_what_makes_no_sense_is_refused_when_the_loss_is_built(kind, name, stude
         kind(student, None, **options)
 
 
+@both
+def test_hard_with_the_student_as_its_guide_is_refused(kind, student):
+    with pytest.raises(ValueError, match="hard: the guide is the student itself"):
+        kind(student, student, hard=True)
+
+
 def test_a_batch_without_groups_is_refused_by_name(student, guide, pairs):
     loss = GISTEmbedLoss(student, guide, groups="anchor")
     with pytest.raises(ValueError, match="group: the batch brings none, and the loss has groups='anchor'"):
@@ -195,7 +201,8 @@ def test_a_schedule_sets_the_temperature_of_each_step(tmp_path, student, guide, 
         ({"temperature_schedule": "linear", "temperature_end": 0.0}, "temperature_end: got 0.0"),
         ({"temperature_schedule": "exponential", "temperature_decay": 1.0}, "temperature_decay: got 1.0"),
         ({"temperature_schedule": "exponential", "temperature_end": 0.5}, "temperature_end: got 0.5, above"),
-        ({"temperature_schedule": "linear", "learn_temperature": True}, "temperature_schedule: with learn_temp"),
+        ({"temperature_schedule": "linear", "learn_temperature": True, "temperature": 0.1}, "with learn_temperature"),
+        ({"temperature_schedule": "cosine"}, "temperature_end: got 0.01, which is the temperature itself"),
     ],
 )
 def test_a_wrong_schedule_is_refused(tmp_path, student, guide, pairs, options, message):

@@ -372,3 +372,29 @@ def test_opcheck_of_the_masks_product() -> None:
     other = torch.randn(12, 5, requires_grad=True)
     arguments = ("tiled", bits, other, False, 0, torch.float32, [9, 12, 12, 1], *rule.to_arguments())
     torch.library.opcheck(torch.ops.gist_fast.mask_product.default, arguments)
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize(
+    ("student_type", "guide_type"), [(torch.float32, torch.float64), (torch.float64, torch.float32)]
+)
+def test_copies_tie_whatever_the_types_of_student_and_guide(backend, student_type, guide_type):
+    """Every pair stands there twice, and its copy is a tie: in a type of the guide's own as well."""
+    generator = torch.Generator().manual_seed(3)
+    half = [torch.randn(16, 24, generator=generator, dtype=torch.float64) for _ in range(2)]
+    guide = [x.repeat(2, 1) for x in half]
+    guide[1] = guide[0] + 0.3 * guide[1]
+    student = [torch.randn(32, 8, generator=generator).to(student_type) for _ in range(2)]
+    shares = []
+    for mask_ties in (False, True):
+        _, stats = guided_contrastive_loss(
+            *student,
+            *(x.to(guide_type) for x in guide),
+            mask_ties=mask_ties,
+            contrast_anchors=False,
+            contrast_positives=False,
+            backend=backend,
+            return_stats=True,
+        )
+        shares.append(round(float(stats.masked_share["ap"]) * 32 * 31))
+    assert shares[1] - shares[0] == 32

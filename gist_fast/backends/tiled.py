@@ -355,15 +355,16 @@ class _Workspace:
     def _scores(self, operands: Sequence[Tensor], block: Block, tile: Tile, name: str) -> Tensor:
         rows = operands[block.row_operand][block.row_start + tile.rows.start : block.row_start + tile.rows.stop]
         columns = operands[block.column_operand][tile.columns]
-        out = self._buffer(name, *_shape(tile))
+        # A float64 guide decides in float64: its band of ties is too narrow for scores of another type.
+        out = self._buffer(name, *_shape(tile), dtype=accumulation_dtype(rows.dtype) if name == "guide" else None)
         if rows.dtype == out.dtype:
             return torch.mm(rows, columns.T, out=out)
         return out.copy_(_product(rows, columns.T, out.dtype))
 
-    def _buffer(self, name: str, r: int, c: int) -> Tensor:
+    def _buffer(self, name: str, r: int, c: int, dtype: torch.dtype | None = None) -> Tensor:
         if name not in self._buffers:
             # Pages touched once and used for every tile: fresh memory costs more to map than the arithmetic on it.
-            self._buffers[name] = self._like.new_empty(TILE * TILE)
+            self._buffers[name] = self._like.new_empty(TILE * TILE, dtype=dtype)
         return self._buffers[name][: r * c].view(r, c)
 
 

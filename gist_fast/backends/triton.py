@@ -48,7 +48,7 @@ class Rectangle(NamedTuple):
 def obstacle(device_type: str, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot run on such tensors, or None where they can."""
     if dtype == torch.float64:
-        return "the kernels compute in float32, and the embeddings are float64"
+        return "the kernels compute in float32, and embeddings, the student's or the guide's, are float64"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     import triton

@@ -102,6 +102,7 @@ def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: boo
     from gist_fast.config import load_config
     from gist_fast.errors import InputError
     from gist_fast.evaluation import configured_evaluator
+    from gist_fast.loss_settings import check_loss_settings
     from gist_fast.sources import carries_guide, check_run, load_sources
 
     config = load_config(path, overrides)
@@ -120,6 +121,11 @@ def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: boo
         models["guide"] = check_model(config.guide.path, "guide")
     train_set = load_sources(config.data.train, "data.train", arguments.seed, endless=True)
     eval_set = None if config.data.eval is None else load_sources(config.data.eval, "data.eval", arguments.seed)
+    guided = bool(config.guide) or arguments.self_guided or (carries_guide(train_set) and not config.unguided)
+    try:
+        check_loss_settings(arguments, guided=guided, guide=config.guide is not None, width=None)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: loss.{error}") from error
     check_run(arguments, train_set, eval_set)
     if config.guide and carries_guide(train_set):
         raise InputError(
@@ -166,6 +172,7 @@ def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
     import torch
 
     from gist_fast.attention import Attention, choose_attention
+    from gist_fast.checks import check_widths
     from gist_fast.cli.models import add_lora, load_with_attention
     from gist_fast.evaluation import evaluate
     from gist_fast.sources import with_guide_columns
@@ -178,6 +185,8 @@ def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
         student.max_seq_length = config.student.max_seq_length
     if config.student.lora:
         add_lora(student, config.student.lora)
+    # Before any text is embedded.
+    check_widths(plan.arguments.matryoshka_dims, plan.arguments.matryoshka_weights, student.get_embedding_dimension())
     guide, train_set, eval_set = None, plan.train, plan.eval
     if config.guide:
         # Outside of the trainer's autocast, flash-attn would meet float32.

@@ -70,6 +70,11 @@ class GuidedLoss(nn.Module):
         self.variants = Variants.of(dict(variants))
         if self.variants.self_guided and not guided:
             raise InputError("self_guided: True, and guided False; leave out one of the two.")
+        if guide is model and self.variants.hard:
+            raise InputError(
+                "hard: the guide is the student itself, which decides by the same scores, so that hardly a negative is "
+                "left; a guide of its own would do, or hard=False."
+            )
         self.variants.check_with(
             guided=guided,
             guide=guide is not None,
@@ -78,7 +83,7 @@ class GuidedLoss(nn.Module):
             width=model.get_embedding_dimension(),
         )
         self.model = model
-        self._start = float(temperature)
+        self._start = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
         self._temperature: float | Tensor = temperature
         self.log_temperature = None
         if self.variants.learn_temperature:
@@ -281,6 +286,8 @@ class GuidedLoss(nn.Module):
             "contrast_anchors": self.contrast_anchors,
             "contrast_positives": self.contrast_positives,
             "gather_across_devices": self.gather_across_devices,
+            # A guide's embeddings in the data are not seen by any other name.
+            **({} if self.guide is not None else {"guided": self.guided}),
             **self.variants.changed(),
         }
 

@@ -130,6 +130,11 @@ class CachedGISTEmbedLoss(GuidedLoss):
             self.give_rows_back(features, self._rows)
             return loss
         learnt = self.log_temperature
+        if learnt is not None and "calculate_loss" in vars(self):
+            raise InputError(
+                "learn_temperature: a decorator, as MatryoshkaLoss, stands around CachedGISTEmbedLoss, and its weights "
+                "do not reach the temperature's gradient; matryoshka_dims in its place would do, or GISTEmbedLoss."
+            )
         before = None if learnt is None else learnt.grad
         if learnt is not None:
             learnt.grad = None

@@ -20,15 +20,20 @@ def make_parameter(temperature: float, low: float, high: float) -> nn.Parameter:
     Raises:
         ValueError: the start lies outside the bounds.
     """
+    check_start(temperature, low, high)
+    parameter = nn.Parameter(torch.tensor(math.log(temperature)))
+    # A loss is no part of what DistributedDataParallel wraps, so nothing else would average this gradient.
+    parameter.register_hook(_mean_over_ranks)
+    return parameter
+
+
+def check_start(temperature: float, low: float, high: float) -> None:
+    """Raise ValueError where a temperature that is to be learnt starts outside its bounds."""
     if not low <= temperature <= high:
         raise InputError(
             f"temperature: got {temperature}, to be learnt between temperature_min {low} and temperature_max {high}; a "
             "start between them would do."
         )
-    parameter = nn.Parameter(torch.tensor(math.log(temperature)))
-    # A loss is no part of what DistributedDataParallel wraps, so nothing else would average this gradient.
-    parameter.register_hook(_mean_over_ranks)
-    return parameter
 
 
 def bounded(parameter: nn.Parameter, low: float, high: float) -> Tensor:

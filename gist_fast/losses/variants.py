@@ -130,6 +130,31 @@ class Variants:
             grouped=self.groups is not None,
         )
 
+    def check_data(self, key: str, columns: Sequence[str], texts: Sequence[str]) -> None:
+        """Raise unless a dataset brings what these settings read from it.
+
+        Args:
+            key: which dataset, for the message.
+            columns: all of its columns.
+            texts: those that hold texts: anchor, positive, negatives.
+
+        Raises:
+            InputError: it lacks a column ``group`` or ``margin``, or has no negatives.
+        """
+        for name, needed, setting in (
+            (GROUP, self.groups == "column", "groups: 'column'"),
+            (MARGIN, self.row_margins, "row_margins: True"),
+        ):
+            if needed and name not in columns:
+                raise InputError(
+                    f"{setting}, and {key} has no column {name!r}; its columns are {', '.join(columns)}. Add it, or "
+                    f"name the one that is meant under the data's 'columns' ({name}: ...)."
+                )
+        if self.hardness_mode == "hard_negatives" and len(texts) < 3:
+            raise InputError(
+                f"hardness_mode: 'hard_negatives', and {key} has no column of negatives; 'in_batch_negatives' would do."
+            )
+
     def arguments(self) -> dict[str, Any]:
         """Those that `gist_fast.guided_contrastive_loss` takes as they are."""
         own = ("mask_ties", "hard", "hardness_mode", "hardness_strength", "triplet_margin")
