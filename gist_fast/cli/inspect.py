@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gist_fast.cli.ctrl_c import CtrlC, interruptible
 from gist_fast.cli.output import Columns, Json, note, only_results_on_stdout, parse_columns, print_json, print_table
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def inspect(
     blocks: ap, anchor with other positives; aa, with other anchors; pp, positive with other positives; an_1 and on,
     anchor with negatives. The pairs farthest above their threshold come first. Rows count from 1.
     """
-    with only_results_on_stdout():
+    done: list[str] = []
+    with only_results_on_stdout(), interruptible(None if report is None else done) as ctrl_c:
         from gist_fast.cli.models import check_model
         from gist_fast.data import load_texts
 
@@ -95,13 +97,13 @@ def inspect(
         from gist_fast.inspection.advice import advice
         from gist_fast.report.inspection import PAIRS
 
-        read = None if guide is None else _guide(guide, guide_prompt, guide_max_length, device)
+        read = None if guide is None else _guide(guide, guide_prompt, guide_max_length, device, ctrl_c)
         # A page shows its own number of pairs, whatever the terminal shows.
         most = None if limit == 0 else max(limit, PAIRS if report is not None else 0)
         found = inspect_batch(
             dataset,
             read,
-            None if student is None else _student(student, student_prompt, device),
+            None if student is None else _student(student, student_prompt, device, ctrl_c),
             batch=batch,
             batch_size=batch_size,
             margin=margin,
@@ -112,7 +114,7 @@ def inspect(
             mask_ties=mask_ties,
             groups=groups,
         )
-        same = None if duplicates == BATCH else _find_duplicates(dataset, read, near, rows, most, device)
+        same = None if duplicates == BATCH else _find_duplicates(dataset, read, near, rows, most, device, ctrl_c)
         told = advice(found, same)
         if report is not None:
             from gist_fast.report.facts import machine_facts
@@ -127,7 +129,9 @@ def inspect(
                 "margin": f"{margin:g}, {margin_strategy}",
                 **machine_facts("cuda" if device is None and _has_cuda() else device or "cpu"),
             }
+            ctrl_c.check()
             write_page(report, inspection_page(found, facts, same), overwrite=overwrite)
+            done.append(str(report))
     if as_json:
         print_json({**_as_dict(found, same, limit or None), "advice": told, "report": report and str(report)})
         return
@@ -162,7 +166,13 @@ def _duplicate_rows(text: str) -> int | None:
 
 
 def _find_duplicates(
-    dataset: Dataset, guide: Encode | None, near: float, rows: int | None, most: int | None, device: str | None
+    dataset: Dataset,
+    guide: Encode | None,
+    near: float,
+    rows: int | None,
+    most: int | None,
+    device: str | None,
+    ctrl_c: CtrlC,
 ) -> Duplicates:
     from tqdm.auto import tqdm
 
@@ -173,6 +183,7 @@ def _find_duplicates(
     with tqdm(desc="Comparing", unit="tile", disable=None, file=sys.stderr) as bar:
 
         def on_progress(done: int, tiles: int) -> None:
+            ctrl_c.check()
             bar.total = tiles
             bar.update(done - bar.n)
 
@@ -275,7 +286,7 @@ def _print_dropped(found: Inspection, limit: int | None, shown: Callable[[str], 
         )
 
 
-def _guide(name: str, prompt: str | None, max_length: int | None, device: str | None) -> Encode:
+def _guide(name: str, prompt: str | None, max_length: int | None, device: str | None, ctrl_c: CtrlC) -> Encode:
     """The guide, reading texts as it does in training; loaded at its first use, after the cheaper checks."""
     from gist_fast.cli.models import load_model
     from gist_fast.collator import guide_prompt
@@ -283,6 +294,7 @@ def _guide(name: str, prompt: str | None, max_length: int | None, device: str | 
     @functools.cache
     def model() -> SentenceTransformer:
         loaded = load_model(name, "guide", device=device)
+        loaded.register_forward_pre_hook(ctrl_c.check)
         if max_length is not None:
             loaded.max_seq_length = max_length
         return loaded
@@ -295,10 +307,14 @@ def _guide(name: str, prompt: str | None, max_length: int | None, device: str | 
     return encode
 
 
-def _student(name: str, prompt: str | None, device: str | None) -> Encode:
+def _student(name: str, prompt: str | None, device: str | None, ctrl_c: CtrlC) -> Encode:
     from gist_fast.cli.models import load_model
 
-    model = functools.cache(lambda: load_model(name, "student", device=device))
+    @functools.cache
+    def model() -> SentenceTransformer:
+        loaded = load_model(name, "student", device=device)
+        loaded.register_forward_pre_hook(ctrl_c.check)
+        return loaded
 
     def encode(texts: list[str], column: str, position: int) -> Any:
         return model().encode(texts, prompt=prompt, convert_to_tensor=True, show_progress_bar=len(texts) > MANY)
