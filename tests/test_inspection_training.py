@@ -105,7 +105,7 @@ def test_variants_are_the_runs(tmp_path, student, guide, pairs):
 
 def test_a_loss_of_the_users_own_brings_its_settings(tmp_path, student, guide, pairs):
     data = pairs.add_column("margin", [row / 1000 for row in range(64)])
-    variants = {"mask_ties": True, "groups": "anchor", "row_margins": True}
+    variants = {"mask_ties": True, "groups": "anchor", "row_margins": True, "hard": True}
     settings = {"margin": 0.03, "margin_strategy": "relative", "contrast_anchors": False, **variants}
     args = GISTTrainingArguments(
         str(tmp_path / "run"), per_device_train_batch_size=24, use_cpu=True, report_to=[], seed=5, margin=0.9
@@ -116,10 +116,12 @@ def test_a_loss_of_the_users_own_brings_its_settings(tmp_path, student, guide, p
     want = inspect_rows(data, rows, encoder(guide, {}, {}), encoder(student, {}, {}), most=20, **settings)
     assert set(got.compared) == {"ap", "pp"}
     assert (got.counts, got.compared, got.student_above) == (want.counts, want.compared, want.student_above)
+    assert got.easy == want.easy
     assert 0 < got.total_dropped < sum(got.compared.values())
     for name in ("margin", "margin_strategy", "row_margins"):
         other = {key: value for key, value in settings.items() if key != name}
-        assert inspect_rows(data, rows, encoder(guide, {}, {}), **other).counts != got.counts, name
+        found = inspect_rows(data, rows, encoder(guide, {}, {}), encoder(student, {}, {}), **other)
+        assert found.counts != got.counts, name
 
 
 def test_the_users_own_loss_may_guide_itself_or_not_at_all(tmp_path, student, pairs):

@@ -46,6 +46,19 @@ def inspect(
         str | None,
         typer.Option(help="Rows that are not compared, as in training: anchor (same anchor text) or column (group)."),
     ] = None,
+    row_margins: Annotated[
+        bool, typer.Option("--row-margins", help="Add each row's own margin, as in training: --columns margin=COLUMN.")
+    ] = False,
+    no_contrast_anchors: Annotated[
+        bool, typer.Option("--no-contrast-anchors", help="Anchors are not compared: contrast_anchors: false.")
+    ] = False,
+    no_contrast_positives: Annotated[
+        bool, typer.Option("--no-contrast-positives", help="Positives are not compared: contrast_positives: false.")
+    ] = False,
+    hard: Annotated[
+        bool,
+        typer.Option("--hard", help="Also count what the student already ranks below the positive, as in training."),
+    ] = False,
     margins: Annotated[
         str | None, typer.Option(metavar="M,M,...", help="Margins to try besides; by default -0.1 to 0.2 in 7 steps.")
     ] = None,
@@ -83,6 +96,10 @@ def inspect(
 
         tried = _margins(margins)
         rows = _duplicate_rows(duplicates)
+        parts = parse_columns(columns)
+        _check_beside(parts, groups, row_margins)
+        if hard and student is None:
+            raise typer.BadParameter("--hard goes by the student's ranking; give --student too.")
         if report is not None:
             from gist_fast.report.page import check_path
             from gist_fast.report.plots import check_matplotlib
@@ -92,7 +109,7 @@ def inspect(
         for role, name in (("guide", guide), ("student", student)):
             if name is not None:
                 check_model(name, role)
-        dataset = load_texts(data, split=split, columns=parse_columns(columns))
+        dataset = load_texts(data, split=split, columns=parts)
         from gist_fast.inspection import inspect_batch
         from gist_fast.inspection.advice import advice
         from gist_fast.report.inspection import PAIRS
@@ -113,6 +130,10 @@ def inspect(
             most=most,
             mask_ties=mask_ties,
             groups=groups,
+            row_margins=row_margins,
+            contrast_anchors=not no_contrast_anchors,
+            contrast_positives=not no_contrast_positives,
+            hard=hard,
         )
         same = None if duplicates == BATCH else _find_duplicates(dataset, read, near, rows, most, device, ctrl_c)
         told = advice(found, same)
@@ -121,12 +142,20 @@ def inspect(
             from gist_fast.report.inspection import inspection_page
             from gist_fast.report.page import write_page
 
+            asked = {
+                "mask_ties": mask_ties,
+                f"groups {groups}": groups is not None,
+                "row_margins": row_margins,
+                "hard": hard,
+            }
+            variants = ", ".join(name for name, given in asked.items() if given)
             facts = {
                 "data": data,
                 "rows": f"{found.first_row} to {found.last_row} of {len(dataset)}",
                 "guide": guide or "its embeddings in the data",
                 **({"student": student} if student else {}),
                 "margin": f"{margin:g}, {margin_strategy}",
+                **({"variants": variants} if variants else {}),
                 **machine_facts("cuda" if device is None and _has_cuda() else device or "cpu"),
             }
             ctrl_c.check()
@@ -152,6 +181,21 @@ def _margins(text: str | None) -> list[float]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"--margins: got {shown(text)}; numbers such as 0,0.05,0.1 would do.") from None
+
+
+def _check_beside(parts: dict[str, str] | list[str] | None, groups: str | None, row_margins: bool) -> None:
+    """Refuse a group or a margin a row that would be read and ignored, and options that lack theirs."""
+    named = parts if isinstance(parts, dict) else {}
+    for part, wanted, option in (
+        ("group", groups == "column", "--groups column"),
+        ("margin", row_margins, "--row-margins"),
+    ):
+        if part in named and not wanted:
+            raise typer.BadParameter(
+                f"{part}={named[part]} would be ignored; give {option} too, or leave it out.", param_hint="--columns"
+            )
+        if wanted and part not in named:
+            raise typer.BadParameter(f"{option} needs the column of it; --columns {part}=COLUMN would do.")
 
 
 def _duplicate_rows(text: str) -> int | None:
@@ -232,6 +276,7 @@ def _blocks(found: Inspection) -> dict[str, dict[str, Any]]:
             "dropped": found.dropped_in(name),
             "share": found.share_dropped(name),
             "ties": found.ties[name],
+            **({} if found.easy is None else {"easy": found.easy[name]}),
         }
         for name, compared in found.compared.items()
     }
@@ -240,10 +285,15 @@ def _blocks(found: Inspection) -> dict[str, dict[str, Any]]:
 def _print(found: Inspection, same: Duplicates, data: str, limit: int | None, told: list[str]) -> None:
     from gist_fast.report.inspection import clipped, margin_table, near_rows, places
 
+    hard = found.easy is not None
+    head = ("block", "pairs compared", "dropped", "share")
     print_table(
         f"Rows {found.first_row} to {found.last_row} of {data}",
-        ("block", "pairs compared", "dropped", "share"),
-        [(name, c["compared"], c["dropped"], f"{c['share']:.2%}") for name, c in _blocks(found).items()],
+        (*head, "easy") if hard else head,
+        [
+            (name, c["compared"], c["dropped"], f"{c['share']:.2%}") + ((c["easy"],) if hard else ())
+            for name, c in _blocks(found).items()
+        ],
     )
     _print_dropped(found, limit, functools.partial(clipped, most=CELL))
     for strategy in dict.fromkeys(outcome.strategy for outcome in found.margins):

@@ -77,6 +77,7 @@ def inspect_training(
             mask_ties=variants.mask_ties,
             groups=variants.groups,
             row_margins=variants.row_margins,
+            hard=variants.hard,
         )
     return found
 
