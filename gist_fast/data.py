@@ -49,7 +49,8 @@ def load_texts(
         columns: which column plays which part, as ``{"anchor": "question", "positive": "answer"}``, or the columns'
             names in the order anchor, positive, negatives. Parts not named are looked for under their own names. Two
             more parts are taken only where they are named: ``group``, texts or whole numbers that tell which rows are
-            no negatives of each other (read as numbers, the same for the same value), and ``margin``, a number a row.
+            no negatives of each other (read as numbers, the same for the same value), and ``margin``, a number a row, which
+            may be stored as text.
         name: which configuration of a hub dataset.
 
     Returns:
@@ -110,6 +111,8 @@ def checked_stream(dataset: IterableDataset, columns: ColumnNames | None, where:
     Args:
         where: what to call the dataset in an error.
     """
+    from datasets import Features, Value
+
     if dataset.features is None:
         # The first rows tell.
         dataset = dataset._resolve_features()
@@ -117,8 +120,13 @@ def checked_stream(dataset: IterableDataset, columns: ColumnNames | None, where:
     # Of no rows: only the types are looked at, before the first row is read.
     check_table(dataset.features.arrow_schema.empty_table(), chosen, where)
     dataset = dataset.select_columns([c.source for c in chosen])
+    numbers = {c.source: Value("float64") for c in chosen if c.kind == "number"}
     checked = dataset.with_format("arrow").map(
-        _Check(chosen, where), batched=True, batch_size=STREAM_ROWS, with_indices=True, features=dataset.features
+        _Check(chosen, where),
+        batched=True,
+        batch_size=STREAM_ROWS,
+        with_indices=True,
+        features=Features({**dataset.features, **numbers}),
     )
     return _renamed(checked.with_format(None), chosen)
 
@@ -131,7 +139,11 @@ class _Check:
         self.widths: dict[str, int] = {}
 
     def __call__(self, table: pa.Table, indices: Sequence[int]) -> pa.Table:
-        check_table(table, self.columns, self.where, int(indices[0]) + 1, self.widths)
+        checked = check_table(table, self.columns, self.where, int(indices[0]) + 1, self.widths)
+        for column in self.columns:
+            if column.kind == "number":
+                place = table.schema.get_field_index(column.source)
+                table = table.set_column(place, column.source, checked.column(column.target))
         return table
 
 
@@ -384,15 +396,26 @@ def _one_split(loaded: object, split: str | None, where: str) -> Any:
 
 
 def _checked(dataset: Dataset, choose: Callable[..., Sequence[Column]], where: str) -> Dataset:
-    """Chosen columns of a dataset under their new names, still memory-mapped."""
+    """Chosen columns of a dataset under their new names, still memory-mapped; numbers in float64, as a file's are."""
+    import pyarrow as pa
+
     chosen = choose(dataset.column_names, where=where)
     if not len(dataset):
         raise InputError(f"{where}: holds no rows; at least one is needed.")
     first_row, widths = 1, dict[str, int]()
-    for table in dataset.select_columns([c.source for c in chosen]).with_format("arrow").iter(batch_size=16384):
-        check_table(table, chosen, where, first_row, widths)
+    dataset = dataset.with_format(None).select_columns([c.source for c in chosen])
+    numbers: dict[str, list[pa.ChunkedArray]] = {c.source: [] for c in chosen if c.kind == "number"}
+    for table in dataset.with_format("arrow").iter(batch_size=16384):
+        checked = check_table(table, chosen, where, first_row, widths)
+        for column in chosen:
+            if column.kind == "number":
+                numbers[column.source].append(checked.column(column.target))
         first_row += table.num_rows
-    return read_as_stored(_renamed(dataset.with_format(None).select_columns([c.source for c in chosen]), chosen))
+    for source, parts in numbers.items():
+        # Perhaps stored as texts, which the check took for numbers.
+        values = pa.chunked_array([chunk for part in parts for chunk in part.chunks]).to_numpy()
+        dataset = dataset.remove_columns([source]).add_column(source, values)
+    return read_as_stored(_renamed(dataset.select_columns([c.source for c in chosen]), chosen))
 
 
 def _renamed(dataset: Any, chosen: Sequence[Column]) -> Any:

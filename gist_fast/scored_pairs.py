@@ -61,9 +61,7 @@ def load_labelled_pairs(source: SourceConfig) -> ScoredPairs:
 def _load(source: SourceConfig, number: str) -> ScoredPairs:
     choose = functools.partial(_choose, columns=source.columns, number=number)
     dataset = load_chosen(source.path, choose, split=source.split, name=source.name)
-    # A file's numbers are floats already; a saved dataset's are as it stores them.
-    scores = [float(value) for value in dataset[number]]
-    return ScoredPairs(list(dataset[FIRST]), list(dataset[SECOND]), scores)
+    return ScoredPairs(list(dataset[FIRST]), list(dataset[SECOND]), list(dataset[number]))
 
 
 def _choose(names: Sequence[str], where: str, columns: ColumnNames | None, number: str) -> list[Column]:

@@ -97,6 +97,59 @@ def test_the_advice_fits_what_was_found(run, tmp_path, pairs, run_command, tiny_
     assert none == ["The guide drops nothing here and finds no two texts the same: on such data it changes nothing."]
 
 
+@pytest.fixture
+def rated(tmp_path, data):
+    """The data with a margin and a product a row."""
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    path = tmp_path / "rated.jsonl"
+    rated = [{**row, "trust": k % 5 / 200, "product": f"p{k % 7}"} for k, row in enumerate(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rated))
+    return path
+
+
+def test_what_training_can_be_told_can_be_told_here(run_command, rated, tiny_guide, tiny_student, guide, student):
+    models = ("--guide", tiny_guide, "--student", tiny_student, "--device", "cpu", "--batch-size", "66", "--json")
+    asked = ("--columns", "margin=trust,group=product", "--row-margins", "--groups", "column", "--no-contrast-anchors")
+    result = run_command("inspect", "--data", rated, *models, *asked, "--hard")
+    assert result.code == 0, result.err
+    blocks = json.loads(result.out)["blocks"]
+    options = {"row_margins": True, "groups": "column", "contrast_anchors": False, "hard": True}
+    data = load_texts(rated, columns={"margin": "trust", "group": "product"})
+    want = inspect_batch(data, encoder(guide), encoder(student), batch_size=66, **options)
+    assert {name: block["dropped"] for name, block in blocks.items()} == want.counts
+    assert {name: block["easy"] for name, block in blocks.items()} == want.easy
+    assert {name: block["compared"] for name, block in blocks.items()} == want.compared
+    assert set(blocks) == {"ap", "pp"}
+    for name, off in (("row_margins", False), ("groups", None)):
+        other = inspect_batch(data, encoder(guide), encoder(student), batch_size=66, **{**options, name: off})
+        assert other.counts != want.counts, name
+    without = run_command("inspect", "--data", rated, *models, "--no-contrast-positives")
+    blocks = json.loads(without.out)["blocks"]
+    assert set(blocks) == {"ap", "aa"}
+    assert "easy" not in blocks["ap"]
+
+
+def test_what_hard_drops_has_a_column_of_the_table(run, tiny_student):
+    found = json.loads(run("--student", tiny_student, "--hard", "--json").out)["blocks"]
+    rows = run("--student", tiny_student, "--hard").out.splitlines()
+    assert [cell.strip() for cell in rows[2].split("┃")[1:-1]] == [
+        "block",
+        "pairs compared",
+        "dropped",
+        "share",
+        "easy",
+    ]
+    first = [cell.strip() for cell in rows[4].split("│")[1:-1]]
+    assert first == [
+        "ap",
+        str(64 * 63),
+        str(found["ap"]["dropped"]),
+        f"{found['ap']['share']:.2%}",
+        str(found["ap"]["easy"]),
+    ]
+    assert found["ap"]["easy"] > 0
+
+
 def test_the_tables(run, tiny_student):
     result = run("--batch-size", "66", "--student", tiny_student, "--limit", "4", "--near", "0.97")
     assert result.code == 0, result.err
@@ -197,6 +250,15 @@ class TestReport:
         (("--duplicates", "-3"), "--duplicates: got '-3'"),
         (("--batch", "3"), "batch: got 3; the 66 rows make batches 1 to 2"),
         (("--margin", "inf"), "margin: got inf; a finite float would do"),
+        (
+            ("--columns", "margin=trust"),
+            "--columns: margin=trust would be ignored; give --row-margins too, or leave it out",
+        ),
+        (("--columns", "group=id"), "--columns: group=id would be ignored; give --groups column too, or leave it out"),
+        (("--columns", "group=id", "--groups", "anchor"), "group=id would be ignored; give --groups column too"),
+        (("--row-margins",), "--row-margins needs the column of it; --columns margin=COLUMN would do"),
+        (("--groups", "column"), "--groups column needs the column of it; --columns group=COLUMN would do"),
+        (("--hard",), "--hard goes by the student's ranking; give --student too"),
     ],
 )
 def test_refused_before_models_are_loaded(run, monkeypatch, options, says):

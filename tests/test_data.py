@@ -184,6 +184,32 @@ class TestDatasets:
         Dataset.from_dict({"anchor": [], "positive": []}).save_to_disk(tmp_path / "empty")
         assert "holds no rows" in message(tmp_path / "empty")
 
+    @pytest.mark.parametrize("stored", [["0.5", " 1e-2", "-3"], [0.5, 0.01, -3.0], [1, 2, -3]])
+    def test_margins_are_numbers_however_they_are_stored(self, tmp_path, stored):
+        rows = {"trust": stored, "anchor": ["a", "b", "c"], "positive": ["d", "e", "f"], "of": ["x", "y", "x"]}
+        # As of a selection, whose rows are not in the order in which they are stored.
+        dataset = Dataset.from_dict(rows).select([2, 0, 1])
+        dataset.save_to_disk(tmp_path / "saved")
+        write(tmp_path / "x.csv", dataset.to_list())
+        columns = {"margin": "trust", "group": "of"}
+        loaded = load_texts(tmp_path / "saved", columns=columns)
+        assert loaded["margin"][:] == [float(stored[2]), float(stored[0]), float(stored[1])]
+        assert all(type(value) is float for value in loaded["margin"])
+        # The same of a file, and of the same row as the text beside it.
+        assert loaded.to_list() == load_texts(tmp_path / "x.csv", columns=columns).to_list()
+        assert loaded.features == load_texts(tmp_path / "x.csv", columns=columns).features
+        stream = checked_stream(dataset.to_iterable_dataset(), {"margin": "trust"}, "stream")
+        assert [row["margin"] for row in stream] == loaded["margin"][:]
+        assert stream.features["margin"].dtype == "float64"
+
+    def test_margins_that_are_no_numbers(self, tmp_path):
+        rows = {"anchor": ["a"] * 3, "positive": ["b"] * 3, "trust": ["1", "2", "much"]}
+        Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+        write(tmp_path / "x.csv", Dataset.from_dict(rows).to_list())
+        for path in (tmp_path / "saved", tmp_path / "x.csv"):
+            said = message(path, columns={"margin": "trust"})
+            assert "row 3" in said and "column 'trust': is 'much'; a finite number is needed there" in said
+
     def test_a_folder_that_is_no_dataset(self, tmp_path):
         write(tmp_path / "x.csv", [{"anchor": "a", "positive": "b"}])
         assert "a folder that `save_to_disk` did not write; name a file in it" in message(tmp_path)

@@ -149,6 +149,7 @@ def test_embeddings_that_the_data_carry_need_no_guide():
         ({"groups": "anchors"}, "groups: got 'anchors'; one of 'anchor', 'column' would do"),
         ({"groups": "column"}, "groups: 'column', and the data have no column 'group'; add it"),
         ({"row_margins": True}, "row_margins: True, and the data have no column 'margin'"),
+        ({"hard": True}, "hard: True without a student, whose ranking it goes by; give one"),
         ({"near": 1.0}, "near: got 1.0; a cosine similarity above 0 and below 1"),
         ({"near": math.nan}, "near: got nan"),
         ({"margin_strategy": "relativ"}, "margin_strategy: got 'relativ'; one of 'absolute', 'relative' would do"),
@@ -281,6 +282,53 @@ def test_ties_groups_and_rows_margins_are_those_of_the_loss(mask_ties, strategy)
         assert found.counts == {b: n - (same if b != "an_1" else 0) for b, n in masked(of).items()}
         assert not [p for p in found.dropped if p.block != "an_1" and numbers[p.row - 1] == numbers[p.other_row - 1]]
         assert found.rows_emptied == 0
+
+
+@pytest.mark.parametrize("tile", [1, 2**22])
+@pytest.mark.parametrize("groups", [None, "column"])
+def test_what_hard_drops_is_what_the_loss_calls_easy(groups, tile, monkeypatch):
+    monkeypatch.setattr(rule, "TILE", tile)
+    columns, vectors = random_batch(rows=41, negatives=1)
+    # A copy of a positive ties for the student too, and is not below it.
+    columns["positive"][20] = columns["positive"][4]
+    numbers = np.random.default_rng(1).integers(5, size=41)
+    data = Dataset.from_dict({**columns, "group": numbers.tolist()})
+    _, others = random_batch(rows=41, negatives=1, seed=3)
+    guided, studied = (
+        [torch.from_numpy(np.stack([known[text] for text in texts])) for texts in columns.values()]
+        for known in (vectors, others)
+    )
+
+    def easy(margin):
+        _, stats = guided_contrastive_loss(
+            *(*studied[:2], *guided[:2], studied[2:], guided[2:]),
+            margin=margin,
+            groups=None if groups is None else torch.from_numpy(numbers),
+            hard=True,
+            return_stats=True,
+        )
+        return dict(zip(stats.blocks, stats.easy.tolist(), strict=True))
+
+    options = {"groups": groups, "margins": [-0.1, 0.3]}
+    found = inspect_batch(data, lookup(vectors), lookup(others), margin=0.3, hard=True, **options)
+    plain = inspect_batch(data, lookup(vectors), lookup(others), margin=0.3, **options)
+    assert found.easy == easy(0.3)
+    assert min(found.easy.values()) > 0
+    # Apart from what the guide drops, which is the same without.
+    assert (found.counts, found.compared, plain.easy) == (plain.counts, plain.compared, None)
+    assert inspect_batch(data, lookup(vectors), lookup(others), margin=-0.1, hard=True, **options).easy == easy(-0.1)
+    # A row is empty where nothing is left of it by both.
+    unit = [[torch.nn.functional.normalize(x.double(), dim=1) for x in side] for side in (guided, studied)]
+    left = torch.zeros(41, dtype=torch.int64)
+    for one, other in ((0, 1), (0, 0), (1, 1), (0, 2)):
+        (g, s), own = (side[one] @ side[other].T for side in unit), [(x[0] * x[1]).sum(dim=1) for x in unit]
+        counts = (g <= own[0][:, None] - 0.3 + 1e-6) & (s >= own[1][:, None] - 1e-6)
+        if other != 2:
+            same = numbers[:, None] == numbers if groups else np.eye(41, dtype=bool)
+            counts &= ~torch.from_numpy(same)
+        left += counts.sum(dim=1)
+    emptied = [outcome for outcome in found.margins if (outcome.strategy, outcome.margin) == ("absolute", 0.3)]
+    assert found.rows_emptied == emptied[0].rows_emptied == int((left == 0).sum()) > plain.rows_emptied
 
 
 def test_few_are_listed_and_all_are_counted():

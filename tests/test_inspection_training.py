@@ -8,6 +8,7 @@ from datasets import DatasetDict
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
 from gist_fast.inspection import inspect_rows
 from gist_fast.inspection.training import inspect_training
+from gist_fast.losses import GISTEmbedLoss
 
 
 def trainer_on(tmp_path, student, data, guide=None, **arguments):
@@ -100,6 +101,37 @@ def test_variants_are_the_runs(tmp_path, student, guide, pairs):
     for name in variants:
         other = inspect_rows(data, rows, encoder(guide, {}, {}), **{k: v for k, v in variants.items() if k != name})
         assert other.counts != got.counts, name
+
+
+def test_a_loss_of_the_users_own_brings_its_settings(tmp_path, student, guide, pairs):
+    data = pairs.add_column("margin", [row / 1000 for row in range(64)])
+    variants = {"mask_ties": True, "groups": "anchor", "row_margins": True, "hard": True}
+    settings = {"margin": 0.03, "margin_strategy": "relative", "contrast_anchors": False, **variants}
+    args = GISTTrainingArguments(
+        str(tmp_path / "run"), per_device_train_batch_size=24, use_cpu=True, report_to=[], seed=5, margin=0.9
+    )
+    trainer = GISTTrainer(student, args, data, loss=GISTEmbedLoss(student, guide, **settings))
+    got = inspect_training(trainer)[""]
+    rows = [row - 1 for row in got.rows]
+    want = inspect_rows(data, rows, encoder(guide, {}, {}), encoder(student, {}, {}), most=20, **settings)
+    assert set(got.compared) == {"ap", "pp"}
+    assert (got.counts, got.compared, got.student_above) == (want.counts, want.compared, want.student_above)
+    assert got.easy == want.easy
+    assert 0 < got.total_dropped < sum(got.compared.values())
+    for name in ("margin", "margin_strategy", "row_margins"):
+        other = {key: value for key, value in settings.items() if key != name}
+        found = inspect_rows(data, rows, encoder(guide, {}, {}), encoder(student, {}, {}), **other)
+        assert found.counts != got.counts, name
+
+
+def test_the_users_own_loss_may_guide_itself_or_not_at_all(tmp_path, student, pairs):
+    args = GISTTrainingArguments(str(tmp_path / "run"), per_device_train_batch_size=24, use_cpu=True, report_to=[])
+    loss = GISTEmbedLoss(student, None, self_guided=True, margin=-0.01)
+    got = inspect_training(GISTTrainer(student, args, pairs, loss=loss))[""]
+    want = inspect_rows(pairs, [row - 1 for row in got.rows], encoder(student, {}, {}), margin=-0.01)
+    assert got.counts == want.counts
+    unguided = GISTEmbedLoss(student, None, guided=False)
+    assert inspect_training(GISTTrainer(student, args, pairs, loss=unguided)) == {}
 
 
 def test_a_student_that_guides_itself(tmp_path, student, pairs):

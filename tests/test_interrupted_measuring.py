@@ -1,13 +1,17 @@
-"""Ctrl-C in the middle of ``gist-fast bench`` and ``gist-fast profile``: code 130, one line, nothing half-written."""
+"""Ctrl-C in the middle of ``gist-fast bench``, ``profile``, ``evaluate`` and ``inspect``: code 130, one line, nothing
+half-written; also where Python swallows it."""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 
 import pytest
 import yaml
 from interrupting import interrupt
+
+from gist_fast.cli import models
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX's")
 
@@ -54,3 +58,84 @@ def test_profile_leaves_nothing(tmp_path, config, workers):
     assert "gist-fast: interrupted; nothing was written." in found.err.splitlines()
     assert "Traceback" not in found.err
     assert held(tmp_path) == before
+
+
+@pytest.fixture
+def many(tmp_path, pairs):
+    """Texts that a model takes minutes for, one at a time."""
+    rows = [
+        {"anchor": f"{row['anchor']} {k}", "positive": f"{row['positive']} {k}"} for k in range(600) for row in pairs
+    ]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "many.jsonl"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inspect"])
+def test_reading_commands_end_at_once(tmp_path, many, tiny_student, tiny_guide, command):
+    before = held(tmp_path)
+    arguments = {
+        "evaluate": ("evaluate", str(tiny_student), "--pairs", many, "--batch-size", "1"),
+        "inspect": (
+            "inspect",
+            "--data",
+            many,
+            "--guide",
+            str(tiny_guide),
+            "--duplicates",
+            "all",
+            "--report",
+            "page.html",
+        ),
+    }[command]
+    # Both say it before they encode; the evaluator logs nothing sooner than its bar.
+    found = interrupt(
+        (*arguments, "--device", "cpu"), tmp_path, {"evaluate": "Corpus", "inspect": "Comparing"}[command]
+    )
+    assert found.code == 130, found.err
+    assert found.out == ""
+    tail = {"evaluate": "", "inspect": "; nothing was written"}[command]
+    assert found.err.splitlines()[-1] == f"gist-fast: interrupted{tail}."
+    assert "Traceback" not in found.err
+    assert held(tmp_path) == before
+
+
+class Swallowing:
+    """Ctrl-C comes while this is finalised, where Python lets no exception through."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "evaluate the baseline", "inspect", "inspect the student"])
+def test_a_swallowed_ctrl_c_ends_it_all_the_same(
+    run_command, tmp_path, many, tiny_student, tiny_guide, monkeypatch, command
+):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back at the end
+    load, batches = models.load_model, []
+    role = {"evaluate": "model", "evaluate the baseline": "baseline", "inspect": "guide"}.get(command, "student")
+
+    def loading(path, as_what, **options):
+        model = load(path, as_what, **options)
+
+        def forward(*_):
+            if as_what == role:
+                batches.append(0)
+                if len(batches) == 2:
+                    Swallowing()
+
+        model.register_forward_pre_hook(forward)
+        return model
+
+    monkeypatch.setattr(models, "load_model", loading)
+    monkeypatch.chdir(tmp_path)
+    sources = {
+        "evaluate": ("evaluate", tiny_student, "--baseline", tiny_guide, "--pairs", many, "--batch-size", "16"),
+        "inspect": ("inspect", "--data", many, "--guide", tiny_guide, "--student", tiny_student, "--batch-size", "200"),
+    }
+    (tmp_path / many).write_text("".join((tmp_path / many).read_text().splitlines(True)[:200]))
+    result = run_command(*sources[command.split()[0]], "--device", "cpu")
+    assert (result.code, result.out) == (130, ""), result.err
+    assert result.err.splitlines()[-1] == "gist-fast: interrupted."
+    assert "Exception ignored" not in result.err
+    # It came before the second batch: that one was still done, the third was not.
+    assert len(batches) in (2, 3)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gist_fast.cli.ctrl_c import INTERRUPTED, CtrlC
+from gist_fast.cli.ctrl_c import interruptible
 from gist_fast.cli.output import Json, note, only_results_on_stdout, print_json, print_table
 
 if TYPE_CHECKING:
@@ -61,30 +61,24 @@ def bench(
 
     given = _sizes(sizes)
     done: list[str] = []
-    with only_results_on_stdout(), CtrlC() as ctrl_c:
-        try:
-            _check(device, dtype, seconds, report, overwrite)
-            from gist_fast.bench.results import device_name
-            from gist_fast.bench.run import BUDGETS, run, suites_named
-            from gist_fast.bench.suite import Plan
+    with only_results_on_stdout(), interruptible(done) as ctrl_c:
+        _check(device, dtype, seconds, report, overwrite)
+        from gist_fast.bench.results import device_name
+        from gist_fast.bench.run import BUDGETS, run, suites_named
+        from gist_fast.bench.suite import Plan
 
-            place, extent = _device(device), _scale(scale, quick)
-            chosen = suites_named(suite, place)
-            path = _free(output, device_name(place))
-            results = run(
-                chosen,
-                Plan(given, place, dtype, extent),
-                command=shlex.join(["gist-fast", *sys.argv[1:]]),
-                budget=seconds or BUDGETS[extent],
-                say=note,
-                keep=ctrl_c.check,
-            )
-            _write(path, results, report, overwrite, done)
-        except (KeyboardInterrupt, Exception) as error:
-            if not ctrl_c.came and not isinstance(error, KeyboardInterrupt):
-                raise
-            note(f"gist-fast: interrupted; {'written: ' + ', '.join(done) if done else 'nothing was written'}.")
-            raise typer.Exit(INTERRUPTED) from None
+        place, extent = _device(device), _scale(scale, quick)
+        chosen = suites_named(suite, place)
+        path = _free(output, device_name(place))
+        results = run(
+            chosen,
+            Plan(given, place, dtype, extent),
+            command=shlex.join(["gist-fast", *sys.argv[1:]]),
+            budget=seconds or BUDGETS[extent],
+            say=note,
+            keep=ctrl_c.check,
+        )
+        _write(path, results, report, overwrite, done)
     if as_json:
         print_json(results.as_dict())
         return

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+import typer
+
+from gist_fast.cli.output import note
 
 INTERRUPTED = 130
 
@@ -50,3 +56,22 @@ class CtrlC:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.came = True
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interruptible(done: list[str] | None = None) -> Iterator[CtrlC]:
+    """A context of work that Ctrl-C ends with one line and exit code 130, also where Python swallowed it.
+
+    Args:
+        done: the files that are in place, as they come to be; None for work that writes none.
+    """
+    with CtrlC() as ctrl_c:
+        try:
+            yield ctrl_c
+            ctrl_c.check()
+        except (KeyboardInterrupt, Exception) as error:
+            if not ctrl_c.came and not isinstance(error, KeyboardInterrupt):
+                raise
+            written = "" if done is None else f"; {'written: ' + ', '.join(done) if done else 'nothing was written'}"
+            note(f"gist-fast: interrupted{written}.")
+            raise typer.Exit(INTERRUPTED) from None

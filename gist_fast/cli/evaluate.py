@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gist_fast.cli.ctrl_c import interruptible
 from gist_fast.cli.output import Columns, Json, only_results_on_stdout, parse_columns, print_json, print_table
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def evaluate(
     datasets and names on the hub do too where no ids are needed. The names of BEIR's files (_id, query-id, corpus-id)
     are taken too.
     """
-    with only_results_on_stdout():
+    with only_results_on_stdout(), interruptible() as ctrl_c:
         from gist_fast.cli.models import check_model, load_model
         from gist_fast.evaluation import combined, load_tasks, make_evaluators
         from gist_fast.evaluation import evaluate as score
@@ -81,6 +82,7 @@ def evaluate(
         results: dict[str, dict[str, Any]] = {}
         for role, name in names.items():
             loaded = load_model(name, role, device=device)
+            loaded.register_forward_pre_hook(ctrl_c.check)
             metrics: dict[str, float] = {}
             if tasks is not None:
                 evaluators = make_evaluators(

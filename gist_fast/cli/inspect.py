@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gist_fast.cli.ctrl_c import CtrlC, interruptible
 from gist_fast.cli.output import Columns, Json, note, only_results_on_stdout, parse_columns, print_json, print_table
 
 if TYPE_CHECKING:
@@ -45,6 +46,19 @@ def inspect(
         str | None,
         typer.Option(help="Rows that are not compared, as in training: anchor (same anchor text) or column (group)."),
     ] = None,
+    row_margins: Annotated[
+        bool, typer.Option("--row-margins", help="Add each row's own margin, as in training: --columns margin=COLUMN.")
+    ] = False,
+    no_contrast_anchors: Annotated[
+        bool, typer.Option("--no-contrast-anchors", help="Anchors are not compared: contrast_anchors: false.")
+    ] = False,
+    no_contrast_positives: Annotated[
+        bool, typer.Option("--no-contrast-positives", help="Positives are not compared: contrast_positives: false.")
+    ] = False,
+    hard: Annotated[
+        bool,
+        typer.Option("--hard", help="Also count what the student already ranks below the positive, as in training."),
+    ] = False,
     margins: Annotated[
         str | None, typer.Option(metavar="M,M,...", help="Margins to try besides; by default -0.1 to 0.2 in 7 steps.")
     ] = None,
@@ -75,12 +89,17 @@ def inspect(
     blocks: ap, anchor with other positives; aa, with other anchors; pp, positive with other positives; an_1 and on,
     anchor with negatives. The pairs farthest above their threshold come first. Rows count from 1.
     """
-    with only_results_on_stdout():
+    done: list[str] = []
+    with only_results_on_stdout(), interruptible(None if report is None else done) as ctrl_c:
         from gist_fast.cli.models import check_model
         from gist_fast.data import load_texts
 
         tried = _margins(margins)
         rows = _duplicate_rows(duplicates)
+        parts = parse_columns(columns)
+        _check_beside(parts, groups, row_margins)
+        if hard and student is None:
+            raise typer.BadParameter("--hard goes by the student's ranking; give --student too.")
         if report is not None:
             from gist_fast.report.page import check_path
             from gist_fast.report.plots import check_matplotlib
@@ -90,18 +109,18 @@ def inspect(
         for role, name in (("guide", guide), ("student", student)):
             if name is not None:
                 check_model(name, role)
-        dataset = load_texts(data, split=split, columns=parse_columns(columns))
+        dataset = load_texts(data, split=split, columns=parts)
         from gist_fast.inspection import inspect_batch
         from gist_fast.inspection.advice import advice
         from gist_fast.report.inspection import PAIRS
 
-        read = None if guide is None else _guide(guide, guide_prompt, guide_max_length, device)
+        read = None if guide is None else _guide(guide, guide_prompt, guide_max_length, device, ctrl_c)
         # A page shows its own number of pairs, whatever the terminal shows.
         most = None if limit == 0 else max(limit, PAIRS if report is not None else 0)
         found = inspect_batch(
             dataset,
             read,
-            None if student is None else _student(student, student_prompt, device),
+            None if student is None else _student(student, student_prompt, device, ctrl_c),
             batch=batch,
             batch_size=batch_size,
             margin=margin,
@@ -111,23 +130,37 @@ def inspect(
             most=most,
             mask_ties=mask_ties,
             groups=groups,
+            row_margins=row_margins,
+            contrast_anchors=not no_contrast_anchors,
+            contrast_positives=not no_contrast_positives,
+            hard=hard,
         )
-        same = None if duplicates == BATCH else _find_duplicates(dataset, read, near, rows, most, device)
+        same = None if duplicates == BATCH else _find_duplicates(dataset, read, near, rows, most, device, ctrl_c)
         told = advice(found, same)
         if report is not None:
             from gist_fast.report.facts import machine_facts
             from gist_fast.report.inspection import inspection_page
             from gist_fast.report.page import write_page
 
+            asked = {
+                "mask_ties": mask_ties,
+                f"groups {groups}": groups is not None,
+                "row_margins": row_margins,
+                "hard": hard,
+            }
+            variants = ", ".join(name for name, given in asked.items() if given)
             facts = {
                 "data": data,
                 "rows": f"{found.first_row} to {found.last_row} of {len(dataset)}",
                 "guide": guide or "its embeddings in the data",
                 **({"student": student} if student else {}),
                 "margin": f"{margin:g}, {margin_strategy}",
+                **({"variants": variants} if variants else {}),
                 **machine_facts("cuda" if device is None and _has_cuda() else device or "cpu"),
             }
+            ctrl_c.check()
             write_page(report, inspection_page(found, facts, same), overwrite=overwrite)
+            done.append(str(report))
     if as_json:
         print_json({**_as_dict(found, same, limit or None), "advice": told, "report": report and str(report)})
         return
@@ -150,6 +183,21 @@ def _margins(text: str | None) -> list[float]:
         raise InputError(f"--margins: got {shown(text)}; numbers such as 0,0.05,0.1 would do.") from None
 
 
+def _check_beside(parts: dict[str, str] | list[str] | None, groups: str | None, row_margins: bool) -> None:
+    """Refuse a group or a margin a row that would be read and ignored, and options that lack theirs."""
+    named = parts if isinstance(parts, dict) else {}
+    for part, wanted, option in (
+        ("group", groups == "column", "--groups column"),
+        ("margin", row_margins, "--row-margins"),
+    ):
+        if part in named and not wanted:
+            raise typer.BadParameter(
+                f"{part}={named[part]} would be ignored; give {option} too, or leave it out.", param_hint="--columns"
+            )
+        if wanted and part not in named:
+            raise typer.BadParameter(f"{option} needs the column of it; --columns {part}=COLUMN would do.")
+
+
 def _duplicate_rows(text: str) -> int | None:
     """How many rows to look at; None for all, or where it is the batch."""
     from gist_fast.errors import InputError, shown
@@ -162,7 +210,13 @@ def _duplicate_rows(text: str) -> int | None:
 
 
 def _find_duplicates(
-    dataset: Dataset, guide: Encode | None, near: float, rows: int | None, most: int | None, device: str | None
+    dataset: Dataset,
+    guide: Encode | None,
+    near: float,
+    rows: int | None,
+    most: int | None,
+    device: str | None,
+    ctrl_c: CtrlC,
 ) -> Duplicates:
     from tqdm.auto import tqdm
 
@@ -173,6 +227,7 @@ def _find_duplicates(
     with tqdm(desc="Comparing", unit="tile", disable=None, file=sys.stderr) as bar:
 
         def on_progress(done: int, tiles: int) -> None:
+            ctrl_c.check()
             bar.total = tiles
             bar.update(done - bar.n)
 
@@ -221,6 +276,7 @@ def _blocks(found: Inspection) -> dict[str, dict[str, Any]]:
             "dropped": found.dropped_in(name),
             "share": found.share_dropped(name),
             "ties": found.ties[name],
+            **({} if found.easy is None else {"easy": found.easy[name]}),
         }
         for name, compared in found.compared.items()
     }
@@ -229,10 +285,15 @@ def _blocks(found: Inspection) -> dict[str, dict[str, Any]]:
 def _print(found: Inspection, same: Duplicates, data: str, limit: int | None, told: list[str]) -> None:
     from gist_fast.report.inspection import clipped, margin_table, near_rows, places
 
+    hard = found.easy is not None
+    head = ("block", "pairs compared", "dropped", "share")
     print_table(
         f"Rows {found.first_row} to {found.last_row} of {data}",
-        ("block", "pairs compared", "dropped", "share"),
-        [(name, c["compared"], c["dropped"], f"{c['share']:.2%}") for name, c in _blocks(found).items()],
+        (*head, "easy") if hard else head,
+        [
+            (name, c["compared"], c["dropped"], f"{c['share']:.2%}") + ((c["easy"],) if hard else ())
+            for name, c in _blocks(found).items()
+        ],
     )
     _print_dropped(found, limit, functools.partial(clipped, most=CELL))
     for strategy in dict.fromkeys(outcome.strategy for outcome in found.margins):
@@ -275,7 +336,7 @@ def _print_dropped(found: Inspection, limit: int | None, shown: Callable[[str], 
         )
 
 
-def _guide(name: str, prompt: str | None, max_length: int | None, device: str | None) -> Encode:
+def _guide(name: str, prompt: str | None, max_length: int | None, device: str | None, ctrl_c: CtrlC) -> Encode:
     """The guide, reading texts as it does in training; loaded at its first use, after the cheaper checks."""
     from gist_fast.cli.models import load_model
     from gist_fast.collator import guide_prompt
@@ -283,6 +344,7 @@ def _guide(name: str, prompt: str | None, max_length: int | None, device: str | 
     @functools.cache
     def model() -> SentenceTransformer:
         loaded = load_model(name, "guide", device=device)
+        loaded.register_forward_pre_hook(ctrl_c.check)
         if max_length is not None:
             loaded.max_seq_length = max_length
         return loaded
@@ -295,10 +357,14 @@ def _guide(name: str, prompt: str | None, max_length: int | None, device: str | 
     return encode
 
 
-def _student(name: str, prompt: str | None, device: str | None) -> Encode:
+def _student(name: str, prompt: str | None, device: str | None, ctrl_c: CtrlC) -> Encode:
     from gist_fast.cli.models import load_model
 
-    model = functools.cache(lambda: load_model(name, "student", device=device))
+    @functools.cache
+    def model() -> SentenceTransformer:
+        loaded = load_model(name, "student", device=device)
+        loaded.register_forward_pre_hook(ctrl_c.check)
+        return loaded
 
     def encode(texts: list[str], column: str, position: int) -> Any:
         return model().encode(texts, prompt=prompt, convert_to_tensor=True, show_progress_bar=len(texts) > MANY)

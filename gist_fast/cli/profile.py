@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gist_fast.cli.ctrl_c import INTERRUPTED, CtrlC
+from gist_fast.cli.ctrl_c import CtrlC, interruptible
 from gist_fast.cli.output import Json, note, only_results_on_stdout, print_json
 
 if TYPE_CHECKING:
@@ -51,27 +51,21 @@ def profile(
     """
     target = (Path(f"{config.stem}-profile") if output is None else output).expanduser()
     done: list[str] = []
-    with only_results_on_stdout(), CtrlC() as ctrl_c:
-        try:
-            with tempfile.TemporaryDirectory(prefix="gist-fast-profile-") as scratch:
-                _check_places(target, report, overwrite)
-                plan = _make_plan(config, context.args, steps, warmup, Path(scratch))
-                found = _run(plan, steps, warmup, Path(scratch) / TRACE, ctrl_c)
-                facts = _facts(plan, found, config)
-                result = {"facts": facts, "settings": _settings(plan), **found.as_dict()}
-                files = _write(found, result, Path(scratch) / TRACE, target)
-            done += files
-            if report is not None:
-                from gist_fast.profile_report import report_page
-                from gist_fast.report.page import write_page
+    with only_results_on_stdout(), interruptible(done) as ctrl_c:
+        with tempfile.TemporaryDirectory(prefix="gist-fast-profile-") as scratch:
+            _check_places(target, report, overwrite)
+            plan = _make_plan(config, context.args, steps, warmup, Path(scratch))
+            found = _run(plan, steps, warmup, Path(scratch) / TRACE, ctrl_c)
+            facts = _facts(plan, found, config)
+            result = {"facts": facts, "settings": _settings(plan), **found.as_dict()}
+            files = _write(found, result, Path(scratch) / TRACE, target)
+        done += files
+        if report is not None:
+            from gist_fast.profile_report import report_page
+            from gist_fast.report.page import write_page
 
-                write_page(report, report_page(found, facts, result["settings"]), overwrite=overwrite)
-                done.append(str(report))
-        except (KeyboardInterrupt, Exception) as error:
-            if not ctrl_c.came and not isinstance(error, KeyboardInterrupt):
-                raise
-            note(f"gist-fast: interrupted; {'written: ' + ', '.join(done) if done else 'nothing was written'}.")
-            raise typer.Exit(INTERRUPTED) from None
+            write_page(report, report_page(found, facts, result["settings"]), overwrite=overwrite)
+            done.append(str(report))
     if as_json:
         print_json({**result, "files": done})
         return

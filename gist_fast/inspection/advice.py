@@ -35,7 +35,7 @@ def advice(found: Inspection, duplicates: Duplicates | None = None) -> list[str]
     if found.rows_emptied:
         told.append(
             f"{_count(found.rows_emptied, 'row is', 'rows are')} left without any negative, and so nearly without "
-            "effect: a lower margin or a larger batch leaves some."
+            f"effect: a lower margin{', training without hard' if found.easy else ''} or a larger batch leaves some."
         )
     if not found.total_dropped and not told:
         told.append("The guide drops nothing here and finds no two texts the same: on such data it changes nothing.")

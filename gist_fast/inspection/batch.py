@@ -72,7 +72,7 @@ class Inspection:
     ties: dict[str, int]
     """By block, how many stayed though they score as high as the threshold, as another copy of the positive does."""
     rows_emptied: int
-    """Rows that were left without any negative."""
+    """Rows that were left without any negative; with `hard`, by the guide and the student together."""
     dropped: list[DroppedPair]
     """Farthest above their threshold first; all of them, or as many as were asked for."""
     student_above: int | None
@@ -81,6 +81,9 @@ class Inspection:
     """What other margins would have dropped."""
     duplicates: Duplicates
     """Texts of the batch that are the same, or that the guide finds nearly the same."""
+    easy: dict[str, int] | None = None
+    """By block, how many of the pairs that the guide left the student already ranks below the row's positive, so that
+    `hard` drops them; None without `hard`."""
 
     @property
     def first_row(self) -> int:
@@ -149,6 +152,7 @@ def inspect_rows(
     mask_ties: bool = False,
     groups: str | None = None,
     row_margins: bool = False,
+    hard: bool = False,
 ) -> Inspection:
     """Find the pairs that the guide drops among some rows of a dataset, as if they were a batch.
 
@@ -162,14 +166,17 @@ def inspect_rows(
         most: how many dropped pairs and duplicates to list; None for all. All are counted.
         mask_ties, groups, row_margins: as `gist_fast.GISTTrainingArguments` has them. Rows of one group are not
             compared, so that none of their pairs counts as dropped.
+        hard: likewise; what it drops is counted apart from what the guide drops, see `Inspection.easy`.
 
     Raises:
-        InputError: neither a guide nor embeddings of one; an argument is out of its range.
+        InputError: neither a guide nor embeddings of one; `hard` without a student; an argument is out of its range.
     """
     check_margin(margin, margin_strategy)
     margins = check_margins(margins)
     check_near(near)
-    check_flags(mask_ties=mask_ties, row_margins=row_margins)
+    check_flags(mask_ties=mask_ties, row_margins=row_margins, hard=hard)
+    if hard and student is None:
+        raise InputError("hard: True without a student, whose ranking it goes by; give one, or leave it out.")
     batch = dataset.select(rows)
     numbers = tuple(row + 1 for row in rows)
     columns = text_columns(batch)
@@ -191,7 +198,7 @@ def inspect_rows(
         None if groups is None else _groups(batch, groups, texts[columns[0]]),
         torch.tensor(_beside(batch, MARGIN, "row_margins: True"), dtype=torch.float32) if row_margins else None,
     )
-    pass_over = _Pass(unit, student_unit, margin, margin_strategy, variant, margins, most)
+    pass_over = _Pass(unit, student_unit, margin, margin_strategy, variant, margins, most, hard)
     for block in blocks:
         pass_over.take(block)
     among = Texts.of(texts, numbers)
@@ -205,6 +212,7 @@ def inspect_rows(
         student_above=pass_over.student_above if student_unit else None,
         margins=pass_over.counter.outcomes(pass_over.compared),
         duplicates=duplicates_among(among, [unit[k][first] for k, first in enumerate(among.first)], near, most),
+        easy=pass_over.easy if hard else None,
     )
 
 
@@ -220,8 +228,10 @@ class _Pass:
         variant: Variant,
         margins: Sequence[float],
         most: int | None,
+        hard: bool = False,
     ) -> None:
         own = own_scores(guide)
+        self.hard = hard
         self.guide, self.student = guide, student
         self.student_own = None if student is None else own_scores(student)
         self.variant = variant
@@ -232,6 +242,7 @@ class _Pass:
         self.compared: dict[str, int] = {}
         self.counts: dict[str, int] = {}
         self.ties: dict[str, int] = {}
+        self.easy: dict[str, int] = {}
         self.kept = torch.zeros(len(own), dtype=torch.int64)
         """``[B]``: the negatives that stay of each row."""
         self.student_above = 0
@@ -240,25 +251,37 @@ class _Pass:
     def take(self, block: Block) -> None:
         """Go over a block's scores."""
         number, self._blocks = self._blocks, self._blocks + 1
-        self.compared[block.name] = self.counts[block.name] = self.ties[block.name] = 0
+        self.compared[block.name] = self.counts[block.name] = self.ties[block.name] = self.easy[block.name] = 0
         for rows in tiles(block):
             found = scores(self.guide, block, rows, self.variant)
-            compared = torch.isfinite(found).sum(dim=1)
-            self.compared[block.name] += int(compared.sum())
-            self.counter.add(block, rows, found)
+            counts = torch.isfinite(found)
+            self.compared[block.name] += int(counts.sum())
+            studied = None if self.student is None else scores(self.student, block, rows)
+            below = self._below(studied, rows)
+            self.counter.add(block, rows, found, None if below is None else below & counts)
             masked = found > self.limits[rows, None]
             self.counts[block.name] += int(masked.sum())
             self.ties[block.name] += int(((found >= self.thresholds[rows, None] - TIE) & ~masked).sum())
-            self.kept[rows] += compared - masked.sum(dim=1)
+            kept = counts & ~masked
+            if below is not None:
+                self.easy[block.name] += int((kept & below).sum())
+                kept &= ~below
+            self.kept[rows] += kept.sum(dim=1)
             i, j = masked.nonzero(as_tuple=True)
             guided, threshold = found[i, j].double(), self.thresholds[rows][i].double()
             own = similar = torch.full_like(guided, torch.nan)
-            if self.student is not None and self.student_own is not None:
-                similar = scores(self.student, block, rows)[i, j].double()
+            if studied is not None and self.student_own is not None:
+                similar = studied[i, j].double()
                 own = self.student_own[rows][i].double()
                 self.student_above += int((similar > own + TIE).sum())
             of_block = torch.full_like(i, number)
             self.best.add(guided - threshold, of_block, i + rows.start, j, guided, threshold, similar, own)
+
+    def _below(self, studied: Tensor | None, rows: slice) -> Tensor | None:
+        """``[n, columns]``: what the student ranks below the row's positive; None where that does not matter."""
+        if not self.hard or studied is None or self.student_own is None:
+            return None
+        return studied < self.student_own[rows, None] - TIE
 
     def pairs(
         self, blocks: Sequence[Block], texts: Mapping[str, list[str]], numbers: Sequence[int]

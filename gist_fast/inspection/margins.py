@@ -77,14 +77,19 @@ class MarginCounter:
         self._kept = torch.zeros(len(self._settings), len(thresholds), dtype=torch.int64)
         self._dropped: dict[str, Tensor] = {}
 
-    def add(self, block: Block, rows: slice, scores: Tensor) -> None:
-        """Count a tile ``[n, columns]``, -inf where an entry never counts."""
+    def add(self, block: Block, rows: slice, scores: Tensor, below: Tensor | None = None) -> None:
+        """Count a tile ``[n, columns]``, -inf where an entry never counts.
+
+        Args:
+            below: of the same shape, what is no negative whatever the margin: the student ranks it below the positive.
+        """
         total = self._dropped.setdefault(block.name, torch.zeros(len(self._settings), dtype=torch.int64))
         compared = torch.isfinite(scores).sum(dim=1)
         for place, limit in enumerate(self._limits):
-            dropped = (scores > limit[rows, None]).sum(dim=1)
+            dropped = scores > limit[rows, None]
             total[place] += dropped.sum()
-            self._kept[place, rows] += compared - dropped
+            gone = dropped if below is None else dropped | below
+            self._kept[place, rows] += compared - gone.sum(dim=1)
 
     def outcomes(self, compared: dict[str, int]) -> list[MarginOutcome]:
         """One a strategy and margin; `compared` as in `MarginOutcome`."""

@@ -13,6 +13,7 @@ from gist_fast.collator import guide_prompt
 from gist_fast.data import guide_columns
 from gist_fast.inspection.batch import Inspection, inspect_rows
 from gist_fast.inspection.embeddings import Encode
+from gist_fast.losses import GuidedLoss
 from gist_fast.sources import by_name
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def inspect_training(
     """What the guide drops in rows taken at random, by the dataset's name (empty where there is one), with the student
     as it is now.
 
-    Texts are read as in training: prompts, maximum lengths, precision, margin, blocks and variants are the trainer's.
-    A student that guides itself is shown as its own guide.
+    Texts are read as in training: prompts, maximum lengths and precision are the trainer's. Margin, blocks and variants
+    are those of its loss, whether it made that or was given it. A student that guides itself is shown as its own guide.
 
     Args:
         rows: at most that many, and no more than a batch of the run holds.
@@ -40,38 +41,43 @@ def inspect_training(
         most: pairs and duplicates to list.
 
     Returns:
-        Nothing of streams, and nothing without a guide.
+        Nothing of streams, nothing without a guide, and nothing where the loss is no guided one itself, as where each
+        dataset has its own.
     """
     from datasets import Dataset
 
     args, loss = trainer.args, trainer.loss
     found: dict[str, Inspection] = {}
-    if isinstance(loss, dict) or not getattr(loss, "guided", False):
+    # A loss of the user's own has settings of its own; those of the arguments describe the one that is built of them.
+    if not isinstance(loss, GuidedLoss) or not loss.guided:
         return found
+    variants = loss.variants
     for name, dataset in list(by_name(trainer.train_dataset).items())[:datasets]:
-        guide = getattr(loss, "guide", None)
-        has_guide = args.self_guided or guide is not None or guide_columns(dataset)
+        has_guide = variants.self_guided or loss.guide is not None or guide_columns(dataset)
         if not isinstance(dataset, Dataset) or not has_guide:
             continue
-        batch = args.train_batch_size * (args.world_size if args.gather_across_devices else 1)
+        batch = args.train_batch_size * (args.world_size if loss.gather_across_devices else 1)
         count = min(rows, batch, len(dataset))
         if count < 2:
             continue
         chosen = sorted(random.Random(args.seed).sample(range(len(dataset)), count))
         student = _student(trainer, name)
+        # As in the loss, embeddings that the dataset carries come before a guide's own.
+        guide = None if loss.guide is None or guide_columns(dataset) else _guide(trainer, loss.guide, name)
         found[name] = inspect_rows(
             _plain(dataset),
             chosen,
-            student if args.self_guided else None if guide_columns(dataset) else _guide(trainer, guide, name),
+            student if variants.self_guided else guide,
             student,
-            margin=args.margin,
-            margin_strategy=args.margin_strategy,
-            contrast_anchors=args.contrast_anchors,
-            contrast_positives=args.contrast_positives,
+            margin=loss.margin,
+            margin_strategy=loss.margin_strategy,
+            contrast_anchors=loss.contrast_anchors,
+            contrast_positives=loss.contrast_positives,
             most=most,
-            mask_ties=args.mask_ties,
-            groups=args.groups,
-            row_margins=args.row_margins,
+            mask_ties=variants.mask_ties,
+            groups=variants.groups,
+            row_margins=variants.row_margins,
+            hard=variants.hard,
         )
     return found
 

@@ -128,10 +128,16 @@ def _in(of: str) -> str:
 
 
 def _of_the_batch(found: Inspection) -> str:
-    return (
+    told = (
         f"{_BLOCKS} The guide drops a pair that it finds more similar than the row's own anchor and positive, less the "
         f"margin. Here it dropped {found.total_dropped:,} of {sum(found.compared.values()):,} pairs."
     )
+    if found.easy is not None:
+        told += (
+            f" Of the others, the student already ranks {sum(found.easy.values()):,} below the row's own positive: "
+            "these are easy, and hard drops them too."
+        )
+    return told
 
 
 def _of_the_margins() -> str:
@@ -152,11 +158,14 @@ def _of_the_pairs(found: Inspection) -> str:
 
 
 def _blocks(found: Inspection) -> Table:
+    easy = found.easy
     rows = [
         (name, compared, found.counts[name], f"{found.share_dropped(name):.2%}", found.ties[name])
+        + (() if easy is None else (easy[name],))
         for name, compared in found.compared.items()
     ]
-    return Table(("block", "pairs compared", "dropped", "share", "ties kept"), rows, "By block")
+    head = ("block", "pairs compared", "dropped", "share", "ties kept")
+    return Table(head if easy is None else (*head, "easy"), rows, "By block")
 
 
 def _pairs(found: Inspection, most: int) -> Table:
