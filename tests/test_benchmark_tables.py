@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import bench_table, readme, step
+from benchmarks import bench_table, loss_cpu, readme, step
 from benchmarks.machine import measured_on, told
 from gist_fast.bench.results import NOT_RUN, OUT_OF_MEMORY, UNSUPPORTED, WRONG, Results, Row, write
 from gist_fast.bench.run import fits
@@ -103,30 +103,96 @@ def test_a_ratio_within_its_noise_is_refused(quartiles, rounds, says):
     assert told(quartiles, rounds=rounds) == says
 
 
-@pytest.mark.parametrize(("rounds", "cell"), [(2, "-"), (3, "2.0x (1.9 to 2.1)")])
-def test_a_step_has_a_ratio_from_three_rounds_on(rounds, cell):
-    runs = {side: [{"seconds": 1.0, "peak": 1 << 30}] * rounds for side in step.SIDES}
-    part = {"batch": 8, "texts": "demo", "runs": runs, "machine": ABOUT, "speedup_ours": [1.9, 2.0, 2.1]}
+@pytest.mark.parametrize(
+    ("seconds", "cells"),
+    [([11.0, 12.0], ["11.5", "-"]), ([11.0, 12.0, 13.0], ["12.0 (11.5 to 12.5)", "2.0x (1.9 to 2.1)"])],
+)
+def test_a_step_has_spread_and_a_ratio_from_three_rounds_on(seconds, cells):
+    runs = {side: [{"seconds": taken, "peak": 1 << 30} for taken in seconds] for side in step.SIDES}
+    about = {"machine": {**ABOUT, "sentence-transformers": "6.2.0"}, "command": "python -m benchmarks.step --memory 1"}
+    part = {**about, "batch": 8, "texts": "demo", "runs": runs, "speedup_ours": [1.9, 2.0, 2.1]}
     lines = step.table({"x": part}).splitlines()
-    assert lines[3].split(" | ")[2] == cell
-    assert lines[-1].endswith(f"`python -m benchmarks.step --batch 8 --texts demo --rounds {rounds}`.")
+    assert lines[3].split(" | ")[1:3] == cells
+    assert lines[-1] == (
+        f"B 8, demo, {len(seconds)} rounds: a CPU, 2 threads; torch 2.13.0, sentence-transformers 6.2.0, "
+        "gist_fast 0.1.0 at abc; `python -m benchmarks.step --memory 1`."
+    )
 
 
-def test_all_sections_are_written_and_one_without_a_file_is_empty(tmp_path):
-    text = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in readme.SECTIONS)
-    empty = readme.written(text, tmp_path)
-    assert empty == text.replace("old\n", "")
-    write(tmp_path / "bench.json", results())
-    found = readme.written(empty, tmp_path)
-    assert found == empty.replace("<!-- bench -->\n", f"<!-- bench -->\n{bench_table.table(results())}\n")
-    assert readme.written(found, tmp_path) == found
-    with pytest.raises(SystemExit, match="section demo stand there 2 times"):
-        readme.written(text + text, tmp_path)
+def test_a_step_that_was_not_measured_is_said_to_be():
+    assert step.table({}) == "Not measured yet."
+
+
+def test_a_step_s_results_hold_versions_the_command_and_ratios_to_theirs(tmp_path, monkeypatch):
+    taken = {"theirs": 6.0, "ours": 2.0}
+    monkeypatch.setattr(step, "in_own_process", lambda side, *_: {"seconds": taken[side], "peak": 1 << 30})
+    monkeypatch.setattr(step, "check", lambda: {})
+    monkeypatch.setattr(step, "lengths", lambda _: {})
+    given = ["--batch", "8", "--memory", "0.25", "--device", str(tmp_path), "--sides", "ours", "theirs"]
+    monkeypatch.setattr("sys.argv", ["step.py", *given])
+    step.main()
+    (part,) = json.loads((tmp_path / "step.json").read_text()).values()
+    assert part["command"] == " ".join(["python -m benchmarks.step", *given])
+    assert {"torch", "sentence-transformers", "transformers", "gist_fast", "commit"} <= set(part["machine"])
+    assert part["speedup_ours"] == pytest.approx([3, 3, 3])
+    assert "speedup_theirs" not in part
+
+
+class TestReadme:
+    TEXT = "<!-- figures of a -->\n" + "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in readme.SECTIONS)
+
+    def test_sections_are_written_and_one_without_a_file_stays(self, tmp_path):
+        assert readme.written(self.TEXT, results=tmp_path) == self.TEXT
+        write(tmp_path / "a" / "bench.json", results())
+        found = readme.written(self.TEXT, results=tmp_path)
+        assert found == self.TEXT.replace("<!-- bench -->\nold", f"<!-- bench -->\n{bench_table.table(results())}")
+        assert readme.written(found, results=tmp_path) == found
+
+    def test_another_device_is_named(self, tmp_path):
+        write(tmp_path / "b" / "bench.json", results())
+        found = readme.written(self.TEXT, "b", tmp_path)
+        assert readme.device_of(found) == "b"
+        # So that the README is then held to that device's files.
+        assert readme.written(found, results=tmp_path) == found
+        assert "| loss | 128 | plain |" in found and "<!-- demo -->\nold\n" in found
+
+    def test_marks_that_are_not_there_once_are_refused(self, tmp_path):
+        with pytest.raises(SystemExit, match="section demo stand there 2 times"):
+            readme.written(self.TEXT + self.TEXT.partition("\n")[2], results=tmp_path)
+        with pytest.raises(SystemExit, match="figures of DEVICE --> stands there 2 times"):
+            readme.written(self.TEXT + self.TEXT, results=tmp_path)
+
+    def test_a_device_without_results_is_refused(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("sys.argv", ["readme.py", "--device", "no-such-device"])
+        with pytest.raises(SystemExit, match="no-such-device holds no results"):
+            readme.main()
+
+
+@pytest.mark.parametrize("given", [[], ["--keep", "--rounds", "2"]])
+def test_the_loss_s_figures_are_kept_only_if_asked(tmp_path, monkeypatch, capsys, given):
+    found = json.loads((readme.RESULTS / "cpu-2-threads" / "loss_cpu.json").read_text())
+    parts = {
+        "memory": "memory",
+        "against_sentence_transformers": "sentence_transformers",
+        "against_plain": "plain",
+        "bfloat16": "bfloat16",
+        "nested_widths": "nested",
+    }
+    for function, name in parts.items():
+        monkeypatch.setattr(loss_cpu, function, lambda *_, result=found[name]: result)
+    monkeypatch.setattr("sys.argv", ["loss_cpu.py", "--device", str(tmp_path), *given])
+    loss_cpu.main()
+    command = " ".join(["python -m benchmarks.loss_cpu", "--device", str(tmp_path), *given])
+    assert f"`{command}`." in capsys.readouterr().out
+    if given:
+        assert json.loads((tmp_path / "loss_cpu.json").read_text())["command"] == command
+    else:
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_on_file_is_whole():
-    for name, (file, _) in readme.SECTIONS.items():
-        path = readme.RESULTS / readme.DEVICE / file
-        if path.exists():
-            json.loads(path.read_text())
-            assert "at " in readme.section(name)
+    folder = readme.RESULTS / readme.device_of(readme.README.read_text())
+    for name in readme.SECTIONS.keys() - readme.missing(folder):
+        file, _ = readme.SECTIONS[name]
+        results = json.loads((folder / file).read_text())
+        assert "at " in readme.section(name, folder) or not results
