@@ -14,7 +14,7 @@ mkdir -p "$OUT"
 
 if [ -e "$OUT/bench.json" ]; then mv "$OUT/bench.json" "$OUT/bench-previous.json"; fi
 "$PYTHON" -m gist_fast bench --output benchmarks/results
-"$PYTHON" -m benchmarks.loss_cpu
+"$PYTHON" -m benchmarks.loss_cpu --keep
 if [ "${STEPS:-1}" != 0 ]; then
     "$PYTHON" -m benchmarks.step --batch 512 --rounds 3
 fi

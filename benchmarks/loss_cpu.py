@@ -1,8 +1,8 @@
 """The loss on a CPU against what others compute: ``python -m benchmarks.loss_cpu [--rounds N]``.
 
 Each case is checked against float64 before it is timed. Competitors take turns in one process, and every figure that
-is quoted is a ratio within a round. Results go to ``benchmarks/results/<device>/loss_cpu.json``, and the table in the
-README is made from that file (``--table`` prints it).
+is quoted is a ratio within a round. The table is printed; ``--keep`` stores the results too, under
+``benchmarks/results/<device>/loss_cpu.json``, of which the README's table is made (``--table`` prints that one).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import gist_fast
-from benchmarks.machine import machine, measured_on, told
+from benchmarks.machine import command, machine, measured_on, told
 from benchmarks.measure import alternate, peak_memory
 from benchmarks.peers import TEMPERATURE, Embeddings, make_embeddings, plain_matmul, sentence_transformers_gist
 from gist_fast.backends.tiled import _cpu_has_bf16
@@ -172,7 +172,8 @@ def table(results: dict) -> str:
             *(f"| {what} | {result} |" for what, result in rows),
             "",
             "Median (quartiles) of ratios within a round. "
-            + measured_on(results["machine"], "python -m benchmarks.loss_cpu"),
+            # A file that tells no command is one that benchmarks/cpu.sh wrote before they were recorded, by this one.
+            + measured_on(results["machine"], results.get("command", "python -m benchmarks.loss_cpu")),
         ]
     )
 
@@ -181,11 +182,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9, help="counted rounds of each comparison")
     parser.add_argument("--device", default=f"cpu-{torch.get_num_threads()}-threads", help="the results' folder")
+    parser.add_argument("--keep", action="store_true", help="store the results, in the place of earlier ones")
     parser.add_argument("--table", action="store_true", help="only print the table of the stored results")
     arguments = parser.parse_args()
     path = RESULTS / arguments.device / "loss_cpu.json"
-    if not arguments.table:
-        results = {"machine": machine()}
+    if arguments.table:
+        results = json.loads(path.read_text())
+    else:
+        results = {"command": command("benchmarks.loss_cpu"), "machine": machine()}
         for name, run in {
             "memory": memory,
             "sentence_transformers": partial(against_sentence_transformers, max(3, arguments.rounds // 3)),
@@ -195,9 +199,10 @@ def main() -> None:
         }.items():
             print(f"{name} ...", file=sys.stderr)
             results[name] = run()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=2) + "\n")
-    print(table(json.loads(path.read_text())))
+        if arguments.keep:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,11 @@ VERSIONS = ("torch", "triton", "sentence-transformers", "transformers", "memeff"
 def machine() -> dict[str, Any]:
     """What the figures of this process depend on."""
     return described("cpu")
+
+
+def command(module: str) -> str:
+    """How this process was started, with all that it was given: ``python -m benchmarks.step --rounds 3``."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def measured_on(about: Mapping[str, Any], command: str, versions: Mapping[str, Any] | None = None) -> str:

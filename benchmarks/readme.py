@@ -1,7 +1,8 @@
 """The README's tables, out of the files in ``benchmarks/results/<device>/``: ``python -m benchmarks.readme``.
 
-Writes each between its marks, ``<!-- name -->`` and ``<!-- /name -->``; ``--check`` only says which differ, and ends
-with 1 where one does. A section whose file is not there yet is empty.
+Writes each between its marks, ``<!-- name -->`` and ``<!-- /name -->``; ``--check`` only says whether they differ, and
+ends with 1 where they do. Whose figures the README shows stands in it, as ``<!-- figures of cpu-2-threads -->``, and
+``--device`` makes it another's. A section that this device has no file for stays as it is.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from gist_fast.bench.results import read
 
 ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
-DEVICE = "cpu-2-threads"
-"""Whose figures the README shows."""
+DEVICE = re.compile(r"(?<=<!-- figures of )\S+(?= -->)")
+"""Whose figures a README shows."""
 
 
 def _json(table: Callable[[Any], str]) -> Callable[[Path], str]:
@@ -35,19 +36,36 @@ SECTIONS: dict[str, tuple[str, Callable[[Path], str]]] = {
 """File of the results and what makes the section of it, by the section's name."""
 
 
-def section(name: str, folder: Path = RESULTS / DEVICE) -> str:
+def device_of(text: str) -> str:
+    """Whose figures this README shows."""
+    found = DEVICE.findall(text)
+    if len(found) != 1:
+        raise SystemExit(f"{README}: <!-- figures of DEVICE --> stands there {len(found)} times; once would do.")
+    return found[0]
+
+
+def missing(folder: Path) -> list[str]:
+    """The sections that a device has no results of."""
+    return [name for name, (file, _) in SECTIONS.items() if not (folder / file).exists()]
+
+
+def section(name: str, folder: Path) -> str:
     """What has to stand between the marks."""
     file, table = SECTIONS[name]
-    return table(folder / file) if (folder / file).exists() else ""
+    return table(folder / file)
 
 
-def written(text: str, folder: Path = RESULTS / DEVICE) -> str:
-    """The README with all its sections as the files have them."""
+def written(text: str, device: str | None = None, results: Path = RESULTS) -> str:
+    """The README with its sections as the files of a device have them, by default of the one that it names."""
+    folder = results / (device or device_of(text))
+    text = DEVICE.sub(lambda _: folder.name, text)
     for name in SECTIONS:
-        found = section(name, folder)
-        between = f"<!-- {name} -->\n{found}\n<!-- /{name} -->" if found else f"<!-- {name} -->\n<!-- /{name} -->"
+        between = None if name in missing(folder) else f"<!-- {name} -->\n{section(name, folder)}\n<!-- /{name} -->"
         text, times = re.subn(
-            rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, new=between: new, text, flags=re.DOTALL
+            rf"<!-- {name} -->\n.*?<!-- /{name} -->",
+            lambda match, new=between: match[0] if new is None else new,
+            text,
+            flags=re.DOTALL,
         )
         if times != 1:
             raise SystemExit(f"{README}: the marks of the section {name} stand there {times} times; once would do.")
@@ -56,11 +74,16 @@ def written(text: str, folder: Path = RESULTS / DEVICE) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default=DEVICE, help="the results' folder")
+    parser.add_argument("--device", help="the results' folder; by default the one that the README names")
     parser.add_argument("--check", action="store_true", help="write nothing")
     arguments = parser.parse_args()
     old = README.read_text()
-    new = written(old, RESULTS / arguments.device)
+    device = arguments.device or device_of(old)
+    if len(missing(RESULTS / device)) == len(SECTIONS):
+        raise SystemExit(f"--device: {RESULTS / device} holds no results; benchmarks/cpu.sh writes some.")
+    new = written(old, device)
+    for name in missing(RESULTS / device):
+        print(f"{README.name}: the section {name} stays as it is; {device} has no {SECTIONS[name][0]}")
     if old == new:
         print(f"{README.name}: as the results have it")
     elif arguments.check:

@@ -2,15 +2,17 @@
 
 Student and guide are all-MiniLM-L6-v2, of one size and with one tokenizer, so that both sides do the same work; texts
 are documentation strings of mixed length, or the demo's short ones. Each side trains in its own trainer, in a process
-of its own, so that the peak of its resident memory is its own too; they take turns. Before they are timed, the losses
-of one batch are compared. Results go to ``benchmarks/results/<device>/step.json``; ``--table`` prints the README's
-table from it.
+of its own, so that the peak of its resident memory is its own too; they take turns. In each process a step of few pairs
+comes first and is not timed: it brings up threads and libraries. Before all that, the losses of one batch are compared.
+Of three rounds or more, seconds have quartiles and there are ratios. Results go to
+``benchmarks/results/<device>/step.json``; ``--table`` prints the README's table from it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
@@ -20,16 +22,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import measured_on, told
+from benchmarks.machine import command, measured_on, told
 from benchmarks.measure import Timing
 from gist_fast.bench.memory import own_peak
-from gist_fast.bench.timing import LEAST_ROUNDS
+from gist_fast.bench.timing import LEAST_ROUNDS, log_quartiles
 
 RESULTS = Path(__file__).parent / "results"
 TEMPERATURE = 0.05
 SIDES = ("theirs", "ours", "ours_with_columns")
 MINI_BATCH = 32
 """Rows of theirs at a time: its default."""
+WARM_UP = 64
+"""Pairs of the step that is not timed."""
+NOT_MEASURED = "Not measured yet."
 
 
 def pairs_of(texts: str, count: int) -> tuple[list[str], list[str]]:
@@ -46,7 +51,7 @@ def pairs_of(texts: str, count: int) -> tuple[list[str], list[str]]:
 
 
 def train(side: str, batch: int, memory: float, cache: str, texts: str) -> dict[str, Any]:
-    """One step of `batch` pairs, in this process.
+    """One step of `batch` pairs, in this process, after one of `WARM_UP`.
 
     Returns:
         Its seconds from the first text to the updated weights, the peak of resident memory and that before, in bytes.
@@ -67,6 +72,13 @@ def train(side: str, batch: int, memory: float, cache: str, texts: str) -> dict[
     data = Dataset.from_dict({"anchor": anchors, "positive": positives})
     student, guide = (SentenceTransformer(str(guide_path()), device="cpu") for _ in range(2))
     moments: list[float] = []
+    columns = 0.0
+    given: SentenceTransformer | None = guide
+    if side == "ours_with_columns":
+        start = time.perf_counter()
+        data = embed_guide(data, guide, cache_dir=cache, show_progress_bar=False)
+        columns = time.perf_counter() - start
+        given = None
 
     class Clock(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -75,30 +87,26 @@ def train(side: str, batch: int, memory: float, cache: str, texts: str) -> dict[
         def on_step_end(self, *_: Any, **__: Any) -> None:
             moments.append(time.perf_counter())
 
-    common: dict[str, Any] = {
-        "output_dir": cache,
-        "per_device_train_batch_size": batch,
-        "max_steps": 1,
-        "report_to": [],
-        "save_strategy": "no",
-        "disable_tqdm": True,
-    }
-    columns = 0.0
-    trainer: SentenceTransformerTrainer
-    if side == "theirs":
-        loss = CachedGISTEmbedLoss(student, guide, temperature=TEMPERATURE, mini_batch_size=MINI_BATCH)
-        trainer = SentenceTransformerTrainer(
-            student, SentenceTransformerTrainingArguments(**common), data, loss=loss, callbacks=[Clock()]
-        )
-    else:
-        given: SentenceTransformer | None = guide
-        if side == "ours_with_columns":
-            start = time.perf_counter()
-            data = embed_guide(data, guide, cache_dir=cache, show_progress_bar=False)
-            columns = time.perf_counter() - start
-            given = None
-        arguments = GISTTrainingArguments(**common, temperature=TEMPERATURE, activation_memory=memory)
-        trainer = GISTTrainer(student, arguments, data, guide=given, callbacks=[Clock()])
+    def trainer_of(data: Dataset) -> SentenceTransformerTrainer:
+        """A trainer of one step, of all the data."""
+        common: dict[str, Any] = {
+            "output_dir": cache,
+            "per_device_train_batch_size": len(data),
+            "max_steps": 1,
+            "report_to": [],
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        }
+        if side == "theirs":
+            loss = CachedGISTEmbedLoss(student, guide, temperature=TEMPERATURE, mini_batch_size=MINI_BATCH)
+            arguments = SentenceTransformerTrainingArguments(**common)
+            return SentenceTransformerTrainer(student, arguments, data, loss=loss, callbacks=[Clock()])
+        ours = GISTTrainingArguments(**common, temperature=TEMPERATURE, activation_memory=memory)
+        return GISTTrainer(student, ours, data, guide=given, callbacks=[Clock()])
+
+    trainer_of(data.select(range(min(WARM_UP, batch)))).train()
+    moments.clear()
+    trainer = trainer_of(data)
     before = _peak_bytes()
     trainer.train()
     logged = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
@@ -150,11 +158,11 @@ def lengths(arguments: argparse.Namespace) -> dict[str, list[float]]:
 
 def in_own_process(side: str, arguments: argparse.Namespace, cache: str) -> dict[str, Any]:
     """`train` in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.step", "--side", side, "--batch", str(arguments.batch)]
-    command += ["--memory", str(arguments.memory), "--cache", cache, "--texts", arguments.texts]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    started = [sys.executable, "-m", "benchmarks.step", "--side", side, "--batch", str(arguments.batch)]
+    started += ["--memory", str(arguments.memory), "--cache", cache, "--texts", arguments.texts]
+    done = subprocess.run(started, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"{' '.join(started)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -170,7 +178,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     result |= {"activation_memory_gib": arguments.memory, "tokens": lengths(arguments), "runs": runs}
     if "theirs" in runs:
         theirs = Timing(tuple(run["seconds"] for run in runs["theirs"]))
-        for side in arguments.sides[1:]:
+        for side in (side for side in arguments.sides if side != "theirs"):
             result[f"speedup_{side}"] = theirs.ratio_to(Timing(tuple(run["seconds"] for run in runs[side])))
     return result
 
@@ -184,6 +192,8 @@ def _peak_bytes() -> int:
 
 def table(results: dict[str, Any]) -> str:
     """The README's table."""
+    if not results:
+        return NOT_MEASURED
     rows = ["| one training step | seconds | against theirs | peak of resident memory |", "|---|---|---|---|"]
     names = {
         "theirs": "sentence-transformers' `CachedGISTEmbedLoss` in its trainer",
@@ -192,22 +202,28 @@ def table(results: dict[str, Any]) -> str:
     }
     for _, part in sorted(results.items()):
         for side, runs in part["runs"].items():
-            seconds = Timing(tuple(run["seconds"] for run in runs)).median
+            seconds = _seconds([run["seconds"] for run in runs])
             # Of fewer than three rounds the noise is not known, and a ratio says nothing.
             ratio = part.get(f"speedup_{side}") if len(runs) >= LEAST_ROUNDS else None
-            against = told(ratio) if ratio else "-"
+            against = told(ratio, rounds=len(runs)) if ratio else "-"
             peak = max(run["peak"] for run in runs) / 2**30
             rows.append(
-                f"| B {part['batch']:,}, {part['texts']}: {names[side]} | {seconds:.0f} | {against} | {peak:.2f} GiB |"
+                f"| B {part['batch']:,}, {part['texts']}: {names[side]} | {seconds} | {against} | {peak:.2f} GiB |"
             )
-    measured = []
-    for _, part in sorted(results.items()):
-        rounds = len(next(iter(part["runs"].values())))
-        command = f"python -m benchmarks.step --batch {part['batch']} --texts {part['texts']} --rounds {rounds}"
-        if set(part["runs"]) != set(SIDES):
-            command += f" --sides {' '.join(part['runs'])}"
-        measured.append(f"B {part['batch']:,}: {measured_on(part['machine'], command)}")
+    measured = [
+        f"B {part['batch']:,}, {part['texts']}, {len(next(iter(part['runs'].values())))} rounds: "
+        + measured_on(part["machine"], part["command"])
+        for _, part in sorted(results.items())
+    ]
     return "\n".join([*rows, "", *measured])
+
+
+def _seconds(rounds: list[float]) -> str:
+    """Their median, and their quartiles where there are enough to have some."""
+    low, median, high = map(math.exp, log_quartiles(rounds))
+    digits = 0 if median >= 100 else 1 if median >= 10 else 2
+    spread = f" ({low:.{digits}f} to {high:.{digits}f})" if len(rounds) >= LEAST_ROUNDS else ""
+    return f"{median:.{digits}f}{spread}"
 
 
 def main() -> None:
@@ -234,7 +250,8 @@ def main() -> None:
     path = RESULTS / arguments.device / "step.json"
     if not arguments.table:
         results = json.loads(path.read_text()) if path.exists() else {}
-        part = {"check": check(), "machine": machine(), **compare(arguments)}
+        about = {"command": command("benchmarks.step"), "machine": machine()}
+        part = {**about, "check": check(), **compare(arguments)}
         results[f"batch_{arguments.batch:06d}_{arguments.texts}"] = part
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=2) + "\n")

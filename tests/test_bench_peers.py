@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import re
+import tomllib
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,6 +118,37 @@ def test_who_needs_a_card_says_so():
     assert PEERS["memeff"].obstacle(case) == PEERS["inf-cl"].obstacle(case) == "runs on a CUDA device only"
     assert "no guide model" in PEERS["memeff"].obstacle(LossCase(64))
     assert "multiples of 128" in PEERS["inf-cl"].obstacle(LossCase(64, 96, guide="none", blocks=("ap",)))
+    assert "always has the block ap" in PEERS["memeff"].obstacle(LossCase(64, guide="none", blocks=("aa",)))
+
+
+@pytest.mark.parametrize("name", ["memeff", "inf-cl"])
+def test_what_is_said_to_install_a_competitor_installs_it(name, monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda module: None)
+    said = PEERS[name].obstacle(LossCase(64, 128, device="cuda", guide="none", blocks=("ap",)))
+    pattern = r"the package (\S+) is not installed \(pip install 'gist-fast\[(\w+)\]'\)"
+    package, extra = re.fullmatch(pattern, said).groups()
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert package in [re.match(r"[\w-]+", given).group() for given in project["optional-dependencies"][extra]]
+
+
+def test_the_adapters_give_what_the_real_ones_take():
+    """Their losses compute on a card only; their arguments can be looked at anywhere."""
+    for module in ("memeff", "inf_cl"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} (the extra [bench]) is not installed")
+    from inf_cl import cal_flash_loss
+    from memeff import MemoryEfficientQwen3Loss
+
+    for case in (LossCase(64, guide="self"), LossCase(64, guide="none", blocks=("ap", "pp"))):
+        call = PEERS["memeff"].make(case)
+        (loss,) = (cell.cell_contents for cell in call.__closure__)
+        assert isinstance(loss, MemoryEfficientQwen3Loss)
+        assert (loss.temperature, loss.stable, loss.normalized_inputs) == (0.05, False, False)
+        assert loss.margin == (0.1 if case.guide == "self" else 2.0)
+        assert (loss.use_qq_negatives, loss.use_dd_negatives) == ("aa" in case.blocks, True)
+        with pytest.raises(ValueError, match="CUDA"):
+            call(case.embeddings())
+    inspect.signature(cal_flash_loss).bind(None, None, scale=20.0, head_dim=128)
 
 
 def test_a_missing_compiler_is_a_reason(monkeypatch):

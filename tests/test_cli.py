@@ -75,6 +75,22 @@ def test_wrong_usage_is_one_line(run):
     assert "Usage: gist-fast" in nothing.err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("train", "c.yaml"), ("profile", "c.yaml"), ("inspect", "--guide", "g", "--data", "d"), ("bench",)],
+    ids=lambda given: given[0],
+)
+def test_a_report_in_the_home_directory(run, arguments, tmp_path, monkeypatch):
+    """``--report=~/run.html`` reaches the command as it stands."""
+    pytest.importorskip("matplotlib", reason="matplotlib (the extra [bench]) is not installed")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.html").write_text("mine")
+    refused(run(*arguments, "--report=~/run.html"), f"{tmp_path / 'run.html'}: exists; ")
+    refused(run(*arguments, "--report=~nobody-of-that-name/run.html"), "there is no such home directory")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.html"]
+
+
 class TestErrors:
     """Errors of each kind, raised where a command would raise them."""
 

@@ -149,10 +149,26 @@ class TestProfile:
         refused(run(config, "--output", tmp_path / "file"), "is a file")
         refused(run(config, "--report", tmp_path / "file"), "exists")
         refused(run(config, "--report", tmp_path / "file" / "page.html"), "is a file")
+        refused(run(config, "--output", tmp_path / "file" / "sub"), "file: Not a directory")
+        refused(run(config, "--output", tmp_path / ("n" * 250)), "File name too long")
         for option in ("--steps", "--warmup"):
             result = run(config, option, 0)
             assert (result.code, result.out) == (2, "")
         assert names(tmp_path) == ["file", "pairs.jsonl", "tiny.yaml"]
+
+    @pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc here")
+    def test_what_rights_do_not_tell_is_seen_before_any_work(self, run, config, monkeypatch):
+        def trained(*_):
+            raise AssertionError("trained before the folder was looked at")
+
+        monkeypatch.setattr(command, "_run", trained)
+        refused(run(config, "--output", "/proc/profile"), "--output: /proc/profile cannot be written (/proc: ")
+
+    @pytest.mark.parametrize("report", ["mine/page.html", "mine", "deep"])
+    def test_a_report_in_the_way_of_the_profile_is_refused(self, run, config, tmp_path, report):
+        output = "deep/mine" if report == "deep" else "mine"
+        refused(run(config, "--output", output, "--report", report), f"such as {output}.html, would do")
+        assert names(tmp_path) == ["pairs.jsonl", "tiny.yaml"]
 
     def test_processes_that_train_together_are_refused(self, run, config, monkeypatch):
         from gist_fast.training_args import GISTTrainingArguments

@@ -206,6 +206,8 @@ def _st_obstacle(case: LossCase) -> str | None:
 def _memeff_obstacle(case: LossCase) -> str | None:
     if case.guide == "model":
         return "it knows no guide model"
+    if "ap" not in case.blocks:
+        return "it always has the block ap"
     return _needs("memeff")(case)
 
 

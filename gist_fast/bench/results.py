@@ -171,22 +171,25 @@ def device_name(device: str = "cpu") -> str:
     return f"cpu-{torch.get_num_threads()}-threads"
 
 
-def _commit() -> str | None:
-    """The commit of the checkout that this package is part of, marked where it was changed; None elsewhere."""
-    folder = Path(__file__).parent
+def _commit(package: Path = Path(gist_fast.__file__).parent) -> str | None:
+    """The commit of the checkout that this package is part of, marked where what is measured or measures was changed;
+    None elsewhere."""
+    checkout = package.parent
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+            done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=False)
         except OSError:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     # Installed under some other project's folder, it is that project whose commit git would tell.
-    if git("ls-files", "--error-unmatch", "../__init__.py") is None:
+    if git("ls-files", "--error-unmatch", f"{package.name}/__init__.py") is None:
         return None
     commit = git("rev-parse", "--short", "HEAD")
-    return f"{commit} with changes" if commit and git("status", "--porcelain", "--", "..") else commit
+    # Results of earlier runs change with every run, and no figure depends on them.
+    measured = (package.name, "kernels", "benchmarks", ":(exclude)benchmarks/results")
+    return f"{commit} with changes" if commit and git("status", "--porcelain", "--", *measured) else commit
 
 
 def _cpu_name() -> str:

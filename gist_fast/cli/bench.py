@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gist_fast.cli.ctrl_c import interruptible
-from gist_fast.cli.output import Json, note, only_results_on_stdout, print_json, print_table
+from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, print_json, print_table
 
 if TYPE_CHECKING:
     from gist_fast.bench.compare import Comparison
@@ -42,7 +42,9 @@ def bench(
     output: Annotated[
         Path, typer.Option(help="Results and plots go into a folder in there that is named after the device.")
     ] = Path(FOLDER),
-    report: Annotated[Path | None, typer.Option(help="Also write one self-contained page of HTML.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(callback=expanded, help="Also write one self-contained page of HTML.")
+    ] = None,
     scale: Annotated[
         str | None, typer.Option(help="small: within a minute; medium, the default: within five; large: half an hour.")
     ] = None,

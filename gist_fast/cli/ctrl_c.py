@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -22,24 +23,32 @@ class CtrlC:
 
     One that arrives in the hook of a fork or in a finaliser is swallowed by Python, and it may first be seen as the
     failure of a process that the same Ctrl-C ended: ask `check` now and then, and on any exception whether it `came`.
+
+    Args:
+        sigterm: take SIGTERM the same way, once; for work that leaves something to remove behind it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, sigterm: bool = False) -> None:
         self.came = False
-        self._before: Any = None
+        self.exit_code = INTERRUPTED
+        """The shell's code of an end by the signal that came: 130, or 143 after SIGTERM."""
+        self._numbers = (signal.SIGINT, signal.SIGTERM) if sigterm else (signal.SIGINT,)
+        self._process = os.getpid()
+        self._before: dict[int, Any] = {}
         self._told: Any = None
         self._takes = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> CtrlC:
         if self._takes:
-            self._before = signal.signal(signal.SIGINT, self._on_signal)
+            self._before = {number: signal.signal(number, self._on_signal) for number in self._numbers}
             self._told = sys.unraisablehook
             sys.unraisablehook = self._on_swallowed
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._takes:
-            signal.signal(signal.SIGINT, self._before)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
             if not self.came:  # else the process ends, and finalisers are still to come
                 sys.unraisablehook = self._told
 
@@ -54,18 +63,28 @@ class CtrlC:
             self._told(told)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            if os.getpid() != self._process:
+                # A process that was forked here is ended by whoever forked it, and has nothing to remove.
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            # Schedulers send it again; the second must not stop the removing.
+            signal.signal(number, signal.SIG_IGN)
+        if not self.came:
+            self.exit_code = 128 + number
         self.came = True
         raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def interruptible(done: list[str] | None = None) -> Iterator[CtrlC]:
+def interruptible(done: list[str] | None = None, *, sigterm: bool = False) -> Iterator[CtrlC]:
     """A context of work that Ctrl-C ends with one line and exit code 130, also where Python swallowed it.
 
     Args:
         done: the files that are in place, as they come to be; None for work that writes none.
+        sigterm: whether SIGTERM ends it so too, with exit code 143.
     """
-    with CtrlC() as ctrl_c:
+    with CtrlC(sigterm=sigterm) as ctrl_c:
         try:
             yield ctrl_c
             ctrl_c.check()
@@ -74,4 +93,4 @@ def interruptible(done: list[str] | None = None) -> Iterator[CtrlC]:
                 raise
             written = "" if done is None else f"; {'written: ' + ', '.join(done) if done else 'nothing was written'}"
             note(f"gist-fast: interrupted{written}.")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(ctrl_c.exit_code) from None

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gist_fast.cli.ctrl_c import CtrlC, interruptible
-from gist_fast.cli.output import Columns, Json, note, only_results_on_stdout, parse_columns, print_json, print_table
+from gist_fast.cli.output import (
+    Columns,
+    Json,
+    expanded,
+    note,
+    only_results_on_stdout,
+    parse_columns,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,7 +87,8 @@ def inspect(
     limit: Annotated[int, typer.Option(min=0, help="Rows of a table, and entries of a list in JSON; 0 for all.")] = 20,
     device: Annotated[str | None, typer.Option(help="cuda, cpu and so on; else the best there is.")] = None,
     report: Annotated[
-        Path | None, typer.Option("--report", metavar="OUT.html", help="Also write all of it as one HTML page.")
+        Path | None,
+        typer.Option("--report", metavar="OUT.html", callback=expanded, help="Also write all of it as one HTML page."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report.")] = False,
     as_json: Json = False,

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,14 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, alone on stdout.")]
 PIPE_WIDTH = 120
 """Columns of a table where stdout is no terminal."""
+
+
+def expanded(path: Path | None) -> Path | None:
+    """A path that was given, with ~ as the home directory; a shell leaves it alone in ``--report=~/run.html``."""
+    try:
+        return path and path.expanduser()
+    except RuntimeError:
+        raise typer.BadParameter(f"{str(path)!r}: there is no such home directory; a whole path would do.") from None
 
 
 def note(text: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gist_fast.cli.ctrl_c import CtrlC, interruptible
-from gist_fast.cli.output import Json, note, only_results_on_stdout, print_json
+from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, print_json
 
 if TYPE_CHECKING:
     from gist_fast.cli.train import _Plan
@@ -33,10 +33,16 @@ def profile(
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps to train before them.")] = 2,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", help="Folder to write; by default <the file's name>-profile here."),
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            callback=expanded,
+            help="Folder to write; by default <the file's name>-profile here.",
+        ),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option("--report", metavar="OUT.html", help="Also write all of it as one HTML page.")
+        Path | None,
+        typer.Option("--report", metavar="OUT.html", callback=expanded, help="Also write all of it as one HTML page."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier profile in DIR, and an earlier report.")
@@ -49,9 +55,9 @@ def profile(
     or reported: the run's own folder is not touched. Written are a table, a picture (SVG and PNG), all figures (JSON)
     and a trace for https://ui.perfetto.dev or chrome://tracing.
     """
-    target = (Path(f"{config.stem}-profile") if output is None else output).expanduser()
+    target = Path(f"{config.stem}-profile") if output is None else output
     done: list[str] = []
-    with only_results_on_stdout(), interruptible(done) as ctrl_c:
+    with only_results_on_stdout(), interruptible(done, sigterm=True) as ctrl_c:
         with tempfile.TemporaryDirectory(prefix="gist-fast-profile-") as scratch:
             _check_places(target, report, overwrite)
             plan = _make_plan(config, context.args, steps, warmup, Path(scratch))
@@ -81,6 +87,12 @@ def _check_places(target: Path, report: Path | None, overwrite: bool) -> None:
     if report is not None:
         check_matplotlib()
         check_path(report, overwrite=overwrite)
+        ours, theirs = target.resolve(), report.resolve()
+        if ours == theirs or ours in theirs.parents or theirs in ours.parents:
+            raise InputError(
+                f"--report: {report} lies in the way of --output {target}, a folder that is replaced as a whole; a "
+                f"file beside it, such as {target.with_name(target.name + '.html')}, would do."
+            )
     if target.exists() and not target.is_dir():
         raise InputError(f"--output: {target} is a file; a folder that does not exist yet would do.")
     held = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
@@ -89,6 +101,33 @@ def _check_places(target: Path, report: Path | None, overwrite: bool) -> None:
         raise InputError(f"--output: {target} holds {strange[0]}, which is no profile's; name a folder of its own.")
     if held and not overwrite:
         raise InputError(f"--output: {target} holds a profile; give --overwrite to replace it, or another --output.")
+    _probe(target)
+
+
+def _part(target: Path) -> Path:
+    """Where a profile is written before it is put in place."""
+    from gist_fast.cli.run_folder import PART
+
+    return target.with_name(f".{target.name}.{os.getpid()}{PART}")
+
+
+def _probe(target: Path) -> None:
+    """Raise `InputError` unless a folder of files can really be made beside `target`; nothing is left behind."""
+    from gist_fast.errors import InputError
+
+    part = _part(target.resolve())
+    there = next(folder for folder in part.parents if folder.exists())
+    probe = there / part.name
+    try:
+        # Rights alone do not tell: a disk can be full or read-only, a name too long, and /proc lets nobody write.
+        probe.mkdir()
+        (probe / FIGURES).write_text(" ")
+    except OSError as error:
+        raise InputError(
+            f"--output: {target} cannot be written ({there}: {error.strerror or error}); name another folder."
+        ) from None
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
 
 
 def _make_plan(config: Path, overrides: list[str], steps: int, warmup: int, scratch: Path) -> _Plan:
@@ -151,12 +190,12 @@ def _settings(plan: _Plan) -> dict[str, Any]:
 
 def _write(found: Profile, result: dict[str, Any], trace: Path, target: Path) -> list[str]:
     """Put the profile in place, all of it or nothing; the paths written."""
-    from gist_fast.cli.run_folder import PART, replace_folder
+    from gist_fast.cli.run_folder import replace_folder
     from gist_fast.errors import InputError
     from gist_fast.profile_report import save_pictures
 
     target = target.resolve()
-    part = target.with_name(f".{target.name}.{os.getpid()}{PART}")
+    part = _part(target)
     try:
         part.mkdir(parents=True)
         shutil.move(trace, part / TRACE)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gist_fast.cli.output import Json, note, only_results_on_stdout, print_json, print_table
+from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, print_json, print_table
 
 if TYPE_CHECKING:
     from sentence_transformers.base.evaluation import BaseEvaluator
@@ -57,7 +57,11 @@ def train(
     ] = False,
     report: Annotated[
         Path | None,
-        typer.Option("--report", help="At the end, also write one self-contained page of HTML: curves and tables."),
+        typer.Option(
+            "--report",
+            callback=expanded,
+            help="At the end, also write one self-contained page of HTML: curves and tables.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
