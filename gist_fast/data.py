@@ -49,8 +49,8 @@ def load_texts(
         columns: which column plays which part, as ``{"anchor": "question", "positive": "answer"}``, or the columns'
             names in the order anchor, positive, negatives. Parts not named are looked for under their own names. Two
             more parts are taken only where they are named: ``group``, texts or whole numbers that tell which rows are
-            no negatives of each other (read as numbers, the same for the same value), and ``margin``, a number a row,
-            which may be stored as text.
+            no negatives of each other (read as numbers, the same for the same value), and ``margin``, a number a row
+            (also one that is stored as text).
         name: which configuration of a hub dataset.
 
     Returns:

@@ -161,6 +161,11 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
                 f"self_guided: True, though the dataset carries embeddings of a guide (columns ending in {SUFFIX}); "
                 "leave out one of the two."
             )
+        if args.self_guided and self._guided is False:
+            raise InputError(
+                "self_guided: True, though training without any guide was asked for (guided=False, or 'guide: null' in "
+                "a configuration); leave out one of the two, and the student guides itself, or nothing does."
+            )
         known = self._guide is not None or self._carries_embeddings or args.self_guided
         guided = known if self._guided is None else self._guided
         if not guided and self._guided is None:

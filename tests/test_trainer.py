@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -175,6 +176,22 @@ def test_unguided_beside_guide_columns(student, guide, pairs, tmp_path):
         GISTTrainer(student, arguments(tmp_path), embedded, guide=guide)
     with pytest.raises(ValueError, match="guided: False, though a guide came"):
         GISTTrainer(student, arguments(tmp_path), pairs, guide=guide, guided=False)
+
+
+def test_no_guide_at_all_and_the_student_as_one(student, pairs, tmp_path, run_command, tiny_student):
+    with pytest.raises(ValueError, match=r"^self_guided: True, though training without any guide was asked for"):
+        GISTTrainer(student, arguments(tmp_path, self_guided=True), pairs, guided=False)
+    assert GISTTrainer(student, arguments(tmp_path, self_guided=True), pairs).loss.guided
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"{{student: {tiny_student}, guide: null, data: {{train: pairs.jsonl}}, loss: {{self_guided: true}}, "
+        "training: {output_dir: out, use_cpu: true}}"
+    )
+    result = run_command("train", config)
+    assert result.code == 2
+    assert "self_guided: True, though" in result.err.splitlines()[-1]
+    assert "'guide: null' in a configuration" in result.err.splitlines()[-1]
 
 
 def test_a_loss_that_remembers_gets_the_texts_names(student, guide, pairs, tmp_path):
