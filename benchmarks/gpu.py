@@ -3,7 +3,8 @@ about speed, so that the script itself is tested where there is no card.
 
 Speed counts the *minimal* FLOPs of a square batch, in units of 2 B^2: 2 (D + G) forward and 8 D backward for the
 blocks ap, aa and pp, whatever a plan really multiplies; and is given as a share of what a large matrix product of
-torch's reaches in the same run. Times are medians of device events, each taken after the L2 cache was overwritten.
+torch's reaches in the same run. Times are device events, each taken after the L2 cache was overwritten: medians, with
+their quartiles beside them. What others take over ours is given only where it is farther from 1 than both spread.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -35,7 +37,7 @@ from torch import Tensor  # noqa: E402
 from benchmarks.gpu_suites import peers, profile, suites  # noqa: E402
 from benchmarks.gpu_variants import check_variants  # noqa: E402
 from gist_fast import guided_contrastive_loss  # noqa: E402
-from gist_fast.bench.timing import Stopwatch  # noqa: E402
+from gist_fast.bench.timing import LEAST_ROUNDS, Stopwatch, log_quartiles  # noqa: E402
 
 TEMPERATURE, MARGIN = 0.01, 0.05
 LIMITS = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
@@ -70,14 +72,26 @@ class Bench:
         noise = torch.randn(batch, width, generator=generator, device=self.device, dtype=self.dtype)
         return [anchors, anchors + noise]
 
-    def milliseconds(self, run: Callable[[], Any], before: Callable[[], Any] = lambda: None) -> float:
-        """Median time of `run`, with `before` untimed in front of it and nothing of use in the L2 cache."""
+    def milliseconds(self, run: Callable[[], Any], before: Callable[[], Any] = lambda: None) -> list[float]:
+        """Lower quartile, median and upper quartile of the time of `run`, with `before` untimed in front of it and
+        nothing of use in the L2 cache."""
         times = []
         for _ in range(self.sizes["repeats"] + 2):
             before()
             times.append(1e3 * self.stopwatch(run))
         # The first two compile and warm up.
-        return sorted(times[2:])[len(times[2:]) // 2]
+        return [math.exp(quartile) for quartile in log_quartiles(times[2:])]
+
+
+def over(theirs: list[float], ours: list[float], repeats: int) -> float | None:
+    """How many times as long as ours theirs takes, by medians; None where the two spread by more, or were timed too few
+    times.
+
+    They are timed one after the other, not in turns, so their spreads add up.
+    """
+    spread = math.log(theirs[2] / theirs[0]) + math.log(ours[2] / ours[0])
+    ratio = theirs[1] / ours[1]
+    return ratio if repeats >= LEAST_ROUNDS and spread < abs(math.log(ratio)) else None
 
 
 def plain_loss(a: Tensor, p: Tensor, ga: Tensor, gp: Tensor) -> Tensor:
@@ -130,8 +144,9 @@ def time_both(
         reason = (fault or wrong)(bench, loss, width)
         if reason is not None:
             return {"failed": reason}
-        forward_ms = bench.milliseconds(forward)
-        return {"forward_ms": forward_ms, "backward_ms": bench.milliseconds(backward, before=forward)}
+        found = {"forward": bench.milliseconds(forward), "backward": bench.milliseconds(backward, before=forward)}
+        medians = {f"{name}_ms": quartiles[1] for name, quartiles in found.items()}
+        return {**medians, **{f"{name}_ms_quartiles": quartiles for name, quartiles in found.items()}}
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
     finally:
@@ -156,7 +171,7 @@ def matmul_rate(bench: Bench) -> float:
     """TFLOP/s of a large product in the type of the embeddings."""
     n = bench.sizes["matrix"]
     a, b = torch.randn(2, n, n, device=bench.device).to(bench.dtype)
-    return 2 * n**3 / bench.milliseconds(lambda: a @ b) / 1e9
+    return 2 * n**3 / bench.milliseconds(lambda: a @ b)[1] / 1e9
 
 
 def environment(bench: Bench) -> None:
@@ -291,9 +306,19 @@ def speed(bench: Bench) -> None:
                 times = time_both(bench, competitors[name], width)
                 row = {"what": name, "width": width}
                 row |= with_rates(times, bench.sizes["batch"], width, bench.sizes["guide"], rate)
+                row |= to_ours(row, rows, bench.sizes["repeats"])
                 rows.append(row)
                 bench.write(rows=rows)
                 print(json.dumps(row))
+
+
+def to_ours(row: dict[str, Any], rows: list[dict[str, Any]], repeats: int) -> dict[str, float | None]:
+    """What a row takes over ours of the same width, by part: None within the spread; nothing where one failed."""
+    ours = next((r for r in rows if r["what"] == "triton" and r["width"] == row["width"]), None)
+    if ours is None or "failed" in ours or "failed" in row:
+        return {}
+    parts = ("forward", "backward")
+    return {f"{p}_over_ours": over(row[f"{p}_ms_quartiles"], ours[f"{p}_ms_quartiles"], repeats) for p in parts}
 
 
 def changed_by_tuning(bench: Bench, loss: Callable[..., Tensor], width: int) -> str | None:

@@ -3,7 +3,8 @@
 #
 # Needs this checkout and a python3 with torch and Triton that see a card; nothing is installed. Results go to $OUT, or
 # to benchmarks/results/<device>/. Every part is a process with a limit of its own and writes its results when it
-# ends and while it runs, so that one that fails or hangs costs only itself. All limits together stay under 9 minutes.
+# ends and while it runs, so that one that fails or hangs costs only itself. All limits together, those of what stands
+# between the parts too, stay under 9 minutes.
 # The suites and the profile need sentence-transformers too, and are skipped without.
 #
 # TOY=1 TRITON_INTERPRET=1 runs it on a CPU, at sizes that say nothing about speed; MOST=SECONDS caps every
@@ -11,7 +12,14 @@
 set -u
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
-OUT=${OUT:-benchmarks/results/$("$PYTHON" benchmarks/gpu.py device)}
+# Seconds: to name the device; to note a part's end; to print the table; for a part to end after it was asked to.
+NAMING=20 NOTING=3 SHOWING=5 ENDING=2
+
+limited() { # seconds, command...
+    timeout --signal=KILL "$(($1 * ${PATIENCE:-1}))" "${@:2}"
+}
+
+OUT=${OUT:-benchmarks/results/$(limited $NAMING "$PYTHON" benchmarks/gpu.py device || echo unnamed-device)}
 mkdir -p "$OUT"
 export GIST_FAST_CACHE="$OUT/tuned"
 TOY=${TOY:+--toy}
@@ -21,22 +29,22 @@ part() { # seconds, name, command...
     shift 2
     if [ "${MOST:-$limit}" -lt "$limit" ]; then limit=$MOST; fi
     echo "== $name (at most $limit s)"
-    timeout --kill-after=5 "$limit" "$@" >"$OUT/$name.log" 2>&1
+    timeout --kill-after=$ENDING "$limit" "$@" >"$OUT/$name.log" 2>&1
     local code=$?
     tail -n 25 "$OUT/$name.log"
-    "$PYTHON" benchmarks/gpu_results.py ended --out "$OUT" --part "$name" --code "$code"
+    limited $NOTING "$PYTHON" benchmarks/gpu_results.py ended --out "$OUT" --part "$name" --code "$code"
 }
 
 part 20 environment "$PYTHON" benchmarks/gpu.py environment $TOY --out "$OUT"
-part 75 check "$PYTHON" benchmarks/gpu.py check $TOY --out "$OUT"
-part 95 speed "$PYTHON" benchmarks/gpu.py speed $TOY --out "$OUT"
-part 40 memory "$PYTHON" benchmarks/gpu.py memory $TOY --out "$OUT"
-part 75 peers "$PYTHON" benchmarks/gpu.py peers $TOY --out "$OUT"
-part 55 suites "$PYTHON" benchmarks/gpu.py suites $TOY --out "$OUT"
-part 40 profile "$PYTHON" benchmarks/gpu.py profile $TOY --out "$OUT"
-part 40 tests "$PYTHON" benchmarks/gpu.py tests $TOY --out "$OUT"
+part 65 check "$PYTHON" benchmarks/gpu.py check $TOY --out "$OUT"
+part 85 speed "$PYTHON" benchmarks/gpu.py speed $TOY --out "$OUT"
+part 30 memory "$PYTHON" benchmarks/gpu.py memory $TOY --out "$OUT"
+part 65 peers "$PYTHON" benchmarks/gpu.py peers $TOY --out "$OUT"
+part 50 suites "$PYTHON" benchmarks/gpu.py suites $TOY --out "$OUT"
+part 35 profile "$PYTHON" benchmarks/gpu.py profile $TOY --out "$OUT"
+part 35 tests "$PYTHON" benchmarks/gpu.py tests $TOY --out "$OUT"
 if command -v compute-sanitizer >/dev/null; then
-    part 30 sanitize compute-sanitizer --error-exitcode 3 "$PYTHON" benchmarks/gpu.py sanitize $TOY --out "$OUT"
+    part 25 sanitize compute-sanitizer --error-exitcode 3 "$PYTHON" benchmarks/gpu.py sanitize $TOY --out "$OUT"
 fi
-part 50 tuned env GIST_FAST_AUTOTUNE=1 "$PYTHON" benchmarks/gpu.py tuned $TOY --out "$OUT"
-"$PYTHON" benchmarks/gpu_results.py table --out "$OUT"
+part 45 tuned env GIST_FAST_AUTOTUNE=1 "$PYTHON" benchmarks/gpu.py tuned $TOY --out "$OUT"
+limited $SHOWING "$PYTHON" benchmarks/gpu_results.py table --out "$OUT"

@@ -42,14 +42,15 @@ def table(out: Path) -> None:
     about = parts.get("environment", {})
     print(f"\n{about.get('device')}, torch {about.get('torch')}, Triton {about.get('triton')}, {about.get('commit')}")
     print(f"matmul: {about.get('matmul_tflops', 0):.1f} TFLOP/s")
-    print(f"{'':36}{'D':>6}{'forward ms':>12}{'backward ms':>13}{'TFLOP/s':>9}{'share':>7}")
+    print(f"{'':36}{'D':>6}{'forward ms (quartiles)':>28}{'backward ms (quartiles)':>28}{'TFLOP/s':>9}{'share':>7}")
     for row in parts.get("speed", {}).get("rows", []) + parts.get("tuned", {}).get("rows", []):
         if "failed" in row:
             print(f"{row['what']:36}{row['width']:6}  {row['failed'][:70]}")
             continue
         print(
-            f"{row['what']:36}{row['width']:6}{row['forward_ms']:12.2f}{row['backward_ms']:13.2f}"
-            f"{row['tflops']:9.1f}{row['share_of_matmul']:7.1%}"
+            f"{row['what']:36}{row['width']:6}{_spread(row['forward_ms_quartiles']):>28}"
+            f"{_spread(row['backward_ms_quartiles']):>28}{row['tflops']:9.1f}{row['share_of_matmul']:7.1%}"
+            f"{_over(row)}"
         )
     peak = parts.get("memory", {})
     for bits in ("keep", "recompute"):
@@ -58,6 +59,18 @@ def table(out: Path) -> None:
             print(f"memory at B {peak['batch']}, {bits}: {peak[f'{bits}_bytes'] / 1e9:.2f} GB, {kept}")
     for name, part in parts.items():
         print(f"{name}: {part.get('ended', part.get('skipped', 'ended well'))}")
+
+
+def _spread(quartiles: list[float]) -> str:
+    low, median, high = quartiles
+    return f"{median:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _over(row: dict[str, Any]) -> str:
+    """Times over ours, where a row has them."""
+    told = {name: row[f"{name}_over_ours"] for name in ("forward", "backward") if f"{name}_over_ours" in row}
+    said = [f"{name} {'no difference seen' if ratio is None else f'{ratio:.2f}x ours'}" for name, ratio in told.items()]
+    return f"  {', '.join(said)}" if said else ""
 
 
 def main() -> None:

@@ -49,7 +49,14 @@ def test_one_part_may_end_badly(tmp_path, victim, how, noted):
     stub.write_text(STUB)
     stub.chmod(0o755)
     out = tmp_path / "out"
-    environment = {**os.environ, "PYTHON": str(stub), "OUT": str(out), "BREAK": f"{victim} {how}", "MOST": "4"}
+    environment = {
+        **os.environ,
+        "PYTHON": str(stub),
+        "OUT": str(out),
+        "BREAK": f"{victim} {how}",
+        "MOST": "4",
+        "PATIENCE": "5",
+    }
     done = subprocess.run(
         [ROOT / "benchmarks" / "gpu.sh"], env=environment, capture_output=True, text=True, timeout=120
     )

@@ -218,6 +218,22 @@ class TestProfile:
         assert names(tmp_path / "tiny-profile") == ["profile.json", "trace.json.gz"]
 
 
+def test_the_commands_of_the_documentation_run(run_command, config, tmp_path, monkeypatch):
+    """On any machine: without a card, and without being told that there is none."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    tree = yaml.safe_load(config.read_text())
+    del tree["training"]["use_cpu"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    text = (Path(__file__).parent.parent / "docs" / "profiling.md").read_text()
+    commands = [line.partition("#")[0].split() for line in text.split("```")[1].strip().splitlines()]
+    assert len(commands) == 2
+    for program, *arguments in commands:
+        assert program == "gist-fast"
+        result = run_command(*arguments)
+        assert result.code == 0, result.err
+    refused(run_command("profile", "config.yaml", "--output", "half", "--bf16"), "bf16")
+
+
 def test_the_folder_of_a_profile_holds_no_other_names():
     from gist_fast.profile_report import DEVICE_PICTURE, HOST_PICTURE
 
