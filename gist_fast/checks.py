@@ -92,7 +92,7 @@ def check_temperature(temperature: float | Tensor) -> None:
         temperature = temperature.item()
     elif not _is_number(temperature):
         raise InputTypeError(f"temperature: got {temperature!r} of type {type(temperature).__name__}; {wanted}.")
-    if not (temperature > 0 and math.isfinite(temperature)):
+    if not 0 < temperature < math.inf:
         raise InputError(f"temperature: got {temperature}; {wanted}.")
 
 
@@ -110,7 +110,7 @@ def check_margin(margin: float | Tensor, margin_strategy: str, rows: int | None 
             raise InputError(f"margin: row {int(bad[0, 0])} is {margin[bad[0, 0]].item()}; finite numbers would do.")
     elif not _is_number(margin):
         raise InputTypeError(f"{name}: got {margin!r} of type {type(margin).__name__}; a float would do.")
-    elif not math.isfinite(margin):
+    elif not -math.inf < margin < math.inf:  # not isfinite, which torch.compile cannot trace for a float that changes
         raise InputError(f"{name}: got {margin}; a finite float would do.")
     check_choice("margin_strategy", margin_strategy, STRATEGIES)
 
@@ -136,7 +136,7 @@ def check_hardness(mode: str | None, strength: float) -> None:
         raise InputTypeError(
             f"hardness_strength: got {strength!r} of type {type(strength).__name__}; a float would do."
         )
-    if not (math.isfinite(strength) and strength >= 0):
+    if not 0 <= strength < math.inf:
         raise InputError(f"hardness_strength: got {strength}; a finite float of at least 0 would do.")
     if mode is None:
         if strength:
@@ -176,7 +176,7 @@ def check_widths(
         raise InputTypeError(f"matryoshka_weights: got {weights!r}; a list of floats would do.")
     if len(weights) != len(dims):
         raise InputError(f"matryoshka_weights: got {len(weights)}, and {len(dims)} widths; one for each would do.")
-    if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+    if not all(0 <= w < math.inf for w in weights) or not any(weights):
         raise InputError(f"matryoshka_weights: got {list(weights)}; finite weights of at least 0, not all 0, would do.")
     pairs = sorted(zip(dims, weights, strict=True), reverse=True)
     return tuple(d for d, _ in pairs), tuple(float(w) for _, w in pairs)
@@ -203,7 +203,7 @@ def check_combination(
     if triplet_margin is not None:
         if not _is_number(triplet_margin):
             raise InputTypeError(f"triplet_margin: got {triplet_margin!r}; a float above 0 would do, or None.")
-        if not (math.isfinite(triplet_margin) and triplet_margin > 0):
+        if not 0 < triplet_margin < math.inf:
             raise InputError(f"triplet_margin: got {triplet_margin}; a finite float above 0 would do, or None.")
         if not (guided or grouped):
             raise InputError("triplet_margin: nothing says what else is positive; give a guide or groups with it.")

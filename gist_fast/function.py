@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
-import psutil
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -141,6 +140,10 @@ def guided_contrastive_loss(  # type: ignore[misc]
         anchors, positives, negatives, guide_anchors, guide_positives, guide_negatives, offset
     )
     check_temperature(temperature)
+    if isinstance(temperature, Tensor) and temperature.device != anchors.device:
+        raise InputError(
+            f"temperature: on {temperature.device}, but anchors are on {anchors.device}; use one device, or a float."
+        )
     rows = anchors.shape[0]
     check_margin(margin, margin_strategy, rows)
     check_choice("reduction", reduction, REDUCTIONS)
@@ -201,7 +204,9 @@ def guided_contrastive_loss(  # type: ignore[misc]
                 for width in widths or (anchors.shape[1],)
             ]
         loss = loss + torch.stack(terms)
-    loss = (loss * loss.new_tensor(width_weights)[:, None]).sum(0) if widths else loss[0]
+    # Weighed one by one: a tensor of the weights would have to be copied to the device, which waits.
+    weighed = [row * weight for row, weight in zip(loss.unbind(), width_weights, strict=True)] if widths else [loss[0]]
+    loss = torch.stack(weighed).sum(0)
     loss = loss if reduction == "none" else getattr(loss, reduction)()
     if not return_stats:
         return loss
@@ -331,4 +336,6 @@ def _device_memory(device: torch.device) -> int:
     """Bytes of memory that the device has in all."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
+    import psutil  # not where a GPU is measured by nothing but torch
+
     return psutil.virtual_memory().total

@@ -358,10 +358,20 @@ def _limits(thresholds: Tensor, margin: float | Tensor, rule: Rule) -> Tensor:
 
 def _as_multiplied(unit: Tensor) -> Tensor:
     """Round as the matrix units will, so that thresholds (summed here) and scores (summed there) see equal factors."""
-    if unit.dtype == torch.float32 and unit.is_cuda and torch.backends.cuda.matmul.allow_tf32:
+    if unit.dtype == torch.float32 and unit.is_cuda and multiplies_in_tf32():
         # TF32 keeps 10 of float32's 23 mantissa bits: add half of the last kept one, and cut.
         return ((unit.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
     return unit
+
+
+def multiplies_in_tf32() -> bool:
+    """Whether torch's own setting has float32 matrices of a CUDA device multiplied in TF32.
+
+    Where that was set through ``fp32_precision`` (since torch 2.9), reading the older ``allow_tf32`` raises.
+    """
+    matmul = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)
+    return matmul.allow_tf32 if precision is None else precision == "tf32"
 
 
 def pieces(x: Tensor) -> Iterator[slice]:

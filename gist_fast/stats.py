@@ -93,7 +93,6 @@ class StatsAverage:
 
     def add(self, stats: GuidedContrastiveStats) -> None:
         """Add a batch. Nothing waits."""
-        compared = torch.tensor(stats.compared, dtype=torch.float32).clamp_min(1).to(stats.masked.device)
         counts = {"masked": stats.masked} if stats.easy is None else {"masked": stats.masked, "easy": stats.easy}
         # A batch without any negative left has no hardest one; count it as -1, the least similarity there is.
         hardest = torch.nan_to_num(stats.hardest_negative_similarity.float(), nan=-1.0)
@@ -101,7 +100,11 @@ class StatsAverage:
             **{
                 f"{kind}_{name}": share
                 for kind, count in counts.items()
-                for name, share in zip(stats.blocks, (count / compared).unbind(), strict=True)
+                # Divided one by one: a tensor of the divisors would have to be copied to the device, which waits.
+                for name, share in (
+                    (name, block / max(compared, 1))
+                    for name, block, compared in zip(stats.blocks, count.float().unbind(), stats.compared, strict=True)
+                )
             },
             "positive_similarity": stats.positive_similarity.float(),
             "hardest_negative_similarity": hardest,

@@ -11,10 +11,12 @@ from gist_fast.kernels.config import Launch
 from gist_fast.kernels.parts import Part
 from torch import Tensor
 
+from gist_fast.operands import multiplies_in_tf32
+
 PLACES = [
     *("row_count", "column_count", "own_count", "other_count"),
     *("chunk_row", "chunk_column", "row_tiles", "column_tiles", "all_column_tiles"),
-    *("excluded", "own_negative"),
+    *("excluded", "own_negative", "count", "depth", "stride"),
 ]
 """Arguments of the kernels that say where in the matrix a launch works. None is a multiple of anything that a kernel
 could make use of, and a kernel for each that happens to be would be compiled in the middle of a run."""
@@ -36,9 +38,7 @@ def options(launch: Launch) -> dict[str, Any]:
 
 def precision(operand: Tensor) -> str:
     """How ``tl.dot`` multiplies float32: as torch's own matmul does. Half types have one way only."""
-    if operand.dtype == torch.float32 and operand.is_cuda and torch.backends.cuda.matmul.allow_tf32:
-        return "tf32"
-    return "ieee"
+    return "tf32" if operand.dtype == torch.float32 and operand.is_cuda and multiplies_in_tf32() else "ieee"
 
 
 def boost(part: Part) -> int:

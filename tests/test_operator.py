@@ -56,6 +56,23 @@ def check_a_compiled_step(backend: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_floats_may_change_in_a_compiled_step(dynamic: bool | None) -> None:
+    """A schedule of the temperature, a search over margins: no graph break, and the plain values."""
+    student, guide = embeddings(True)
+
+    def step(temperature: float, margin: float) -> torch.Tensor:
+        return guided_contrastive_loss(
+            student[0], student[1], *guide[:2], temperature=temperature, margin=margin, hardness_mode="all_negatives",
+            hardness_strength=10 * temperature, triplet_margin=0.2, offset=3,
+        )  # fmt: skip
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for temperature, margin in ((0.05, 0.0), (0.1, 0.1), (0.2, 0.05), (0.07, -0.1)):
+        torch.testing.assert_close(compiled(temperature, margin), step(temperature, margin), rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_opcheck() -> None:
     check_operators("tiled")

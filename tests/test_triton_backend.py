@@ -193,3 +193,29 @@ def test_the_guide_is_let_go_once_a_backward_pass_of_its_kind_has_run(monkeypatc
 def _choice(device: str, dtype: torch.dtype) -> tuple[str, str]:
     reason = backends._failures.get((device, dtype))
     return ("tiled", reason) if reason else ("triton", "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        ("", False),
+        ("torch.backends.cuda.matmul.allow_tf32 = True", True),
+        ("torch.backends.cuda.matmul.fp32_precision = 'tf32'", True),
+        ("torch.backends.fp32_precision = 'tf32'", True),
+        ("torch.backends.cuda.matmul.fp32_precision = 'ieee'", False),
+        ("torch.set_float32_matmul_precision('high')", True),
+    ],
+)
+def test_tf32_is_read_however_it_was_set(setting: str, wanted: bool) -> None:
+    """In a process of its own: torch refuses to mix the older and the newer way."""
+    code = f"import torch\n{setting}\nfrom gist_fast.operands import multiplies_in_tf32\nprint(multiplies_in_tf32())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.stdout.strip(), found.returncode) == (str(wanted), 0), found.stderr
+
+
+def test_the_loss_asks_for_nothing_but_torch() -> None:
+    """A card is measured with the checkout and torch alone."""
+    code = "import sys\nfor name in ('psutil', 'transformers', 'sentence_transformers', 'numpy', 'datasets'):\n"
+    code += "    sys.modules[name] = None\nimport gist_fast.function, gist_fast.backends.tiled, gist_fast.operator"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

@@ -26,6 +26,10 @@ _failures: dict[tuple[str, torch.dtype], str] = {}
 """Device and type of tensors that Triton could not be run on, though nothing spoke against it, and what it said."""
 
 
+def _from_environment() -> str:
+    return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+
+
 def choose_backend(requested: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend that a call runs on: `requested`, or what ``auto`` comes to.
 
@@ -33,8 +37,8 @@ def choose_backend(requested: str, device_type: str, dtype: torch.dtype) -> str:
         ValueError: `requested` (or `ENVIRONMENT_VARIABLE`) is no backend, or is ``triton`` and cannot run here.
     """
     source = "backend"
-    if requested == "auto" and os.environ.get(ENVIRONMENT_VARIABLE, "auto") != "auto":
-        source, requested = ENVIRONMENT_VARIABLE, os.environ[ENVIRONMENT_VARIABLE]
+    if requested == "auto" and (named := _from_environment()) != "auto":
+        source, requested = ENVIRONMENT_VARIABLE, named
     if requested not in BACKENDS:
         raise InputError(f"{source}: got {requested!r}; one of {', '.join(map(repr, BACKENDS))} would do.")
     if requested == "auto":
@@ -51,7 +55,7 @@ choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def explain_choice(device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     """The backend that ``auto`` takes for embeddings of that type on that device, and why."""
-    named = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    named = _from_environment()
     if named != "auto":
         return choose_backend("auto", device_type, dtype), f"{ENVIRONMENT_VARIABLE}={named}"
     reason = _failures.get((device_type, dtype)) or triton_obstacle(device_type, dtype)
@@ -66,7 +70,7 @@ def fall_back(requested: str, chosen: str, device_type: str, dtype: torch.dtype,
     From then on ``auto`` takes ``tiled`` for such tensors, which it says once. Memory that ran out is no failure of
     Triton's, and errors about arguments are the caller's.
     """
-    named = requested != "auto" or os.environ.get(ENVIRONMENT_VARIABLE, "auto") != "auto"
+    named = requested != "auto" or _from_environment() != "auto"
     if named or chosen != "triton" or isinstance(error, (torch.OutOfMemoryError, ValueError, TypeError)):
         return False
     if (device_type, dtype) not in _failures:

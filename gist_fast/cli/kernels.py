@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -23,6 +24,9 @@ def kernels(
     """Compile every shipped configuration for a GPU and show registers, spills, memory, matrix instructions, work."""
     from gist_fast.errors import InputError
     from gist_fast.kernels.config import notes
+
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise InputError("TRITON_INTERPRET: set to 1, and what is interpreted is not compiled; leave it out.")
 
     try:
         from gist_fast.kernels.report import TARGETS, report
