@@ -77,8 +77,8 @@ def test_the_slow_take_fewer_turns_and_the_slowest_none():
     turns = take_turns(competitors, stopwatch=clock, budget=20.0, most=15)
     rounds = {name: len(turn.parts["whole"].rounds) for name, turn in turns.items() if turn.parts}
     assert rounds == {"fast": 15, "slow": 9}  # of the 18.5 s that the fast leaves
-    assert "a turn takes 9.0 s" in turns["never"].left_out
-    assert clock.calls.count("never") == 1
+    assert turns["never"].left_out == "a turn takes 9.0 s, and 3 of them more than the 13.7 s that are left for it"
+    assert clock.calls.count("never") == 2
 
 
 def test_everyone_who_takes_part_takes_enough_turns():
@@ -115,6 +115,24 @@ def test_a_first_turn_that_compiles_is_not_what_is_to_be_expected():
     seconds = iter([8.0, *[0.5] * 20])
     turns = take_turns({"a": {"whole": lambda: ("a", next(seconds))}}, stopwatch=Clock(), budget=30.0)
     assert len(turns["a"].parts["whole"].rounds) == 15
+    # Also where the first alone, three times over, would be more than the budget; not where it is the budget.
+    for cold, rounds in ((20.0, 15), (31.0, 0)):
+        seconds = iter([cold, *[0.5] * 20])
+        found = take_turns({"a": {"whole": lambda: ("a", next(seconds))}}, stopwatch=Clock(), budget=30.0)  # noqa: B023
+        assert len(found["a"].parts["whole"].rounds if found["a"].parts else ()) == rounds
+
+
+def test_second_turns_after_long_ones_take_no_more_than_the_budget_once_over():
+    clock = Clock()
+    take_turns({name: constant(name, 4.0) for name in "abcd"}, stopwatch=clock, budget=11.0)
+    assert clock.calls == ["a", "a", "b", "b", "c", "d"]
+
+
+def test_the_cheap_have_three_rounds_whatever_is_left():
+    competitors = {"ours": constant("ours", 4.0), "cheap": constant("cheap", 0.3), "dear": constant("dear", 0.4)}
+    turns = take_turns(competitors, stopwatch=Clock(), budget=11.0, always=("ours",))
+    assert [len(turns[name].parts["whole"].rounds) for name in ("ours", "cheap")] == [LEAST_ROUNDS] * 2
+    assert turns["dear"].left_out == "a turn takes 0.4 s, and 3 of them more than the 0.0 s that are left for it"
 
 
 def test_once_the_time_is_up_no_turn_begins():

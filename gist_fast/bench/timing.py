@@ -16,6 +16,8 @@ from typing import Any
 
 LEAST_ROUNDS = 3
 """Fewer say nothing about their spread."""
+CHEAP = 1.0
+"""Seconds: whose least rounds take no more together has them, however little of a budget is left."""
 L2_SPARE = 4
 """The L2 cache is overwritten this many times over between two calls on a GPU."""
 NOT_SEEN = "no difference seen"
@@ -140,8 +142,8 @@ def take_turns(
     """Time competitors round by round, within a budget.
 
     Each is warmed up first. Then the fast take part in `most` rounds and slow ones in as many as their share of the
-    budget allows, `least` at least; the slowest, for whom those alone are more than is left, are left out. The order
-    within a round is turned round from one to the next.
+    budget allows, `least` at least; the slowest, for whom those alone are more than is left and more than `CHEAP`, are
+    left out. The order within a round is turned round from one to the next.
 
     Args:
         budget: seconds for all rounds.
@@ -151,20 +153,24 @@ def take_turns(
     """
     turns = {name: Turns() for name in competitors}
     expected: dict[str, float] = {}
+    spare = budget
     for name in sorted(competitors, key=lambda name: name not in always):
         if out_of_time():
             turns[name].left_out = NO_TIME
             continue
         parts = competitors[name]
         seconds = sum(_turn(parts, stopwatch).values())
-        # A first turn compiles and fills caches: what is to be expected is the second, where there is time for it.
-        if seconds * least <= max(budget, 1.0) and not out_of_time():
+        # A first turn compiles and fills caches: what is to be expected is the second. After long ones, which may have
+        # been long for nothing else, second turns take no more than the budget once over.
+        long = seconds * least > max(budget, CHEAP)
+        if not (long and seconds > spare) and not out_of_time():
             seconds = sum(_turn(parts, stopwatch).values())
+            spare -= seconds if long else 0.0
         expected[name] = seconds
     left, rounds = budget, {}
     for name, seconds in sorted(expected.items(), key=lambda item: (item[0] not in always, item[1])):
-        if seconds * least > left and name not in always:
-            turns[name].left_out = too_slow(seconds, least)
+        if seconds * least > max(left, CHEAP) and name not in always:
+            turns[name].left_out = too_slow(seconds, left, least)
             continue
         rounds[name] = least
         left = max(0.0, left - least * seconds)
@@ -188,9 +194,9 @@ def take_turns(
     return turns
 
 
-def too_slow(seconds: float, least: int = LEAST_ROUNDS) -> str:
-    """Why somebody whose turn takes so long is left out."""
-    return f"a turn takes {seconds:.1f} s, and {least} of them more than there is time for"
+def too_slow(seconds: float, left: float, least: int = LEAST_ROUNDS) -> str:
+    """Why somebody whose turn takes so long is left out where only so much time is left."""
+    return f"a turn takes {seconds:.1f} s, and {least} of them more than the {left:.1f} s that are left for it"
 
 
 def alternate(functions: Mapping[str, Call], rounds: int) -> dict[str, Timing]:
