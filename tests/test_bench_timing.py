@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from gist_fast.bench.timing import BOTH, LEAST_ROUNDS, NO_TIME, NOT_SEEN, Ratio, Timing, log_quartiles, take_turns
+from gist_fast.bench.timing import (
+    BOTH,
+    LEAST_ROUNDS,
+    NO_TIME,
+    NOT_SEEN,
+    Ratio,
+    Stopwatch,
+    Timing,
+    log_quartiles,
+    take_turns,
+)
 
 
 class Clock:
@@ -152,3 +165,35 @@ def test_parts_are_timed_apart_and_together():
     parts = {"forward": lambda: ("f", 1.0), "backward": lambda: ("b", 3.0)}
     turns = take_turns({"a": parts}, stopwatch=clock, most=3)
     assert {name: timing.median for name, timing in turns["a"].parts.items()} == {"forward": 1, "backward": 3, BOTH: 4}
+
+
+def test_a_card_that_is_not_the_current_one_is_timed_on_itself(monkeypatch):
+    """Events are recorded on the current device; without a card here, on made-up ones."""
+    current, recorded = ["cuda:0"], []
+
+    @contextlib.contextmanager
+    def device(name):
+        current.append(name)
+        yield
+        current.pop()
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            recorded.append(current[-1])
+
+        def synchronize(self): ...
+
+        def elapsed_time(self, other):
+            return 250.0
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda name: SimpleNamespace(L2_cache_size=1 << 10))
+    made = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, device, **options: made(16, **options))
+    seconds = Stopwatch("cuda:1")(lambda: recorded.append(current[-1]))
+    assert seconds == 0.25
+    assert recorded == ["cuda:1"] * 3

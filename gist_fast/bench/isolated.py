@@ -6,6 +6,7 @@ in a few hundredths of a second. (A GPU's memory needs no process of its own: to
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from gist_fast.bench.cases import WrongResult
 from gist_fast.bench.memory import is_out_of_memory, limit_memory, peak_memory
 from gist_fast.bench.results import FAILED, NOT_RUN, OK, OUT_OF_MEMORY, WRONG
-from gist_fast.bench.timing import LEAST_ROUNDS
+from gist_fast.bench.timing import COLD, hopeless
 
 if TYPE_CHECKING:
     from gist_fast.bench.suite import Suite
@@ -122,8 +123,10 @@ def _ignore_interrupts() -> None:
 
 def _child(pipe: Connection, suite: Suite, case: Any, name: str, limit: int, options: dict[str, Any]) -> None:
     _ignore_interrupts()
-    pipe.send(check_and_measure(suite, case, name, limit, **options))
-    pipe.close()
+    found = check_and_measure(suite, case, name, limit, **options)
+    with contextlib.suppress(BrokenPipeError):  # nobody is there any more who wants to know
+        pipe.send(found)
+        pipe.close()
 
 
 def check_and_measure(
@@ -144,7 +147,8 @@ def check_and_measure(
     Args:
         limit: bytes that this process may take from now on, or None for no limit.
         known_right: it was checked before; the baseline's check, a quick one, then brings up what is needed.
-        budget: seconds that there are for its rounds; a first turn that takes more is not taken again.
+        budget: seconds that there are for its rounds; a first turn that takes more (and more than `COLD`) is not taken
+            again.
         patience: seconds that all of this may take, as far as that is in its hands.
     """
     begin = time.perf_counter()
@@ -164,8 +168,7 @@ def check_and_measure(
             seconds = time.perf_counter() - start
 
         added = peak_memory(turn, suite.device_of(case))
-        long = seconds * (1 + LEAST_ROUNDS) > budget
-        if long and seconds <= min(budget, patience - (time.perf_counter() - begin)):
+        if hopeless(seconds, budget) and seconds <= min(max(budget, COLD), patience - (time.perf_counter() - begin)):
             turn()
         suite.check_whole(case, name)
         return Outcome(OK, memory=added, seconds=seconds)

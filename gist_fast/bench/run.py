@@ -25,7 +25,7 @@ from gist_fast.bench.results import (
 )
 from gist_fast.bench.start import StartSuite
 from gist_fast.bench.suite import Plan, Suite
-from gist_fast.bench.timing import CHEAP, LEAST_ROUNDS, NO_TIME, Parts, Stopwatch, Turns, take_turns, too_slow
+from gist_fast.bench.timing import CHEAP, LEAST_ROUNDS, NO_TIME, Parts, Stopwatch, Turns, hopeless, take_turns, too_slow
 from gist_fast.bench.training import EngineSuite, GuideSuite, StepSuite
 from gist_fast.errors import InputError, nearest
 
@@ -254,9 +254,7 @@ def _time(
     for name, entrant in entrants.items():
         if entrant.row.outcome != OK:
             continue
-        all_rounds = LEAST_ROUNDS * entrant.seconds
-        if all_rounds > CHEAP and all_rounds + entrant.seconds > budget and name != suite.baseline:
-            # Its turn elsewhere has told; here it would be warmed up for as much again.
+        if hopeless(entrant.seconds, budget) and name != suite.baseline:
             entrant.row.outcome, entrant.row.why = NOT_RUN, too_slow(entrant.seconds, budget - entrant.seconds)
             continue
         calls[name] = suite.build(case, name)
