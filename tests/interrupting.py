@@ -23,9 +23,15 @@ class Interrupted:
 
 
 def interrupt(
-    arguments: Sequence[str], folder: Path, when: str, after: float = 0.0, limit: float = 240.0
+    arguments: Sequence[str],
+    folder: Path,
+    when: str,
+    after: float = 0.0,
+    limit: float = 240.0,
+    *,
+    how: int = signal.SIGINT,
 ) -> Interrupted:
-    """Start ``gist-fast`` in `folder`; send SIGINT to its group `after` seconds after `when` stands on stderr."""
+    """Start ``gist-fast`` in `folder`; send a signal to its group `after` seconds after `when` stands on stderr."""
     process = subprocess.Popen(
         [sys.executable, "-m", "gist_fast", *arguments],
         cwd=folder,
@@ -49,7 +55,7 @@ def interrupt(
             assert process.poll() is None and time.monotonic() < end, f"{when!r} was never said: {''.join(said)}"
             time.sleep(0.02)
         time.sleep(after)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, how)
         process.wait(max(1.0, end - time.monotonic()))
         # Whoever still holds the stream is a process that outlived the command.
         reader.join(10)

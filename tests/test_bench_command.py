@@ -19,7 +19,7 @@ from gist_fast.bench import run as runs
 from gist_fast.bench.cases import LossCase
 from gist_fast.bench.isolated import check_and_measure
 from gist_fast.bench.peers import PEERS, Peer, plain_matmul
-from gist_fast.bench.results import OK, UNSUPPORTED, Results, Row, machine, read
+from gist_fast.bench.results import OK, UNSUPPORTED, Results, Row, machine, read, write_new, write_numbered
 from gist_fast.bench.run import SUITES, fits, run, suites_named
 from gist_fast.bench.start import StartCase
 from gist_fast.bench.suite import SCALES, Plan
@@ -113,6 +113,8 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
         (("--output", "taken"), "taken is a file"),
         (("--output", "taken/deeper"), "taken is a file"),
         (("--device", "cuda:7"), "finds no GPU"),
+        (("--suite", "nosuch", "compare", "a", "b"), "--suite: is an option of gist-fast bench, and compare measures"),
+        (("--json", "compare", "a", "b"), "--json: is an option of gist-fast bench"),
     ],
 )
 def test_wrong_usage_is_refused_before_anything_is_measured(run_command, tmp_path, monkeypatch, arguments, says):
@@ -128,10 +130,75 @@ def test_wrong_usage_is_refused_before_anything_is_measured(run_command, tmp_pat
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(run_command, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode, **_: not mode & os.W_OK)  # of root nothing is kept away
+    def full(**_):
+        raise OSError(28, "No space left on device")  # root may write by all rights, and still cannot
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
     found = run_command("bench", "--output", tmp_path)
     assert (found.code, found.out) == (2, "")
-    assert "cannot be written to" in found.err
+    assert "cannot be written to (No space left on device)" in found.err
+
+
+def timed(size=16) -> Results:
+    seconds = {"both": [1e-3, 1.1e-3, 0.9e-3]}
+    rows = [Row("loss", {"rows": b}, b, "gist_fast", seconds=seconds, memory=1 << 20) for b in (size, 2 * size)]
+    return Results(machine(), "gist-fast bench", 1.0, rows)
+
+
+def test_what_was_measured_is_shown_where_it_cannot_be_written(run_command, tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs, "run", lambda *_, **__: timed())
+    monkeypatch.setattr("gist_fast.bench.results.write_new", full)
+    found = run_command("bench", "--output", tmp_path)
+    assert found.code == 2
+    assert "cannot be written (No space left on device)" in found.err
+    assert "1 ms" in found.out
+    assert json.loads(run_command("bench", "--output", tmp_path, "--json").out)["rows"]
+
+
+def test_two_runs_at_once_keep_their_files_apart(run_command, tmp_path, monkeypatch):
+    """The other run ends while this one measures."""
+    folder = tmp_path / machine()["device"]
+
+    def meanwhile(*_, **__):
+        write_numbered(folder, timed(8))
+        return timed(16)
+
+    monkeypatch.setattr(runs, "run", meanwhile)
+    assert run_command("bench", "--output", tmp_path).code == 0
+    assert [read(folder / name).rows[0].size for name in ("bench.json", "bench-2.json")] == [8, 16]
+    assert {path.name for path in folder.glob("*.svg")} == {"bench-2-loss-time.svg", "bench-2-loss-memory.svg"}
+    assert 'fill="white"' in (folder / "bench-2-loss-time.svg").read_text()
+
+
+def test_plots_without_their_results_are_not_replaced(tmp_path):
+    (tmp_path / "bench-loss-time.svg").write_text("an earlier one")
+    assert write_numbered(tmp_path, timed()).name == "bench-2.json"
+    (tmp_path / "bench-3-engine-time.svg").write_text("of another suite")
+    assert write_numbered(tmp_path, timed()).name == "bench-3.json"
+    with pytest.raises(FileExistsError):
+        write_new(tmp_path / "bench-loss-time.svg", "")
+    assert (tmp_path / "bench-loss-time.svg").read_text() == "an earlier one"
+
+
+def test_without_any_figure_the_command_fails_and_says_what_would_do(run_command, tmp_path, monkeypatch):
+    results = timed()
+    for row in results.rows:
+        row.seconds, row.outcome, row.why = {}, "not run", "the time was up"
+    monkeypatch.setattr(runs, "run", lambda *_, **__: results)
+    found = run_command("bench", "--seconds", "8", "--output", tmp_path)
+    assert (found.code, found.out) == (2, "")
+    assert (
+        "nothing was timed within the 8 s that were planned (gist_fast in the suite loss not run: the time was up); a "
+        "larger --seconds, smaller --sizes or fewer suites would do." in found.err
+    )
+    for row in results.rows:
+        row.outcome, row.why = "wrong", "by far"
+    found = run_command("bench", "--output", tmp_path)
+    assert "(gist_fast in the suite loss wrong: by far); other --sizes" in found.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_sizes_by_scale():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gist_fast.cli.ctrl_c import INTERRUPTED, CtrlC
+from gist_fast.cli.ctrl_c import CtrlC
 from gist_fast.cli.output import Json, note, only_results_on_stdout, print_json
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def profile(
             if not ctrl_c.came and not isinstance(error, KeyboardInterrupt):
                 raise
             note(f"gist-fast: interrupted; {'written: ' + ', '.join(done) if done else 'nothing was written'}.")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(ctrl_c.code) from None
     if as_json:
         print_json({**result, "files": done})
         return
