@@ -3,7 +3,8 @@
 #
 # Writes benchmarks/results/<device>/{bench,loss_cpu,step}.json and the README. Takes about an hour and a half on two
 # cores, nearly all of it sentence-transformers' training steps; STEPS=0 leaves these out. bench.json of an earlier run
-# is moved to bench-previous.json, and what moved since is printed at the end.
+# is moved to bench-previous.json, or with the first number of which nothing is there, its plots with it; what moved since
+# is printed at the end.
 set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -12,13 +13,30 @@ DEVICE=$("$PYTHON" -c 'from gist_fast.bench.results import device_name; print(de
 OUT=benchmarks/results/$DEVICE
 mkdir -p "$OUT"
 
-if [ -e "$OUT/bench.json" ]; then mv "$OUT/bench.json" "$OUT/bench-previous.json"; fi
+PREVIOUS=
+if [ -e "$OUT/bench.json" ]; then
+    PREVIOUS=$OUT/bench-previous NUMBER=1
+    while [ -e "$PREVIOUS.json" ] || ls "$PREVIOUS"-[a-z]*.svg >/dev/null 2>&1; do
+        NUMBER=$((NUMBER + 1))
+        PREVIOUS=$OUT/bench-previous-$NUMBER
+    done
+    mv "$OUT/bench.json" "$PREVIOUS.json"
+    for KIND in time memory share; do
+        for PLOT in "$OUT"/bench-*-"$KIND".svg; do
+            NAME=${PLOT##*/bench-}
+            case $NAME in
+            previous-* | [0-9]* | "*"*) ;; # another file's
+            *) mv "$PLOT" "$PREVIOUS-$NAME" ;;
+            esac
+        done
+    done
+fi
 "$PYTHON" -m gist_fast bench --output benchmarks/results
 "$PYTHON" -m benchmarks.loss_cpu --keep
 if [ "${STEPS:-1}" != 0 ]; then
     "$PYTHON" -m benchmarks.step --batch 512 --rounds 3
 fi
 "$PYTHON" -m benchmarks.readme --device "$DEVICE"
-if [ -e "$OUT/bench-previous.json" ]; then
-    "$PYTHON" -m gist_fast bench compare "$OUT/bench-previous.json" "$OUT/bench.json"
+if [ -n "$PREVIOUS" ]; then
+    "$PYTHON" -m gist_fast bench compare "$PREVIOUS.json" "$OUT/bench.json"
 fi

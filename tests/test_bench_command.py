@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +19,7 @@ from gist_fast.bench import run as runs
 from gist_fast.bench.cases import LossCase
 from gist_fast.bench.isolated import check_and_measure
 from gist_fast.bench.peers import PEERS, Peer, plain_matmul
-from gist_fast.bench.results import OK, UNSUPPORTED, Results, Row, machine, read
+from gist_fast.bench.results import OK, UNSUPPORTED, Results, Row, machine, read, write_new, write_numbered
 from gist_fast.bench.run import SUITES, fits, run, suites_named
 from gist_fast.bench.start import StartCase
 from gist_fast.bench.suite import SCALES, Plan
@@ -29,8 +33,8 @@ ROOT = Path(__file__).parent.parent
 def few_peers(monkeypatch):
     """Without the competitors that cost seconds, and all in this process."""
 
-    def here(suite, case, name, limit, patience, *, known_right):
-        return check_and_measure(suite, case, name, known_right=known_right)
+    def here(suite, case, name, limit, patience, **options):
+        return check_and_measure(suite, case, name, patience=patience, **options)
 
     monkeypatch.setattr(runs, "in_own_process", here)
     monkeypatch.setattr(runs, "matmul_side", lambda device: 64)
@@ -109,6 +113,8 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
         (("--output", "taken"), "taken is a file"),
         (("--output", "taken/deeper"), "taken is a file"),
         (("--device", "cuda:7"), "finds no GPU"),
+        (("--suite", "nosuch", "compare", "a", "b"), "--suite: is an option of gist-fast bench, and compare measures"),
+        (("--json", "compare", "a", "b"), "--json: is an option of gist-fast bench"),
     ],
 )
 def test_wrong_usage_is_refused_before_anything_is_measured(run_command, tmp_path, monkeypatch, arguments, says):
@@ -124,10 +130,75 @@ def test_wrong_usage_is_refused_before_anything_is_measured(run_command, tmp_pat
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(run_command, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode, **_: not mode & os.W_OK)  # of root nothing is kept away
+    def full(**_):
+        raise OSError(28, "No space left on device")  # root may write by all rights, and still cannot
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
     found = run_command("bench", "--output", tmp_path)
     assert (found.code, found.out) == (2, "")
-    assert "cannot be written to" in found.err
+    assert "cannot be written to (No space left on device)" in found.err
+
+
+def timed(size=16) -> Results:
+    seconds = {"both": [1e-3, 1.1e-3, 0.9e-3]}
+    rows = [Row("loss", {"rows": b}, b, "gist_fast", seconds=seconds, memory=1 << 20) for b in (size, 2 * size)]
+    return Results(machine(), "gist-fast bench", 1.0, rows)
+
+
+def test_what_was_measured_is_shown_where_it_cannot_be_written(run_command, tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs, "run", lambda *_, **__: timed())
+    monkeypatch.setattr("gist_fast.bench.results.write_new", full)
+    found = run_command("bench", "--output", tmp_path)
+    assert found.code == 2
+    assert "cannot be written (No space left on device)" in found.err
+    assert "1 ms" in found.out
+    assert json.loads(run_command("bench", "--output", tmp_path, "--json").out)["rows"]
+
+
+def test_two_runs_at_once_keep_their_files_apart(run_command, tmp_path, monkeypatch):
+    """The other run ends while this one measures."""
+    folder = tmp_path / machine()["device"]
+
+    def meanwhile(*_, **__):
+        write_numbered(folder, timed(8))
+        return timed(16)
+
+    monkeypatch.setattr(runs, "run", meanwhile)
+    assert run_command("bench", "--output", tmp_path).code == 0
+    assert [read(folder / name).rows[0].size for name in ("bench.json", "bench-2.json")] == [8, 16]
+    assert {path.name for path in folder.glob("*.svg")} == {"bench-2-loss-time.svg", "bench-2-loss-memory.svg"}
+    assert 'fill="white"' in (folder / "bench-2-loss-time.svg").read_text()
+
+
+def test_plots_without_their_results_are_not_replaced(tmp_path):
+    (tmp_path / "bench-loss-time.svg").write_text("an earlier one")
+    assert write_numbered(tmp_path, timed()).name == "bench-2.json"
+    (tmp_path / "bench-3-engine-time.svg").write_text("of another suite")
+    assert write_numbered(tmp_path, timed()).name == "bench-3.json"
+    with pytest.raises(FileExistsError):
+        write_new(tmp_path / "bench-loss-time.svg", "")
+    assert (tmp_path / "bench-loss-time.svg").read_text() == "an earlier one"
+
+
+def test_without_any_figure_the_command_fails_and_says_what_would_do(run_command, tmp_path, monkeypatch):
+    results = timed()
+    for row in results.rows:
+        row.seconds, row.outcome, row.why = {}, "not run", "the time was up"
+    monkeypatch.setattr(runs, "run", lambda *_, **__: results)
+    found = run_command("bench", "--seconds", "8", "--output", tmp_path)
+    assert (found.code, found.out) == (2, "")
+    assert (
+        "nothing was timed within the 8 s that were planned (gist_fast in the suite loss not run: the time was up); a "
+        "larger --seconds, smaller --sizes or fewer suites would do." in found.err
+    )
+    for row in results.rows:
+        row.outcome, row.why = "wrong", "by far"
+    found = run_command("bench", "--output", tmp_path)
+    assert "(gist_fast in the suite loss wrong: by far); other --sizes" in found.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_sizes_by_scale():
@@ -149,7 +220,7 @@ def test_once_the_time_is_up_nothing_is_begun(monkeypatch, few_peers):
 def test_a_process_s_memory_is_its_own():
     """Not what this one holds, which forks it."""
     suite = SUITES["start"]
-    assert 2 << 20 < suite.memory(StartCase(), "python -c pass") < 40 << 20
+    assert 2 << 20 < suite.memory(StartCase(), 'python -c "print()"') < 40 << 20
     held = suite.memory(StartCase(), "import gist_fast.losses")
     assert 100 << 20 < held < 3 << 30
 
@@ -162,7 +233,9 @@ def test_what_cannot_fit_is_a_row_by_formula_and_larger_cases_too(monkeypatch, f
     results = run([SUITES["loss"]], Plan((16, 24, 40)), command="", budget=300.0)
     rows = [row for row in results.rows if row.what == "plain"]
     assert [row.outcome for row in rows] == ["ok", "out of memory", "out of memory"]
-    assert "GiB at least, by formula" in rows[1].why
+    assert re.fullmatch(
+        r"needs 931322574\.6 GiB at least, by formula; [\d.]+ GiB are free, of which 80 % may be taken", rows[1].why
+    )
     assert rows[1].least_memory == 1e18
     columns, cells = suite_table(results, "loss")
     assert all(len(line) == len(columns) for line in cells)
@@ -174,7 +247,26 @@ def test_what_would_take_too_long_is_left_out(monkeypatch, few_peers):
     monkeypatch.setattr(runs, "_expected", lambda smaller, size, power: 0.0 if smaller is None else 1e4)
     results = run([SUITES["loss"]], Plan((16, 24)), command="", budget=300.0)
     whys = {row.outcome: row.why for row in results.rows if row.what == "gist_fast"}
-    assert "a turn would take some 10000.0 s" in whys["not run"]
+    assert re.search(r"a turn would take some 10000\.0 s, and 3 of them more than the [\d.]+ s for it", whys["not run"])
+
+
+def test_the_start_of_the_server_is_not_on_the_clock(monkeypatch, few_peers):
+    late = [0.0]
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(late)))
+    monkeypatch.setattr(runs, "start_server", lambda: late.append(1e6))
+    results = run([SUITES["loss"]], Plan((16,)), command="", budget=300.0)
+    assert {row.outcome for row in results.rows if row.what == "gist_fast"} == {OK}
+    assert results.seconds > 1e6
+
+
+def test_the_cheap_are_timed_however_long_entering_took(monkeypatch, few_peers):
+    def slow_to_enter(case, name):
+        time.sleep(1.5)
+
+    monkeypatch.setattr(SUITES["loss"], "check", slow_to_enter)
+    monkeypatch.setattr(runs, "take_turns", partial(runs.take_turns, budget=0.0))
+    results = run([SUITES["loss"]], Plan((16,)), command="", budget=60.0)
+    assert {row.outcome for row in results.rows} == {OK, UNSUPPORTED}
 
 
 def test_growth_is_fitted_and_shown():

@@ -77,6 +77,40 @@ def test_a_sum_with_as_many_parts_as_sizes_is_no_finding():
         assert (split.fixed, split.linear, split.quadratic).count(0) >= 1
 
 
+@pytest.mark.parametrize("sizes", [(32, 64, 128), (32, 64, 128, 256), SIZES])
+@pytest.mark.parametrize("power", [1, 2])
+def test_noise_of_three_percent_makes_no_part(sizes, power):
+    generator = random.Random(5)
+    told = [
+        fit_split(sizes, [b**power * generator.lognormvariate(0, 0.03) for b in sizes]).in_words(max(sizes))
+        for _ in range(400)
+    ]
+    alone = {1: "100% linear", 2: "100% quadratic"}[power]
+    assert sum("," not in words.split(" at B")[0] and "not" not in words for words in told) >= 0.9 * 400
+    assert sum(words.startswith(alone) for words in told) >= 0.8 * 400
+
+
+@pytest.mark.parametrize(("sizes", "found"), [((32, 64, 128, 256), 0.9), (SIZES, 0.95)])
+def test_parts_that_are_there_are_found_through_such_noise(sizes, found):
+    """A third constant at the smallest size; at four sizes and more."""
+    generator = random.Random(6)
+    told = [
+        fit_split(sizes, [(b + sizes[0]) * generator.lognormvariate(0, 0.03) for b in sizes]).fixed > 0
+        for _ in range(400)
+    ]
+    assert sum(told) >= found * 400
+
+
+def test_a_guide_s_time_is_not_said_to_be_quadratic_in_part():
+    """Medians of a run on a noisy machine: of what encodes text by text."""
+    split = fit_split((32, 64, 128, 256), (0.075, 0.096, 0.145, 0.272))
+    assert (split.quadratic, split.clear) == (0.0, True)
+
+
+def test_small_parts_are_not_told():
+    assert Split(1.0, 96e-3, 3e-6).in_words(1000) == "96% linear at B 1,000"
+
+
 def test_parts_in_words():
     assert Split(5.0, 1e-3, 0.0).in_words(1000) == "83% constant, 17% linear at B 1,000"
     assert Split(0.0, 0.0, 1e-6).in_words(1000) == "100% quadratic at B 1,000"

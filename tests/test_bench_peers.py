@@ -8,15 +8,16 @@ import re
 import tomllib
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from gist_fast.bench import exact, peers
+from gist_fast.bench import exact, isolated, peers
 from gist_fast.bench.cases import BLOCKS, LossCase, WrongResult, coarse, exact_gradients
 from gist_fast.bench.isolated import check_and_measure, in_own_process
 from gist_fast.bench.loss import LossSuite
-from gist_fast.bench.memory import is_out_of_memory, peak_memory
+from gist_fast.bench.memory import available_memory, is_out_of_memory, peak_memory
 from gist_fast.bench.peers import PEERS, Peer
 
 SUITE = LossSuite()
@@ -178,7 +179,38 @@ def test_a_call_that_takes_too_much_is_an_outcome_and_the_process_lives():
     case = LossCase(700, 256, 256)  # some 4 GB
     outcome = in_own_process(SUITE, case, "st GISTEmbedLoss", 1 << 30, 120, known_right=True)
     assert outcome.outcome == "out of memory"
-    assert "more than the 1.0 GiB that are free" in outcome.why
+    assert outcome.why == "ran out: 1.2 GiB are free, of which 80 % may be taken"
+
+
+@pytest.mark.parametrize(
+    ("cold", "budget", "patience", "found"),
+    [
+        (7.2, 12.0, 60.0, 0.1),  # 2 x 7.2 s are more than 12: a second turn tells
+        (7.2, 15.0, 60.0, 7.2),  # no need of one
+        (7.2, 7.0, 60.0, 7.2),  # the first alone is more than there is
+        (4.9, 1.0, 60.0, 0.1),  # so little is worth it anyhow
+        (7.2, 12.0, 10.0, 7.2),  # it might be stopped before it is done
+    ],
+)
+def test_who_was_slow_because_it_was_cold_takes_a_second_turn(monkeypatch, cold, budget, patience, found):
+    now, turns = [0.0], iter((cold, 0.1))
+
+    def turn():
+        now[0] += next(turns)
+
+    monkeypatch.setattr(isolated, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    for name in ("check", "check_whole"):
+        monkeypatch.setattr(SUITE, name, lambda case, name: None)
+    monkeypatch.setattr(SUITE, "build", lambda case, name: {"whole": turn})
+    outcome = check_and_measure(SUITE, LossCase(8), "plain", budget=budget, patience=patience)
+    assert (outcome.outcome, outcome.seconds) == ("ok", pytest.approx(found))
+
+
+def test_what_torch_holds_of_a_card_counts_as_free(monkeypatch):
+    held = [3 << 30]
+    monkeypatch.setattr(torch.cuda, "empty_cache", held.clear)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((8 << 30) - sum(held), 8 << 30))
+    assert available_memory("cuda:0") == 8 << 30
 
 
 def test_patience_ends():

@@ -47,7 +47,11 @@ def test_the_smallest_cases_run(tmp_path):
     found = smallest("(loss and gist_fast-B33 and both) or (engine-gist_fast-12) or start", tmp_path)
     assert len(found) == 3
     assert all(entry["extra_info"]["memory"] is not None for entry in found)
-    assert {entry["group"].split()[0] for entry in found} == {"loss", "engine", "start"}
+    assert {entry["group"] for entry in found} == {
+        "loss rows=33 width=24 guide_width=16 dtype=float32 device=cpu guide=model blocks=ap+aa+pp both",
+        "engine size=12 device=cpu whole",
+        "start size=0 whole",
+    }
 
 
 @pytest.mark.slow

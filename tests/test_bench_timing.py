@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from gist_fast.bench.timing import BOTH, LEAST_ROUNDS, NO_TIME, NOT_SEEN, Ratio, Timing, log_quartiles, take_turns
+from gist_fast.bench.timing import (
+    BOTH,
+    LEAST_ROUNDS,
+    NO_TIME,
+    NOT_SEEN,
+    Ratio,
+    Stopwatch,
+    Timing,
+    log_quartiles,
+    take_turns,
+)
 
 
 class Clock:
@@ -77,8 +90,8 @@ def test_the_slow_take_fewer_turns_and_the_slowest_none():
     turns = take_turns(competitors, stopwatch=clock, budget=20.0, most=15)
     rounds = {name: len(turn.parts["whole"].rounds) for name, turn in turns.items() if turn.parts}
     assert rounds == {"fast": 15, "slow": 9}  # of the 18.5 s that the fast leaves
-    assert "a turn takes 9.0 s" in turns["never"].left_out
-    assert clock.calls.count("never") == 1
+    assert turns["never"].left_out == "a turn takes 9.0 s, and 3 of them more than the 13.7 s that are left for it"
+    assert clock.calls.count("never") == 2
 
 
 def test_everyone_who_takes_part_takes_enough_turns():
@@ -115,6 +128,24 @@ def test_a_first_turn_that_compiles_is_not_what_is_to_be_expected():
     seconds = iter([8.0, *[0.5] * 20])
     turns = take_turns({"a": {"whole": lambda: ("a", next(seconds))}}, stopwatch=Clock(), budget=30.0)
     assert len(turns["a"].parts["whole"].rounds) == 15
+    # Also where the first alone, three times over, would be more than the budget; not where it is the budget.
+    for cold, rounds in ((20.0, 15), (31.0, 0)):
+        seconds = iter([cold, *[0.5] * 20])
+        found = take_turns({"a": {"whole": lambda: ("a", next(seconds))}}, stopwatch=Clock(), budget=30.0)  # noqa: B023
+        assert len(found["a"].parts["whole"].rounds if found["a"].parts else ()) == rounds
+
+
+def test_second_turns_after_long_ones_take_no_more_than_the_budget_once_over():
+    clock = Clock()
+    take_turns({name: constant(name, 4.0) for name in "abcd"}, stopwatch=clock, budget=11.0)
+    assert clock.calls == ["a", "a", "b", "b", "c", "d"]
+
+
+def test_the_cheap_have_three_rounds_whatever_is_left():
+    competitors = {"ours": constant("ours", 4.0), "cheap": constant("cheap", 0.3), "dear": constant("dear", 0.4)}
+    turns = take_turns(competitors, stopwatch=Clock(), budget=11.0, always=("ours",))
+    assert [len(turns[name].parts["whole"].rounds) for name in ("ours", "cheap")] == [LEAST_ROUNDS] * 2
+    assert turns["dear"].left_out == "a turn takes 0.4 s, and 3 of them more than the 0.0 s that are left for it"
 
 
 def test_once_the_time_is_up_no_turn_begins():
@@ -134,3 +165,35 @@ def test_parts_are_timed_apart_and_together():
     parts = {"forward": lambda: ("f", 1.0), "backward": lambda: ("b", 3.0)}
     turns = take_turns({"a": parts}, stopwatch=clock, most=3)
     assert {name: timing.median for name, timing in turns["a"].parts.items()} == {"forward": 1, "backward": 3, BOTH: 4}
+
+
+def test_a_card_that_is_not_the_current_one_is_timed_on_itself(monkeypatch):
+    """Events are recorded on the current device; without a card here, on made-up ones."""
+    current, recorded = ["cuda:0"], []
+
+    @contextlib.contextmanager
+    def device(name):
+        current.append(name)
+        yield
+        current.pop()
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            recorded.append(current[-1])
+
+        def synchronize(self): ...
+
+        def elapsed_time(self, other):
+            return 250.0
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda name: SimpleNamespace(L2_cache_size=1 << 10))
+    made = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, device, **options: made(16, **options))
+    seconds = Stopwatch("cuda:1")(lambda: recorded.append(current[-1]))
+    assert seconds == 0.25
+    assert recorded == ["cuda:1"] * 3

@@ -48,6 +48,17 @@ def test_bench_leaves_nothing(tmp_path, arguments, when, after):
     assert held(tmp_path) == []
 
 
+def test_sigterm_ends_it_alike(tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    found = interrupt(("bench", "--suite", "engine"), tmp_path, "engine 16 ...", 0.3, number=signal.SIGTERM)
+    assert found.code == 143, found.err
+    assert found.err.splitlines()[-1] == "gist-fast: interrupted; nothing was written."
+    assert "Traceback" not in found.err
+    assert [name for name in held(scratch) if name.startswith("pymp-")] == []
+
+
 @pytest.mark.parametrize(
     ("number", "workers", "code"),
     [(signal.SIGINT, "0", 130), (signal.SIGINT, "2", 130), (signal.SIGTERM, "2", 143), (signal.SIGTERM, "0", 143)],

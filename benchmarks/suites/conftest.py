@@ -14,6 +14,7 @@ import pytest
 from gist_fast.bench.isolated import LIMIT_SHARE, check_and_measure, in_own_process
 from gist_fast.bench.memory import available_memory
 from gist_fast.bench.results import OK
+from gist_fast.bench.run import does_not_fit
 from gist_fast.bench.timing import Parts, Stopwatch
 
 SCALES = ("tiny", "small", "medium", "large")
@@ -45,21 +46,28 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., Non
         if reason is not None:
             pytest.skip(f"{name}: {reason}")
         device = suite.device_of(case)
-        free = int(available_memory(device) * LIMIT_SHARE)
-        if suite.least_memory(case, name) > free:
-            pytest.skip(f"out of memory: {name} needs more than the {free / 2**30:.1f} GiB that are free, by formula")
+        free, least = available_memory(device), suite.least_memory(case, name)
+        limit = int(free * LIMIT_SHARE)
+        if least > limit:
+            pytest.skip(f"out of memory: {name} {does_not_fit(least, free)}")
         if suite.isolated and not device.startswith("cuda"):
-            found = in_own_process(suite, case, name, free, PATIENCE[scale])
+            found = in_own_process(suite, case, name, limit, PATIENCE[scale])
         else:
             found = check_and_measure(suite, case, name)
         if found.outcome in ("out of memory", "not run"):
             pytest.skip(f"{found.outcome}: {name}: {found.why}")
         assert found.outcome == OK, found
-        benchmark.group = f"{suite.name} {case.size} {part}"
+        # Its table gives ratios within a group: one problem, all of it told.
+        told = " ".join(f"{key}={_flat(value)}" for key, value in case.as_dict().items() if key != "models")
+        benchmark.group = f"{suite.name} {told} {part}"
         benchmark.extra_info.update(case=case.as_dict(), what=name, part=part, memory=found.memory)
         time_part(benchmark, suite.build(case, name), part, device, ROUNDS[scale])
 
     return run
+
+
+def _flat(value: object) -> str:
+    return "+".join(value) if isinstance(value, (list, tuple)) else str(value)
 
 
 def time_part(benchmark: Any, parts: Parts, part: str, device: str, rounds: int) -> None:

@@ -6,7 +6,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LEAST_SIZES = 3
 CONFIDENCE = 0.95
@@ -14,6 +18,10 @@ WIDEST = 1.0
 """An exponent whose interval is wider is not shown."""
 FARTHEST = 0.1
 """Parts whose sum is farther than this from a measured cost, relatively, are not shown."""
+EXACT = 1e-18
+"""Variance of relative errors that is no more than rounding."""
+SMALLEST_SHARE = 0.05
+"""A part of less is not told: noise makes as much."""
 NOT_CLEAR = "not clear"
 
 
@@ -64,9 +72,9 @@ class Split:
         if not self.clear:
             return NOT_CLEAR
         parts = {"constant": self.fixed, "linear": self.linear * largest, "quadratic": self.quadratic * largest**2}
-        shares = {name: round(100 * part / sum(parts.values())) for name, part in parts.items()}
-        told = ", ".join(f"{share}% {name}" for name, share in shares.items() if share)
-        crossed = 0 < self.crossing <= largest
+        shares = {name: part / sum(parts.values()) for name, part in parts.items()}
+        told = ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share >= SMALLEST_SHARE)
+        crossed = 0 < self.crossing <= largest and shares["linear"] >= SMALLEST_SHARE
         crossing = f"; quadratic above linear from B {self.crossing:,.0f}" if crossed else ""
         return f"{told} at B {largest:,.0f}{crossing}"
 
@@ -97,8 +105,10 @@ def fit_power(sizes: Sequence[float], costs: Sequence[float]) -> Power | None:
 
 
 def fit_split(sizes: Sequence[float], costs: Sequence[float]) -> Split | None:
-    """The least squares of relative errors under non-negative parts, of those sums that have fewer parts than there are
-    sizes the one with the least variance of what is left over.
+    """The least squares of relative errors under non-negative parts: of one, two or three.
+
+    One part stands alone unless a second lowers what is left over by more than chance would: F, the fall over the
+    variance that is then left, is above its 95 % quantile. A third has to do the same again, and takes five sizes.
 
     Returns:
         None with fewer than three sizes, or a cost that is not above 0.
@@ -109,14 +119,39 @@ def fit_split(sizes: Sequence[float], costs: Sequence[float]) -> Split | None:
 
     scale = max(sizes)
     parts = np.array([[1.0, b / scale, (b / scale) ** 2] for b in sizes]) / np.array(costs)[:, None]
-    best, least, missed = np.zeros(3), math.inf, math.inf
+    count = len(set(sizes))
+    chosen: tuple[np.ndarray, float, float] | None = None
     # The best with parts that are not negative is the best of those parts alone that are not zero.
-    for used in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
-        free = len(set(sizes)) - len(used)
-        found, *_ = np.linalg.lstsq(parts[:, used], np.ones(len(costs)), rcond=None)
-        errors = parts[:, used] @ found - 1.0
-        variance = float((errors**2).sum()) / max(free, 1)
-        if free >= 1 and found.min() >= 0 and variance < least:
-            best, least, missed = np.zeros(3), variance, float(np.abs(errors).max())
-            best[list(used)] = found
-    return Split(float(best[0]), float(best[1]) / scale, float(best[2]) / scale**2, missed)
+    for together in (1, 2, 3):
+        free = count - together
+        fits = [_least_squares(parts, used) for used in combinations(range(3), together)]
+        fits = [fit for fit in fits if fit[0].min() >= 0]
+        if free < (1 if together < 3 else 2) or not fits:
+            break
+        best = min(fits, key=lambda fit: fit[1])
+        # An exact sum leaves rounding errors, of which no part is a finding.
+        if chosen is not None and chosen[1] - best[1] <= _quantile(free) * max(best[1] / free, EXACT):
+            break
+        chosen = best
+    assert chosen is not None  # one part of positive costs is positive
+    found, _, missed = chosen
+    return Split(float(found[0]), float(found[1]) / scale, float(found[2]) / scale**2, missed)
+
+
+def _least_squares(parts: np.ndarray, used: tuple[int, ...]) -> tuple[np.ndarray, float, float]:
+    """All three parts with those not used at 0, the sum of squares left over, and the largest error."""
+    import numpy as np
+
+    columns = list(used)
+    solved, *_ = np.linalg.lstsq(parts[:, columns], np.ones(len(parts)), rcond=None)
+    errors = parts[:, columns] @ solved - 1.0
+    found = np.zeros(3)
+    found[columns] = solved
+    return found, float((errors**2).sum()), float(np.abs(errors).max())
+
+
+def _quantile(free: int) -> float:
+    """Of F with 1 and `free` degrees of freedom: the square of Student's t, two-sided."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(free, (1 + CONFIDENCE) / 2)) ** 2

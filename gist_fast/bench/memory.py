@@ -44,10 +44,14 @@ def own_peak() -> int:
 
 
 def available_memory(device: str = "cpu") -> int:
-    """Bytes that may still be taken: of the card, or of main memory within the limit of the container."""
+    """Bytes that may still be taken: of the card, or of main memory within the limit of the container.
+
+    What torch holds of the card for later is handed back first: to whoever asks next it is as good as free.
+    """
     if device.startswith("cuda"):
         import torch
 
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     import psutil
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 TWO_ABREAST = 27
 """Letters of a legend's longest label, of which two then fit side by side."""
+CROSS = 0.08
+"""How far apart crosses over the same size stand, of the axis' length."""
 FEW_DECADES = 60
 """Within so much along an axis the powers of ten are too few to read a value off."""
 Figure = Callable[[Row], float | None]
@@ -82,7 +85,7 @@ def _against_size(results: Results, suite: str, rows: Sequence[Row], quantity: s
     labels = {name: clear.get(name, name) for name in names}
     drawn, axes = _figure(list(labels.values()))
     said = []
-    highest = max((value for row in rows if (value := of(row)) is not None), default=1.0)
+    crosses: dict[int, int] = {}
     for name, style in zip(names, line_styles(len(names)), strict=True):
         own = [row for row in rows if row.what == name]
         points = [(row.size, value) for row in own if row.outcome == OK and (value := of(row)) is not None]
@@ -92,23 +95,48 @@ def _against_size(results: Results, suite: str, rows: Sequence[Row], quantity: s
             said.append(f"{name} from {points[0][1]:.3g} at B {points[0][0]} to {points[-1][1]:.3g} at {points[-1][0]}")
         ran_out = next((row for row in own if row.outcome == OUT_OF_MEMORY), None)
         if ran_out is not None:
-            # Where it would have been is not known: the cross stands at the top, over the B that did not fit.
+            # What it would have taken is not known: the cross is no point, it stands at the axis' end over the B that
+            # did not fit, a second one there below the first.
+            place = crosses.get(ran_out.size, 0)
+            crosses[ran_out.size] = place + 1
             axes.plot(
-                [ran_out.size], [highest * 1.6], marker="x", markersize=9, markeredgewidth=2.2, linestyle="none",
-                color=style["color"], label=None if points else label,
+                [ran_out.size], [1.0 - CROSS * place], transform=axes.get_xaxis_transform(), clip_on=False, marker="x",
+                markersize=9, markeredgewidth=2.2, linestyle="none", color=style["color"],
+                label=None if points else label,
             )  # fmt: skip
             said.append(f"{name} out of memory at B {ran_out.size}")
     log_log(axes, "pairs" if suite == "guide" else "batch size B", unit)
     low, high = axes.get_ylim()
+    if crosses:
+        # Above the points there is room for what stands at the axis' end.
+        high *= (high / low) ** (CROSS * max(crosses.values()))
+        axes.set_ylim(low, high)
+        _name_crosses(axes, crosses)
     if high < FEW_DECADES * low:
         from matplotlib.ticker import LogLocator
 
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.set_title(f"{suite}: {quantity}")
+    axes.set_title(f"{suite}: {quantity}", pad=14 if crosses else None)
     _legend(drawn)
-    crosses = "; crosses: out of memory" if any(row.outcome == OUT_OF_MEMORY for row in rows) else ""
     alt = f"{unit} against size in the suite {suite}: {'; '.join(said) or 'no points'}."
-    return to_svg(drawn, alt, f"{quantity.capitalize()} against size, both logarithmic{crosses}.")
+    told = "; crosses: out of memory, which says nothing of how much" if crosses else ""
+    return to_svg(drawn, alt, f"{quantity.capitalize()} against size, both logarithmic{told}.")
+
+
+def _name_crosses(axes: Any, crosses: dict[int, int]) -> None:
+    """In words, beside the first that stands over a size: on that side of it on which there is room."""
+    low, high = axes.get_xlim()
+    for size in crosses:
+        right = size * size < low * high  # both logarithmic
+        axes.annotate(
+            "out of memory", (size, 1.0), xycoords=("data", "axes fraction"), xytext=(8 if right else -8, 0),
+            textcoords="offset points", ha="left" if right else "right", va="center", fontsize=8,
+        )  # fmt: skip
+
+
+def on_white(svg: str) -> str:
+    """A picture for a file of its own: its ink is dark, and whoever shows it may not be light."""
+    return re.sub(r"<svg\b[^>]*>", r'\g<0>\n <rect width="100%" height="100%" fill="white"/>', svg, count=1)
 
 
 def _share(suite: str, rows: Sequence[Row]) -> Picture:

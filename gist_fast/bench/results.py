@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -20,6 +21,8 @@ FORMAT = 1
 OK, OUT_OF_MEMORY, NOT_RUN, WRONG, FAILED = "ok", "out of memory", "not run", "wrong", "failed"
 UNSUPPORTED = "not supported"
 WHOLE = "whole"
+PLOTS = ("time", "memory", "share")
+"""What is plotted of a suite."""
 PACKAGES = ("torch", "triton", "sentence-transformers", "transformers", "memeff", "inf-cl")
 
 
@@ -79,18 +82,51 @@ def ratio_of(entry: dict[str, Any] | None) -> Ratio | None:
 
 def write(path: Path, results: Results) -> None:
     """Write a file that is not there yet: all of it, or nothing."""
-    if path.exists():
-        raise FileExistsError(f"{path}: exists")
-    write_whole(path, json.dumps(results.as_dict(), indent=1) + "\n")
+    write_new(path, json.dumps(results.as_dict(), indent=1) + "\n")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file by another name, and then put it in place."""
+def write_numbered(folder: Path, results: Results) -> Path:
+    """Write ``bench.json``, or with the first number of which neither a file nor a plot is there, and tell which.
+
+    The name is taken when the file is put in place, so that of two runs that end together each has its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    suites = {row.suite for row in results.rows}
+    for number in itertools.count(1):
+        path = folder / ("bench.json" if number == 1 else f"bench-{number}.json")
+        if any(plot_path(path, f"{suite}-{kind}").exists() for suite in suites for kind in PLOTS):
+            continue
+        try:
+            write(path, results)
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("numbers do not end")
+
+
+def plot_path(path: Path, name: str) -> Path:
+    """Where a plot of a results file lies: beside it, and named after it."""
+    return path.with_name(f"{path.stem}-{name}.svg")
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file by another name, and then put it in place.
+
+    Raises:
+        FileExistsError: there is one; it stays as it is.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        try:
+            os.link(part, path)  # unlike a rename it never replaces
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if path.exists():
+                raise FileExistsError(f"{path}: exists") from None
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gist_fast.bench.growth import fit_power, fit_split
-from gist_fast.bench.isolated import LIMIT_SHARE, check_and_measure, in_own_process, start_server
+from gist_fast.bench.isolated import LIMIT_SHARE, TAKEN, check_and_measure, in_own_process, start_server
 from gist_fast.bench.loss import LossSuite, matmul, matmul_side
 from gist_fast.bench.memory import available_memory
 from gist_fast.bench.results import (
@@ -25,7 +25,7 @@ from gist_fast.bench.results import (
 )
 from gist_fast.bench.start import StartSuite
 from gist_fast.bench.suite import Plan, Suite
-from gist_fast.bench.timing import LEAST_ROUNDS, NO_TIME, Parts, Stopwatch, Turns, take_turns, too_slow
+from gist_fast.bench.timing import CHEAP, LEAST_ROUNDS, NO_TIME, Parts, Stopwatch, Turns, hopeless, take_turns, too_slow
 from gist_fast.bench.training import EngineSuite, GuideSuite, StepSuite
 from gist_fast.errors import InputError, nearest
 
@@ -43,7 +43,7 @@ _ALL: tuple[Suite, ...] = (
 SUITES = {suite.name: suite for suite in _ALL}
 ON_A_CARD = ("self", "unguided")
 """Suites that are there for peers which need a card: elsewhere they are measured only if they are asked for."""
-WEIGHTS = {"loss": 5.0, "self": 2.0, "unguided": 2.0, "engine": 2.5, "guide": 1.5, "step": 3.5, "start": 2.0}
+WEIGHTS = {"loss": 6.0, "self": 2.0, "unguided": 2.0, "engine": 2.5, "guide": 1.5, "step": 3.5, "start": 2.0}
 """How the budget is shared."""
 BUDGETS = {"small": 45.0, "medium": 225.0, "large": 1800.0}
 """Seconds that are planned for, by scale."""
@@ -53,7 +53,7 @@ SMALLEST_MEMORY = 1 << 20
 """Bytes: growth of less is that of allocators."""
 PATIENCE = 30.0
 """Seconds, at least, until a first turn is given up: a compiler may be at work in it."""
-FIRST_CASE = 5
+FIRST_CASE = 12
 """The first case of a suite gets as much of its budget as this many more: libraries load and compilers work in it, and
 it is the one that slow peers can do."""
 ALREADY = " already"
@@ -68,7 +68,7 @@ class Entrant:
 
     row: Row
     seconds: float
-    """Of its first turn, building included; 0 if it took none."""
+    """Of a turn, as `gist_fast.bench.isolated.Outcome` has it; 0 if it took none."""
 
 
 def suites_named(names: str | None, device: str = "cpu") -> list[Suite]:
@@ -101,22 +101,23 @@ def run(
 
     Args:
         command: that the figures came from.
-        budget: seconds, for all suites.
+        budget: seconds, for all suites; the start of what they run in does not count.
         rounds: of a fast competitor, at most.
         say: told what is being measured.
         keep: given what there is so far whenever a case is done.
     """
-    begin = time.monotonic()
-    clock = _Clock(begin + OVERRUN * budget)
+    started = time.monotonic()
     results = Results(machine(plan.device), command)
     if not plan.device.startswith("cuda") and any(suite.isolated for suite in suites):
         start_server()
+    begin = time.monotonic()
+    clock = _Clock(begin + OVERRUN * budget)
     for place, suite in enumerate(suites):
         left = budget - (time.monotonic() - begin)
         share = WEIGHTS[suite.name] / sum(WEIGHTS[other.name] for other in suites[place:])
         for _ in _run_suite(suite, plan, results, max(5.0, left * share), clock, rounds, say):
             results.fits = fits(results.rows)
-            results.seconds = time.monotonic() - begin
+            results.seconds = time.monotonic() - started
             keep(results)
     return results
 
@@ -195,26 +196,34 @@ def _enter(suite: Suite, case: Any, name: str, budget: float, smaller: Entrant |
     if reason is not None:
         return ends(UNSUPPORTED, reason)
     device = suite.device_of(case)
-    free, least = int(available_memory(device) * LIMIT_SHARE), suite.least_memory(case, name)
-    if least > free:
+    free, least = available_memory(device), suite.least_memory(case, name)
+    limit = int(free * LIMIT_SHARE)
+    if least > limit:
         row.least_memory = least
-        return ends(OUT_OF_MEMORY, f"needs {least / 2**30:.1f} GiB at least, by formula; {free / 2**30:.1f} are free")
+        return ends(OUT_OF_MEMORY, does_not_fit(least, free))
     if smaller is not None and smaller.row.outcome in (WRONG, FAILED, OUT_OF_MEMORY, NOT_RUN):
         # The size at which it was so first, however many were not tried since.
         why = smaller.row.why if smaller.row.why.endswith(ALREADY) else f"at B {smaller.row.size}{ALREADY}"
         return ends(smaller.row.outcome, why)
     expected = _expected(smaller, case.size, suite.grows)
-    if expected * LEAST_ROUNDS > budget:
-        return ends(NOT_RUN, f"a turn would take some {expected:.1f} s: no time for {LEAST_ROUNDS} rounds", expected)
+    if expected * LEAST_ROUNDS > max(budget, CHEAP):
+        why = f"a turn would take some {expected:.1f} s, and {LEAST_ROUNDS} of them more than the {budget:.1f} s for it"
+        return ends(NOT_RUN, why, expected)
     if clock.is_up():
         return ends(NOT_RUN, NO_TIME)
     if suite.isolated and not device.startswith("cuda"):
-        patience = min(max(PATIENCE, budget), clock.left)
-        outcome = in_own_process(suite, case, name, free, patience, known_right=smaller is not None)
+        # Whoever hangs leaves half of a run's time to those that have entered already.
+        patience = min(max(PATIENCE, budget), clock.left * (1.0 if name == suite.baseline else 0.5))
+        outcome = in_own_process(suite, case, name, limit, patience, known_right=smaller is not None, budget=budget)
     else:
-        outcome = check_and_measure(suite, case, name)
+        outcome = check_and_measure(suite, case, name, budget=budget, patience=clock.left)
     row.memory = outcome.memory
     return ends(outcome.outcome, outcome.why, outcome.seconds)
+
+
+def does_not_fit(least: float, free: int) -> str:
+    """Why somebody who needs so many bytes at least is not tried where so many are free."""
+    return f"needs {least / 2**30:.1f} GiB at least, by formula; {free / 2**30:.1f} GiB are free, of which {TAKEN}"
 
 
 def _expected(smaller: Entrant | None, size: int, power: float) -> float:
@@ -245,9 +254,8 @@ def _time(
     for name, entrant in entrants.items():
         if entrant.row.outcome != OK:
             continue
-        if entrant.seconds * (1 + LEAST_ROUNDS) > budget and name != suite.baseline:
-            # Its first turn, elsewhere, has told; here it would cost as much again.
-            entrant.row.outcome, entrant.row.why = NOT_RUN, too_slow(entrant.seconds)
+        if hopeless(entrant.seconds, budget) and name != suite.baseline:
+            entrant.row.outcome, entrant.row.why = NOT_RUN, too_slow(entrant.seconds, budget - entrant.seconds)
             continue
         calls[name] = suite.build(case, name)
     work = 0.0

@@ -22,7 +22,7 @@ COMMANDS = {
         ["-c", "import sentence_transformers as x; print(x.__name__)"],
         "sentence_transformers",
     ),
-    "python -c pass": (["-c", "print()"], ""),
+    'python -c "print()"': (["-c", "print()"], ""),
 }
 
 

@@ -16,6 +16,11 @@ from typing import Any
 
 LEAST_ROUNDS = 3
 """Fewer say nothing about their spread."""
+CHEAP = 1.0
+"""Seconds: whose least rounds take no more together has them, however little of a budget is left."""
+COLD = 5.0
+"""Seconds: a first turn of no more is taken again whatever the budget, since it may have been long for being the first.
+"""
 L2_SPARE = 4
 """The L2 cache is overwritten this many times over between two calls on a GPU."""
 NOT_SEEN = "no difference seen"
@@ -102,7 +107,7 @@ class Stopwatch:
     """Seconds of a call: by the clock on a CPU; on a GPU by device events, with nothing of use in its L2 cache."""
 
     def __init__(self, device: str = "cpu") -> None:
-        self._cuda = device.startswith("cuda")
+        self._cuda, self._device = device.startswith("cuda"), device
         self._flush: Any = None
         if self._cuda:
             import torch
@@ -117,12 +122,14 @@ class Stopwatch:
             return time.perf_counter() - start
         import torch
 
-        self._flush.zero_()
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        function()
-        end.record()
-        end.synchronize()
+        # Events are recorded on the current device, which need not be this one.
+        with torch.cuda.device(self._device):
+            self._flush.zero_()
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            function()
+            end.record()
+            end.synchronize()
         return begin.elapsed_time(end) / 1e3
 
 
@@ -140,8 +147,8 @@ def take_turns(
     """Time competitors round by round, within a budget.
 
     Each is warmed up first. Then the fast take part in `most` rounds and slow ones in as many as their share of the
-    budget allows, `least` at least; the slowest, for whom those alone are more than is left, are left out. The order
-    within a round is turned round from one to the next.
+    budget allows, `least` at least; the slowest, for whom those alone are more than is left and more than `CHEAP`, are
+    left out. The order within a round is turned round from one to the next.
 
     Args:
         budget: seconds for all rounds.
@@ -151,20 +158,24 @@ def take_turns(
     """
     turns = {name: Turns() for name in competitors}
     expected: dict[str, float] = {}
+    spare = max(budget, COLD)
     for name in sorted(competitors, key=lambda name: name not in always):
         if out_of_time():
             turns[name].left_out = NO_TIME
             continue
         parts = competitors[name]
         seconds = sum(_turn(parts, stopwatch).values())
-        # A first turn compiles and fills caches: what is to be expected is the second, where there is time for it.
-        if seconds * least <= max(budget, 1.0) and not out_of_time():
+        # A first turn compiles and fills caches: what is to be expected is the second. After long ones, which may have
+        # been long for nothing else, second turns take no more than the budget (or `COLD`) once over.
+        long = seconds * least > max(budget, CHEAP)
+        if not (long and seconds > spare) and not out_of_time():
             seconds = sum(_turn(parts, stopwatch).values())
+            spare -= seconds if long else 0.0
         expected[name] = seconds
     left, rounds = budget, {}
     for name, seconds in sorted(expected.items(), key=lambda item: (item[0] not in always, item[1])):
-        if seconds * least > left and name not in always:
-            turns[name].left_out = too_slow(seconds, least)
+        if seconds * least > max(left, CHEAP) and name not in always:
+            turns[name].left_out = too_slow(seconds, left, least)
             continue
         rounds[name] = least
         left = max(0.0, left - least * seconds)
@@ -188,9 +199,19 @@ def take_turns(
     return turns
 
 
-def too_slow(seconds: float, least: int = LEAST_ROUNDS) -> str:
-    """Why somebody whose turn takes so long is left out."""
-    return f"a turn takes {seconds:.1f} s, and {least} of them more than there is time for"
+def hopeless(seconds: float, budget: float) -> bool:
+    """Whether whoever took so long for a turn in another process has no chance here.
+
+    Here a turn may be much shorter than there (sentence-transformers' losses take a third), so there is one to be
+    warmed up by as long as two of there fit.
+    """
+    return 2 * seconds > budget and LEAST_ROUNDS * seconds > CHEAP
+
+
+def too_slow(seconds: float, left: float, least: int = LEAST_ROUNDS) -> str:
+    """Why somebody whose turn takes so long is left out where only so much time is left."""
+    left = max(0.0, left)
+    return f"a turn takes {seconds:.1f} s, and {least} of them more than the {left:.1f} s that are left for it"
 
 
 def alternate(functions: Mapping[str, Call], rounds: int) -> dict[str, Timing]:

@@ -57,13 +57,13 @@ def bench(
     Everything is checked before it is timed. Ends within five minutes on two cores.
     """
     if context.invoked_subcommand is not None:
+        _refuse_options(context)
         return
     _let_threads_sleep()
-    from gist_fast.bench import tables
-
     given = _sizes(sizes)
     done: list[str] = []
-    with only_results_on_stdout(), interruptible(done) as ctrl_c:
+    failed: Exception | None = None
+    with only_results_on_stdout(), interruptible(done, sigterm=True) as ctrl_c:
         _check(device, dtype, seconds, report, overwrite)
         from gist_fast.bench.results import device_name
         from gist_fast.bench.run import BUDGETS, run, suites_named
@@ -71,22 +71,38 @@ def bench(
 
         place, extent = _device(device), _scale(scale, quick)
         chosen = suites_named(suite, place)
-        path = _free(output, device_name(place))
+        folder = output.expanduser() / device_name(place)
+        _check_folder(folder)
+        budget = seconds or BUDGETS[extent]
         results = run(
             chosen,
             Plan(given, place, dtype, extent),
             command=shlex.join(["gist-fast", *sys.argv[1:]]),
-            budget=seconds or BUDGETS[extent],
+            budget=budget,
             say=note,
             keep=ctrl_c.check,
         )
-        _write(path, results, report, overwrite, done)
+        _check_timed(results, budget)
+        try:
+            _write(folder, results, report, overwrite, done)
+        except Exception as error:
+            if ctrl_c.came:
+                raise
+            failed = error  # what was measured is shown first
     if as_json:
         print_json(results.as_dict())
-        return
+    else:
+        _print(results, {suite.name: suite.title for suite in chosen})
+    if failed is not None:
+        raise failed
+
+
+def _print(results: Results, titles: dict[str, str]) -> None:
+    from gist_fast.bench import tables
+
     for name in dict.fromkeys(row.suite for row in results.rows):
         columns, rows = tables.suite_table(results, name)
-        print_table(f"{name}: {next(s.title for s in chosen if s.name == name)}", columns, rows)
+        print_table(f"{name}: {titles[name]}", columns, rows)
         for line in tables.notes(results, name):
             print(line)
     if results.fits:
@@ -200,35 +216,69 @@ def _check(device: str | None, dtype: str, seconds: float | None, report: Path |
         check_path(report, overwrite=overwrite)
 
 
-def _free(output: Path, name: str) -> Path:
-    """``bench.json``, or with the first number that is free: a run never replaces another's figures.
-
-    Nothing is made yet: a run that is interrupted leaves no empty folder.
-    """
+def _refuse_options(context: typer.Context) -> None:
+    """Options before a command of ``bench`` are for measuring, and would say nothing."""
     from gist_fast.errors import InputError
 
-    folder = output.expanduser() / name
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            command = context.invoked_subcommand
+            raise InputError(
+                f"{parameter.opts[0]}: is an option of gist-fast bench, and {command} measures nothing; leave it out, "
+                f"or put it behind {command} if `gist-fast bench {command} --help` names it."
+            )
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise `InputError` where results could not be written, before anything is measured.
+
+    Nothing is left there: a run that is interrupted leaves no empty folder.
+    """
+    import tempfile
+
+    from gist_fast.errors import InputError
+
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise InputError(f"--output: {there} is a file; a folder, or one that does not exist yet, would do.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--output: {there} cannot be written to; name another folder.")
-    path, number = folder / "bench.json", 1
-    while path.exists():
-        number += 1
-        path = folder / f"bench-{number}.json"
-    return path
+    try:
+        # Whoever may write by the rights of the folder may still not: a disk can be full, or read-only.
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".bench.", suffix=".part") as file:
+            file.write(b" ")
+            file.flush()
+    except OSError as error:
+        raise InputError(
+            f"--output: {there} cannot be written to ({error.strerror or error}); name another folder."
+        ) from None
 
 
-def _write(path: Path, results: Results, report: Path | None, overwrite: bool, done: list[str]) -> None:
+def _check_timed(results: Results, budget: float) -> None:
+    """Raise `InputError` where there is no figure at all."""
+    from gist_fast.bench.results import NOT_RUN, UNSUPPORTED
+    from gist_fast.errors import InputError
+
+    if any(row.seconds for row in results.rows):
+        return
+    row = next((row for row in results.rows if row.outcome != UNSUPPORTED), results.rows[0])
+    why = f"{row.what} in the suite {row.suite} {row.outcome}: {row.why}"
+    if any(row.outcome == NOT_RUN for row in results.rows):
+        raise InputError(
+            f"nothing was timed within the {budget:g} s that were planned ({why}); a larger --seconds, smaller --sizes "
+            "or fewer suites would do."
+        )
+    raise InputError(f"nothing was timed ({why}); other --sizes or another --suite would do.")
+
+
+def _write(folder: Path, results: Results, report: Path | None, overwrite: bool, done: list[str]) -> None:
     """Add each file that is in place to `done`."""
-    from gist_fast.bench.pictures import page, pictures
-    from gist_fast.bench.results import write, write_whole
+    from gist_fast.bench.pictures import on_white, page, pictures
+    from gist_fast.bench.results import plot_path, write_new, write_numbered
     from gist_fast.errors import InputError
 
     drawn: dict[str, Picture] = {}
     try:
-        write(path, results)
+        path = write_numbered(folder, results)
         done.append(str(path))
         note(f"results: {path}")
         try:
@@ -236,9 +286,9 @@ def _write(path: Path, results: Results, report: Path | None, overwrite: bool, d
         except InputError as error:
             note(f"no plots: {error}")
         for name, picture in drawn.items():
-            write_whole(path.with_name(f"{path.stem}-{name}.svg"), picture.svg)
+            write_new(plot_path(path, name), on_white(picture.svg))
     except OSError as error:
-        raise InputError(f"--output: {path.parent} cannot be written ({error.strerror or error}).") from error
+        raise InputError(f"--output: {folder} cannot be written ({error.strerror or error}).") from error
     if drawn:
         done.append(_names(path, drawn))
         note(f"plots: {_names(path, drawn)}")

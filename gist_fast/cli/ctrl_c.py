@@ -1,4 +1,7 @@
-"""Ctrl-C in work that writes only at its end: remembered, since not every place in which it arrives lets it through."""
+"""Ctrl-C in work that writes only at its end: remembered, since not every place in which it arrives lets it through.
+
+SIGTERM ends such work in the same way, so that its processes and scratch folders go with it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ INTERRUPTED = 130
 
 
 class CtrlC:
-    """A context in which SIGINT raises KeyboardInterrupt, as ever, and is remembered.
+    """A context in which SIGINT, as ever, and SIGTERM raise KeyboardInterrupt, and are remembered.
 
     One that arrives in the hook of a fork or in a finaliser is swallowed by Python, and it may first be seen as the
     failure of a process that the same Ctrl-C ended: ask `check` now and then, and on any exception whether it `came`.
