@@ -294,7 +294,19 @@ def test_suites_by_name():
 def test_waiting_threads_sleep_unless_told_otherwise(tmp_path, given, found):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     environment |= {"OMP_WAIT_POLICY": given} if given else {}
-    command = [sys.executable, "-m", "gist_fast", "bench", "--suite", "start", "--seconds", "1", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "gist_fast",
+        "bench",
+        "--suite",
+        "loss",
+        "--sizes",
+        "16",
+        "--seconds",
+        "9",
+        "--json",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=600)
     assert json.loads(done.stdout)["machine"]["OMP_WAIT_POLICY"] == found, done.stderr
 

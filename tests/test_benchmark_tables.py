@@ -64,8 +64,8 @@ def test_who_was_not_timed_is_listed_with_the_reason():
         "",
         "| suite | not timed | at B | why |",
         "|---|---|---|---|",
-        "| loss | plain | 1,024 | out of memory: needs 9.0 GiB at least, by formula; 10.0 GiB are free, of which 80 % may "
-        "be taken |",
+        "| loss | plain | 1,024 | out of memory: needs 9.0 GiB at least, by formula; 10.0 GiB are free, of which 80 % "
+        "may be taken |",
         "| loss | memeff | 128 to 1,024 | it knows no guide model |",
         "| loss | slow | 128 to 256 | a turn takes 7 s |",
         "| loss | slow | 512 to 1,024 | out of memory: needs 2 GiB |",
