@@ -66,9 +66,9 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         All others: those of ``SentenceTransformerTrainer``.
 
     Raises:
-        ValueError: both a `loss` and a `guide` were given, or a `loss` and settings of one in `args`, or a `guide` and
-            a dataset with a guide's embeddings; only part of the text columns has guide embeddings, or the student is
-            to be distributed in a way that guided losses do not know (`gist_fast.many_devices`).
+        ValueError: both a `loss` and a `guide` were given, or a `guide` and a dataset with a guide's embeddings; only
+            part of the text columns has guide embeddings, or the student is to be distributed in a way that guided
+            losses do not know (`gist_fast.many_devices`).
     """
 
     args: GISTTrainingArguments
@@ -91,9 +91,9 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             name = "guide" if guide is not None else "guided"
             raise InputError(f"{name}: a loss was given too, and it brings its own guide; give one of the two.")
         if loss is not None and isinstance(args, GISTTrainingArguments) and (changed := args.changed_loss_settings()):
-            raise InputError(
-                f"args: {', '.join(changed)} would be of the loss that the trainer builds, and a loss was given; set "
-                "them on that loss, or leave it out."
+            logger.warning(
+                "args: %s: of the loss that the trainer would build, and not looked at, since a loss was given.",
+                ", ".join(changed),
             )
         if guide is not None and guided is False:
             raise InputError("guided: False, though a guide came; leave out one of the two.")

@@ -265,3 +265,10 @@ def test_the_loss_curve_follows_sentence_transformers(tmp_path, tiny_student, gu
     mine, other = curves[1], curves[0]
     assert len(mine) == 50 and other[0] > 1.1 * other[-1]
     assert mine == pytest.approx(other, rel=1e-4)
+
+
+def test_settings_beside_a_loss_of_one_s_own_are_said_to_have_no_effect(tmp_path, student, pairs, caplog):
+    args = run(tmp_path, temperature=0.3, hard=True)
+    with caplog.at_level("WARNING", "gist_fast"):
+        GISTTrainer(student, args, pairs, loss=GISTEmbedLoss(student, None, guided=False))
+    assert "args: temperature, hard: of the loss that the trainer would build, and not looked at" in caplog.text

@@ -130,7 +130,7 @@ def _name_crosses(axes: Any, crosses: dict[int, int]) -> None:
         right = size * size < low * high  # both logarithmic
         axes.annotate(
             "out of memory", (size, 1.0), xycoords=("data", "axes fraction"), xytext=(8 if right else -8, 0),
-            textcoords="offset points", ha="left" if right else "right", va="center", fontsize=8,
+            textcoords="offset points", ha="left" if right else "right", va="center", fontsize=9.5,
         )  # fmt: skip
 
 

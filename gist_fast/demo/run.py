@@ -215,6 +215,11 @@ class _Demo:
 
         recipe, model = self.recipe, self.load_student()
         steps = len(dataset) // recipe.batch_size * recipe.epochs
+        # The trainer builds the guided loss from the arguments.
+        loss = None
+        of_the_loss: dict[str, Any] = {"temperature": recipe.temperature, "margin": recipe.margin}
+        if name == UNGUIDED:
+            loss, of_the_loss = GISTEmbedLoss(model, None, temperature=recipe.temperature, guided=False), {}
         with tempfile.TemporaryDirectory() as work:
             args = GISTTrainingArguments(
                 output_dir=work,
@@ -223,8 +228,7 @@ class _Demo:
                 dataloader_drop_last=True,
                 learning_rate=recipe.learning_rate,
                 warmup_steps=math.ceil(recipe.warmup * steps),
-                temperature=recipe.temperature,
-                margin=recipe.margin,
+                **of_the_loss,
                 seed=self.seed,
                 logging_steps=1,
                 eval_strategy="steps",
@@ -234,9 +238,6 @@ class _Demo:
                 disable_tqdm=True,
                 dataloader_pin_memory=torch.cuda.is_available(),
             )
-            loss = None  # the trainer builds the guided one from the arguments
-            if name == UNGUIDED:
-                loss = GISTEmbedLoss(model, None, temperature=recipe.temperature, guided=False)
             with StepProgress(self.console, name, steps) as progress:
                 trainer = GISTTrainer(
                     model=model,
