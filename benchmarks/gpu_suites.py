@@ -69,12 +69,15 @@ def _profile(bench: Bench, folder: Path) -> None:
 
 
 def _run(bench: Bench, names: tuple[str, ...], file: str, seconds: float, sizes: tuple[int, ...]) -> None:
-    from gist_fast.bench.results import Results, write_whole
+    from gist_fast.bench.results import Results
     from gist_fast.bench.run import SUITES, run
     from gist_fast.bench.suite import Plan
 
     def keep(results: Results) -> None:
-        write_whole(bench.out / file, json.dumps(results.as_dict(), indent=1) + "\n")
+        # Again and again, as rows are finished: what an earlier call wrote is replaced, all at once.
+        part = bench.out / f".{file}.part"
+        part.write_text(json.dumps(results.as_dict(), indent=1) + "\n", encoding="utf-8")
+        part.replace(bench.out / file)
         outcomes = [f"{row.suite} {row.size} {row.what}: {row.outcome} {row.why}".strip() for row in results.rows]
         bench.write(file=file, outcomes=outcomes)
 
