@@ -204,9 +204,11 @@ def guided_contrastive_loss(  # type: ignore[misc]
                 for width in widths or (anchors.shape[1],)
             ]
         loss = loss + torch.stack(terms)
-    # Weighed one by one: a tensor of the weights would have to be copied to the device, which waits.
-    weighed = [row * weight for row, weight in zip(loss.unbind(), width_weights, strict=True)] if widths else [loss[0]]
-    loss = torch.stack(weighed).sum(0)
+    if widths:
+        # Weighed one by one: a tensor of the weights would have to be copied to the device, which waits.
+        loss = torch.stack([row * weight for row, weight in zip(loss.unbind(), width_weights, strict=True)]).sum(0)
+    else:
+        loss = loss[0]
     loss = loss if reduction == "none" else getattr(loss, reduction)()
     if not return_stats:
         return loss

@@ -139,11 +139,12 @@ def check_run(arguments: GISTTrainingArguments, train: Loaded, evaluation: Loade
                 f"training.batch_sampler: {sampler} chooses among all rows, and a stream shows them one after the "
                 "other; leave out the one or data.train.streaming."
             )
+    variants = arguments.variants()
     for key, data in (("data.train", train), ("data.eval", evaluation)):
         for name, dataset in by_name(data).items():
             if dataset.column_names is not None:
                 full = f"{key}.{name}" if name else key
-                arguments.variants().check_data(full, dataset.column_names, text_columns(dataset))
+                variants.check_data(full, dataset.column_names, text_columns(dataset))
     columns = columns_by_dataset(train, evaluation)
     for name in BY_COLUMN:
         check_names(f"training.{name}", getattr(arguments, name), columns)

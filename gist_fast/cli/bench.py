@@ -235,18 +235,14 @@ def _check_folder(folder: Path) -> None:
 
     Nothing is left there: a run that is interrupted leaves no empty folder.
     """
-    import tempfile
-
     from gist_fast.errors import InputError
+    from gist_fast.writable import try_to_write
 
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise InputError(f"--output: {there} is a file; a folder, or one that does not exist yet, would do.")
     try:
-        # Whoever may write by the rights of the folder may still not: a disk can be full, or read-only.
-        with tempfile.NamedTemporaryFile(dir=there, prefix=".bench.", suffix=".part") as file:
-            file.write(b" ")
-            file.flush()
+        try_to_write(there)
     except OSError as error:
         raise InputError(
             f"--output: {there} cannot be written to ({error.strerror or error}); name another folder."

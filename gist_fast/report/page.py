@@ -13,6 +13,7 @@ from pathlib import Path
 from gist_fast.errors import InputError
 from gist_fast.report.inline_svg import inline
 from gist_fast.report.style import CSS
+from gist_fast.writable import try_to_write
 
 # A page that may load nothing and run nothing, whatever a text in it says.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -109,10 +110,7 @@ def check_path(path: Path, *, overwrite: bool = False) -> None:
     if not folder.is_dir():
         raise InputError(f"{path}: {folder} is a file, not a folder; name another place for the report.")
     try:
-        # Whoever may write by the rights of the folder may still not: a disk can be full, or read-only.
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".report.", suffix=".part") as file:
-            file.write(b" ")
-            file.flush()
+        try_to_write(folder)
     except OSError as error:
         raise InputError(
             f"{path}: {folder} cannot be written to ({error.strerror or error}); name another place for the report."
