@@ -4,6 +4,7 @@ half-written; also where Python swallows it."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import yaml
 from interrupting import interrupt
 
 from gist_fast.cli import models
+from gist_fast.cli.ctrl_c import CtrlC
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX's")
 
@@ -162,3 +164,21 @@ def test_a_swallowed_ctrl_c_ends_it_all_the_same(
     assert "Exception ignored" not in result.err
     # It came before the second batch: that one was still done, the third was not.
     assert len(batches) in (2, 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
+@pytest.mark.parametrize("sigterm", [False, True])
+def test_a_forked_process_leaves_ctrl_c_to_the_one_that_forked_it(sigterm):
+    """As a data loader's worker before its first line, where an exception would be printed with its traceback."""
+    with CtrlC(sigterm=sigterm) as ctrl_c:
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.raise_signal(signal.SIGINT)
+                os._exit(0 if not ctrl_c.came else 2)
+            except KeyboardInterrupt:
+                os._exit(3)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert ctrl_c.came

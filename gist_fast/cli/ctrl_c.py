@@ -66,11 +66,14 @@ class CtrlC:
             self._told(told)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM:
-            if os.getpid() != self._process:
-                # A process that was forked here is ended by whoever forked it, and has nothing to remove.
+        if os.getpid() != self._process:
+            # A process that was forked here belongs to whoever forked it, who is told too and ends it. An exception in
+            # it would be a traceback among our lines, as any before its first own line of code is.
+            if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
+            return
+        if number == signal.SIGTERM:
             # Schedulers send it again; the second must not stop the removing.
             signal.signal(number, signal.SIG_IGN)
         if not self.came:
