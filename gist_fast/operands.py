@@ -17,9 +17,8 @@ are no more than the promise of them (`UnitRows`), which a backend multiplies ou
 
 **Ties.** The rule is ``guide score > threshold``, strictly, so that another copy of the positive's text stays a
 negative. A dot product summed in another order differs in its last bits, and would decide such a tie at random: the
-limit therefore stands `TIE_ULPS` units of the last place of 1.0 (in the type the dot product is summed in) above the
-threshold, or as far below it where ties are to be masked. That is 1.9e-6 for everything summed in float32 and 3.6e-15
-for float64.
+limit therefore stands `tie_band` above the threshold, or as far below it where ties are to be masked. For sums in
+float32 that is 1.9e-6 up to a width of 256, 7.6e-6 at 1024; for float64 3.6e-15 and 1.4e-14.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from gist_fast.blocks import ANCHORS, POSITIVES, Block
 from gist_fast.errors import InputError
 from gist_fast.rule import Rule
 
-TIE_ULPS = 16
 ZERO_NORM = 1e-12
 """Rows of a smaller norm are zero vectors: similarity 0 to everything, and no gradient."""
 PIECE = 2**24
@@ -163,6 +161,15 @@ class Operands:
         return own, others
 
 
+def tie_band(dtype: torch.dtype, width: int) -> float:
+    """How far apart two cosines over `width` columns, summed in `dtype`, may be and still count as equal.
+
+    Sums that round to nearest stay within 16 units of the last place of 1.0. Matrix units are reported to cut off
+    instead, after each 8 (TF32) or 16 columns: of a sum below 1 half a unit at most each time, always downwards.
+    """
+    return max(16, width / 16) * torch.finfo(dtype).eps
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type in which dot products of this type are summed: float64 for float64, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -211,20 +218,22 @@ def prepare(
     with torch.no_grad():
         margin = rule.margin if margins is None else margins.to(dtype)
         widest, squared = ladder[0].positives.detach(), scale.square()
+        student_band = tie_band(dtype, ladder[0].operands[ANCHORS].shape[1])
         if rule.self_guided:
             # The student's scores carry the factor scale**2, so the limits must carry it too.
-            limits = _limits(widest / squared, margin, rule) * squared
+            limits = _limits(widest / squared, margin, rule, student_band) * squared
         elif guide:
             guides = tuple(UnitRows(x, _inverse(_norms(x, "guide_" + _student_name(k)))) for k, x in enumerate(guide))
             own_scores = [
                 _row_dots(guides[ANCHORS].rows(piece), guides[POSITIVES].rows(_moved(piece, rule.offset)))
                 for piece in pieces(guide[ANCHORS])
             ]
-            limits = _limits(torch.cat(own_scores), margin, rule)
+            own = torch.cat(own_scores)
+            limits = _limits(own, margin, rule, tie_band(own.dtype, guide[ANCHORS].shape[1]))
             # A guide row that is not finite would compare as false and mask nothing, unseen: make every limit NaN.
             limits = limits + torch.stack([(g.factors - g.factors).sum() for g in guides]).sum()
         if rule.hard:
-            floors = widest - TIE_ULPS * torch.finfo(dtype).eps * squared
+            floors = widest - student_band * squared
         if rule.hardness_mode:
             boost = 1 + rule.hardness_strength * temperature.to(dtype)
     return Operands(ladder, guides, rule.self_guided, limits, floors, groups, rule.offset, boost)
@@ -350,9 +359,8 @@ def _moved(rows: slice, by: int) -> slice:
     return slice(rows.start + by, rows.stop + by)
 
 
-def _limits(thresholds: Tensor, margin: float | Tensor, rule: Rule) -> Tensor:
+def _limits(thresholds: Tensor, margin: float | Tensor, rule: Rule, band: float) -> Tensor:
     lowered = thresholds - (thresholds.abs() * margin if rule.relative else margin)
-    band = TIE_ULPS * torch.finfo(thresholds.dtype).eps
     return lowered - band if rule.mask_ties else lowered + band
 
 

@@ -1,4 +1,4 @@
-"""What does not count in a tile: what stands outside, what a guide or a group masks, what lies below a floor.
+"""What does not count in a tile: what stands outside, what a guide masks, what lies below a floor.
 
 Each kind of comparison is reduced to packed words before the next begins, and so before the next product takes its
 registers. The forward pass and `gist_fast.kernels.masks` share all of this, so that they decide alike.
@@ -57,14 +57,6 @@ def below(logits, floors, owners, row_count, words, AXIS: tl.constexpr, WORDS: t
     """
     floor = tl.expand_dims(tl.load(floors + tl.minimum(owners, row_count - 1)), AXIS)
     return words | tile.pack(logits < floor, logits.shape[0], WORDS)
-
-
-@triton.jit
-def same_group(row_groups, column_groups, rows, columns, row_count, column_count, WORDS: tl.constexpr):
-    """Words of the pairs of one group, the same from both sides."""
-    row_group = tl.load(row_groups + tl.minimum(rows, row_count - 1))
-    column_group = tl.load(column_groups + tl.minimum(columns, column_count - 1))
-    return tile.pack(row_group[:, None] == column_group[None, :], rows.shape[0], WORDS)
 
 
 @triton.jit

@@ -5,8 +5,9 @@ the student's are computed in the same registers: two programs fit on a multipro
 run under the other's exponentials. Each tile leaves a maximum and a sum of exp2 a row; a second small kernel folds
 those of a launch into the running ones, always in the same order, so that results are the same from run to run.
 
-Where floors decide too, the student's scores are compared with them before the bits are written. Of a ladder of widths
-the widest decides, and the launches of the others read its bits: those kept for the backward pass, or a chunk's.
+Groups have been compared before, by a kernel of their own, whose words this one begins with. Where floors decide too,
+the student's scores are compared with them before the bits are written. Of a ladder of widths the widest decides, and
+the launches of the others read its bits: those kept for the backward pass, or a chunk's.
 
 **Symmetry.** In a symmetric part, tile (r, c) above the diagonal holds the scores of tile (c, r) too. It is compared
 along both sides, with the limits of its rows and with those of its columns, and leaves a maximum and a sum along both.
@@ -14,14 +15,13 @@ along both sides, with the limits of its rows and with those of its columns, and
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config, Launch
-from gist_fast.kernels.launch import PLACES, boost, options, precision
+from gist_fast.kernels.groups import decide_groups
+from gist_fast.kernels.launch import ALIGNED_OR_NOT, PLACES, boost, options, precision
 from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.masks import chunk_words, decision_arguments, decision_constants
 from gist_fast.kernels.parts import Chunk, Part, chunks
@@ -30,10 +30,10 @@ from torch import Tensor
 CHUNK_TILES = 128
 """Rows and columns of one launch, in tiles: 2^28 pairs at most, 32 MiB of maxima and sums between it and the fold, and
 a guide's operands of 2^15 rows."""
-FOLD_ROWS, FOLD_DEPTH = 64, 16
+FOLD_ROWS, FOLD_DEPTH, FOLD_WARPS = 64, 16, 4
 
 
-@triton.jit(do_not_specialize=PLACES)
+@triton.jit(do_not_specialize=PLACES, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def forward_kernel(
     x,  # [R, D]
     y,  # [C, D]
@@ -41,10 +41,8 @@ def forward_kernel(
     guide_y,  # [columns of the chunk, G]
     limits,  # [R]
     floors,  # [R]
-    row_groups,  # [R]
-    column_groups,  # [C]
     boosts,  # [2]
-    bits,  # words of the whole part or of the chunk: written, or read where GIVEN
+    bits,  # words of the whole part or of the chunk: written, and read before where GIVEN
     counts,  # [tiles of the chunk]: pairs that a guide or their group masked, and what never counts
     all_counts,  # [tiles of the chunk]: with those below a floor; written where HARD
     row_maximum,  # [column tiles of the chunk, rows of the chunk], and its sums
@@ -63,12 +61,12 @@ def forward_kernel(
     column_tiles,
     all_column_tiles,
     GUIDE: tl.constexpr,
-    GROUPED: tl.constexpr,
     HARD: tl.constexpr,
     BOOST: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     BITS: tl.constexpr,
     GIVEN: tl.constexpr,
+    COUNTED: tl.constexpr,
     PRECISION: tl.constexpr,
     GUIDE_PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -76,7 +74,6 @@ def forward_kernel(
 ):
     TILE: tl.constexpr = tile.TILE
     WORDS: tl.constexpr = tile.ROW_WORDS
-    DECIDES: tl.constexpr = (GUIDE != decide.NO_GUIDE) or GROUPED or HARD
     tile_row, tile_column = tile.place(tl.program_id(0), row_tiles, column_tiles, GROUP)
     r = chunk_row + tile_row
     c = chunk_column + tile_column
@@ -85,36 +82,41 @@ def forward_kernel(
     lane = tl.arange(0, TILE)
     rows = r * TILE + lane
     columns = c * TILE + lane
-    words = decide.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
-    if GROUPED:
-        words |= decide.same_group(row_groups, column_groups, rows, columns, row_count, column_count, WORDS)
-    mirrored = words
-
+    # Words are made or read between the products: the fewer registers one has to leave them, the better.
     if GUIDE == decide.OWN_GUIDE:
         guide = tile.scores(
             guide_x, guide_y, tile_row * TILE, tile_column * TILE,
             row_count - 1 - chunk_row * TILE, column_count - 1 - chunk_column * TILE, guide_width,
             TILE, TILE, BLOCK_K, GUIDE_PRECISION,
         )  # fmt: skip
-    if GUIDE == decide.SELF_GUIDE:
-        guide = tile.scores(
+    else:
+        logits = tile.scores(
             x, y, r * TILE, c * TILE, row_count - 1, column_count - 1, width, TILE, TILE, BLOCK_K, PRECISION
         )
-    if GUIDE != decide.NO_GUIDE:
-        words, mirrored = decide.above(guide, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
-    if DECIDES:
-        # On the diagonal both sides are the same pairs.
-        count = decide.count_hidden(words, mirrored, c > r, SYMMETRIC)
-    if not HARD and not GIVEN:
-        keep(bits, words, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, False, BITS)
-        if SYMMETRIC:
-            keep(bits, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, True, BITS)
-    if DECIDES:
-        tl.store(counts + tl.program_id(0), count)
-
-    if GUIDE == decide.SELF_GUIDE:
-        logits = guide
+    if GIVEN:
+        words, mirrored = tile.load_words(
+            bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, SYMMETRIC, BITS
+        )
     else:
+        words = decide.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
+        mirrored = words
+    if GUIDE == decide.OWN_GUIDE:
+        words, mirrored = decide.above(guide, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
+    elif GUIDE == decide.SELF_GUIDE:
+        words, mirrored = decide.above(logits, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
+    if COUNTED:
+        # On the diagonal both sides are the same pairs.
+        tl.store(counts + tl.program_id(0), decide.count_hidden(words, mirrored, c > r, SYMMETRIC))
+    if not HARD and (GUIDE != decide.NO_GUIDE or not GIVEN):
+        tile.store_words(
+            bits, words, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, False, BITS
+        )
+        if SYMMETRIC:
+            tile.store_words(
+                bits, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, True, BITS
+            )
+
+    if GUIDE == decide.OWN_GUIDE:
         logits = tile.scores(
             x, y, r * TILE, c * TILE, row_count - 1, column_count - 1, width, TILE, TILE, BLOCK_K, PRECISION
         )
@@ -122,14 +124,9 @@ def forward_kernel(
         # One side after the other, as few words as can be at a time beside the scores.
         words = decide.below(logits, floors, rows, row_count, words, 1, WORDS)
         count = tl.sum(tile.count_bits(words))
-        keep(bits, words, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, False, BITS)
-    if GIVEN:
-        at, mirrored_at = tile.places_of_words(
-            bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, BITS
+        tile.store_words(
+            bits, words, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, False, BITS
         )
-        words = tl.load(at + tile.words_grid())
-        if SYMMETRIC:
-            mirrored = tl.load(mirrored_at + tile.words_grid())
     logits = tile.boost(logits, boosts, own_negative, rows, columns, BOOST)
     hidden = tile.unpack(words, TILE, WORDS)
     maximum, total = softmax_parts(tl.where(hidden, float("-inf"), logits), 1)
@@ -140,7 +137,9 @@ def forward_kernel(
         if SYMMETRIC:
             mirrored = decide.below(logits, floors, columns, row_count, mirrored, 0, WORDS)
             count += tl.where(c > r, tl.sum(tile.count_bits(mirrored)), 0)
-            keep(bits, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, True, BITS)
+            tile.store_words(
+                bits, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, True, BITS
+            )
         tl.store(all_counts + tl.program_id(0), count)
     if SYMMETRIC and c > r:
         hidden = tile.unpack(mirrored, TILE, WORDS)
@@ -148,21 +147,6 @@ def forward_kernel(
         at = tile_row * (column_tiles * TILE) + tile_column * TILE + lane
         tl.store(column_maximum + at, maximum)
         tl.store(column_sum + at, total)
-
-
-@triton.jit
-def keep(
-    bits, words, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles,
-    MIRRORED: tl.constexpr, BITS: tl.constexpr,
-):  # fmt: skip
-    """Write the words of a side of a tile where they are to be found again, if anybody will look."""
-    if BITS != tile.NO_BITS:
-        at, mirrored_at = tile.places_of_words(
-            bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, BITS
-        )
-        if MIRRORED:
-            at = mirrored_at
-        tl.store(at + tile.words_grid(), words)
 
 
 @triton.jit
@@ -174,7 +158,7 @@ def softmax_parts(logits, AXIS: tl.constexpr):
     return maximum, tl.sum(tl.exp2(logits - tl.expand_dims(base, AXIS)), axis=AXIS)
 
 
-@triton.jit(do_not_specialize=PLACES)
+@triton.jit(do_not_specialize=PLACES, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def fold_kernel(
     maximum,  # [count]: running, of the whole part
     total,
@@ -222,21 +206,21 @@ def forward_part(part: Part, maximum: Tensor, total: Tensor, config: Config) -> 
     scratch = total.new_empty((4 if part.symmetric else 2, height * breadth * TILE))
     counts = torch.zeros((2, height * breadth), dtype=torch.int32, device=total.device)
     found = torch.zeros(2, dtype=torch.int64, device=total.device)
+    decision = part.decision
+    grouped = decision is not None and decision.row_groups is not None
+    hard = decision is not None and decision.floors is not None
     kept, where = part.bits, tile.PART_BITS
-    if kept is None and part.decision is not None and len(part.ladder) > 1:
-        # Decided by the widest, and read by the others.
+    if kept is None and decision is not None and (grouped or len(part.ladder) > 1):
+        # By groups before the first product, or by the widest for the others.
         where = tile.CHUNK_BITS
         kept = torch.empty(chunk_words(height, breadth, part.symmetric), dtype=torch.int32, device=total.device)
     where = where if kept is not None else tile.NO_BITS
-    decision = part.decision
-    if decision is not None and decision.row_groups is not None and decision.limits is None and decision.floors is None:
-        # Groups and no other comparison make the compiler spill: floors that nothing is below.
-        floors = torch.full((rows,), -torch.inf, device=total.device)
-        part = replace(part, decision=replace(decision, floors=floors))
-    hard = part.decision is not None and part.decision.floors is not None
-    launch = _launch_of(part, config, heavy=hard or part.own is not None)
+    launch = _launch_of(part, config)
     for chunk in chunks(rows, columns, height, breadth, upper=part.symmetric):
         counts.zero_()
+        if grouped:
+            assert kept is not None
+            decide_groups(part, chunk, kept, where)
         for level in range(len(part.ladder)):
             if part.symmetric:
                 # Below the diagonal no program runs, and none mirrors a tile on it.
@@ -245,17 +229,18 @@ def forward_part(part: Part, maximum: Tensor, total: Tensor, config: Config) -> 
             _fold(maximum[level], total[level], scratch[:2], chunk.rows, chunk.column_tiles)
             if part.symmetric:
                 _fold(maximum[level], total[level], scratch[2:], chunk.columns, chunk.row_tiles)
-        if part.decision is not None:
+        if decision is not None:
             found += counts.sum(1, dtype=torch.int64)
     masked, hidden = found.unbind()
-    if part.decision is None:
+    if decision is None:
         return found
     easy = hidden - masked if hard else hidden
     # Every pair of every tile was counted once, those outside and the excluded ones as masked.
     return torch.stack([masked - (part.padded - part.compared), easy])
 
 
-def _launch_of(part: Part, config: Config, *, heavy: bool) -> Launch:
+def _launch_of(part: Part, config: Config) -> Launch:
+    heavy = part.own is not None or (part.decision is not None and part.decision.floors is not None)
     if part.symmetric:
         return config.forward_symmetric_heavy if heavy else config.forward_symmetric
     return config.forward_heavy if heavy else config.forward
@@ -299,7 +284,8 @@ def _launch(
         BOOST=boost(part),
         SYMMETRIC=part.symmetric,
         BITS=where.value,
-        GIVEN=level > 0 and bits is not None,
+        GIVEN=bits is not None and (level > 0 or (decision is not None and decision.row_groups is not None)),
+        COUNTED=decision is not None,
         PRECISION=precision(x),
         GUIDE_PRECISION=precision(guide_rows),
         GROUP=launch.group,
@@ -313,5 +299,5 @@ def _fold(maximum: Tensor, total: Tensor, partial: Tensor, own: slice, depth: in
     stride = tiles(own.stop - own.start) * TILE
     fold_kernel[(triton.cdiv(count, FOLD_ROWS),)](
         maximum, total, partial[0], partial[1], count, depth, stride, ROWS=FOLD_ROWS, DEPTH=FOLD_DEPTH,
-        num_warps=4, enable_fp_fusion=True,
+        num_warps=FOLD_WARPS, enable_fp_fusion=True,
     )  # fmt: skip

@@ -20,6 +20,11 @@ PLACES = [
 ]
 """Arguments of the kernels that say where in the matrix a launch works. None is a multiple of anything that a kernel
 could make use of, and a kernel for each that happens to be would be compiled in the middle of a run."""
+ALIGNED_OR_NOT = [
+    *("limits", "lse2", "weights", "row_groups", "column_groups", "counts", "all_counts", "maximum", "total"),
+]
+"""Pointers of which some launches get a row or a slice of a tensor, so that 16 bytes may or may not divide them. A
+tile reads or writes but a few numbers there, and a kernel for each case would be compiled in the middle of a run."""
 
 
 def options(launch: Launch) -> dict[str, Any]:

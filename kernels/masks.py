@@ -15,13 +15,14 @@ import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config
-from gist_fast.kernels.launch import PLACES, options, precision
+from gist_fast.kernels.groups import decide_groups
+from gist_fast.kernels.launch import ALIGNED_OR_NOT, PLACES, options, precision
 from gist_fast.kernels.layout import TILE_WORDS
 from gist_fast.kernels.parts import Chunk, Decision, Part
 from torch import Tensor
 
 
-@triton.jit(do_not_specialize=PLACES)
+@triton.jit(do_not_specialize=PLACES, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def masks_kernel(
     x,  # [R, D]; looked at where the student's scores decide
     y,  # [C, D]
@@ -29,8 +30,6 @@ def masks_kernel(
     guide_y,  # [columns of the chunk, G]
     limits,  # [R]
     floors,  # [R]
-    row_groups,  # [R]
-    column_groups,  # [C]
     bits,  # words of the chunk: written, and read before where GIVEN
     row_count,
     column_count,
@@ -42,7 +41,6 @@ def masks_kernel(
     row_tiles,
     column_tiles,
     GUIDE: tl.constexpr,
-    GROUPED: tl.constexpr,
     HARD: tl.constexpr,
     GIVEN: tl.constexpr,
     SYMMETRIC: tl.constexpr,
@@ -60,36 +58,36 @@ def masks_kernel(
         return
     rows = r * TILE + tl.arange(0, TILE)
     columns = c * TILE + tl.arange(0, TILE)
-    words = decide.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
-    if GROUPED:
-        words |= decide.same_group(row_groups, column_groups, rows, columns, row_count, column_count, WORDS)
-    mirrored = words
     if GUIDE == decide.OWN_GUIDE:
-        guide = tile.scores(
+        scores = tile.scores(
             guide_x, guide_y, tile_row * TILE, tile_column * TILE,
             row_count - 1 - chunk_row * TILE, column_count - 1 - chunk_column * TILE, guide_width,
             TILE, TILE, BLOCK_K, GUIDE_PRECISION,
         )  # fmt: skip
-        words, mirrored = decide.above(guide, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
-    if HARD or GUIDE == decide.SELF_GUIDE:
-        logits = tile.scores(
+    elif HARD or GUIDE == decide.SELF_GUIDE:
+        scores = tile.scores(
             x, y, r * TILE, c * TILE, row_count - 1, column_count - 1, width, TILE, TILE, BLOCK_K, PRECISION
         )
-        if GIVEN:
-            at = tile.words_of_tile(bits, tile_row, tile_column, column_tiles) + tile.words_grid()
-            words = tl.load(at)
-            if SYMMETRIC:
-                mirrored = tl.load(at + row_tiles.to(tl.int64) * column_tiles * tile.TILE_WORDS)
-        if GUIDE == decide.SELF_GUIDE:
-            words, mirrored = decide.above(logits, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
-        if HARD:
-            words = decide.below(logits, floors, rows, row_count, words, 1, WORDS)
-            if SYMMETRIC:
-                mirrored = decide.below(logits, floors, columns, row_count, mirrored, 0, WORDS)
-    at = tile.words_of_tile(bits, tile_row, tile_column, column_tiles) + tile.words_grid()
-    tl.store(at, words)
+    if GIVEN:
+        words, mirrored = tile.load_words(
+            bits, r, c, column_tiles, tile_row, tile_column, row_tiles, column_tiles, SYMMETRIC, tile.CHUNK_BITS
+        )
+    else:
+        words = decide.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
+        mirrored = words
+    if GUIDE != decide.NO_GUIDE:
+        words, mirrored = decide.above(scores, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
+    if HARD:
+        words = decide.below(scores, floors, rows, row_count, words, 1, WORDS)
+        if SYMMETRIC:
+            mirrored = decide.below(scores, floors, columns, row_count, mirrored, 0, WORDS)
+    tile.store_words(
+        bits, words, r, c, column_tiles, tile_row, tile_column, row_tiles, column_tiles, False, tile.CHUNK_BITS
+    )
     if SYMMETRIC:
-        tl.store(at + row_tiles.to(tl.int64) * column_tiles * tile.TILE_WORDS, mirrored)
+        tile.store_words(
+            bits, mirrored, r, c, column_tiles, tile_row, tile_column, row_tiles, column_tiles, True, tile.CHUNK_BITS
+        )
 
 
 def chunk_words(row_tiles: int, column_tiles: int, symmetric: bool) -> int:
@@ -98,13 +96,13 @@ def chunk_words(row_tiles: int, column_tiles: int, symmetric: bool) -> int:
 
 
 def decision_arguments(decision: Decision | None, part: Part, chunk: Chunk, nothing: Tensor) -> list[Tensor]:
-    """Guide's rows and columns, limits, floors, groups of rows and of columns, as kernels take them; `nothing` stands
-    for what they will not look at."""
+    """Guide's rows and columns, limits and floors, as kernels take them; `nothing` stands for what they will not look
+    at."""
     decision = decision or Decision()
     guide_rows, guide_columns = part.rows, part.columns
     if decision.guide_rows is not None:
         guide_rows, guide_columns = decision.guide_rows(chunk.rows), decision.guide_columns(chunk.columns)
-    compared = decision.limits, decision.floors, decision.row_groups, decision.column_groups
+    compared = decision.limits, decision.floors
     return [guide_rows, guide_columns, *(nothing if x is None else x for x in compared)]
 
 
@@ -114,7 +112,6 @@ def decision_constants(decision: Decision | None) -> dict[str, Any]:
     guide = decide.OWN_GUIDE if decision.guide_rows is not None else decide.NO_GUIDE
     return {
         "GUIDE": (decide.SELF_GUIDE if decision.self_guided else guide).value,
-        "GROUPED": decision.row_groups is not None,
         "HARD": decision.floors is not None,
     }
 
@@ -122,11 +119,16 @@ def decision_constants(decision: Decision | None) -> dict[str, Any]:
 def decide_chunk(part: Part, chunk: Chunk, bits: Tensor, config: Config) -> None:
     """Fill `bits` with what does not count in a chunk."""
     decision = part.decision or Decision()
+    given = decision.row_groups is not None
+    if given:
+        decide_groups(part, chunk, bits, tile.CHUNK_BITS)
+        if decision.limits is None and decision.floors is None:
+            return
     if decision.guide_rows is None or decision.floors is None:
-        _launch(part, chunk, decision, bits, config, given=False)
+        _launch(part, chunk, decision, bits, config, given=given)
         return
     # Two products, each in a launch of its own: in one they spilled.
-    _launch(part, chunk, replace(decision, floors=None), bits, config, given=False)
+    _launch(part, chunk, replace(decision, floors=None), bits, config, given=given)
     _launch(part, chunk, Decision(floors=decision.floors), bits, config, given=True)
 
 

@@ -15,14 +15,14 @@ import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Owned
-from gist_fast.kernels.launch import PLACES, boost, options, precision
+from gist_fast.kernels.launch import ALIGNED_OR_NOT, PLACES, boost, options, precision
 from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.parts import Part
 from gist_fast.kernels.staged import coefficient
 from torch import Tensor
 
 
-@triton.jit(do_not_specialize=PLACES)
+@triton.jit(do_not_specialize=PLACES, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def owned_kernel(
     own,  # [N, D]: whose gradient it is
     other,  # [K, D]: streamed
@@ -160,8 +160,8 @@ def _launch(
         other,
         lse2,
         weights,
-        lse2 if part.boosts is None else part.boosts,
-        lse2 if part.bits is None else part.bits,
+        gradient if part.boosts is None else part.boosts,
+        gradient if part.bits is None else part.bits,
         gradient,
         own.shape[0],
         other.shape[0],

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from gist_fast.kernels import decide, forward, masks, owned, staged, tile, unpack
+from gist_fast.kernels import decide, forward, groups, masks, owned, staged, tile, unpack
 from gist_fast.kernels.config import HALF, SINGLE, TABLE, Config, Generation, Launch, Owned, Staged
+from gist_fast.kernels.launch import ALIGNED_OR_NOT
 from gist_fast.kernels.layout import TILE, TILE_WORDS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -79,15 +80,42 @@ ALL, DIFFERS = tile.ALL_BOOSTED.value, tile.OWN_DIFFERS.value
 
 
 @dataclass(frozen=True)
+class Element:
+    """Of an operand."""
+
+    type: str
+    """Triton's name."""
+    precision: str = "ieee"
+    """How ``tl.dot`` multiplies float32; half types have one way only."""
+
+    def __str__(self) -> str:
+        return f"fp32 {self.precision}" if self.type == "fp32" else self.type
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is multiplied as float32, for which NVIDIA's matrix units have no instruction."""
+        return (self.type, self.precision) == ("fp32", "ieee")
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What is multiplied."""
+
+    student: Element
+    guide: Element
+
+
+BF16, TF32, FP32 = Element("bf16"), Element("fp32", "tf32"), Element("fp32")
+
+
+@dataclass(frozen=True)
 class Variant:
     """A kernel as one of the launches of a configuration starts it."""
 
     kernel: str
     launch: str
     """The name of the launch in the configuration."""
-    element: str
-    """Triton's name of the operands' type."""
-    precision: str
+    operands: Operands
     function: Callable
     constants: dict[str, Any]
     sides: int = 1
@@ -98,8 +126,10 @@ class Variant:
     """Multiplies the student's."""
 
     @property
-    def multiplies(self) -> bool:
-        return self.guided or self.student
+    def element(self) -> str:
+        """What the report calls its operands."""
+        student, guide = self.operands.student, self.operands.guide
+        return str(student) if student == guide or not self.guided else f"{student}, guide {guide}"
 
 
 @dataclass(frozen=True)
@@ -132,66 +162,88 @@ class Compiled:
         return asdict(self)
 
 
-def variants(element: str, precision: str, *, every: bool = False) -> Iterator[Variant]:
+def variants(student: Element, guide: Element | None = None, *, every: bool = False) -> Iterator[Variant]:
     """The kernels of a configuration: those of a guide with embeddings of its own; with `every`, all others too, each
-    of the loss's variants by itself and all of them at once."""
+    of the loss's variants by itself and all of them at once.
+
+    Args:
+        guide: what its embeddings are; as the student's without it.
+    """
+    operands = Operands(student, guide or student)
     for symmetric in (False, True):
         end = "_symmetric" if symmetric else ""
-        both = {"SYMMETRIC": symmetric, "PRECISION": precision}
-        guided = {**both, "GUIDE_PRECISION": precision}
+        both = {"SYMMETRIC": symmetric, "PRECISION": student.precision}
+        guided = {**both, "GUIDE_PRECISION": operands.guide.precision}
         for name, options in _forward_options(symmetric, every):
             heavy = options["HARD"] or options["BOOST"] == DIFFERS
             launch = f"forward{end}_heavy" if heavy else f"forward{end}"
-            yield _variant(f"forward{end}{name}", launch, element, forward.forward_kernel, guided | options)
+            yield _variant(f"forward{end}{name}", launch, operands, forward.forward_kernel, guided | options)
         for name, options in _masks_options(every):
-            yield _variant(f"masks{end}{name}", f"masks{end}", element, masks.masks_kernel, guided | options)
+            yield _variant(f"masks{end}{name}", f"masks{end}", operands, masks.masks_kernel, guided | options)
         for name, options in _staged_options(symmetric, every):
-            yield _variant(f"staged{end}{name}", f"staged{end}", element, staged.coefficients_kernel, both | options)
+            yield _variant(f"staged{end}{name}", f"staged{end}", operands, staged.coefficients_kernel, both | options)
         if every:
-            constants = {"SYMMETRIC": symmetric, "TILE": TILE, "PRECISION": precision}
-            yield _variant(f"unpack{end}", "unpack", element, unpack.unpack_kernel, constants)
+            yield _variant(f"unpack{end}", "", operands, unpack.unpack_kernel, {"SYMMETRIC": symmetric, "TILE": TILE})
+            for name, bits in (("", tile.PART_BITS.value), (" for a chunk", tile.CHUNK_BITS.value)):
+                constants = {"SYMMETRIC": symmetric, "BITS": bits}
+                yield _variant(f"groups{end}{name}", "", operands, groups.groups_kernel, constants)
     for name, direct, mirrored in (("rows", True, False), ("columns", False, True), ("symmetric", True, True)):
-        sides = {"PRECISION": precision, "DIRECT": direct, "MIRRORED": mirrored}
+        sides = {"PRECISION": student.precision, "DIRECT": direct, "MIRRORED": mirrored}
         for end, options in _owned_options(direct and mirrored, every):
-            yield _variant(f"owned_{name}{end}", "owned", element, owned.owned_kernel, sides | options)
+            yield _variant(f"owned_{name}{end}", "owned", operands, owned.owned_kernel, sides | options)
+    if every:
+        constants = {"ROWS": forward.FOLD_ROWS, "DEPTH": forward.FOLD_DEPTH}
+        yield _variant("fold", "", operands, forward.fold_kernel, constants)
 
 
 Options = Iterator[tuple[str, dict[str, Any]]]
 
 
 def _forward_options(symmetric: bool, every: bool) -> Options:
-    plain = {"GUIDE": OWN, "GROUPED": False, "HARD": False, "BOOST": 0, "GIVEN": False, "BITS": tile.PART_BITS.value}
+    plain = {
+        "GUIDE": OWN, "HARD": False, "BOOST": 0, "GIVEN": False, "COUNTED": True, "BITS": tile.PART_BITS.value,
+    }  # fmt: skip
     yield "", plain
     if not every:
         return
-    unkept, chunk = {"BITS": tile.NO_BITS.value}, {"BITS": tile.CHUNK_BITS.value}
+    chunk = {"BITS": tile.CHUNK_BITS.value}
+    unguided = {"GUIDE": NONE, "COUNTED": False}
+    unkept = {**unguided, "BITS": tile.NO_BITS.value}
     light, heavy = ({}, {}) if symmetric else ({"BOOST": ALL}, {"BOOST": DIFFERS})
     yield " self-guided", {**plain, "GUIDE": SELF}
-    yield " unguided", {**plain, **unkept, "GUIDE": NONE}
-    yield " unguided kept", {**plain, "GUIDE": NONE}
+    yield " unguided", {**plain, **unkept}
+    yield " unguided kept", {**plain, **unguided}
     yield " for a chunk", {**plain, **chunk}
     yield " hard", {**plain, "HARD": True}
-    yield " with all", {**plain, "GROUPED": True, "HARD": True, **heavy}
-    yield " unguided with all", {**plain, "GUIDE": NONE, "GROUPED": True, "HARD": True, **heavy}
-    yield " grouped", {**plain, "GROUPED": True, **light}
-    yield " self-guided grouped", {**plain, "GUIDE": SELF, "GROUPED": True, **light}
-    yield " given", {**plain, "GUIDE": NONE, "GIVEN": True, **light}
-    yield " given for a chunk", {**plain, **chunk, "GUIDE": NONE, "GIVEN": True, **light}
+    yield " unguided hard", {**plain, "GUIDE": NONE, "HARD": True}
+    # With what groups decided to begin with, as all below that are given.
+    yield " with all", {**plain, "GIVEN": True, "HARD": True, **heavy}
+    yield " unguided with all", {**plain, "GUIDE": NONE, "GIVEN": True, "HARD": True, **heavy}
+    yield " self-guided with all", {**plain, "GUIDE": SELF, "GIVEN": True, **heavy}
+    yield " grouped", {**plain, "GIVEN": True, **light}
+    yield " self-guided grouped", {**plain, "GUIDE": SELF, "GIVEN": True, **light}
+    yield " of groups", {**plain, "GUIDE": NONE, "GIVEN": True, **light}
+    yield " given", {**plain, **unguided, "GIVEN": True, **light}
+    yield " given for a chunk", {**plain, **chunk, **unguided, "GIVEN": True, **light}
     if not symmetric:
-        yield " self-guided with all", {**plain, "GUIDE": SELF, "GROUPED": True, **heavy}
-        yield " given, differently boosted", {**plain, "GUIDE": NONE, "GIVEN": True, **heavy}
-        yield " unguided boosted", {**plain, **unkept, "GUIDE": NONE, **light}
+        yield " differently boosted", {**plain, **heavy}
+        yield " grouped, differently boosted", {**plain, "GIVEN": True, **heavy}
+        yield " given, differently boosted", {**plain, **unguided, "GIVEN": True, **heavy}
+        yield " hard, differently boosted", {**plain, "HARD": True, **heavy}
+        yield " self-guided, differently boosted", {**plain, "GUIDE": SELF, **heavy}
+        yield " unguided boosted", {**plain, **unkept, **light}
+        yield " unguided, differently boosted", {**plain, **unkept, **heavy}
 
 
 def _masks_options(every: bool) -> Options:
-    plain = {"GUIDE": OWN, "GROUPED": False, "HARD": False, "GIVEN": False}
+    plain = {"GUIDE": OWN, "HARD": False, "GIVEN": False}
     yield "", plain
     if every:
-        yield " grouped", {**plain, "GROUPED": True}
-        yield " self-guided", {**plain, "GUIDE": SELF, "GROUPED": True}
-        yield " unguided hard", {**plain, "GUIDE": NONE, "GROUPED": True, "HARD": True}
+        yield " grouped", {**plain, "GIVEN": True}
+        yield " self-guided", {**plain, "GUIDE": SELF}
+        yield " self-guided grouped", {**plain, "GUIDE": SELF, "GIVEN": True}
+        yield " unguided hard", {**plain, "GUIDE": NONE, "HARD": True}
         yield " given hard", {**plain, "GUIDE": NONE, "HARD": True, "GIVEN": True}
-        yield " of groups", {**plain, "GUIDE": NONE, "GROUPED": True}
         yield " of nothing", {**plain, "GUIDE": NONE}
 
 
@@ -221,35 +273,56 @@ def _owned_options(symmetric: bool, every: bool) -> Options:
             yield " boosted by one factor", {**plain, "BOOST": ALL}
 
 
-def _variant(kernel: str, launch: str, element: str, function: Callable, constants: dict[str, Any]) -> Variant:
+def _variant(kernel: str, launch: str, operands: Operands, function: Callable, constants: dict[str, Any]) -> Variant:
     sides = 1 + (constants.get("SYMMETRIC") or constants.get("DIRECT", 0) + constants.get("MIRRORED", 0) > 1)
     guided = constants.get("GUIDE") == OWN
     alone = function is masks.masks_kernel
-    student = function is not unpack.unpack_kernel and (not alone or constants["HARD"] or constants["GUIDE"] == SELF)
-    return Variant(kernel, launch, element, constants["PRECISION"], function, constants, sides, guided, student)
+    student = function not in LIGHT and (not alone or constants["HARD"] or constants["GUIDE"] == SELF)
+    return Variant(kernel, launch, operands, function, constants, sides, guided, student)
 
 
 def report(target: str, *, width: int = 384, guide_width: int = 1024, every: bool = False) -> Iterator[Compiled]:
-    """Compile every shipped configuration for `target`, one of `TARGETS`; figures are for those widths."""
+    """Compile every shipped configuration for `target`, one of `TARGETS`; figures are for those widths.
+
+    With `every`, all kernels of all variants, and those of a student and a guide of different types.
+    """
     if target not in TARGETS:
         raise ValueError(f"target: got {target!r}; one of {', '.join(TARGETS)} would do.")
     card = TARGETS[target]
-    for size, elements in ((HALF, (("bf16", "ieee"),)), (SINGLE, (("fp32", "tf32"), ("fp32", "ieee")))):
-        config = TABLE[card.generation, size]
-        for element, precision in elements:
-            if target == "gfx942" and precision == "tf32":
-                # torch multiplies float32 in full there, unless told otherwise.
-                continue
-            for variant in variants(element, precision, every=every):
-                launch = launch_of(config, variant)
-                yield compile_variant(card, variant, launch, width=width, guide_width=guide_width)
+    for size, variant in _shipped(card, every):
+        launch = launch_of(TABLE[card.generation, size], variant)
+        yield compile_variant(card, variant, launch, width=width, guide_width=guide_width)
+
+
+def _shipped(card: Target, every: bool) -> Iterator[tuple[int, Variant]]:
+    """What the table starts on a card, with the bytes of the larger element."""
+    for variant in variants(BF16, every=every):
+        yield HALF, variant
+    # torch multiplies float32 in full on gfx942, unless told otherwise.
+    for single in (FP32,) if card.generation == "gfx942" else (TF32, FP32):
+        for variant in variants(single, every=every):
+            yield SINGLE, variant
+        if every:
+            for variant in variants(BF16, single, every=True):
+                yield SINGLE, variant
+            # What looks at no embeddings of the guide is as above.
+            for variant in variants(single, BF16, every=True):
+                if variant.guided:
+                    yield SINGLE, variant
+
+
+LIGHT = {
+    unpack.unpack_kernel: unpack.WARPS,
+    groups.groups_kernel: groups.WARPS,
+    forward.fold_kernel: forward.FOLD_WARPS,
+}
+"""Kernels that multiply nothing, so that there is nothing to choose but warps."""
 
 
 def launch_of(config: Config, variant: Variant) -> Launch:
     """The launch that starts it."""
-    if variant.function is unpack.unpack_kernel:
-        # It multiplies nothing, so there is nothing to choose but warps.
-        return Launch(config.block_k, unpack.WARPS, stages=1)
+    if variant.function in LIGHT:
+        return Launch(config.block_k, LIGHT[variant.function], stages=1)
     return config.launches()[variant.launch]
 
 
@@ -263,9 +336,7 @@ def compile_variant(card: Target, variant: Variant, launch: Launch, *, width: in
     found: dict[str, int] = {}
     for name in re.findall(rf"\b({card.matrix})\b", listing):
         found[name] = found.get(name, 0) + 1
-    halved = 1 if variant.element != "fp32" else 0.5
-    rate = 1e12 * (card.single if (variant.element, variant.precision) == ("fp32", "ieee") else card.teraflops * halved)
-    matrix_time = flops / rate * card.multiprocessors
+    matrix_time = sum(n / _rate(card, element) for n, element in flops) * card.multiprocessors
     memory_time = traffic / (card.gigabytes * 1e9) * card.multiprocessors
     exponential_time = exponentials / (card.exponentials * card.gigahertz * 1e9)
     # Programs that share a multiprocessor hide one's exponentials under another's products.
@@ -273,7 +344,7 @@ def compile_variant(card: Target, variant: Variant, launch: Launch, *, width: in
     return Compiled(
         target=card.generation,
         kernel=variant.kernel,
-        element=variant.element if variant.element != "fp32" else f"fp32 {variant.precision}",
+        element=variant.element,
         warps=launch.warps,
         stages=launch.stages,
         block_k=launch.block_k,
@@ -283,7 +354,7 @@ def compile_variant(card: Target, variant: Variant, launch: Launch, *, width: in
         programs=programs,
         matrix_instructions=found,
         instructions=len(listing.splitlines()),
-        flops=flops,
+        flops=sum(n for n, _ in flops),
         bytes=traffic,
         roofline=matrix_time / max(busy, memory_time) if flops else 1.0,
     )
@@ -292,9 +363,10 @@ def compile_variant(card: Target, variant: Variant, launch: Launch, *, width: in
 POINTERS = {
     "limits": "*fp32", "floors": "*fp32", "row_groups": "*i32", "column_groups": "*i32", "boosts": "*fp32",
     "lse2": "*fp32", "weights": "*fp32", "bits": "*i32", "counts": "*i32", "all_counts": "*i32", "gradient": "*fp32",
-    "row_maximum": "*fp32", "row_sum": "*fp32", "column_maximum": "*fp32", "column_sum": "*fp32",
+    "maximum": "*fp32", "total": "*fp32", "partial_maximum": "*fp32", "partial_sum": "*fp32", "row_maximum": "*fp32",
+    "row_sum": "*fp32", "column_maximum": "*fp32", "column_sum": "*fp32",
 }  # fmt: skip
-OPERANDS = ("x", "y", "guide_x", "guide_y", "own", "other", "coefficients", "masked")
+STUDENT, GUIDE = ("x", "y", "own", "other", "coefficients", "masked"), ("guide_x", "guide_y")
 DIVISIBLE = ("width", "guide_width")
 
 
@@ -308,17 +380,20 @@ def _compile(card: Target, variant: Variant, launch: Launch) -> Any:
         constants["COLUMNS"] = launch.columns
     names = variant.function.arg_names
     constants = {name: value for name, value in constants.items() if name in names}
+    student, guide = variant.operands.student.type, variant.operands.guide.type
     signature = {
         name: "constexpr" if name in constants
-        else f"*{variant.element}" if name in OPERANDS
+        else f"*{student}" if name in STUDENT
+        # A kernel that multiplies no embeddings of a guide is given the student's for them.
+        else f"*{guide if variant.guided else student}" if name in GUIDE
         else POINTERS.get(name, "i32")
         for name in names
     }  # fmt: skip
-    # What a launch finds out by itself: torch's memory is aligned, and widths are filled up.
+    # What a launch finds out by itself: torch's memory is aligned where it begins, and widths are filled up.
     attributes = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(names)
-        if signature[name].startswith("*") or name in DIVISIBLE
+        if name in DIVISIBLE or (signature[name].startswith("*") and name not in ALIGNED_OR_NOT)
     }
     source = ASTSource(variant.function, signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
@@ -361,26 +436,40 @@ def _programs(card: Target, warps: int, registers: int, shared: int) -> int:
     return min(card.registers // taken, by_shared, card.threads // (card.warp * warps)) if fits else 0
 
 
+def _rate(card: Target, element: Element) -> float:
+    """FLOPs a second."""
+    if element.exact:
+        return 1e12 * card.single
+    return 1e12 * card.teraflops * (0.5 if element.type == "fp32" else 1)
+
+
 def _work(
     card: Target, variant: Variant, launch: Launch, programs: int, width: int, guide_width: int
-) -> tuple[int, int, int]:
-    """FLOPs, bytes from memory and exponentials of a tile."""
-    size = 4 if variant.element == "fp32" else 2
+) -> tuple[list[tuple[int, Element]], int, int]:
+    """FLOPs of each product with what it multiplies, bytes from memory and exponentials of a tile."""
+    operands = variant.operands
+    size, guide_size = (4 if element.type == "fp32" else 2 for element in (operands.student, operands.guide))
     together = max(1, programs) * card.multiprocessors
     if isinstance(launch, Owned):
         pairs = launch.rows * launch.columns
         held = min(launch.slice_width, width)
         # All programs stream the same rows at about the same time, so that one load from memory serves them all.
         streamed = launch.columns * width * size // together
-        return 2 * pairs * (width + held), streamed + variant.sides * pairs // 8, variant.sides * pairs
+        flops = [(2 * pairs * (width + held), operands.student)]
+        return flops, streamed + variant.sides * pairs // 8, variant.sides * pairs
+    if variant.function is forward.fold_kernel:
+        return [], 8 * forward.FOLD_ROWS * (forward.FOLD_DEPTH + 2), forward.FOLD_ROWS * (forward.FOLD_DEPTH + 1)
     breadth = launch.columns if isinstance(launch, Staged) else TILE
     pairs = TILE * breadth
-    alone = variant.function is masks.masks_kernel
-    depth = (width if variant.student else 0) + (guide_width if variant.guided else 0)
+    deep = width * size * variant.student + guide_width * guide_size * variant.guided
     across = max(1, together // launch.group)
-    operands = breadth * depth * size * (launch.group + across) // (launch.group * across)
+    read = breadth * deep * (launch.group + across) // (launch.group * across)
     bits = 4 * TILE_WORDS * variant.sides * breadth // TILE
+    decides_only = variant.function in (masks.masks_kernel, groups.groups_kernel)
     written = variant.function in (staged.coefficients_kernel, unpack.unpack_kernel)
-    out = pairs * size if written else 0 if alone else 8 * TILE * variant.sides
-    quiet = alone or variant.function is unpack.unpack_kernel
-    return 2 * pairs * depth, operands + bits + out, 0 if quiet else variant.sides * pairs
+    out = pairs * size if written else 0 if decides_only else 8 * TILE * variant.sides
+    quiet = decides_only or variant.function is unpack.unpack_kernel
+    flops = [(2 * pairs * width, operands.student)] if variant.student else []
+    if variant.guided:
+        flops.append((2 * pairs * guide_width, operands.guide))
+    return flops, read + bits + out, 0 if quiet else variant.sides * pairs

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config, Staged
-from gist_fast.kernels.launch import PLACES, boost, options, precision
+from gist_fast.kernels.launch import ALIGNED_OR_NOT, PLACES, boost, options, precision
 from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.masks import chunk_words, decide_chunk
 from gist_fast.kernels.parts import Chunk, Part, chunks
@@ -30,7 +30,7 @@ CAST_ROWS = 1024
 """Rows of coefficients made float32 at a time where torch cannot sum a product of half types in float32."""
 
 
-@triton.jit(do_not_specialize=PLACES)
+@triton.jit(do_not_specialize=PLACES, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def coefficients_kernel(
     x,  # [R, D]
     y,  # [C, D]
@@ -192,8 +192,8 @@ def _launch(
         lse2 if limits is None else limits,
         lse2,
         weights,
-        lse2 if part.boosts is None else part.boosts,
-        lse2 if kept is None else kept,
+        coefficients if part.boosts is None else part.boosts,
+        coefficients if kept is None else kept,
         coefficients,
         x.shape[0],
         y.shape[0],

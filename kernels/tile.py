@@ -130,6 +130,37 @@ def places_of_words(bits, r, c, all_column_tiles, tile_row, tile_column, row_til
 
 
 @triton.jit
+def load_words(
+    bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, SYMMETRIC: tl.constexpr,
+    BITS: tl.constexpr,
+):  # fmt: skip
+    """Both sides' words of a tile, ``[TILE, ROW_WORDS]``; one and the same where the part is not symmetric."""
+    at, mirrored_at = places_of_words(
+        bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, BITS
+    )
+    words = tl.load(at + words_grid())
+    mirrored = words
+    if SYMMETRIC:
+        mirrored = tl.load(mirrored_at + words_grid())
+    return words, mirrored
+
+
+@triton.jit
+def store_words(
+    bits, words, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles,
+    MIRRORED: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """Write the words of a side of a tile where they are to be found again, if anybody will look."""
+    if BITS != NO_BITS:
+        at, mirrored_at = places_of_words(
+            bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, BITS
+        )
+        if MIRRORED:
+            at = mirrored_at
+        tl.store(at + words_grid(), words)
+
+
+@triton.jit
 def boost(logits, boosts, own_negative, rows, columns, BOOST: tl.constexpr):
     """The logits with what hardness weighting multiplies them by.
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
 from gist_fast.kernels import forward as forward_pass
-from gist_fast.kernels import masks, owned, staged, unpack
+from gist_fast.kernels import groups, masks, owned, staged, unpack
 
 from gist_fast import operands, operator, triplet
 from gist_fast.backends import triton
@@ -79,6 +79,7 @@ def add_product_apart(total: Tensor, a: Tensor, b: Tensor) -> None:
 def no_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module, names in (
         (forward_pass, ("forward_kernel", "fold_kernel")),
+        (groups, ("groups_kernel",)),
         (masks, ("masks_kernel",)),
         (staged, ("coefficients_kernel",)),
         (owned, ("owned_kernel",)),

@@ -82,3 +82,26 @@ def test_a_compiled_step_has_no_graph_break() -> None:
 def test_auto_takes_it() -> None:
     tensors = embeddings(40, 0, 64, 32, torch.bfloat16)
     assert torch.equal(run("auto", tensors)[0], run("triton", tensors)[0])
+
+
+@pytest.mark.parametrize("guide", [64, 1024, 4096])
+@pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32", "tf32"])
+def test_copies_of_the_positive_stay_or_go_as_asked(kind: str, guide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", kind == "tf32")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(kind, torch.float32)
+    generator = torch.Generator().manual_seed(guide)
+    anchors, guides = (torch.randn(300, n, generator=generator).to("cuda", dtype) for n in (64, guide))
+    # Each positive stands there twice, all near their anchors, where sums that are cut off lose most.
+    positives, guide_positives = (
+        (x[:150] + 0.5 * torch.randn(150, n, generator=generator).to("cuda", dtype)).repeat(2, 1)
+        for x, n in ((anchors, 64), (guides, guide))
+    )
+    guides[150:] = guides[:150]
+    counts = []
+    for ties in (False, True):
+        _, stats = guided_contrastive_loss(
+            anchors, positives, guides, guide_positives, backend="triton", contrast_anchors=False,
+            contrast_positives=False, mask_ties=ties, return_stats=True,
+        )  # fmt: skip
+        counts.append(int(stats.masked[0]))
+    assert counts[1] - counts[0] == 300

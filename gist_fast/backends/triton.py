@@ -326,7 +326,7 @@ def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Ca
             versions=(torch.__version__, importlib.metadata.version("triton")),
             dtypes=tuple(sorted(dtypes)),
             widths=(*(level.operands[ANCHORS].shape[1] for level in operands.ladder), guide_width),
-            variant=" ".join(name for name in ("groups", "boost") if getattr(operands, name) is not None),
+            variant=" ".join(_variant(operands)),
             rows=blocks[0].rows,
             pairs=sum(block.rows * block.columns for block in blocks),
         )
@@ -340,6 +340,15 @@ def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Ca
     # Masks decided again must be summed in the forward pass's own steps.
     step = tuning.recall(key(_forward_direction(operands, blocks)), default).block_k
     return tuning.tuned(key(f"{direction} in steps of {step}"), tuning.with_step(default, step), direction, seconds)
+
+
+def _variant(operands: Operands) -> Iterator[str]:
+    """What of the loss's variants is on that changes which kernels run, or what they hold."""
+    if operands.self_guided:
+        yield "self-guided"
+    for name in ("floors", "groups", "boost"):
+        if getattr(operands, name) is not None:
+            yield name
 
 
 def _forward_direction(operands: Operands, blocks: Sequence[Block]) -> str:

@@ -260,7 +260,7 @@ def _as_dict(found: Inspection, same: Duplicates | None, limit: int | None) -> d
         "rows_without_a_negative": found.rows_emptied,
         "student_above": found.student_above,
         "blocks": _blocks(found),
-        "pairs": [{**asdict(pair), "student_ranks": pair.student_ranks} for pair in found.dropped[:limit]],
+        "pairs": [asdict(pair) for pair in found.dropped[:limit]],
         "margins": [
             {
                 "strategy": outcome.strategy,

@@ -17,7 +17,7 @@ from gist_fast.inspection.best import Best
 from gist_fast.inspection.duplicates import NEAR, Duplicates, Texts, check_near, duplicates_among
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded
 from gist_fast.inspection.margins import LADDER, MarginCounter, MarginOutcome, check_margins
-from gist_fast.inspection.rule import TIE, Variant, limits, lowered, own_scores, scores, tiles, unit_rows
+from gist_fast.inspection.rule import Variant, limits, lowered, own_scores, scores, tie, tiles, unit_rows
 from gist_fast.rule import Rule
 
 if TYPE_CHECKING:
@@ -44,19 +44,12 @@ class DroppedPair:
     """The student's similarity of the two, where a student was given."""
     student_positive: float | None = None
     """The student's similarity of the row's anchor and positive, likewise."""
+    student_ranks: str | None = None
+    """Where the student would have ranked the pair: ``above`` the row's positive, ``below`` it or ``level``."""
 
     @property
     def excess(self) -> float:
         return self.guide - self.threshold
-
-    @property
-    def student_ranks(self) -> str | None:
-        """Where the student would have ranked the pair: ``above`` the row's positive, ``below`` it or ``level``."""
-        if self.student is None or self.student_positive is None:
-            return None
-        if abs(self.student - self.student_positive) <= TIE:
-            return "level"
-        return "above" if self.student > self.student_positive else "below"
 
 
 @dataclass(frozen=True)
@@ -233,11 +226,13 @@ class _Pass:
         own = own_scores(guide)
         self.hard = hard
         self.guide, self.student = guide, student
+        self.guide_tie = tie(guide)
+        self.student_tie = 0.0 if student is None else tie(student)
         self.student_own = None if student is None else own_scores(student)
         self.variant = variant
         self.thresholds = lowered(own, margin, strategy, variant)
-        self.limits = limits(own, margin, strategy, variant)
-        self.counter = MarginCounter(own, margins, variant)
+        self.limits = limits(own, self.guide_tie, margin, strategy, variant)
+        self.counter = MarginCounter(own, self.guide_tie, margins, variant)
         self.best = Best(most)
         self.compared: dict[str, int] = {}
         self.counts: dict[str, int] = {}
@@ -261,7 +256,7 @@ class _Pass:
             self.counter.add(block, rows, found, None if below is None else below & counts)
             masked = found > self.limits[rows, None]
             self.counts[block.name] += int(masked.sum())
-            self.ties[block.name] += int(((found >= self.thresholds[rows, None] - TIE) & ~masked).sum())
+            self.ties[block.name] += int(((found >= self.thresholds[rows, None] - self.guide_tie) & ~masked).sum())
             kept = counts & ~masked
             if below is not None:
                 self.easy[block.name] += int((kept & below).sum())
@@ -273,7 +268,7 @@ class _Pass:
             if studied is not None and self.student_own is not None:
                 similar = studied[i, j].double()
                 own = self.student_own[rows][i].double()
-                self.student_above += int((similar > own + TIE).sum())
+                self.student_above += int((similar > own + self.student_tie).sum())
             of_block = torch.full_like(i, number)
             self.best.add(guided - threshold, of_block, i + rows.start, j, guided, threshold, similar, own)
 
@@ -281,7 +276,7 @@ class _Pass:
         """``[n, columns]``: what the student ranks below the row's positive; None where that does not matter."""
         if not self.hard or studied is None or self.student_own is None:
             return None
-        return studied < self.student_own[rows, None] - TIE
+        return studied < self.student_own[rows, None] - self.student_tie
 
     def pairs(
         self, blocks: Sequence[Block], texts: Mapping[str, list[str]], numbers: Sequence[int]
@@ -303,9 +298,16 @@ class _Pass:
                     threshold=threshold,
                     student=None if self.student is None else similar,
                     student_positive=None if self.student is None else own,
+                    student_ranks=None if self.student is None else _rank(similar - own, self.student_tie),
                 )
             )
         return sorted(found, key=lambda pair: (-pair.excess, pair.row, pair.other_row))
+
+
+def _rank(ahead: float, tie: float) -> str:
+    if abs(ahead) <= tie:
+        return "level"
+    return "above" if ahead > 0 else "below"
 
 
 def _groups(batch: Dataset, groups: str, anchors: Sequence[str]) -> Tensor:

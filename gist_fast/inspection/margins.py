@@ -68,12 +68,13 @@ class MarginCounter:
 
     Args:
         thresholds: ``[B]``, before any margin.
+        band: the guide's `gist_fast.inspection.rule.tie`.
         margins: as `check_margins` returns them.
     """
 
-    def __init__(self, thresholds: Tensor, margins: Sequence[float], variant: Variant = PLAIN) -> None:
+    def __init__(self, thresholds: Tensor, band: float, margins: Sequence[float], variant: Variant = PLAIN) -> None:
         self._settings = [(strategy, margin) for strategy in STRATEGIES for margin in margins]
-        self._limits = [limits(thresholds, margin, strategy, variant) for strategy, margin in self._settings]
+        self._limits = [limits(thresholds, band, margin, strategy, variant) for strategy, margin in self._settings]
         self._kept = torch.zeros(len(self._settings), len(thresholds), dtype=torch.int64)
         self._dropped: dict[str, Tensor] = {}
 

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from gist_fast.blocks import ANCHORS, FIRST_NEGATIVES, POSITIVES, Block
-from gist_fast.operands import TIE_ULPS, ZERO_NORM
+from gist_fast.operands import ZERO_NORM, tie_band
 
 TILE = 2**22
 """Scores at a time: 16 MiB."""
-TIE = TIE_ULPS * torch.finfo(torch.float32).eps
-"""How far above its threshold a score still counts as equal to it; see `gist_fast.operands`."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +45,24 @@ def own_scores(unit: Sequence[Tensor]) -> Tensor:
     return (unit[ANCHORS] * unit[POSITIVES]).sum(dim=1)
 
 
+def tie(unit: Sequence[Tensor]) -> float:
+    """How far above its threshold a score of such vectors still counts as equal to it, as in the loss."""
+    return tie_band(torch.float32, unit[ANCHORS].shape[1])
+
+
 def lowered(thresholds: Tensor, margin: float, strategy: str, variant: Variant = PLAIN) -> Tensor:
     """``[B]``: the thresholds less the margin."""
     taken = margin if variant.margins is None else variant.margins + margin
     return thresholds - (thresholds.abs() * taken if strategy == "relative" else taken)
 
 
-def limits(thresholds: Tensor, margin: float, strategy: str, variant: Variant = PLAIN) -> Tensor:
-    """``[B]``: pairs of row i that score above ``limits[i]`` are dropped."""
-    return lowered(thresholds, margin, strategy, variant) + (-TIE if variant.mask_ties else TIE)
+def limits(thresholds: Tensor, band: float, margin: float, strategy: str, variant: Variant = PLAIN) -> Tensor:
+    """``[B]``: pairs of row i that score above ``limits[i]`` are dropped.
+
+    Args:
+        band: the guide's `tie`.
+    """
+    return lowered(thresholds, margin, strategy, variant) + (-band if variant.mask_ties else band)
 
 
 def tiles(block: Block) -> Iterator[slice]:
