@@ -19,6 +19,8 @@ from gist_fast.rule import HARDNESS_MODES
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 STRATEGIES = ("absolute", "relative")
 REDUCTIONS = ("mean", "sum", "none")
+# A gradient by an embedding goes as 1 / (temperature * norm): float16 ends at 65,504, and float32's logits at 3e38.
+_LEAST_TEMPERATURE = {torch.float16: 1e-6, torch.bfloat16: 1e-30, torch.float32: 1e-30}
 MASK_BITS = ("auto", "keep", "recompute")
 
 
@@ -78,8 +80,12 @@ def check_embeddings(
     return student, guide
 
 
-def check_temperature(temperature: float | Tensor) -> None:
-    """Raise unless `temperature` is a positive finite number or a 0-d floating tensor (its value unseen on a GPU)."""
+def check_temperature(temperature: float | Tensor, dtype: torch.dtype | None = None) -> None:
+    """Raise unless `temperature` is a positive finite number or a 0-d floating tensor (its value unseen on a GPU).
+
+    Args:
+        dtype: of the embeddings, where it is known.
+    """
     wanted = "a float above 0, or a 0-d floating tensor, would do"
     if isinstance(temperature, Tensor):
         if temperature.ndim != 0 or not temperature.is_floating_point():
@@ -94,6 +100,12 @@ def check_temperature(temperature: float | Tensor) -> None:
         raise InputTypeError(f"temperature: got {temperature!r} of type {type(temperature).__name__}; {wanted}.")
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature: got {temperature}; {wanted}.")
+    least = 0.0 if dtype is None else _LEAST_TEMPERATURE.get(dtype, 0.0)
+    if temperature < least:
+        raise InputError(
+            f"temperature: got {temperature}, at which gradients of {dtype} embeddings overflow; {least} or more would "
+            "do, or another type."
+        )
 
 
 def check_margin(margin: float | Tensor, margin_strategy: str, rows: int | None = None, name: str = "margin") -> None:
@@ -247,6 +259,8 @@ def _check_family(prefix: str, anchors: Tensor, positives: Tensor, negatives: Se
             raise InputTypeError(f"{name}: got {type(x).__name__}; a floating tensor [N, D] would do.")
         if x.dtype not in FLOATS:
             raise InputTypeError(f"{name}: got type {x.dtype}; float32, float16, bfloat16 or float64 would do.")
+        if x.layout != torch.strided:
+            raise InputTypeError(f"{name}: got layout {x.layout}; a dense tensor, as of {name}.to_dense(), would do.")
         if x.ndim != 2:
             raise InputError(f"{name}: got shape {_shape(x)}; a matrix [N, D] would do.")
         if x.shape[0] == 0 or x.shape[1] == 0:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gist_fast.backends import choose_backend, fall_back, reference, streaming_backend
+from gist_fast.backends import choose_backend, may_fall_back, reference, remember_failure, streaming_backend
 from gist_fast.backends.interface import GuidedRows
 from gist_fast.blocks import ANCHORS, Block, make_blocks
 from gist_fast.checks import (
@@ -139,7 +139,7 @@ def guided_contrastive_loss(  # type: ignore[misc]
     student, guide = check_embeddings(
         anchors, positives, negatives, guide_anchors, guide_positives, guide_negatives, offset
     )
-    check_temperature(temperature)
+    check_temperature(temperature, anchors.dtype)
     if isinstance(temperature, Tensor) and temperature.device != anchors.device:
         raise InputError(
             f"temperature: on {temperature.device}, but anchors are on {anchors.device}; use one device, or a float."
@@ -271,9 +271,11 @@ def _guided_rows(
     try:
         return stream(chosen)
     except Exception as error:
-        if not fall_back("auto", chosen, device.type, dtype, error):
+        if not may_fall_back("auto", chosen, error):
             raise
-        return stream("tiled")
+        found = stream("tiled")
+        remember_failure(device.type, dtype, error)
+        return found
 
 
 def _check_own_negatives(hardness_mode: str | None, student: Sequence[Tensor], offset: int) -> None:

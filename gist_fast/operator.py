@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gist_fast.backends import fall_back, streaming_backend
+from gist_fast.backends import may_fall_back, remember_failure, streaming_backend
 from gist_fast.backends.interface import LARGEST_WEIGHT, LN2
 from gist_fast.blocks import ANCHORS, Block, make_blocks
 from gist_fast.operands import accumulation_dtype, add_positives, embedding_gradients, prepare
@@ -158,16 +158,16 @@ def backward_rows(
         try:
             found = run(backend, lse2, bits if len(bits) > 0 else None)
         except Exception as error:
-            x = student[ANCHORS]
             spared = len(bits) > 0 and not guide and _kernels(backend, student, rule) in _proven
-            if spared or not automatic or not fall_back("auto", backend, x.device.type, x.dtype, error):
+            if spared or not automatic or not may_fall_back("auto", backend, error):
                 raise
+            # Decides the masks again, so its own logsumexp goes with them: a pair on the threshold that is in one and
+            # not in the other could have any weight.
+            found = run("tiled", None, None)
+            remember_failure(student[ANCHORS].device.type, student[ANCHORS].dtype, error)
         else:
             _proven.add(_kernels(backend, student, rule))
-            return found
-        # Decides the masks again, so its own logsumexp goes with them: a pair on the threshold that is in one and not
-        # in the other could have any weight.
-        return run("tiled", None, None)
+        return found
 
 
 def _by_embedding(

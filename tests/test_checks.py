@@ -42,6 +42,8 @@ WRONG = [
     ({"temperature": "0.1"}, TypeError, r"temperature: got '0.1' of type str"),
     ({"temperature": torch.ones(2)}, ValueError, r"temperature: got a tensor of shape \[2\]"),
     ({"temperature": torch.tensor(-0.5)}, ValueError, r"temperature: got -0.5"),
+    ({"temperature": 1e-31}, ValueError, r"temperature: got 1e-31.*torch.float32 embeddings overflow; 1e-30 or more"),
+    ({"anchors": x().to_sparse()}, TypeError, r"anchors: got layout torch.sparse_coo; .*anchors.to_dense\(\)"),
     ({"margin": None}, TypeError, r"margin: got None"),
     ({"margin": float("inf")}, ValueError, r"margin: got inf"),
     ({"margin_strategy": "both"}, ValueError, r"margin_strategy: got 'both'; one of 'absolute', 'relative'"),
@@ -55,6 +57,15 @@ WRONG = [
 def test_wrong_arguments_are_named(change, error, message):
     with pytest.raises(error, match=message):
         guided_contrastive_loss(**{**GOOD, **change})
+
+
+def test_a_temperature_at_which_half_types_overflow_is_refused():
+    half = {name: embeddings.half() for name, embeddings in GOOD.items()}
+    with pytest.raises(ValueError, match=r"temperature: got 9e-07, .*torch.float16 embeddings overflow; 1e-06 or more"):
+        guided_contrastive_loss(**half, temperature=9e-7)
+    leaves = [torch.randn(30, 24).half().requires_grad_() for _ in range(2)]
+    guided_contrastive_loss(*leaves, temperature=1e-6).backward()
+    assert all(torch.isfinite(leaf.grad).all() for leaf in leaves)
 
 
 def test_devices_must_agree():

@@ -41,6 +41,12 @@ class Timer:
         return sum(10 - launch.warps + abs(launch.stages - 4) for launch in (config.forward, config.forward_symmetric))
 
 
+def test_what_tells_keys_apart() -> None:
+    others = [{}, {"variant": "self-guided"}, {"widths": (384, 0)}, {"rows": 65536}, {"versions": ("2.11", "3.6")}]
+    assert len({key(**other) for other in others}) == len(others)
+    assert key(rows=32769) == key()
+
+
 def test_the_fastest_that_runs_wins_and_the_rest_stays() -> None:
     found = tuning.tuned(key(), DEFAULT, "forward", Timer())
     assert (found.forward.warps, found.forward.stages) == (8, 4)

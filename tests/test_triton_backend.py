@@ -108,6 +108,26 @@ def test_a_failing_launch_under_auto_falls_back_with_one_warning(
     backends._automatic.cache_clear()
 
 
+@pytest.mark.usefixtures("cpu_for_gpu")
+def test_an_error_that_tiled_meets_too_is_not_triton_s(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    plain = tiled.forward
+    monkeypatch.setattr(triton, "forward", fail)
+    monkeypatch.setattr(tiled, "forward", fail)
+    a, p = torch.randn(5, 8), torch.randn(5, 8)
+    with caplog.at_level("WARNING", "gist_fast"):
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            guided_contrastive_loss(a, p)
+        assert not caplog.records
+        monkeypatch.setattr(tiled, "forward", plain)
+        guided_contrastive_loss(a, p)
+    assert len(caplog.records) == 1
+
+
 @pytest.fixture
 def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU stands in for a GPU on which the forward pass runs and the backward pass does not."""

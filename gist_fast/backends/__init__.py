@@ -64,21 +64,25 @@ def explain_choice(device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     return ("tiled", reason) if reason else ("triton", "Triton kernels can run on this GPU")
 
 
-def fall_back(requested: str, chosen: str, device_type: str, dtype: torch.dtype, error: Exception) -> bool:
-    """Whether a call that was left to ``auto`` and failed in Triton should be run on ``tiled`` instead.
+def may_fall_back(requested: str, chosen: str, error: Exception) -> bool:
+    """Whether a call that was left to ``auto`` and failed in Triton should be tried on ``tiled`` instead.
 
-    From then on ``auto`` takes ``tiled`` for such tensors, which it says once. Memory that ran out is no failure of
-    Triton's, and errors about arguments are the caller's.
+    Memory that ran out is no failure of Triton's, and errors about arguments are the caller's.
     """
     named = requested != "auto" or _from_environment() != "auto"
-    if named or chosen != "triton" or isinstance(error, (torch.OutOfMemoryError, ValueError, TypeError)):
-        return False
+    return not (named or chosen != "triton" or isinstance(error, (torch.OutOfMemoryError, ValueError, TypeError)))
+
+
+def remember_failure(device_type: str, dtype: torch.dtype, error: Exception) -> None:
+    """From now on ``auto`` takes ``tiled`` for such tensors, which is said once.
+
+    To be called once ``tiled`` could do what failed: an error that it meets too is not Triton's.
+    """
     if (device_type, dtype) not in _failures:
         message = " ".join(str(error).split())[:500]
         _failures[device_type, dtype] = f"Triton's kernels failed here ({type(error).__name__}: {message})"
         _automatic.cache_clear()
-        choose_backend(requested, device_type, dtype)
-    return True
+        choose_backend("auto", device_type, dtype)
 
 
 def streaming_backend(name: str) -> StreamingBackend:
