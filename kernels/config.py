@@ -86,9 +86,8 @@ class Config:
 
     forward: Launch
     forward_symmetric: Launch
-    forward_heavy: Launch
-    """With floors, or with two factors of hardness weighting: comparisons beside the student's scores."""
-    forward_symmetric_heavy: Launch
+    forward_own_differs: Launch
+    """With two factors of hardness weighting: a comparison more beside the student's scores. Never symmetric."""
     masks: Launch
     masks_symmetric: Launch
     staged: Staged
@@ -128,8 +127,7 @@ HALF, SINGLE = 2, 4
 def _wide(block_k: int, warps: int, stages: int, owned: Owned, note: str, **others: Launch) -> Config:
     """A configuration of one launch for all kernels but those named."""
     names = (
-        "forward", "forward_symmetric", "forward_heavy", "forward_symmetric_heavy", "masks", "masks_symmetric",
-        "staged", "staged_symmetric",
+        "forward", "forward_symmetric", "forward_own_differs", "masks", "masks_symmetric", "staged", "staged_symmetric",
     )  # fmt: skip
     launches = {name: (Staged if name.startswith("staged") else Launch)(block_k, warps, stages) for name in names}
     return Config(**{**launches, **others}, owned=owned, note=note)
@@ -140,33 +138,32 @@ TABLE: dict[tuple[Generation, int], Config] = {
     # nothing, and two programs fit; coefficients of both sides spill 184 bytes with 4 warps, so they get 8.
     ("sm_90", HALF): _wide(
         64, 4, 3, Owned(64, warps=4, stages=2, rows=64, columns=32, slice_width=128),
+        forward_own_differs=Launch(64, 8, 3),
         staged_symmetric=Staged(64, 8, 3),
-        forward_symmetric_heavy=Launch(64, 8, 3),
-        note="Compiler's report: 2 programs a multiprocessor, but 1 for forward_symmetric_heavy (233 registers, 8 "
-        "warps; 4 warps spill 16 to 24 bytes) and staged_symmetric (254 registers, 8 warps; 2 of "
+        note="Compiler's report: 2 programs a multiprocessor, but 1 for forward_own_differs beside a guide (8 warps; 4 "
+        "spill 48 to 96 bytes with Triton 3.6) and staged_symmetric (254 registers, 8 warps; 2 of "
         "128 x 64 at 182 registers and 4 warps raise its bound from 59% to 82%, for half as much again from L2). "
         "Lost: 8 warps for forward (1 program); owned 64 x 64 (8 bytes spilled), 128 x 64 with 8 warps (1 program), "
         "128 x 128 (408 bytes spilled). Not yet measured on a GPU.",
     ),
     ("sm_90", SINGLE): _wide(
         16, 8, 4, Owned(16, warps=8, stages=2, rows=64, columns=32, slice_width=64),
-        forward_heavy=Launch(16, 8, 2),
-        note="Compiler's report, TF32 and IEEE alike: no spills. Lost: 3 and 4 stages of forward_heavy (8 bytes with "
-        "all variants at once, IEEE); steps of 32, with which IEEE products spill 16 bytes unguided "
-        "and owned; 3 stages of owned (8 bytes with Triton 3.6). Not yet measured on a GPU.",
+        note="Compiler's report, TF32 and IEEE alike: no spills. Lost: steps of 32, with which IEEE products spill 16 "
+        "bytes unguided and owned; 3 stages of owned (8 bytes with Triton 3.6). Not yet measured on a GPU.",
     ),
     ("sm_80", HALF): _wide(
         32, 8, 4, Owned(32, warps=8, stages=3, rows=128, columns=64, slice_width=128),
         forward=Launch(32, 4, 4),
         note="Compiler's report: 2 programs a multiprocessor for forward and staged, 1 for symmetric parts and "
-        "forward_heavy (4 warps spill 56 bytes with groups and two factors of hardness weighting). Lost: 4 warps for "
+        "forward_own_differs (4 warps spill 16 to 24 bytes with Triton 3.6). Lost: 4 warps for "
         "symmetric parts (272 to 360 bytes spilled); owned 64 x 64 with 4 warps (8 bytes). Not yet measured "
         "on a GPU.",
     ),
     ("sm_80", SINGLE): _wide(
         16, 8, 3, Owned(16, warps=8, stages=3, rows=64, columns=32, slice_width=64),
-        note="Compiler's report, TF32 and IEEE alike: no spills. Lost: owned slices of 128 (264 to 304 bytes spilled "
-        "in IEEE products). Not yet measured on a GPU.",
+        forward_symmetric=Launch(16, 8, 2),
+        note="Compiler's report, TF32 and IEEE alike: no spills. Lost: 3 stages of forward_symmetric (72 bytes in IEEE "
+        "products with Triton 3.6); owned slices of 128 (264 to 304 bytes in IEEE products). Not yet measured on a GPU.",
     ),
     ("sm_100", HALF): _wide(
         64, 8, 3, Owned(64, warps=4, stages=2, rows=64, columns=64, slice_width=128),
@@ -176,8 +173,9 @@ TABLE: dict[tuple[Generation, int], Config] = {
     ),
     ("sm_100", SINGLE): _wide(
         16, 8, 3, Owned(16, warps=8, stages=3, rows=64, columns=32, slice_width=64),
-        note="Compiler's report, TF32 and IEEE alike: no spills. Lost: owned 64 x 64 (24 bytes spilled). Not yet "
-        "measured on a GPU.",
+        masks_symmetric=Launch(16, 8, 2),
+        note="Compiler's report, TF32 and IEEE alike: no spills. Lost: 3 stages of masks_symmetric (8 bytes in "
+        "IEEE products with Triton 3.6); owned 64 x 64 (24 bytes). Not yet measured on a GPU.",
     ),
     ("gfx942", HALF): _wide(
         32, 8, 2, Owned(32, warps=4, stages=2, rows=64, columns=64, slice_width=128),

@@ -5,9 +5,10 @@ the student's are computed in the same registers: two programs fit on a multipro
 run under the other's exponentials. Each tile leaves a maximum and a sum of exp2 a row; a second small kernel folds
 those of a launch into the running ones, always in the same order, so that results are the same from run to run.
 
-Groups have been compared before, by a kernel of their own, whose words this one begins with. Where floors decide too,
-the student's scores are compared with them before the bits are written. Of a ladder of widths the widest decides, and
-the launches of the others read its bits: those kept for the backward pass, or a chunk's.
+Groups have been compared before, by a kernel of their own, whose words this one begins with. Where floors decide, all
+else has been decided before, and the student's scores are compared with them before the bits are written. Of a ladder
+of widths the widest decides, and the launches of the others read its bits: those kept for the backward pass, or a
+chunk's.
 
 **Symmetry.** In a symmetric part, tile (r, c) above the diagonal holds the scores of tile (c, r) too. It is compared
 along both sides, with the limits of its rows and with those of its columns, and leaves a maximum and a sum along both.
@@ -20,10 +21,9 @@ import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config, Launch
-from gist_fast.kernels.groups import decide_groups
 from gist_fast.kernels.launch import ALIGNED_OR_NOT, PLACES, boost, options, precision
 from gist_fast.kernels.layout import TILE, tiles
-from gist_fast.kernels.masks import chunk_words, decision_arguments, decision_constants
+from gist_fast.kernels.masks import begin, chunk_words, decision_arguments, decision_constants
 from gist_fast.kernels.parts import Chunk, Part, chunks
 from torch import Tensor
 
@@ -127,7 +127,8 @@ def forward_kernel(
         tile.store_words(
             bits, words, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, False, BITS
         )
-    logits = tile.boost(logits, boosts, own_negative, rows, columns, BOOST)
+    # Places in the tile: those in the matrix take as many registers again.
+    logits = tile.boost(logits, boosts, own_negative + (r - c) * TILE, lane, lane, BOOST)
     hidden = tile.unpack(words, TILE, WORDS)
     maximum, total = softmax_parts(tl.where(hidden, float("-inf"), logits), 1)
     at = tile_column * (row_tiles * TILE) + tile_row * TILE + lane
@@ -207,20 +208,20 @@ def forward_part(part: Part, maximum: Tensor, total: Tensor, config: Config) -> 
     counts = torch.zeros((2, height * breadth), dtype=torch.int32, device=total.device)
     found = torch.zeros(2, dtype=torch.int64, device=total.device)
     decision = part.decision
-    grouped = decision is not None and decision.row_groups is not None
+    begun = decision is not None and decision.begun
     hard = decision is not None and decision.floors is not None
     kept, where = part.bits, tile.PART_BITS
-    if kept is None and decision is not None and (grouped or len(part.ladder) > 1):
-        # By groups before the first product, or by the widest for the others.
+    if kept is None and decision is not None and (begun or len(part.ladder) > 1):
+        # Between the kernels that decide, or from the widest to the others.
         where = tile.CHUNK_BITS
         kept = torch.empty(chunk_words(height, breadth, part.symmetric), dtype=torch.int32, device=total.device)
     where = where if kept is not None else tile.NO_BITS
     launch = _launch_of(part, config)
     for chunk in chunks(rows, columns, height, breadth, upper=part.symmetric):
         counts.zero_()
-        if grouped:
+        if begun:
             assert kept is not None
-            decide_groups(part, chunk, kept, where)
+            begin(part, chunk, kept, where, config)
         for level in range(len(part.ladder)):
             if part.symmetric:
                 # Below the diagonal no program runs, and none mirrors a tile on it.
@@ -240,10 +241,9 @@ def forward_part(part: Part, maximum: Tensor, total: Tensor, config: Config) -> 
 
 
 def _launch_of(part: Part, config: Config) -> Launch:
-    heavy = part.own is not None or (part.decision is not None and part.decision.floors is not None)
     if part.symmetric:
-        return config.forward_symmetric_heavy if heavy else config.forward_symmetric
-    return config.forward_heavy if heavy else config.forward
+        return config.forward_symmetric
+    return config.forward if part.own is None else config.forward_own_differs
 
 
 def _launch(
@@ -257,7 +257,8 @@ def _launch(
     launch: Launch,
 ) -> None:
     x, y = part.ladder[level]
-    decision = part.decision if level == 0 else None
+    decision = part.decision.rest if level == 0 and part.decision is not None else None
+    begun = part.decision is not None and part.decision.begun
     guide_rows, guide_columns, *compared = decision_arguments(decision, part, chunk, counts)
     forward_kernel[(chunk.row_tiles * chunk.column_tiles,)](
         x,
@@ -284,7 +285,7 @@ def _launch(
         BOOST=boost(part),
         SYMMETRIC=part.symmetric,
         BITS=where.value,
-        GIVEN=bits is not None and (level > 0 or (decision is not None and decision.row_groups is not None)),
+        GIVEN=bits is not None and (level > 0 or begun),
         COUNTED=decision is not None,
         PRECISION=precision(x),
         GUIDE_PRECISION=precision(guide_rows),

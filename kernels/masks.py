@@ -1,4 +1,5 @@
-"""The masks of a chunk once more: for a backward pass that kept no bits.
+"""Masks by themselves, without the softmax: what floors go on from, and a chunk's once more for a backward pass that
+kept no bits.
 
 Bits of a batch of B rows fill ``3 B^2 / 8`` bytes. Where that is too much, what decided them is repeated in the
 backward pass, chunk by chunk, in tiles of the forward pass's own shape, operands and order of summation: every
@@ -17,7 +18,7 @@ from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config
 from gist_fast.kernels.groups import decide_groups
 from gist_fast.kernels.launch import ALIGNED_OR_NOT, PLACES, options, precision
-from gist_fast.kernels.layout import TILE_WORDS
+from gist_fast.kernels.layout import TILE_WORDS, tiles
 from gist_fast.kernels.parts import Chunk, Decision, Part
 from torch import Tensor
 
@@ -30,7 +31,7 @@ def masks_kernel(
     guide_y,  # [columns of the chunk, G]
     limits,  # [R]
     floors,  # [R]
-    bits,  # words of the chunk: written, and read before where GIVEN
+    bits,  # words of the part or of the chunk: written, and read before where GIVEN
     row_count,
     column_count,
     width,
@@ -40,10 +41,12 @@ def masks_kernel(
     chunk_column,
     row_tiles,
     column_tiles,
+    all_column_tiles,
     GUIDE: tl.constexpr,
     HARD: tl.constexpr,
     GIVEN: tl.constexpr,
     SYMMETRIC: tl.constexpr,
+    BITS: tl.constexpr,
     PRECISION: tl.constexpr,
     GUIDE_PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -70,7 +73,7 @@ def masks_kernel(
         )
     if GIVEN:
         words, mirrored = tile.load_words(
-            bits, r, c, column_tiles, tile_row, tile_column, row_tiles, column_tiles, SYMMETRIC, tile.CHUNK_BITS
+            bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, SYMMETRIC, BITS
         )
     else:
         words = decide.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
@@ -81,12 +84,10 @@ def masks_kernel(
         words = decide.below(scores, floors, rows, row_count, words, 1, WORDS)
         if SYMMETRIC:
             mirrored = decide.below(scores, floors, columns, row_count, mirrored, 0, WORDS)
-    tile.store_words(
-        bits, words, r, c, column_tiles, tile_row, tile_column, row_tiles, column_tiles, False, tile.CHUNK_BITS
-    )
+    tile.store_words(bits, words, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, False, BITS)
     if SYMMETRIC:
         tile.store_words(
-            bits, mirrored, r, c, column_tiles, tile_row, tile_column, row_tiles, column_tiles, True, tile.CHUNK_BITS
+            bits, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, True, BITS
         )
 
 
@@ -116,23 +117,39 @@ def decision_constants(decision: Decision | None) -> dict[str, Any]:
     }
 
 
-def decide_chunk(part: Part, chunk: Chunk, bits: Tensor, config: Config) -> None:
-    """Fill `bits` with what does not count in a chunk."""
+def begin(part: Part, chunk: Chunk, bits: Tensor, where: tl.constexpr, config: Config) -> None:
+    """Write the words that the rest of a decision goes on from: of groups, and of all else that floors come after.
+
+    Args:
+        bits: words of the part or of the chunk, as `where` says.
+    """
     decision = part.decision or Decision()
-    given = decision.row_groups is not None
-    if given:
-        decide_groups(part, chunk, bits, tile.CHUNK_BITS)
-        if decision.limits is None and decision.floors is None:
-            return
-    if decision.guide_rows is None or decision.floors is None:
-        _launch(part, chunk, decision, bits, config, given=given)
+    grouped = decision.row_groups is not None
+    if grouped:
+        decide_groups(part, chunk, bits, where)
+    if decision.floors is not None and (decision.guide_rows is not None or not grouped):
+        _launch(part, chunk, replace(decision, floors=None), bits, where, config, given=grouped)
+
+
+def decide_chunk(part: Part, chunk: Chunk, bits: Tensor, config: Config) -> None:
+    """Fill `bits`, words of the chunk, with what does not count in it."""
+    decision = part.decision or Decision()
+    begin(part, chunk, bits, tile.CHUNK_BITS, config)
+    if decision.begun and decision.rest == Decision():
         return
-    # Two products, each in a launch of its own: in one they spilled.
-    _launch(part, chunk, replace(decision, floors=None), bits, config, given=given)
-    _launch(part, chunk, Decision(floors=decision.floors), bits, config, given=True)
+    _launch(part, chunk, decision.rest, bits, tile.CHUNK_BITS, config, given=decision.begun)
 
 
-def _launch(part: Part, chunk: Chunk, decision: Decision, bits: Tensor, config: Config, *, given: bool) -> None:
+def _launch(
+    part: Part,
+    chunk: Chunk,
+    decision: Decision,
+    bits: Tensor,
+    where: tl.constexpr,
+    config: Config,
+    *,
+    given: bool,
+) -> None:
     launch = config.masks_symmetric if part.symmetric else config.masks
     guide_rows, guide_columns, *compared = decision_arguments(decision, part, chunk, bits)
     masks_kernel[(chunk.row_tiles * chunk.column_tiles,)](
@@ -151,9 +168,11 @@ def _launch(part: Part, chunk: Chunk, decision: Decision, bits: Tensor, config: 
         chunk.column,
         chunk.row_tiles,
         chunk.column_tiles,
+        tiles(part.columns.shape[0]),
         **decision_constants(decision),
         GIVEN=given,
         SYMMETRIC=part.symmetric,
+        BITS=where.value,
         PRECISION=precision(part.rows),
         GUIDE_PRECISION=precision(guide_rows),
         GROUP=launch.group,

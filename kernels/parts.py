@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gist_fast.kernels.layout import TILE, tiles
 from torch import Tensor
@@ -31,6 +31,20 @@ class Decision:
     """``[R]``, int32: pairs of one group are masked."""
     column_groups: Tensor | None = None
     """``[C]``, int32."""
+
+    @property
+    def begun(self) -> bool:
+        """Some of it is decided before the student's scores are looked at, by kernels that leave words to go on from:
+        groups, and all else that floors come after. With the guide's product before them in one kernel, or with the
+        words made there, floors find too few registers."""
+        return self.row_groups is not None or self.floors is not None
+
+    @property
+    def rest(self) -> Decision:
+        """What is left to decide from those words on."""
+        if self.floors is not None:
+            return Decision(floors=self.floors)
+        return replace(self, row_groups=None, column_groups=None)
 
 
 @dataclass(frozen=True)

@@ -175,8 +175,7 @@ def variants(student: Element, guide: Element | None = None, *, every: bool = Fa
         both = {"SYMMETRIC": symmetric, "PRECISION": student.precision}
         guided = {**both, "GUIDE_PRECISION": operands.guide.precision}
         for name, options in _forward_options(symmetric, every):
-            heavy = options["HARD"] or options["BOOST"] == DIFFERS
-            launch = f"forward{end}_heavy" if heavy else f"forward{end}"
+            launch = "forward_own_differs" if options["BOOST"] == DIFFERS else f"forward{end}"
             yield _variant(f"forward{end}{name}", launch, operands, forward.forward_kernel, guided | options)
         for name, options in _masks_options(every):
             yield _variant(f"masks{end}{name}", f"masks{end}", operands, masks.masks_kernel, guided | options)
@@ -209,42 +208,43 @@ def _forward_options(symmetric: bool, every: bool) -> Options:
     chunk = {"BITS": tile.CHUNK_BITS.value}
     unguided = {"GUIDE": NONE, "COUNTED": False}
     unkept = {**unguided, "BITS": tile.NO_BITS.value}
-    light, heavy = ({}, {}) if symmetric else ({"BOOST": ALL}, {"BOOST": DIFFERS})
+    light, differs = ({}, {}) if symmetric else ({"BOOST": ALL}, {"BOOST": DIFFERS})
     yield " self-guided", {**plain, "GUIDE": SELF}
     yield " unguided", {**plain, **unkept}
     yield " unguided kept", {**plain, **unguided}
     yield " for a chunk", {**plain, **chunk}
-    yield " hard", {**plain, "HARD": True}
-    yield " unguided hard", {**plain, "GUIDE": NONE, "HARD": True}
-    # With what groups decided to begin with, as all below that are given.
-    yield " with all", {**plain, "GIVEN": True, "HARD": True, **heavy}
-    yield " unguided with all", {**plain, "GUIDE": NONE, "GIVEN": True, "HARD": True, **heavy}
-    yield " self-guided with all", {**plain, "GUIDE": SELF, "GIVEN": True, **heavy}
+    # With what was decided before floors, or by groups, to begin with, as all below that are given.
+    yield " hard", {**plain, "GUIDE": NONE, "GIVEN": True, "HARD": True}
+    yield " hard for a chunk", {**plain, **chunk, "GUIDE": NONE, "GIVEN": True, "HARD": True}
     yield " grouped", {**plain, "GIVEN": True, **light}
     yield " self-guided grouped", {**plain, "GUIDE": SELF, "GIVEN": True, **light}
     yield " of groups", {**plain, "GUIDE": NONE, "GIVEN": True, **light}
     yield " given", {**plain, **unguided, "GIVEN": True, **light}
     yield " given for a chunk", {**plain, **chunk, **unguided, "GIVEN": True, **light}
     if not symmetric:
-        yield " differently boosted", {**plain, **heavy}
-        yield " grouped, differently boosted", {**plain, "GIVEN": True, **heavy}
-        yield " given, differently boosted", {**plain, **unguided, "GIVEN": True, **heavy}
-        yield " hard, differently boosted", {**plain, "HARD": True, **heavy}
-        yield " self-guided, differently boosted", {**plain, "GUIDE": SELF, **heavy}
+        yield " differently boosted", {**plain, **differs}
+        yield " grouped, differently boosted", {**plain, "GIVEN": True, **differs}
+        yield " given, differently boosted", {**plain, **unguided, "GIVEN": True, **differs}
+        yield " hard, differently boosted", {**plain, "GUIDE": NONE, "GIVEN": True, "HARD": True, **differs}
+        yield " self-guided, differently boosted", {**plain, "GUIDE": SELF, **differs}
+        yield " self-guided grouped, differently boosted", {**plain, "GUIDE": SELF, "GIVEN": True, **differs}
         yield " unguided boosted", {**plain, **unkept, **light}
-        yield " unguided, differently boosted", {**plain, **unkept, **heavy}
+        yield " unguided, differently boosted", {**plain, **unkept, **differs}
 
 
 def _masks_options(every: bool) -> Options:
-    plain = {"GUIDE": OWN, "HARD": False, "GIVEN": False}
+    plain = {"GUIDE": OWN, "HARD": False, "GIVEN": False, "BITS": tile.CHUNK_BITS.value}
+    before = {**plain, "BITS": tile.PART_BITS.value}
     yield "", plain
     if every:
+        yield " before floors", before
+        yield " grouped before floors", {**before, "GIVEN": True}
         yield " grouped", {**plain, "GIVEN": True}
         yield " self-guided", {**plain, "GUIDE": SELF}
         yield " self-guided grouped", {**plain, "GUIDE": SELF, "GIVEN": True}
-        yield " unguided hard", {**plain, "GUIDE": NONE, "HARD": True}
-        yield " given hard", {**plain, "GUIDE": NONE, "HARD": True, "GIVEN": True}
+        yield " hard", {**plain, "GUIDE": NONE, "HARD": True, "GIVEN": True}
         yield " of nothing", {**plain, "GUIDE": NONE}
+        yield " of nothing before floors", {**before, "GUIDE": NONE}
 
 
 def _staged_options(symmetric: bool, every: bool) -> Options:

@@ -92,7 +92,7 @@ def coefficients_kernel(
         words = tl.load(at + in_tile)
         if SYMMETRIC:
             mirrored = tl.load(mirrored_at + in_tile)
-    logits = tile.boost(logits, boosts, own_negative, rows, columns, BOOST)
+    logits = tile.boost(logits, boosts, own_negative + r * TILE - first, lane, tl.arange(0, COLUMNS), BOOST)
     hidden = tile.unpack(words, TILE, WORDS)
     value = coefficient(logits, hidden, tl.load(lse2 + own_rows)[:, None], tl.load(weights + own_rows)[:, None])
     if SYMMETRIC:

@@ -166,6 +166,7 @@ def boost(logits, boosts, own_negative, rows, columns, BOOST: tl.constexpr):
 
     Args:
         boosts: ``[2]``: the factor of column ``own_negative + row``, and that of all others.
+        rows: places counted from wherever `own_negative` is; which, decides how many registers they take.
     """
     if BOOST == ALL_BOOSTED:
         logits = logits * tl.load(boosts + 1)

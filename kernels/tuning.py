@@ -26,14 +26,17 @@ logger = logging.getLogger(__name__)
 SWITCH = "GIST_FAST_AUTOTUNE"
 FOLDER = "GIST_FAST_CACHE"
 REPEATS = 5
+_FORWARD, _MASKS = ("forward", "forward_symmetric"), ("masks", "masks_symmetric")
 FIELDS = {
-    "forward": ("forward", "forward_symmetric"),
-    "heavy": ("forward", "forward_symmetric", "forward_heavy", "forward_symmetric_heavy"),
+    "forward": _FORWARD,
+    "floors": (*_FORWARD, *_MASKS),
+    "own differs": (*_FORWARD, "forward_own_differs"),
+    "floors, own differs": (*_FORWARD, *_MASKS, "forward_own_differs"),
     "backward": ("staged", "staged_symmetric", "owned"),
-    "recompute": ("masks", "masks_symmetric", "staged", "staged_symmetric"),
+    "recompute": (*_MASKS, "staged", "staged_symmetric"),
 }
-"""The launches that are tried for each direction; ``heavy`` is a forward pass some of whose launches are, and
-``recompute`` a backward pass that decides the masks again."""
+"""The launches that are tried for each direction: for a forward pass with floors or where an own negative has another
+factor, those too that it starts then; ``recompute`` is a backward pass that decides the masks again."""
 _known: dict[str, Config] = {}
 
 

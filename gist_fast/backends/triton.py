@@ -353,8 +353,10 @@ def _variant(operands: Operands) -> Iterator[str]:
 
 def _forward_direction(operands: Operands, blocks: Sequence[Block]) -> str:
     """What the forward pass is to `gist_fast.kernels.tuning`."""
-    heavy = operands.floors is not None or any(block.own is not None for block in blocks)
-    return "heavy" if heavy else "forward"
+    found = ["floors"] if operands.floors is not None else []
+    if any(block.own is not None for block in blocks):
+        found.append("own differs")
+    return ", ".join(found) or "forward"
 
 
 @functools.cache
