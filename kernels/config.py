@@ -163,7 +163,8 @@ TABLE: dict[tuple[Generation, int], Config] = {
         16, 8, 3, Owned(16, warps=8, stages=3, rows=64, columns=32, slice_width=64),
         forward_symmetric=Launch(16, 8, 2),
         note="Compiler's report, TF32 and IEEE alike: no spills. Lost: 3 stages of forward_symmetric (72 bytes in IEEE "
-        "products with Triton 3.6); owned slices of 128 (264 to 304 bytes in IEEE products). Not yet measured on a GPU.",
+        "products with Triton 3.6); owned slices of 128 (264 to 304 bytes in IEEE products). Not yet measured on a "
+        "GPU.",
     ),
     ("sm_100", HALF): _wide(
         64, 8, 3, Owned(64, warps=4, stages=2, rows=64, columns=64, slice_width=128),
