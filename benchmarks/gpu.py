@@ -16,7 +16,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,14 @@ if importlib.util.find_spec("gist_fast.kernels") is None:
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.gpu_candidates import compile_candidates  # noqa: E402
+from benchmarks.gpu_check import LIMITS, checks, difference, plain_error  # noqa: E402
+from benchmarks.gpu_processes import outcomes  # noqa: E402
 from benchmarks.gpu_suites import peers, profile, suites  # noqa: E402
-from benchmarks.gpu_variants import check_variants  # noqa: E402
 from gist_fast import guided_contrastive_loss  # noqa: E402
 from gist_fast.bench.timing import LEAST_ROUNDS, Stopwatch, log_quartiles  # noqa: E402
 
 TEMPERATURE, MARGIN = 0.01, 0.05
-LIMITS = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
-"""Of relative errors, by type."""
 FULL = {"batch": 32_768, "widths": (384, 768, 1024), "guide": 1024, "largest": 131_072, "matrix": 8192, "repeats": 5}
 TOY = {"batch": 40, "widths": (24,), "guide": 16, "largest": 70, "matrix": 64, "repeats": 1}
 
@@ -148,7 +148,7 @@ def time_both(
         medians = {f"{name}_ms": quartiles[1] for name, quartiles in found.items()}
         return {**medians, **{f"{name}_ms_quartiles": quartiles for name, quartiles in found.items()}}
     except Exception as error:
-        return {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+        return {"failed": _told(error)}
     finally:
         kept.clear()
         if not bench.toy:
@@ -199,76 +199,26 @@ def environment(bench: Bench) -> None:
     print(json.dumps(bench.result, indent=1))
 
 
-def cases(toy: bool) -> Iterator[dict[str, Any]]:
-    if toy:
-        yield {"rows": 20, "extra": 3, "width": 24, "guide": 8}
-        return
-    yield {"rows": 252, "extra": 255, "width": 96, "guide": 123}
-    yield {"rows": 507, "extra": 0, "width": 385, "guide": 1024}
-    yield {"rows": 1000, "extra": 1048, "width": 768, "guide": 384}
-    yield {"rows": 129, "extra": 3, "width": 8192, "guide": 5}
-
-
 def check(bench: Bench) -> None:
-    """Losses and gradients against float64 of the same inputs, before anything is timed.
-
-    Masks of half types may flip near the threshold, and one flipped pair can carry much weight; so the guide's
-    embeddings are few exact directions here, whose scores are far from each other.
-    """
-    types = [torch.float16, torch.float32] if bench.toy else [torch.bfloat16, torch.float16, torch.float32]
-    worst: dict[str, float] = {}
-    for case in cases(bench.toy):
-        for dtype in types:
-            for bits in ("keep", "recompute"):
-                name = f"{case} {str(dtype)[6:]} {bits}"
-                worst[name] = _error(bench, dtype, bits, **case)
-                print(f"{worst[name]:.2e}  {name}")
-                bench.write(relative_errors=worst)
-    worst |= check_variants(bench, types)
-    bench.write(relative_errors=worst)
-    off = {n: e for n, e in worst.items() if not e <= next(v for k, v in LIMITS.items() if f" {k} " in n)}
-    bench.write(wrong=off)
+    """Losses and gradients against float64 of the same inputs, before anything is timed."""
+    found = {check.name: check for check in checks(bench.toy)}
+    errors: dict[str, float] = {}
+    off: dict[str, float | str] = {}
+    for name, error in outcomes({name: check.error for name, check in found.items()}, here=bench.toy):
+        if isinstance(error, Exception):
+            off[name] = _told(error)
+        else:
+            errors[name] = error
+            if found[name].wrong(error):
+                off[name] = error
+        print(f"{off.get(name, error)}  {name}", flush=True)
+        bench.write(relative_errors=errors, wrong=off)
     if off:
-        raise SystemExit(f"wrong by more than rounding: {off}")
+        raise SystemExit(f"wrong by more than rounding, or failed: {off}")
 
 
-def _error(bench: Bench, dtype: torch.dtype, bits: str, rows: int, extra: int, width: int, guide: int) -> float:
-    """The largest error of the Triton loss or one of its gradients, relative to the largest value."""
-
-    def loss(backend: str) -> Callable[..., Tensor]:
-        return lambda *given: guided_contrastive_loss(
-            *given, temperature=0.05, margin=0.1, offset=extra // 2, backend=backend, mask_bits=bits, reduction="none"
-        )
-
-    return _difference(bench, dtype, loss("triton"), loss("reference"), rows, extra, width, guide)
-
-
-def _difference(
-    bench: Bench,
-    dtype: torch.dtype,
-    loss: Callable[..., Tensor],
-    exact: Callable[..., Tensor],
-    rows: int,
-    extra: int,
-    width: int,
-    guide: int,
-) -> float:
-    """The largest error of a loss or one of its gradients, against another one in float64 of the same inputs."""
-    generator = torch.Generator().manual_seed(rows)
-    sizes = (rows, rows + extra)
-    student = [torch.randn(n, width, generator=generator).to(bench.device, dtype) for n in sizes]
-    directions = torch.eye(guide)[: min(guide, 7)]
-    chosen = torch.randint(len(directions), (rows + extra,), generator=generator)
-    guides = [directions[chosen[:rows]].to(bench.device, dtype), directions[chosen].to(bench.device, dtype)]
-    guides[1] = guides[1] + 0.5 * guides[1].roll(1, dims=1)
-    found = []
-    for computed, cast in ((loss, dtype), (exact, torch.float64)):
-        leaves = [x.detach().to(cast).requires_grad_() for x in student]
-        value = computed(*leaves, *(g.to(cast) for g in guides))
-        found.append([value, *torch.autograd.grad(value.mean(), leaves)])
-    return max(
-        ((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-12)).item() for a, b in zip(*found, strict=True)
-    )
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:300]}"
 
 
 def wrong(bench: Bench, loss: Callable[..., Tensor], width: int) -> str | None:
@@ -277,8 +227,8 @@ def wrong(bench: Bench, loss: Callable[..., Tensor], width: int) -> str | None:
     In float32: at this temperature what others round to half types is far from the truth, and `check` has ours in all.
     """
     rows, guide = (20, 8) if bench.toy else (507, bench.sizes["guide"])
-    error = _difference(bench, torch.float32, loss, _exact, rows, 0, width, guide)
-    return None if error <= LIMITS["float32"] else f"wrong: relative error {error:.1e} at B {rows}"
+    error = difference(bench.device.type, torch.float32, loss, _exact, rows, 0, width, guide)
+    return None if error <= LIMITS[torch.float32] else f"wrong: relative error {error:.1e} at B {rows}"
 
 
 def _exact(*given: Tensor) -> Tensor:
@@ -332,14 +282,20 @@ def changed_by_tuning(bench: Bench, loss: Callable[..., Tensor], width: int) -> 
             os.environ["GIST_FAST_AUTOTUNE"] = setting
         found.append(torch.autograd.grad(loss(*leaves, *guide), leaves))
     error = max(((a - b).norm() / a.norm()).item() for a, b in zip(*found, strict=True))
-    limit = LIMITS[str(bench.dtype)[6:]]
-    return None if error <= limit else f"wrong: a gradient differs by {error:.1e} from that of the default launches"
+    return (
+        None
+        if error <= LIMITS[bench.dtype]
+        else f"wrong: a gradient differs by {error:.1e} from that of the default launches"
+    )
 
 
 def tuned(bench: Bench) -> None:
     """The same with tuned launches, one width at a time, and what was chosen."""
     from gist_fast.kernels import tuning
 
+    unfit = compile_candidates(bench.device, bench.dtype, toy=bench.toy)
+    bench.write(do_not_fit=unfit)
+    print(f"compiled what is tried; {len(unfit)} do not fit", flush=True)
     rate = matmul_rate(bench)
     rows: list[dict[str, Any]] = []
     for width in bench.sizes["widths"]:
@@ -380,7 +336,7 @@ def sanitize(bench: Bench) -> None:
     """A small ragged case for a memory checker to watch."""
     for bits in ("keep", "recompute"):
         for width in (33, 200):
-            bench.write(**{f"{bits}_{width}": _error(bench, bench.dtype, bits, 130, 7, width, 17)})
+            bench.write(**{f"{bits}_{width}": plain_error(bench.device.type, bench.dtype, bits, 130, 7, width, 17)})
     print(bench.result)
 
 

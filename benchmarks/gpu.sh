@@ -36,15 +36,15 @@ part() { # seconds, name, command...
 }
 
 part 20 environment "$PYTHON" benchmarks/gpu.py environment $TOY --out "$OUT"
-part 65 check "$PYTHON" benchmarks/gpu.py check $TOY --out "$OUT"
+part 60 check "$PYTHON" benchmarks/gpu.py check $TOY --out "$OUT"
 part 85 speed "$PYTHON" benchmarks/gpu.py speed $TOY --out "$OUT"
 part 30 memory "$PYTHON" benchmarks/gpu.py memory $TOY --out "$OUT"
-part 65 peers "$PYTHON" benchmarks/gpu.py peers $TOY --out "$OUT"
-part 50 suites "$PYTHON" benchmarks/gpu.py suites $TOY --out "$OUT"
-part 35 profile "$PYTHON" benchmarks/gpu.py profile $TOY --out "$OUT"
-part 35 tests "$PYTHON" benchmarks/gpu.py tests $TOY --out "$OUT"
+part 60 peers "$PYTHON" benchmarks/gpu.py peers $TOY --out "$OUT"
+part 45 suites "$PYTHON" benchmarks/gpu.py suites $TOY --out "$OUT"
+part 30 profile "$PYTHON" benchmarks/gpu.py profile $TOY --out "$OUT"
+part 30 tests "$PYTHON" benchmarks/gpu.py tests $TOY --out "$OUT"
 if command -v compute-sanitizer >/dev/null; then
     part 25 sanitize compute-sanitizer --error-exitcode 3 "$PYTHON" benchmarks/gpu.py sanitize $TOY --out "$OUT"
 fi
-part 45 tuned env GIST_FAST_AUTOTUNE=1 "$PYTHON" benchmarks/gpu.py tuned $TOY --out "$OUT"
+part 70 tuned env GIST_FAST_AUTOTUNE=1 "$PYTHON" benchmarks/gpu.py tuned $TOY --out "$OUT"
 limited $SHOWING "$PYTHON" benchmarks/gpu_results.py table --out "$OUT"

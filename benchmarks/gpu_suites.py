@@ -27,14 +27,14 @@ training:
 
 def peers(bench: Bench) -> None:
     """The loss beside its peers over batch sizes: with a guide, guided by the student itself, and without."""
-    _run(bench, PEERS[:1] if bench.toy else PEERS, "bench.json", 42.0, (4096, 16384, 65536))
+    _run(bench, PEERS[:1] if bench.toy else PEERS, "bench.json", 38.0, (4096, 16384, 65536))
 
 
 def suites(bench: Bench) -> None:
     """A training step, the engine and the guide columns beside sentence-transformers."""
     if _missing(bench):
         return
-    _run(bench, MODELS[:2] if bench.toy else MODELS, "bench-models.json", 28.0, (128, 512, 2048))
+    _run(bench, MODELS[:2] if bench.toy else MODELS, "bench-models.json", 25.0, (128, 512, 2048))
 
 
 def profile(bench: Bench) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.marks import put
 from benchmarks.quality import key, settings
 from benchmarks.quality_arms import STUDIES, Study, quick
 
@@ -190,10 +190,7 @@ def sections(records: Records) -> dict[str, str]:
 def filled(text: str, records: Records) -> str:
     """A document with its generated parts made anew."""
     for name, table in sections(records).items():
-        pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda _, table=table: table + "\n", text, flags=re.DOTALL)
-        if count != 1:
-            raise ValueError(f"the document has {count} parts called {name!r}; one is needed.")
+        text = put(text, name, table)
     return text
 
 

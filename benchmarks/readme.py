@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import bench_table, demo_table, loss_cpu, step
+from benchmarks.marks import put
 from gist_fast.bench.results import read
 
 ROOT = Path(__file__).parent.parent
@@ -59,16 +60,8 @@ def written(text: str, device: str | None = None, results: Path = RESULTS) -> st
     """The README with its sections as the files of a device have them, by default of the one that it names."""
     folder = results / (device or device_of(text))
     text = DEVICE.sub(lambda _: folder.name, text)
-    for name in SECTIONS:
-        between = None if name in missing(folder) else f"<!-- {name} -->\n{section(name, folder)}\n<!-- /{name} -->"
-        text, times = re.subn(
-            rf"<!-- {name} -->\n.*?<!-- /{name} -->",
-            lambda match, new=between: match[0] if new is None else new,
-            text,
-            flags=re.DOTALL,
-        )
-        if times != 1:
-            raise SystemExit(f"{README}: the marks of the section {name} stand there {times} times; once would do.")
+    for name in SECTIONS.keys() - missing(folder):
+        text = put(text, name, section(name, folder))
     return text
 
 

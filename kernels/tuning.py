@@ -92,6 +92,17 @@ def candidates(config: Config, field: str) -> Iterator[Config]:
             yield replace(config, **{field: changed})
 
 
+def fields_of(direction: str, config: Config) -> list[str]:
+    """The launches that are tried for a direction: of a backward pass those of the configuration's plan."""
+    fields = FIELDS[direction]
+    return [field for field in fields if direction != "backward" or (field == "owned") == (config.plan == "owned")]
+
+
+def other_steps(config: Config) -> list[int]:
+    """The steps that are tried instead of the configuration's."""
+    return [step for step in (config.block_k // 2, config.block_k * 2) if 16 <= step <= 128]
+
+
 def with_step(config: Config, block_k: int) -> Config:
     """The configuration with another step in all its launches."""
     launches = {name: replace(launch, block_k=block_k) for name, launch in config.launches().items()}
@@ -136,12 +147,9 @@ def _search(default: Config, direction: str, seconds: Callable[[Config], float])
     if direction == "backward":
         challenge(replace(best, plan="owned" if best.plan == "staged" else "staged"))
     if direction != "recompute":
-        for step in (default.block_k // 2, default.block_k * 2):
-            if 16 <= step <= 128:
-                challenge(with_step(best, step))
-    for field in FIELDS[direction]:
-        if direction == "backward" and (field == "owned") != (best.plan == "owned"):
-            continue
+        for step in other_steps(default):
+            challenge(with_step(best, step))
+    for field in fields_of(direction, best):
         for config in candidates(best, field):
             challenge(config)
         if field != "owned":

@@ -342,7 +342,7 @@ def test_the_picture_is_drawn(tmp_path):
 
 
 def test_a_document_without_its_marks_is_refused():
-    with pytest.raises(ValueError, match="0 parts called 'studies'"):
+    with pytest.raises(ValueError, match="marks of the part 'studies' stand there 0 times"):
         quality_report.filled("nothing", fabricated())
 
 

@@ -1,0 +1,38 @@
+"""The tables of docs/kernels.md are those of the results on file; whether the compiler still makes that of the kernels
+is in `test_kernels_report`."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed on this platform")
+
+from benchmarks import kernel_table
+
+RESULTS = json.loads(kernel_table.FILE.read_text(encoding="utf-8"))
+
+
+def test_the_document_is_the_one_that_the_results_make() -> None:
+    text = kernel_table.DOCS.read_text(encoding="utf-8")
+    assert kernel_table.written(text, RESULTS) == text
+
+
+def test_every_kernel_of_every_target_has_its_figures() -> None:
+    tables = kernel_table.tables(RESULTS)
+    forward = next(k for k in RESULTS["kernels"] if (k["target"], k["kernel"]) == ("sm_90", "forward"))
+    cell = f"{forward['registers']}, {forward['programs']}, {forward['matrix_instructions']['HGMMA']}, "
+    assert f"| forward | {cell}" in tables["compiled"]
+    rows = [line for line in tables["compiled"].splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(kernel_table.KERNELS)
+    assert all(row.count("|") == 2 + len(kernel_table.GENERATIONS) for row in rows)
+    assert len(tables["compiled variants"].splitlines()) == 2 + len(kernel_table.VARIANTS)
+
+
+def test_a_spill_is_shown() -> None:
+    results = copy.deepcopy(RESULTS)
+    assert "spills" not in str(kernel_table.tables(results))
+    next(k for k in results["kernels"] if k["kernel"] == "masks")["spills"] = 24
+    assert "**spills 24 bytes**" in kernel_table.tables(results)["compiled"]
