@@ -310,7 +310,8 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             logs.update(rounded(mean_over_processes(done, processes)))
             for prefix, loss in _named_guided_losses(self.loss):
                 if loss.variants.learn_temperature or self.args.temperature_schedule is not None:
-                    logs[f"{prefix}temperature"] = float(loss.temperature)
+                    value = loss.temperature
+                    logs[f"{prefix}temperature"] = float(value.detach() if isinstance(value, Tensor) else value)
             logs.update(gathered_figures(callbacks, processes))
             show_on_bar(callbacks, logs)
         super().log(logs, start_time)

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
+
+from gist_fast.kernels.report import Compiled
 
 from benchmarks import kernel_table
 
@@ -36,3 +39,16 @@ def test_a_spill_is_shown() -> None:
     assert "spills" not in str(kernel_table.tables(results))
     next(k for k in results["kernels"] if k["kernel"] == "masks")["spills"] = 24
     assert "**spills 24 bytes**" in kernel_table.tables(results)["compiled"]
+
+
+def test_it_writes_what_it_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = tmp_path / "kernels.md"
+    document.write_text("".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in kernel_table.tables(RESULTS)))
+    monkeypatch.setattr(kernel_table, "DOCS", document)
+    monkeypatch.setattr(kernel_table, "FILE", tmp_path / "results" / "kernels.json")
+    monkeypatch.setattr(kernel_table, "compiled", lambda: (Compiled(**kernel) for kernel in RESULTS["kernels"]))
+    kernel_table.main()
+    written = json.loads(kernel_table.FILE.read_text())
+    assert written["kernels"] == RESULTS["kernels"]
+    assert kernel_table.tables(written)["compiled variants"] in document.read_text()
+    assert "\nold\n" not in document.read_text()
