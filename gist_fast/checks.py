@@ -199,6 +199,7 @@ def check_combination(
     guided: bool,
     self_guided: bool,
     margin: float | Tensor,
+    margin_strategy: str,
     mask_ties: bool,
     hard: bool,
     triplet_margin: float | None,
@@ -229,6 +230,11 @@ def check_combination(
         if isinstance(margin, Tensor) or margin:
             got = "a tensor" if isinstance(margin, Tensor) else margin
             raise InputError(f"margin: got {got} without a guide, whose threshold it lowers; 0.0 would do, or a guide.")
+        if margin_strategy != "absolute":
+            raise InputError(
+                f"margin_strategy: got {margin_strategy!r} without a guide, whose threshold a margin lowers; "
+                "'absolute' would do, or a guide."
+            )
         if mask_ties:
             raise InputError("mask_ties: there is no guide to tie with; False would do, or a guide.")
     if hard and self_guided:

@@ -160,6 +160,7 @@ def guided_contrastive_loss(  # type: ignore[misc]
         guided=len(guide) > 0,
         self_guided=self_guided,
         margin=margin,
+        margin_strategy=margin_strategy,
         mask_ties=mask_ties,
         hard=hard,
         triplet_margin=triplet_margin,

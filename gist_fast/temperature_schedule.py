@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
 from transformers import TrainerCallback
@@ -38,9 +39,17 @@ def check_schedule(args: GISTTrainingArguments) -> None:
     Raises:
         ValueError: naming the argument.
     """
+    if args.temperature_schedule is not None:
+        check_choice("temperature_schedule", args.temperature_schedule, SCHEDULES)
+    defaults = {field.name: field.default for field in fields(args)}
+    for name, schedules in (("temperature_end", SCHEDULES), ("temperature_decay", ("exponential",))):
+        if args.temperature_schedule not in schedules and getattr(args, name) != defaults[name]:
+            raise InputError(
+                f"{name}: got {getattr(args, name)}, which no schedule reads but {' or '.join(schedules)}; a "
+                "temperature_schedule that reads it would do, or leave it out."
+            )
     if args.temperature_schedule is None:
         return
-    check_choice("temperature_schedule", args.temperature_schedule, SCHEDULES)
     check_temperature(args.temperature)
     check_margin(args.temperature_end, "absolute", name="temperature_end")
     check_margin(args.temperature_decay, "absolute", name="temperature_decay")

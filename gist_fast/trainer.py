@@ -27,6 +27,7 @@ from gist_fast.data import read_as_stored, with_name, without_embeddings
 from gist_fast.errors import InputError
 from gist_fast.guide_columns.checks import check_positions
 from gist_fast.long_runs import LongRunMixin
+from gist_fast.loss_settings import check_self_guiding
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, GuidedLoss
 from gist_fast.losses.guide import check_model, students_own
 from gist_fast.losses.micro_batches import default_tokens
@@ -156,16 +157,7 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         """The guided loss that the arguments describe."""
         args = self.args
         check_schedule(args)
-        if args.self_guided and self._carries_embeddings:
-            raise InputError(
-                f"self_guided: True, though the dataset carries embeddings of a guide (columns ending in {SUFFIX}); "
-                "leave out one of the two."
-            )
-        if args.self_guided and self._guided is False:
-            raise InputError(
-                "self_guided: True, though training without any guide was asked for (guided=False, or 'guide: null' in "
-                "a configuration); leave out one of the two, and the student guides itself, or nothing does."
-            )
+        check_self_guiding(args, carries_embeddings=self._carries_embeddings, without_guide=self._guided is False)
         known = self._guide is not None or self._carries_embeddings or args.self_guided
         guided = known if self._guided is None else self._guided
         if not guided and self._guided is None:

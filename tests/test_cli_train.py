@@ -275,10 +275,29 @@ class TestDryRun:
                 ["--temperature_schedule", "exponential", "--temperature_end", "0.5"],
                 "loss.temperature_end: got 0.5, above",
             ),
+            (["--temperature_end", "0.001"], "loss.temperature_end: got 0.001, which no schedule reads"),
+            (["--backend", "triton"], "loss.backend: 'triton' cannot run here"),
+            (["--guide", "null", "--self_guided"], "loss.self_guided: True, though training without any guide was"),
         ],
     )
     def test_finds_a_loss_that_makes_no_sense(self, run, config, overrides, says):
         refused(run(config, "--dry-run", *overrides), says)
+
+    def test_finds_a_student_that_would_guide_itself_while_hard(self, run, config):
+        change(config, guide=yaml.safe_load(config.read_text())["student"])
+        refused(run(config, "--dry-run", "--hard"), "loss.hard: the guide")
+
+    @pytest.mark.parametrize(
+        ("part", "says"),
+        [
+            ("group", "has a column 'group', and the loss does not ask for it; groups: 'column' would do"),
+            ("margin", "has a column 'margin', and the loss does not ask for it; row_margins: True would do"),
+        ],
+    )
+    def test_finds_a_column_that_nothing_reads(self, run, config, tmp_path, pairs, part, says):
+        write_rows(tmp_path / "pairs.jsonl", [{**row, "extra": k} for k, row in enumerate(pairs)])
+        change(config, data={"train": {"path": "pairs.jsonl", "columns": {part: "extra"}}})
+        refused(run(config, "--dry-run"), says)
 
     @pytest.mark.parametrize(
         ("overrides", "says"),

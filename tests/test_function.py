@@ -44,7 +44,7 @@ def problems(draw):
         temperature=draw(st.floats(0.003, 1.0)),
         learned_temperature=draw(st.booleans()),
         margin=0.0 if guide_width is None else draw(st.floats(-0.5, 0.5)),
-        margin_strategy=draw(st.sampled_from(["absolute", "relative"])),
+        margin_strategy="absolute" if guide_width is None else draw(st.sampled_from(["absolute", "relative"])),
         contrast_anchors=draw(st.booleans()),
         contrast_positives=draw(st.booleans()),
         offset=offset,

@@ -148,7 +148,7 @@ def cases(draw: st.DrawFn) -> tuple[Problem, dict[str, Any]]:
         seed=draw(st.integers(0, 2**20)),
         temperature=draw(st.floats(0.01, 1.0)),
         margin=0.0 if guide == "none" else draw(st.just(0.0) | st.floats(0.001, 0.4) | st.floats(-0.4, -0.001)),
-        margin_strategy=draw(st.sampled_from(["absolute", "relative"])),
+        margin_strategy="absolute" if guide == "none" else draw(st.sampled_from(["absolute", "relative"])),
         contrast_anchors=draw(st.booleans()),
         contrast_positives=draw(st.booleans()),
         offset=offset,

@@ -106,7 +106,7 @@ def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: boo
     from gist_fast.config import load_config
     from gist_fast.errors import InputError
     from gist_fast.evaluation import configured_evaluator
-    from gist_fast.loss_settings import check_loss_settings
+    from gist_fast.loss_settings import check_loss_settings, check_self_guiding
     from gist_fast.sources import carries_guide, check_run, load_sources
 
     config = load_config(path, overrides)
@@ -127,10 +127,16 @@ def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: boo
     eval_set = None if config.data.eval is None else load_sources(config.data.eval, "data.eval", arguments.seed)
     guided = bool(config.guide) or arguments.self_guided or (carries_guide(train_set) and not config.unguided)
     try:
+        check_self_guiding(arguments, carries_embeddings=carries_guide(train_set), without_guide=config.unguided)
         check_loss_settings(arguments, guided=guided, guide=config.guide is not None, width=None)
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: loss.{error}") from error
     check_run(arguments, train_set, eval_set)
+    if config.guide and arguments.hard and _same_model(config.guide, config.student):
+        raise InputError(
+            f"{path}: loss.hard: the guide {config.guide.path} is the student as it comes, which decides by the same "
+            "scores, so that hardly a negative is left; another guide would do, or hard: false."
+        )
     if config.guide and carries_guide(train_set):
         raise InputError(
             f"guide: {config.guide.path}, but the training data carry embeddings of a guide already, perhaps of "
@@ -150,6 +156,14 @@ def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: boo
         evaluator=None if config.evaluation is None else configured_evaluator(config.evaluation),
         models=models,
     )
+
+
+def _same_model(one: ModelConfig, other: ModelConfig) -> bool:
+    """Whether both are the same files; a folder may be written in two ways."""
+    paths = [Path(model.path).expanduser() for model in (one, other)]
+    if all(path.exists() for path in paths):
+        return paths[0].samefile(paths[1])
+    return (one.path, one.revision) == (other.path, other.revision)
 
 
 def _run(plan: _Plan, *, overwrite: bool, report: Path | None) -> dict[str, Any]:

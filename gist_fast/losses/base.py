@@ -79,6 +79,7 @@ class GuidedLoss(nn.Module):
             guided=guided,
             guide=guide is not None,
             margin=margin,
+            margin_strategy=margin_strategy,
             mask_bits=mask_bits,
             width=model.get_embedding_dimension(),
         )
@@ -205,13 +206,16 @@ class GuidedLoss(nn.Module):
         """Raise unless there are anchors, positives, and the means to guide them.
 
         Raises:
-            ValueError: fewer than two columns, or a column without guide embeddings where no guide is at hand; with
-                `gather_across_devices`, on every rank, where one of them has no rows or other columns.
+            ValueError: fewer than two columns, a column without rows, or one without guide embeddings where no guide
+                is at hand; with `gather_across_devices`, on every rank, where one of them has no rows or other columns.
         """
         if self.gather_across_devices:
             check_batches_agree(features)
         if len(features) < 2:
             raise InputError(f"the dataset gives {len(features)} text column(s); anchor and positive are needed.")
+        for place, column in enumerate(features):
+            if not any(len(value) for value in column.values() if not isinstance(value, Tensor) or value.ndim):
+                raise InputError(f"the batch holds no row in column {place} ({', '.join(column) or 'nothing'} in it).")
         if not self.guided or self._encoder is not None or self.variants.self_guided:
             return
         missing = [str(k) for k, f in enumerate(features) if EMBEDDING not in f]

@@ -105,8 +105,17 @@ class Variants:
                 f"temperature_min: got {self.temperature_min}, and temperature_max {self.temperature_max}; above 0, "
                 "and the larger one second, would do."
             )
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in ("temperature_min", "temperature_max"):
+            if not self.learn_temperature and getattr(self, name) != defaults[name]:
+                raise InputError(
+                    f"{name}: got {getattr(self, name)}, which bounds a temperature that is learnt; "
+                    "learn_temperature=True would do, or leave it out."
+                )
 
-    def check_with(self, *, guided: bool, guide: bool, margin: float, mask_bits: str, width: int | None) -> None:
+    def check_with(
+        self, *, guided: bool, guide: bool, margin: float, margin_strategy: str, mask_bits: str, width: int | None
+    ) -> None:
         """Raise where these settings and the loss's others make no sense together.
 
         Args:
@@ -123,6 +132,7 @@ class Variants:
             guided=guided,
             self_guided=self.self_guided,
             margin=margin,
+            margin_strategy=margin_strategy,
             mask_ties=self.mask_ties,
             hard=self.hard,
             triplet_margin=self.triplet_margin,
@@ -131,7 +141,7 @@ class Variants:
         )
 
     def check_data(self, key: str, columns: Sequence[str], texts: Sequence[str]) -> None:
-        """Raise unless a dataset brings what these settings read from it.
+        """Raise unless a dataset brings what these settings read from it, and nothing that is read by others alone.
 
         Args:
             key: which dataset, for the message.
@@ -139,7 +149,8 @@ class Variants:
             texts: those that hold texts: anchor, positive, negatives.
 
         Raises:
-            InputError: it lacks a column ``group`` or ``margin``, or has no negatives.
+            InputError: it lacks a column ``group`` or ``margin``, or has one that the loss does not ask for; it has no
+                negatives.
         """
         for name, needed, setting in (
             (GROUP, self.groups == "column", "groups: 'column'"),
@@ -149,6 +160,11 @@ class Variants:
                 raise InputError(
                     f"{setting}, and {key} has no column {name!r}; its columns are {', '.join(columns)}. Add it, or "
                     f"name the one that is meant under the data's 'columns' ({name}: ...)."
+                )
+            if not needed and name in columns:
+                raise InputError(
+                    f"{key}: has a column {name!r}, and the loss does not ask for it; {setting} would do, or leave it "
+                    "out of the data's 'columns'."
                 )
         if self.hardness_mode == "hard_negatives" and len(texts) < 3:
             raise InputError(
