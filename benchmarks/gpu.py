@@ -211,7 +211,7 @@ def check(bench: Bench) -> None:
             errors[name] = error
             if found[name].wrong(error):
                 off[name] = error
-        print(f"{off.get(name, error)}  {name}", flush=True)
+        print(f"{off[name] if isinstance(error, Exception) else f'{error:.1e}'}  {name}", flush=True)
         bench.write(relative_errors=errors, wrong=off)
     if off:
         raise SystemExit(f"wrong by more than rounding, or failed: {off}")

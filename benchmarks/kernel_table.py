@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gist_fast.kernels.config import HALF, TABLE
-from gist_fast.kernels.report import BF16, TARGETS, Compiled, compile_variant, launch_of, variants
+from gist_fast.kernels.report import Compiled, compile_variant
+from gist_fast.kernels.targets import TARGETS
+from gist_fast.kernels.variants import BF16, launch_of, variants
 
 from benchmarks.loss_cpu import RESULTS
 from benchmarks.machine import machine

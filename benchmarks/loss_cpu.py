@@ -33,7 +33,10 @@ def ours(e: Embeddings) -> torch.Tensor:
     return gist_fast.guided_contrastive_loss(*e, temperature=TEMPERATURE, backend="tiled")
 
 
-def ladder(widths: tuple[int, ...], e: Embeddings) -> torch.Tensor:
+def ladder(widths: tuple[int, ...] | None, self_guided: bool, e: Embeddings) -> torch.Tensor:
+    """At nested widths, or at the whole one alone; guided by embeddings of its own, or by the student's."""
+    if self_guided:
+        e = Embeddings(e.anchors, e.positives, e.anchors, e.positives)
     return gist_fast.guided_contrastive_loss(*e, temperature=TEMPERATURE, backend="tiled", matryoshka_dims=widths)
 
 
@@ -119,24 +122,36 @@ def bfloat16(rounds: int) -> dict:
     }
 
 
-def nested_widths(rounds: int) -> dict:
-    """B 4096, float32: four widths against the whole one alone."""
-    e, few = make_embeddings(4096, WIDTH, WIDTH), make_embeddings(1000, WIDTH, WIDTH)
-    for widths in LADDERS:
-        check_ladder(widths, few)
-    competitors = {"one": step(ours, e), **{str(list(w)): step(partial(ladder, w), e) for w in LADDERS}}
-    times = alternate(competitors, rounds)
-    cost = {str(list(widths)): times[str(list(widths))].ratio_to(times["one"]) for widths in LADDERS}
-    return {"rows": 4096, "cost": cost}
+def nested_widths(rounds: int) -> list[dict]:
+    """float32: four widths against the whole one alone, in a large batch and a small one; guided by embeddings of its
+    own and by the student's, where one width has no second product to share."""
+    few = make_embeddings(1000, WIDTH, WIDTH)
+    found = []
+    for self_guided in (False, True):
+        for widths in LADDERS:
+            check_ladder(widths, self_guided, few)
+        for rows in (4096, 1024):
+            e = make_embeddings(rows, WIDTH, WIDTH)
+            steps = {str(w): step(partial(ladder, w, self_guided), e) for w in (None, *LADDERS)}
+            times = alternate(steps, rounds)
+            found += [
+                {
+                    "rows": rows, "self_guided": self_guided, "widths": list(widths),
+                    "cost": times[str(widths)].ratio_to(times["None"]),
+                }
+                for widths in LADDERS
+            ]  # fmt: skip
+    return found
 
 
-def check_ladder(widths: tuple[int, ...], e: Embeddings) -> None:
+def check_ladder(widths: tuple[int, ...], self_guided: bool, e: Embeddings) -> None:
     """Raise unless the sum over the widths is that of separate losses whose guide is the same."""
+    guide = (e.anchors.detach(), e.positives.detach()) if self_guided else e[2:]
     parts = [
-        gist_fast.guided_contrastive_loss(e.anchors[:, :w], e.positives[:, :w], *e[2:], temperature=TEMPERATURE)
+        gist_fast.guided_contrastive_loss(e.anchors[:, :w], e.positives[:, :w], *guide, temperature=TEMPERATURE)
         for w in widths
     ]
-    got, want = ladder(widths, e).item(), sum(part.item() for part in parts)
+    got, want = ladder(widths, self_guided, e).item(), sum(part.item() for part in parts)
     if not abs(got - want) < 1e-4 * want:
         raise SystemExit(f"wrong before fast: widths {widths} give {got}, one by one {want}")
 
@@ -161,8 +176,12 @@ def table(results: dict) -> str:
         (f"bfloat16 embeddings against float32, B {bf16['rows']:,}", told(bf16["speedup"])),
         (f"memory above the inputs, B {mem['rows']:,}", f"{mem['memory'] / 2**30:.2f} GiB"),
         *(
-            (f"cost of Matryoshka widths {widths} against 384 alone, B {results['nested']['rows']:,}", told(cost))
-            for widths, cost in results.get("nested", {}).get("cost", {}).items()
+            (
+                f"cost of Matryoshka widths {nested['widths']} against 384 alone, B {nested['rows']:,}"
+                + (", self-guided" if nested["self_guided"] else ""),
+                told(nested["cost"]),
+            )
+            for nested in results["nested"]
         ),
     ]
     return "\n".join(

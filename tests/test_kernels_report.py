@@ -20,16 +20,9 @@ if interpreted():
 import triton
 from gist_fast.kernels import config as table
 from gist_fast.kernels.config import HALF, SINGLE, TABLE, Staged
-from gist_fast.kernels.report import (
-    BF16,
-    TARGETS,
-    Compiled,
-    Element,
-    compile_variant,
-    launch_of,
-    report,
-    variants,
-)
+from gist_fast.kernels.report import Compiled, compile_variant, report
+from gist_fast.kernels.targets import TARGETS
+from gist_fast.kernels.variants import BF16, Element, launch_of, variants
 
 from benchmarks import kernel_table
 
@@ -151,7 +144,9 @@ def test_the_oldest_triton_that_is_supported_spills_nothing_either(tmp_path: Pat
 OLDEST = """\
 import json, sys, triton
 from gist_fast.kernels.config import HALF, TABLE
-from gist_fast.kernels.report import BF16, TARGETS, compile_variant, launch_of, variants
+from gist_fast.kernels.report import compile_variant
+from gist_fast.kernels.targets import TARGETS
+from gist_fast.kernels.variants import BF16, launch_of, variants
 card = TARGETS[sys.argv[1]]
 found = [
     compile_variant(card, v, launch_of(TABLE[card.generation, HALF], v), width=384, guide_width=1024).as_dict()

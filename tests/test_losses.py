@@ -79,6 +79,19 @@ def test_same_loss_and_gradients(name, options, negatives, backend, student, gui
     )
 
 
+@both
+@pytest.mark.parametrize("negatives", [0, 1])
+def test_without_a_guide_anchors_and_positives_alone_are_the_plain_softmax(name, negatives, student, pairs):
+    plain = {"guided": False, "contrast_anchors": False, "contrast_positives": False}
+    mine = make(ours, name, student, None, temperature=0.05, **plain)
+    other = theirs.MultipleNegativesRankingLoss(student, scale=20.0)
+    for layer in student.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0  # mini-batches draw others than a whole batch at once
+    found = [result(loss, batch(student, pairs, negatives=negatives), student) for loss in (mine, other)]
+    assert_same(*found, rounding(0.05))
+
+
 def test_positional_arguments_are_in_the_same_order(student, guide, pairs):
     values = (0.07, "relative", 0.15, False, True, False)
     mine, other = ours.GISTEmbedLoss(student, guide, *values), theirs.GISTEmbedLoss(student, guide, *values)

@@ -29,7 +29,8 @@ def kernels(
         raise InputError("TRITON_INTERPRET: set to 1, and what is interpreted is not compiled; leave it out.")
 
     try:
-        from gist_fast.kernels.report import TARGETS, report
+        from gist_fast.kernels.report import report
+        from gist_fast.kernels.targets import TARGETS
     except ImportError as error:
         raise InputError(f"kernels: Triton is needed and cannot be imported ({error}).") from error
     if target not in TARGETS:
