@@ -19,7 +19,18 @@ from gist_fast.bench import run as runs
 from gist_fast.bench.cases import LossCase
 from gist_fast.bench.isolated import check_and_measure
 from gist_fast.bench.peers import PEERS, Peer, plain_matmul
-from gist_fast.bench.results import OK, UNSUPPORTED, Results, Row, machine, read, write_new, write_numbered
+from gist_fast.bench.results import (
+    NOT_RUN,
+    OK,
+    UNSUPPORTED,
+    WRONG,
+    Results,
+    Row,
+    machine,
+    read,
+    write_new,
+    write_numbered,
+)
 from gist_fast.bench.run import SUITES, fits, run, suites_named
 from gist_fast.bench.start import StartCase
 from gist_fast.bench.suite import SCALES, Plan
@@ -279,6 +290,14 @@ def test_growth_is_fitted_and_shown():
     columns, cells = fit_table(Results({}, "", fits=found))
     assert ["loss", "gist_fast", "time", "B^2.00 (2.00 to 2.00)", "4", "100% quadratic at B 4,096"] in cells
     assert markdown(columns, cells).splitlines()[1] == "|---" * len(columns) + "|"
+
+
+def test_memory_is_fitted_where_only_the_time_was_not_affordable():
+    case = [{"rows": b} for b in (256, 512, 1024)]
+    rows = [Row("loss", c, c["rows"], "plain", seconds={"both": [1.0] * 3}, memory=c["rows"] << 12) for c in case]
+    for outcome, found in ((NOT_RUN, ["memory"]), (WRONG, [])):
+        rows[-1].outcome, rows[-1].seconds = outcome, {}
+        assert [fit["quantity"] for fit in fits(rows)] == found
 
 
 def test_suites_by_name():

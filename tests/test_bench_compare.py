@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 
@@ -122,7 +123,18 @@ def file(**changed) -> str:
         (file(rows=[{**ROW, "size": "a"}]), "not whole"),
         (file(rows=[{**ROW, "seconds": {"both": "fast"}}]), "are no seconds"),
         (file(rows=[{**ROW, "seconds": {"both": [1.0, 0.0]}}]), "are no seconds"),
+        (file(rows=[{**ROW, "seconds": {"both": [1.0, math.nan]}}]), "[1.0, nan] are no seconds"),
+        (file(rows=[{**ROW, "seconds": {"both": [math.inf, 1.0]}}]), "[inf, 1.0] are no seconds"),
+        (file(rows=[{**ROW, "seconds": {"both": [True, 1.0]}}]), "[True, 1.0] are no seconds"),
+        (file(rows=[{**ROW, "memory": math.nan}]), "memory: nan"),
+        (file(rows=[{**ROW, "memory": -1}]), "memory: -1"),
+        (file(rows=[{**ROW, "memory": True}]), "memory: True"),
+        (file(rows=[{**ROW, "size": -8}]), "size: -8"),
+        (file(rows=[{**ROW, "size": 8.5}]), "size: 8.5"),
+        (file(rows=[{**ROW, "suite": 7}]), "suite: 7"),
+        (file(rows=[{**ROW, "what": None}]), "what: None"),
         (file(rates=[{"flops": 1.0}]), "not whole"),
+        (file(rates=[{"case": {"dtype": "float32"}, "flops": math.nan, "seconds": [1.0]}]), "flops: nan"),
         ("\0\x80", "cannot be read"),
     ],
 )

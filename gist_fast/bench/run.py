@@ -16,6 +16,7 @@ from gist_fast.bench.results import (
     NOT_RUN,
     OK,
     OUT_OF_MEMORY,
+    RIGHT,
     UNSUPPORTED,
     WHOLE,
     WRONG,
@@ -140,7 +141,7 @@ def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """How time and memory of every competitor grow with the size."""
     found: list[dict[str, Any]] = []
     for suite, what in dict.fromkeys((row.suite, row.what) for row in rows):
-        own = [row for row in rows if (row.suite, row.what) == (suite, what) and row.outcome == OK]
+        own = [row for row in rows if (row.suite, row.what) == (suite, what) and row.outcome in RIGHT]
         times = [(row.size, timing.median) for row in own if (timing := row.timing()) is not None]
         memory = [(row.size, float(row.memory)) for row in own if row.memory and row.memory >= SMALLEST_MEMORY]
         for quantity, points in (("time", times), ("memory", memory)):
