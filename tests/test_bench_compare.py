@@ -9,7 +9,7 @@ import math
 import pytest
 
 from gist_fast.bench.compare import compare
-from gist_fast.bench.results import OUT_OF_MEMORY, Results, Row, read, write
+from gist_fast.bench.results import FAILED, NOT_RUN, OK, OUT_OF_MEMORY, UNSUPPORTED, WRONG, Results, Row, read, write
 from gist_fast.errors import InputError
 
 CASE = {"rows": 512, "dtype": "float32"}
@@ -70,6 +70,36 @@ def test_memory_outcomes_facts_and_what_only_one_has():
     assert said["plain", "outcome"] == "was ok, is out of memory"
     assert found.only_new == ["step 8 gist_fast"]
     assert found.only_old == []
+
+
+@pytest.mark.parametrize(
+    ("was", "is_now", "moved"),
+    [
+        (OK, NOT_RUN, False),
+        (NOT_RUN, OK, False),
+        (NOT_RUN, OUT_OF_MEMORY, False),
+        (UNSUPPORTED, OK, False),
+        (OK, OUT_OF_MEMORY, True),
+        (WRONG, OK, True),
+        (FAILED, WRONG, True),
+    ],
+)
+def test_an_outcome_for_want_of_time_is_no_movement(run_command, tmp_path, was, is_now, moved):
+    both = [results(), results()]
+    for path, found, outcome in zip(("old", "new"), both, (was, is_now), strict=True):
+        found.rows[1].outcome = outcome
+        found.rows[1].seconds = found.rows[1].seconds if outcome == OK else {}
+        write(tmp_path / path, found)
+    (change,) = [c for c in compare(*both).changes if c.figure == "outcome"]
+    assert change.moved is moved
+    assert change.verdict == f"{'' if moved else 'not comparable: '}was {was}, is {is_now}"
+    told = run_command("bench", "compare", tmp_path / "old", tmp_path / "new").out
+    assert "Outcomes that changed" in told
+    assert ("not comparable" in told.split("0 of")[0]) is not moved
+    assert f"{int(moved)} of 1 changed outcomes moved" in told
+    # Memory was measured in both, whatever time there was.
+    comparable = {was, is_now} <= {OK, NOT_RUN}
+    assert f"0 of {4 if comparable else 3} figures moved" in told
 
 
 def test_small_amounts_of_memory_are_the_allocators():

@@ -15,12 +15,13 @@ from gist_fast.cli.ctrl_c import interruptible
 from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, print_json, print_table
 
 if TYPE_CHECKING:
-    from gist_fast.bench.compare import Comparison
+    from gist_fast.bench.compare import Change, Comparison
     from gist_fast.bench.results import Results
     from gist_fast.report.page import Picture
 
 app = typer.Typer(invoke_without_command=True)
 FOLDER = "gist-fast-bench"
+PAGES = (".html", ".htm")
 
 
 @app.callback()
@@ -132,23 +133,36 @@ def compare(
 
 
 def _show(found: Comparison, everything: bool) -> None:
+    from gist_fast.bench.compare import NOT_COMPARABLE, OUTCOME
     from gist_fast.bench.tables import amount, duration
 
     if found.facts:
         print_table("These differ between the two runs", ("what", "old", "new"), found.facts)
-    moved = [change for change in found.changes if everything or change.moved]
-    rows = []
-    for c in moved:
+    outcomes = [change for change in found.changes if change.figure == OUTCOME]
+    if outcomes:
+        rows = [(*_place(c), c.old, c.new, "" if c.moved else NOT_COMPARABLE) for c in outcomes]
+        print_table("Outcomes that changed", ("suite", "B", "what", "old", "new", ""), rows)
+    figures = [change for change in found.changes if change.figure != OUTCOME]
+    moved_rows = []
+    for c in (change for change in figures if everything or change.moved):
         shown = amount if c.figure == "memory" else duration
         values = [x if isinstance(x, str) else shown(x) for x in (c.old, c.new)]
         noise = "-" if c.noise is None else f"{c.noise:.1%}"
-        rows.append((c.suite, f"{c.size:,}" if c.size else "-", c.what, c.figure, *values, c.verdict, noise))
-    if rows:
-        print_table("What moved", ("suite", "B", "what", "figure", "old", "new", "verdict", "noise"), rows)
-    print(f"{sum(c.moved for c in found.changes)} of {len(found.changes)} figures moved by more than their noise.")
+        moved_rows.append((*_place(c), c.figure, *values, c.verdict, noise))
+    if moved_rows:
+        print_table("What moved", ("suite", "B", "what", "figure", "old", "new", "verdict", "noise"), moved_rows)
+    print(f"{sum(c.moved for c in figures)} of {len(figures)} figures moved by more than their noise.")
+    if outcomes:
+        moved = sum(c.moved for c in outcomes)
+        others = "; where there was no time, or nobody to measure, they are not comparable"
+        print(f"{moved} of {len(outcomes)} changed outcomes moved{others if moved < len(outcomes) else ''}.")
     for word, labels in (("old", found.only_old), ("new", found.only_new)):
         if labels:
             print(f"only in the {word} results: {', '.join(labels)}.")
+
+
+def _place(change: Change) -> tuple[str, str, str]:
+    return change.suite, f"{change.size:,}" if change.size else "-", change.what
 
 
 def _let_threads_sleep() -> None:
@@ -209,11 +223,22 @@ def _check(device: str | None, dtype: str, seconds: float | None, report: Path |
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device: got {device!r}, but this torch finds no GPU; cpu would do.")
     if report is not None:
-        from gist_fast.report.page import check_path
         from gist_fast.report.plots import check_matplotlib
 
         check_matplotlib()
-        check_path(report, overwrite=overwrite)
+        _check_report(report, overwrite)
+
+
+def _check_report(report: Path, overwrite: bool) -> None:
+    from gist_fast.errors import InputError
+    from gist_fast.report.page import check_path
+
+    # Anything else might be, or come to be, results or a plot: what was measured must not be lost to --overwrite.
+    if report.suffix.lower() not in PAGES and not report.is_dir():
+        raise InputError(
+            f"--report: got {report}; a page of HTML goes into a file that says so, such as {report.stem}.html."
+        )
+    check_path(report, overwrite=overwrite)
 
 
 def _refuse_options(context: typer.Context) -> None:
