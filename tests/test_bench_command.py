@@ -34,7 +34,7 @@ from gist_fast.bench.results import (
 from gist_fast.bench.run import SUITES, fits, run, suites_named
 from gist_fast.bench.start import StartCase
 from gist_fast.bench.suite import SCALES, Plan
-from gist_fast.bench.tables import fit_table, markdown, notes, suite_table
+from gist_fast.bench.tables import facts, fit_table, markdown, notes, suite_table
 from gist_fast.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -85,11 +85,13 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
     assert rows[16, "gist_fast"].ratio is None
     assert rows[16, "plain"].ratio["rounds"] >= 3
     assert "memeff takes no part: it knows no guide model." in found.out
+    assert re.search(r"matrix product, float32 +│ [\d.]+ GFLOP/s \([\d.]+ to [\d.]+\)", found.out)
     assert {path.name for path in folder.iterdir()} == {
         "bench.json", "bench-loss-time.svg", "bench-loss-memory.svg", "bench-loss-share.svg",
     }  # fmt: skip
     page = report.read_text()
     assert "share of the roofline" in page
+    assert "matrix product, float32" in page
     assert "gist_fast reference" in page
 
     again = bench(run_command, tmp_path, "--suite", "loss", "--json")
@@ -301,6 +303,17 @@ def test_memory_is_fitted_where_only_the_time_was_not_affordable():
     for outcome, found in ((NOT_RUN, ["memory"]), (WRONG, [])):
         rows[-1].outcome, rows[-1].seconds = outcome, {}
         assert [fit["quantity"] for fit in fits(rows)] == found
+
+
+def test_the_rate_of_the_machine_is_told_by_type():
+    def rate(dtype, *seconds):
+        return {"case": {"dtype": dtype}, "flops": 2e9, "seconds": list(seconds)}
+
+    rates = [rate("float32", 0.02, 0.025), rate("bfloat16", 2e-6), rate("float32", 0.04, 0.05, 0.1)]
+    told = facts(Results({}, "", rates=rates))
+    assert told["matrix product, float32"] == "50 GFLOP/s (40 to 80)"
+    assert told["matrix product, bfloat16"] == "1,000,000 GFLOP/s (1,000,000 to 1,000,000)"
+    assert not any("matrix" in name for name in facts(Results({}, "")))
 
 
 def test_suites_by_name():

@@ -80,9 +80,7 @@ def _against_size(results: Results, suite: str, rows: Sequence[Row], quantity: s
     from gist_fast.report.plots import line_styles, log_log, to_svg
 
     values = {id(row): of(row) if row.outcome in RIGHT else None for row in rows}
-    names = list(
-        dict.fromkeys(row.what for row in rows if row.outcome == OUT_OF_MEMORY or values[id(row)] is not None)
-    )
+    names = list(dict.fromkeys(row.what for row in rows if row.outcome == OUT_OF_MEMORY or values[id(row)] is not None))
     grows = {fit["what"]: Power(**fit["power"]) for fit in results.fits if _is(fit, suite, quantity)}
     clear = {name: f"{name}, ~B^{power.exponent:.2f}" for name, power in grows.items() if power.clear}
     labels = {name: clear.get(name, name) for name in names}
