@@ -120,6 +120,14 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
         (("--sizes", "8,1e3"), "whole numbers from 2"),
         (("--suite", ""), "--suite: got ''"),
         (("--suite", "loss,"), "--suite: got ''"),
+        (
+            ("--suite", "start", "--sizes", "8"),
+            "--sizes: says nothing to --suite start; leave it out, or name any of loss",
+        ),
+        (
+            ("--suite", "step,start", "--dtype", "float32"),
+            "--suite step nor start; leave it out, or name any of loss, self,",
+        ),
         (("--scale", "huge"), "--scale: got 'huge'"),
         (("--scale", "large", "--quick"), "keep one of the two"),
         (("--seconds", "nan"), "--seconds"),

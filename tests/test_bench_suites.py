@@ -58,6 +58,7 @@ def test_the_smallest_cases_run(tmp_path):
     }
     # Of two competitors on one problem the table shows both, and no ratio in brackets: it knows no noise.
     assert shown.count(problem) == 2
+    assert shown.count("Name (time in ms)") == 4
     assert not re.search(r"\(\d+\.\d+\)|\(>1000\.0\)", shown)
 
 

@@ -36,6 +36,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("measured", list(found.values()), ids=list(found))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_scale_unit(unit: str) -> tuple[str, float]:
+    """Milliseconds in all tables: each would choose a unit of its own."""
+    return ("m", 1e3) if unit == "seconds" else ("", 1.0)
+
+
 @pytest.fixture
 def measure(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., None]:
     """Measure one competitor on one case; skips with the reason where it cannot take part."""

@@ -17,6 +17,7 @@ from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, p
 if TYPE_CHECKING:
     from gist_fast.bench.compare import Change, Comparison
     from gist_fast.bench.results import Results
+    from gist_fast.bench.suite import Suite
     from gist_fast.report.page import Picture
 
 app = typer.Typer(invoke_without_command=True)
@@ -34,9 +35,11 @@ def bench(
             "all but self and unguided."
         ),
     ] = None,
-    sizes: Annotated[str | None, typer.Option(help="Batch sizes, commas between; else each suite's own.")] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Batch sizes, commas between, of all suites but start; else each suite's own.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; else cuda where there is one.")] = None,
-    dtype: Annotated[str, typer.Option(help="Type of the embeddings of the suite loss.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Type of the embeddings of the suites loss, self, unguided.")] = "float32",
     seconds: Annotated[
         float | None, typer.Option(min=1, help="What to plan for; else 45, 225 or 1800, by the scale.")
     ] = None,
@@ -72,6 +75,7 @@ def bench(
 
         place, extent = _device(device), _scale(scale, quick)
         chosen = suites_named(suite, place)
+        _check_looked_at(context, chosen)
         folder = output.expanduser() / device_name(place)
         _check_folder(folder)
         budget = seconds or BUDGETS[extent]
@@ -229,6 +233,23 @@ def _check(device: str | None, dtype: str, seconds: float | None, report: Path |
         _check_report(report, overwrite)
 
 
+def _check_looked_at(context: typer.Context, chosen: Sequence[Suite]) -> None:
+    """Refuse an option that none of the suites looks at."""
+    from gist_fast.bench.run import SUITES
+    from gist_fast.errors import InputError
+
+    for option in ("sizes", "dtype"):
+        if _is_given(context, option) and not any(option in suite.looks_at for suite in chosen):
+            names = " nor ".join(suite.name for suite in chosen)
+            others = ", ".join(name for name, suite in SUITES.items() if option in suite.looks_at)
+            raise InputError(f"--{option}: says nothing to --suite {names}; leave it out, or name any of {others}.")
+
+
+def _is_given(context: typer.Context, parameter: str) -> bool:
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _check_report(report: Path, overwrite: bool) -> None:
     from gist_fast.errors import InputError
     from gist_fast.report.page import check_path
@@ -246,8 +267,7 @@ def _refuse_options(context: typer.Context) -> None:
     from gist_fast.errors import InputError
 
     for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if source is not None and source.name == "COMMANDLINE":
+        if _is_given(context, parameter.name or ""):
             command = context.invoked_subcommand
             raise InputError(
                 f"{parameter.opts[0]}: is an option of gist-fast bench, and {command} measures nothing; leave it out, "
