@@ -31,10 +31,11 @@ from gist_fast.bench.results import (
     write_new,
     write_numbered,
 )
-from gist_fast.bench.run import SUITES, fits, run, suites_named
+from gist_fast.bench.run import SUITES, Entrant, fits, run, suites_named
 from gist_fast.bench.start import StartCase
 from gist_fast.bench.suite import SCALES, Plan
 from gist_fast.bench.tables import facts, fit_table, markdown, notes, suite_table
+from gist_fast.bench.timing import LEAST_ROUNDS
 from gist_fast.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -268,10 +269,49 @@ def test_what_cannot_fit_is_a_row_by_formula_and_larger_cases_too(monkeypatch, f
 
 
 def test_what_would_take_too_long_is_left_out(monkeypatch, few_peers):
-    monkeypatch.setattr(runs, "_expected", lambda smaller, size, power: 0.0 if smaller is None else 1e4)
+    monkeypatch.setattr(runs, "_expected", lambda smaller, size, *_, **__: 0.0 if smaller is None else 1e4)
     results = run([SUITES["loss"]], Plan((16, 24)), command="", budget=300.0)
     whys = {row.outcome: row.why for row in results.rows if row.what == "gist_fast"}
     assert re.search(r"a turn would take some 10000\.0 s, and 3 of them more than the [\d.]+ s for it", whys["not run"])
+
+
+def entrant(size, seconds, smaller=None):
+    return Entrant(Row("loss", {}, size, "x", seconds={"both": [seconds] * 3}), 9.0, smaller)
+
+
+@pytest.mark.parametrize(
+    ("smaller", "baseline", "expected"),
+    [
+        (None, False, 0.0),
+        (entrant(16, 1e-3), False, 1e-3 * 16**2),
+        (entrant(16, 1e-3), True, 0.0),  # it may be all overhead
+        (entrant(16, 1e-3, entrant(4, 0.9e-3)), True, 1e-3 * 16),  # no less than in proportion
+        (entrant(16, 8e-3, entrant(4, 1e-3)), True, 8e-3 * 16**1.5),
+        (entrant(16, 8e-3, entrant(4, 1e-3)), False, 8e-3 * 16**1.5),
+        (entrant(16, 1.0, entrant(4, 1e-3)), False, 1.0 * 16**2),  # no more than it is known to grow
+        (entrant(16, 1e-3, entrant(0, 1e-3)), False, 1e-3 * 16**2),
+        (entrant(512, 1e-3), False, 0.0),
+    ],
+)
+def test_what_a_turn_is_expected_to_take(smaller, baseline, expected):
+    assert runs._expected(smaller, 256, 2.0, baseline=baseline) == pytest.approx(expected)
+
+
+def test_ours_is_not_left_out_for_a_small_size_that_is_all_overhead(monkeypatch, few_peers):
+    known, expected = [], runs._expected
+
+    def watched(smaller, size, *grows, baseline):
+        if baseline and smaller is not None:
+            known.append((size, smaller.row.size, smaller.smaller and smaller.smaller.row.size))
+        return expected(smaller, size, *grows, baseline=baseline)
+
+    monkeypatch.setattr(runs, "_expected", watched)
+    results = run([SUITES["loss"]], Plan((2, 512, 600)), command="", budget=20.0)
+    assert known == [(512, 2, None), (600, 512, 2)]
+    rows = [row for row in results.rows if row.what == "gist_fast"]
+    # By the square of the sizes' ratio its turns would have taken more than there was.
+    assert [row.outcome for row in rows] == [OK] * 3, rows
+    assert LEAST_ROUNDS * rows[0].timing().median * 256**2 > 20.0
 
 
 def test_the_start_of_the_server_is_not_on_the_clock(monkeypatch, few_peers):
