@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fabricated import bench_results
 
 from gist_fast.bench import run as runs
 from gist_fast.bench.cases import LossCase
@@ -28,6 +29,7 @@ from gist_fast.bench.results import (
     Row,
     machine,
     read,
+    write,
     write_new,
     write_numbered,
 )
@@ -181,6 +183,67 @@ def test_what_was_measured_is_shown_where_it_cannot_be_written(run_command, tmp_
     assert "cannot be written (No space left on device)" in found.err
     assert "1 ms" in found.out
     assert json.loads(run_command("bench", "--output", tmp_path, "--json").out)["rows"]
+
+
+class TestShow:
+    @pytest.fixture
+    def file(self, tmp_path):
+        path = tmp_path / "bench-2.json"
+        write(path, bench_results())
+        return path
+
+    def test_tables_alone(self, run_command, file):
+        found = run_command("bench", "show", file)
+        assert found.code == 0, found.err
+        assert "loss: The loss: embeddings to gradients" in found.out
+        assert "st GISTEmbedLoss at B 1,024 and above out of memory: needs" in found.out
+        assert "How costs grow" in found.out and "A CPU of some name" in found.out
+        assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+    def test_plots_are_added_and_none_is_replaced(self, run_command, file):
+        kept = file.with_name("bench-2-loss-time.svg")
+        kept.write_text("mine")
+        before = file.read_text()
+        found = run_command("bench", "show", file, "--plots")
+        assert found.code == 0, found.err
+        plots = {path.name.removeprefix("bench-2-") for path in file.parent.glob("*.svg")}
+        names = {f"{suite}-{of}.svg" for suite in ("loss", "engine", "guide", "step") for of in ("time", "memory")}
+        assert plots == names | {"loss-share.svg"}
+        assert (kept.read_text(), file.read_text()) == ("mine", before)
+        assert 'fill="white"' in file.with_name("bench-2-step-memory.svg").read_text()
+        assert "bench-2-{loss-memory,loss-share,engine-time," in found.err
+        again = run_command("bench", "show", file, "--plots")
+        assert (again.code, again.err) == (0, "plots: all are there\n")
+
+    def test_the_report_alone(self, run_command, file, tmp_path):
+        report = tmp_path / "page" / "out.html"
+        found = run_command("bench", "show", file, "--report", report)
+        assert found.code == 0, found.err
+        page = report.read_text()
+        assert page.count("<figure") == 9 and "abcdef0" in page
+        assert not list(tmp_path.glob("*.svg"))
+        refused = run_command("bench", "show", file, "--report", report)
+        assert (refused.code, refused.out) == (2, "") and "--overwrite" in refused.err
+        assert run_command("bench", "show", file, "--report", report, "--overwrite").code == 0
+        refused = run_command("bench", "show", file, "--report", file, "--overwrite")
+        assert (refused.code, refused.out) == (2, "") and "such as bench-2.html" in refused.err
+        assert read(file) == bench_results()
+
+    def test_plots_that_cannot_be_written_are_an_error(self, run_command, file, monkeypatch):
+        def full(path, text):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("gist_fast.bench.results.write_new", full)
+        found = run_command("bench", "show", file, "--plots")
+        assert (found.code, found.out) == (2, "")
+        assert "bench-2-loss-time.svg cannot be written (No space left on device)" in found.err
+
+    @pytest.mark.parametrize("rows", [[], [{"suite": "later", "case": {}, "size": 8, "what": "x"}]])
+    def test_what_says_little_is_shown_all_the_same(self, run_command, file, rows):
+        file.write_text(json.dumps({"format": 1, "machine": {}, "command": "", "rows": rows}))
+        found = run_command("bench", "show", file, "--plots")
+        assert (found.code, found.err) == (0, "plots: nothing to draw\n")
+        assert ("later" in found.out) is bool(rows)
 
 
 def test_two_runs_at_once_keep_their_files_apart(run_command, tmp_path, monkeypatch):

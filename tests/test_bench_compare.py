@@ -135,6 +135,10 @@ def test_results_come_back_as_they_were_and_are_never_replaced(tmp_path):
 ROW = {"suite": "loss", "case": {}, "size": 8, "what": "x"}
 
 
+POWER = {"exponent": 2.0, "low": 1.9, "high": 2.1, "factor": 1.0, "sizes": 3}
+FIT = {"suite": "loss", "what": "x", "quantity": "time", "largest": 8, "power": POWER, "split": None}
+
+
 def file(**changed) -> str:
     return json.dumps({"format": 1, "machine": {}, "command": "", "rows": [], **changed})
 
@@ -163,6 +167,12 @@ def file(**changed) -> str:
         (file(rows=[{**ROW, "size": 8.5}]), "size: 8.5"),
         (file(rows=[{**ROW, "suite": 7}]), "suite: 7"),
         (file(rows=[{**ROW, "what": None}]), "what: None"),
+        (file(rows=[{**ROW, "ratio": {"low": 0.0, "median": 1.0, "high": 2.0, "rounds": 3}}]), "ratio: Ratio(low=0.0"),
+        (file(rows=[{**ROW, "share": {"low": 1.0}}]), "not whole"),
+        (file(fits=[{**FIT, "largest": "many"}]), "fits: 'many'"),
+        (file(fits=[{**FIT, "split": {"fixed": 1.0}}]), "not whole"),
+        (file(fits=[{**FIT, "power": {}}]), "not whole"),
+        (file(seconds="some"), "seconds: 'some'"),
         (file(rates=[{"flops": 1.0}]), "not whole"),
         (file(rates=[{"case": {"dtype": "float32"}, "flops": math.nan, "seconds": [1.0]}]), "flops: nan"),
         ("\0\x80", "cannot be read"),
@@ -188,5 +198,5 @@ def test_paths_that_hold_no_file_are_refused(run_command, tmp_path):
 
 def test_a_file_as_it_should_be_is_read(tmp_path):
     path = tmp_path / "x.json"
-    path.write_text(file(rows=[ROW]))
+    path.write_text(file(rows=[ROW], fits=[FIT]))
     assert read(path).rows == [Row(**ROW)]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gist_fast
+from gist_fast.bench.growth import Power, Split
 from gist_fast.bench.timing import BOTH, Ratio, Timing
 from gist_fast.errors import InputError
 
@@ -157,6 +158,10 @@ def read(path: Path) -> Results:
             _hold(isinstance(rate["case"]["dtype"], str), "dtype", rate["case"]["dtype"])
             _hold(_is_number(rate["flops"]) and rate["flops"] > 0, "flops", rate["flops"])
             _seconds(rate["seconds"])
+        for fit in results.fits:
+            _fit(fit)
+        _hold(_is_number(results.seconds), "seconds", results.seconds)
+        _hold(isinstance(results.command, str), "command", results.command)
         results.machine.items()
         return results
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -172,7 +177,19 @@ def _row(given: dict[str, Any]) -> Row:
     row.key, row.case.items()
     for seconds in row.seconds.values():
         _seconds(seconds)
+    for entry in filter(None, (row.ratio, row.share)):
+        _hold(all(_is_number(value) and value > 0 for value in entry.values()), "ratio", Ratio(**entry))
     return row
+
+
+def _fit(given: dict[str, Any]) -> None:
+    """Raise unless it is one."""
+    for name in ("suite", "what", "quantity"):
+        _hold(isinstance(given[name], str), name, given[name])
+    split = {name: value for name, value in (given["split"] or {}).items() if name != "crossing"}
+    Power(**given["power"]), Split(**split) if split else None
+    for value in (given["largest"], *given["power"].values(), *split.values()):
+        _hold(_is_number(value), "fits", value)
 
 
 def _seconds(values: Any) -> None:

@@ -81,7 +81,7 @@ def facts(results: Results) -> dict[str, str]:
     for name in ("torch", "triton", "sentence-transformers", "transformers", "memeff", "inf-cl"):
         if about.get(name):
             found[name] = str(about[name])
-    found["gist_fast"] = f"{about.get('gist_fast')}, commit {about.get('commit') or 'unknown'}"
+    found["gist_fast"] = f"{about.get('gist_fast') or 'unknown'}, commit {about.get('commit') or 'unknown'}"
     return {**found, **_products(results), "command": results.command, "took": duration(results.seconds)}
 
 

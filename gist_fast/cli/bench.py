@@ -1,4 +1,4 @@
-"""``gist-fast bench``: what this machine gets out of it, and against whom; ``gist-fast bench compare``: what moved."""
+"""``gist-fast bench``: what this machine gets out of it, and against whom; of results: ``show`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -97,22 +97,55 @@ def bench(
     if as_json:
         print_json(results.as_dict())
     else:
-        _print(results, {suite.name: suite.title for suite in chosen})
+        _print(results)
     if failed is not None:
         raise failed
 
 
-def _print(results: Results, titles: dict[str, str]) -> None:
+def _print(results: Results) -> None:
     from gist_fast.bench import tables
+    from gist_fast.bench.run import SUITES
 
     for name in dict.fromkeys(row.suite for row in results.rows):
         columns, rows = tables.suite_table(results, name)
-        print_table(f"{name}: {titles[name]}", columns, rows)
+        print_table(f"{name}: {SUITES[name].title}" if name in SUITES else name, columns, rows)
         for line in tables.notes(results, name):
             print(line)
     if results.fits:
         print_table("How costs grow", *tables.fit_table(results))
     print_table("Measured on", ("what", "value"), list(tables.facts(results).items()))
+
+
+@app.command("show")
+def show(
+    file: Annotated[Path, typer.Argument(help="The bench.json of a run.")],
+    plots: Annotated[
+        bool, typer.Option("--plots", help="Draw the plots that are missing beside the file; none is replaced.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(callback=expanded, help="Write one self-contained page of HTML.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report that is there.")] = False,
+) -> None:
+    """Print the tables of a run again; draw what it has no pictures of, as on a machine without matplotlib."""
+    from gist_fast.bench.pictures import page, pictures
+    from gist_fast.bench.results import read
+    from gist_fast.report.page import write_page
+    from gist_fast.report.plots import check_matplotlib
+
+    if plots:
+        check_matplotlib("--plots")
+    if report is not None:
+        check_matplotlib()
+        _check_report(report, overwrite)
+    results = read(file)
+    drawn = pictures(results) if plots or report is not None else {}
+    if plots:
+        _add_plots(file, drawn)
+    if report is not None:
+        write_page(report, page(results, drawn), overwrite=overwrite)
+        note(f"report: {report}")
+    _print(results)
 
 
 @app.command("compare")
@@ -339,6 +372,27 @@ def _write(folder: Path, results: Results, report: Path | None, overwrite: bool,
         write_page(report, page(results, drawn), overwrite=overwrite)
         done.append(str(report))
         note(f"report: {report}")
+
+
+def _add_plots(path: Path, drawn: dict[str, Picture]) -> None:
+    """Write those that are not there."""
+    from gist_fast.bench.pictures import on_white
+    from gist_fast.bench.results import plot_path, write_new
+    from gist_fast.errors import InputError
+
+    added = []
+    for name, picture in drawn.items():
+        try:
+            write_new(plot_path(path, name), on_white(picture.svg))
+            added.append(name)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            where, why = plot_path(path, name), error.strerror or error
+            raise InputError(
+                f"--plots: {where} cannot be written ({why}); a copy of {path} elsewhere would do."
+            ) from error
+    note(f"plots: {_names(path, added)}" if added else f"plots: {'all are there' if drawn else 'nothing to draw'}")
 
 
 def _names(path: Path, drawn: Sequence[str] | dict[str, Picture]) -> str:
