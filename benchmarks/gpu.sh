@@ -20,7 +20,10 @@ limited() { # seconds, command...
 }
 
 OUT=${OUT:-benchmarks/results/$(limited $NAMING "$PYTHON" benchmarks/gpu.py device || echo unnamed-device)}
-mkdir -p "$OUT"
+if ! why=$(mkdir -p "$OUT" 2>&1) || ! why=$(touch "$OUT/environment.log" 2>&1); then
+    echo "benchmarks/gpu.sh: OUT: no results can be written to $OUT ($why); name another folder." >&2
+    exit 2
+fi
 export GIST_FAST_CACHE="$OUT/tuned"
 TOY=${TOY:+--toy}
 

@@ -14,16 +14,30 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fabricated import bench_results
 
 from gist_fast.bench import run as runs
 from gist_fast.bench.cases import LossCase
 from gist_fast.bench.isolated import check_and_measure
 from gist_fast.bench.peers import PEERS, Peer, plain_matmul
-from gist_fast.bench.results import OK, UNSUPPORTED, Results, Row, machine, read, write_new, write_numbered
-from gist_fast.bench.run import SUITES, fits, run, suites_named
+from gist_fast.bench.results import (
+    NOT_RUN,
+    OK,
+    UNSUPPORTED,
+    WRONG,
+    Results,
+    Row,
+    machine,
+    read,
+    write,
+    write_new,
+    write_numbered,
+)
+from gist_fast.bench.run import SUITES, Entrant, fits, run, suites_named
 from gist_fast.bench.start import StartCase
 from gist_fast.bench.suite import SCALES, Plan
-from gist_fast.bench.tables import fit_table, markdown, notes, suite_table
+from gist_fast.bench.tables import facts, fit_table, markdown, notes, suite_table
+from gist_fast.bench.timing import LEAST_ROUNDS
 from gist_fast.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +69,7 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
     rows = {(row.size, row.what): row for row in results.rows}
     assert set(rows) == {(size, name) for size in (16, 24, 40) for name in PEERS}
     for (size, name), row in rows.items():
-        if name in ("memeff", "inf-cl"):
+        if name in ("gist_fast tiled", "memeff", "inf-cl"):
             assert row.outcome == UNSUPPORTED
             continue
         assert row.outcome == OK, row
@@ -74,11 +88,13 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
     assert rows[16, "gist_fast"].ratio is None
     assert rows[16, "plain"].ratio["rounds"] >= 3
     assert "memeff takes no part: it knows no guide model." in found.out
+    assert re.search(r"matrix product, float32 +│ [\d.]+ GFLOP/s \([\d.]+ to [\d.]+\)", found.out)
     assert {path.name for path in folder.iterdir()} == {
         "bench.json", "bench-loss-time.svg", "bench-loss-memory.svg", "bench-loss-share.svg",
     }  # fmt: skip
     page = report.read_text()
     assert "share of the roofline" in page
+    assert "matrix product, float32" in page
     assert "gist_fast reference" in page
 
     again = bench(run_command, tmp_path, "--suite", "loss", "--json")
@@ -100,10 +116,21 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
         (("--dtype", "int8"), "--dtype: got 'int8'"),
         (("--device", "tpu"), "cpu or cuda would do"),
         (("--report", "."), "is a folder"),
+        (("--report", "bench.json", "--overwrite"), "--report: got bench.json; a page of HTML"),
+        (("--report", "x/bench-loss-time.svg"), "such as bench-loss-time.html"),
+        (("--report", "page"), "such as page.html"),
         (("--sizes", ""), "whole numbers from 2"),
         (("--sizes", "8,1e3"), "whole numbers from 2"),
         (("--suite", ""), "--suite: got ''"),
         (("--suite", "loss,"), "--suite: got ''"),
+        (
+            ("--suite", "start", "--sizes", "8"),
+            "--sizes: says nothing to --suite start; leave it out, or name any of loss",
+        ),
+        (
+            ("--suite", "step,start", "--dtype", "float32"),
+            "--suite step nor start; leave it out, or name any of loss, self,",
+        ),
         (("--scale", "huge"), "--scale: got 'huge'"),
         (("--scale", "large", "--quick"), "keep one of the two"),
         (("--seconds", "nan"), "--seconds"),
@@ -156,6 +183,67 @@ def test_what_was_measured_is_shown_where_it_cannot_be_written(run_command, tmp_
     assert "cannot be written (No space left on device)" in found.err
     assert "1 ms" in found.out
     assert json.loads(run_command("bench", "--output", tmp_path, "--json").out)["rows"]
+
+
+class TestShow:
+    @pytest.fixture
+    def file(self, tmp_path):
+        path = tmp_path / "bench-2.json"
+        write(path, bench_results())
+        return path
+
+    def test_tables_alone(self, run_command, file):
+        found = run_command("bench", "show", file)
+        assert found.code == 0, found.err
+        assert "loss: The loss: embeddings to gradients" in found.out
+        assert "st GISTEmbedLoss at B 1,024 and above out of memory: needs" in found.out
+        assert "How costs grow" in found.out and "A CPU of some name" in found.out
+        assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+    def test_plots_are_added_and_none_is_replaced(self, run_command, file):
+        kept = file.with_name("bench-2-loss-time.svg")
+        kept.write_text("mine")
+        before = file.read_text()
+        found = run_command("bench", "show", file, "--plots")
+        assert found.code == 0, found.err
+        plots = {path.name.removeprefix("bench-2-") for path in file.parent.glob("*.svg")}
+        names = {f"{suite}-{of}.svg" for suite in ("loss", "engine", "guide", "step") for of in ("time", "memory")}
+        assert plots == names | {"loss-share.svg"}
+        assert (kept.read_text(), file.read_text()) == ("mine", before)
+        assert 'fill="white"' in file.with_name("bench-2-step-memory.svg").read_text()
+        assert "bench-2-{loss-memory,loss-share,engine-time," in found.err
+        again = run_command("bench", "show", file, "--plots")
+        assert (again.code, again.err) == (0, "plots: all are there\n")
+
+    def test_the_report_alone(self, run_command, file, tmp_path):
+        report = tmp_path / "page" / "out.html"
+        found = run_command("bench", "show", file, "--report", report)
+        assert found.code == 0, found.err
+        page = report.read_text()
+        assert page.count("<figure") == 9 and "abcdef0" in page
+        assert not list(tmp_path.glob("*.svg"))
+        refused = run_command("bench", "show", file, "--report", report)
+        assert (refused.code, refused.out) == (2, "") and "--overwrite" in refused.err
+        assert run_command("bench", "show", file, "--report", report, "--overwrite").code == 0
+        refused = run_command("bench", "show", file, "--report", file, "--overwrite")
+        assert (refused.code, refused.out) == (2, "") and "such as bench-2.html" in refused.err
+        assert read(file) == bench_results()
+
+    def test_plots_that_cannot_be_written_are_an_error(self, run_command, file, monkeypatch):
+        def full(path, text):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("gist_fast.bench.results.write_new", full)
+        found = run_command("bench", "show", file, "--plots")
+        assert (found.code, found.out) == (2, "")
+        assert "bench-2-loss-time.svg cannot be written (No space left on device)" in found.err
+
+    @pytest.mark.parametrize("rows", [[], [{"suite": "later", "case": {}, "size": 8, "what": "x"}]])
+    def test_what_says_little_is_shown_all_the_same(self, run_command, file, rows):
+        file.write_text(json.dumps({"format": 1, "machine": {}, "command": "", "rows": rows}))
+        found = run_command("bench", "show", file, "--plots")
+        assert (found.code, found.err) == (0, "plots: nothing to draw\n")
+        assert ("later" in found.out) is bool(rows)
 
 
 def test_two_runs_at_once_keep_their_files_apart(run_command, tmp_path, monkeypatch):
@@ -244,10 +332,49 @@ def test_what_cannot_fit_is_a_row_by_formula_and_larger_cases_too(monkeypatch, f
 
 
 def test_what_would_take_too_long_is_left_out(monkeypatch, few_peers):
-    monkeypatch.setattr(runs, "_expected", lambda smaller, size, power: 0.0 if smaller is None else 1e4)
+    monkeypatch.setattr(runs, "_expected", lambda smaller, size, *_, **__: 0.0 if smaller is None else 1e4)
     results = run([SUITES["loss"]], Plan((16, 24)), command="", budget=300.0)
     whys = {row.outcome: row.why for row in results.rows if row.what == "gist_fast"}
     assert re.search(r"a turn would take some 10000\.0 s, and 3 of them more than the [\d.]+ s for it", whys["not run"])
+
+
+def entrant(size, seconds, smaller=None):
+    return Entrant(Row("loss", {}, size, "x", seconds={"both": [seconds] * 3}), 9.0, smaller)
+
+
+@pytest.mark.parametrize(
+    ("smaller", "baseline", "expected"),
+    [
+        (None, False, 0.0),
+        (entrant(16, 1e-3), False, 1e-3 * 16**2),
+        (entrant(16, 1e-3), True, 0.0),  # it may be all overhead
+        (entrant(16, 1e-3, entrant(4, 0.9e-3)), True, 1e-3 * 16),  # no less than in proportion
+        (entrant(16, 8e-3, entrant(4, 1e-3)), True, 8e-3 * 16**1.5),
+        (entrant(16, 8e-3, entrant(4, 1e-3)), False, 8e-3 * 16**1.5),
+        (entrant(16, 1.0, entrant(4, 1e-3)), False, 1.0 * 16**2),  # no more than it is known to grow
+        (entrant(16, 1e-3, entrant(0, 1e-3)), False, 1e-3 * 16**2),
+        (entrant(512, 1e-3), False, 0.0),
+    ],
+)
+def test_what_a_turn_is_expected_to_take(smaller, baseline, expected):
+    assert runs._expected(smaller, 256, 2.0, baseline=baseline) == pytest.approx(expected)
+
+
+def test_ours_is_not_left_out_for_a_small_size_that_is_all_overhead(monkeypatch, few_peers):
+    known, expected = [], runs._expected
+
+    def watched(smaller, size, *grows, baseline):
+        if baseline and smaller is not None:
+            known.append((size, smaller.row.size, smaller.smaller and smaller.smaller.row.size))
+        return expected(smaller, size, *grows, baseline=baseline)
+
+    monkeypatch.setattr(runs, "_expected", watched)
+    results = run([SUITES["loss"]], Plan((2, 512, 600)), command="", budget=20.0)
+    assert known == [(512, 2, None), (600, 512, 2)]
+    rows = [row for row in results.rows if row.what == "gist_fast"]
+    # By the square of the sizes' ratio its turns would have taken more than there was.
+    assert [row.outcome for row in rows] == [OK] * 3, rows
+    assert LEAST_ROUNDS * rows[0].timing().median * 256**2 > 20.0
 
 
 def test_the_start_of_the_server_is_not_on_the_clock(monkeypatch, few_peers):
@@ -279,6 +406,25 @@ def test_growth_is_fitted_and_shown():
     columns, cells = fit_table(Results({}, "", fits=found))
     assert ["loss", "gist_fast", "time", "B^2.00 (2.00 to 2.00)", "4", "100% quadratic at B 4,096"] in cells
     assert markdown(columns, cells).splitlines()[1] == "|---" * len(columns) + "|"
+
+
+def test_memory_is_fitted_where_only_the_time_was_not_affordable():
+    case = [{"rows": b} for b in (256, 512, 1024)]
+    rows = [Row("loss", c, c["rows"], "plain", seconds={"both": [1.0] * 3}, memory=c["rows"] << 12) for c in case]
+    for outcome, found in ((NOT_RUN, ["memory"]), (WRONG, [])):
+        rows[-1].outcome, rows[-1].seconds = outcome, {}
+        assert [fit["quantity"] for fit in fits(rows)] == found
+
+
+def test_the_rate_of_the_machine_is_told_by_type():
+    def rate(dtype, *seconds):
+        return {"case": {"dtype": dtype}, "flops": 2e9, "seconds": list(seconds)}
+
+    rates = [rate("float32", 0.02, 0.025), rate("bfloat16", 2e-6), rate("float32", 0.04, 0.05, 0.1)]
+    told = facts(Results({}, "", rates=rates))
+    assert told["matrix product, float32"] == "50 GFLOP/s (40 to 80)"
+    assert told["matrix product, bfloat16"] == "1,000,000 GFLOP/s (1,000,000 to 1,000,000)"
+    assert not any("matrix" in name for name in facts(Results({}, "")))
 
 
 def test_suites_by_name():

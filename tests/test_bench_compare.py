@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 
 from gist_fast.bench.compare import compare
-from gist_fast.bench.results import OUT_OF_MEMORY, Results, Row, read, write
+from gist_fast.bench.results import FAILED, NOT_RUN, OK, OUT_OF_MEMORY, UNSUPPORTED, WRONG, Results, Row, read, write
 from gist_fast.errors import InputError
 
 CASE = {"rows": 512, "dtype": "float32"}
@@ -71,6 +72,36 @@ def test_memory_outcomes_facts_and_what_only_one_has():
     assert found.only_old == []
 
 
+@pytest.mark.parametrize(
+    ("was", "is_now", "moved"),
+    [
+        (OK, NOT_RUN, False),
+        (NOT_RUN, OK, False),
+        (NOT_RUN, OUT_OF_MEMORY, False),
+        (UNSUPPORTED, OK, False),
+        (OK, OUT_OF_MEMORY, True),
+        (WRONG, OK, True),
+        (FAILED, WRONG, True),
+    ],
+)
+def test_an_outcome_for_want_of_time_is_no_movement(run_command, tmp_path, was, is_now, moved):
+    both = [results(), results()]
+    for path, found, outcome in zip(("old", "new"), both, (was, is_now), strict=True):
+        found.rows[1].outcome = outcome
+        found.rows[1].seconds = found.rows[1].seconds if outcome == OK else {}
+        write(tmp_path / path, found)
+    (change,) = [c for c in compare(*both).changes if c.figure == "outcome"]
+    assert change.moved is moved
+    assert change.verdict == f"{'' if moved else 'not comparable: '}was {was}, is {is_now}"
+    told = run_command("bench", "compare", tmp_path / "old", tmp_path / "new").out
+    assert "Outcomes that changed" in told
+    assert ("not comparable" in told.split("0 of")[0]) is not moved
+    assert f"{int(moved)} of 1 changed outcomes moved" in told
+    # Memory was measured in both, whatever time there was.
+    comparable = {was, is_now} <= {OK, NOT_RUN}
+    assert f"0 of {4 if comparable else 3} figures moved" in told
+
+
 def test_small_amounts_of_memory_are_the_allocators():
     old, new = results(), results()
     old.rows[1].memory, new.rows[1].memory = 3 << 20, 4 << 20
@@ -104,6 +135,10 @@ def test_results_come_back_as_they_were_and_are_never_replaced(tmp_path):
 ROW = {"suite": "loss", "case": {}, "size": 8, "what": "x"}
 
 
+POWER = {"exponent": 2.0, "low": 1.9, "high": 2.1, "factor": 1.0, "sizes": 3}
+FIT = {"suite": "loss", "what": "x", "quantity": "time", "largest": 8, "power": POWER, "split": None}
+
+
 def file(**changed) -> str:
     return json.dumps({"format": 1, "machine": {}, "command": "", "rows": [], **changed})
 
@@ -122,7 +157,24 @@ def file(**changed) -> str:
         (file(rows=[{**ROW, "size": "a"}]), "not whole"),
         (file(rows=[{**ROW, "seconds": {"both": "fast"}}]), "are no seconds"),
         (file(rows=[{**ROW, "seconds": {"both": [1.0, 0.0]}}]), "are no seconds"),
+        (file(rows=[{**ROW, "seconds": {"both": [1.0, math.nan]}}]), "[1.0, nan] are no seconds"),
+        (file(rows=[{**ROW, "seconds": {"both": [math.inf, 1.0]}}]), "[inf, 1.0] are no seconds"),
+        (file(rows=[{**ROW, "seconds": {"both": [True, 1.0]}}]), "[True, 1.0] are no seconds"),
+        (file(rows=[{**ROW, "memory": math.nan}]), "memory: nan"),
+        (file(rows=[{**ROW, "memory": -1}]), "memory: -1"),
+        (file(rows=[{**ROW, "memory": True}]), "memory: True"),
+        (file(rows=[{**ROW, "size": -8}]), "size: -8"),
+        (file(rows=[{**ROW, "size": 8.5}]), "size: 8.5"),
+        (file(rows=[{**ROW, "suite": 7}]), "suite: 7"),
+        (file(rows=[{**ROW, "what": None}]), "what: None"),
+        (file(rows=[{**ROW, "ratio": {"low": 0.0, "median": 1.0, "high": 2.0, "rounds": 3}}]), "ratio: Ratio(low=0.0"),
+        (file(rows=[{**ROW, "share": {"low": 1.0}}]), "not whole"),
+        (file(fits=[{**FIT, "largest": "many"}]), "fits: 'many'"),
+        (file(fits=[{**FIT, "split": {"fixed": 1.0}}]), "not whole"),
+        (file(fits=[{**FIT, "power": {}}]), "not whole"),
+        (file(seconds="some"), "seconds: 'some'"),
         (file(rates=[{"flops": 1.0}]), "not whole"),
+        (file(rates=[{"case": {"dtype": "float32"}, "flops": math.nan, "seconds": [1.0]}]), "flops: nan"),
         ("\0\x80", "cannot be read"),
     ],
 )
@@ -146,5 +198,5 @@ def test_paths_that_hold_no_file_are_refused(run_command, tmp_path):
 
 def test_a_file_as_it_should_be_is_read(tmp_path):
     path = tmp_path / "x.json"
-    path.write_text(file(rows=[ROW]))
+    path.write_text(file(rows=[ROW], fits=[FIT]))
     assert read(path).rows == [Row(**ROW)]

@@ -35,6 +35,18 @@ if what == victim:
 """
 
 
+@pytest.mark.parametrize("taken", ["a file", "below a file", "no folder of one's own"])
+def test_a_folder_that_cannot_be_made_ends_it_before_anything_runs(tmp_path, taken):
+    (tmp_path / "file").write_text("")
+    out = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "x"}.get(taken, Path("/proc/nope"))
+    environment = {**os.environ, "PYTHON": "/bin/false", "OUT": str(out)}
+    done = subprocess.run([ROOT / "benchmarks" / "gpu.sh"], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"benchmarks/gpu.sh: OUT: no results can be written to {out} (mkdir: ")
+    assert line.endswith("; name another folder.")
+
+
 @pytest.mark.parametrize(
     ("victim", "how", "noted"),
     [

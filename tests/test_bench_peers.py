@@ -22,7 +22,7 @@ from gist_fast.bench.peers import PEERS, Peer
 
 SUITE = LossSuite()
 KINDS = [(guide, blocks) for guide, blocks in product(("model", "self", "none"), (BLOCKS, ("ap",), ("ap", "pp")))]
-ON_A_CPU = [name for name in PEERS if name not in ("memeff", "inf-cl", "plain compiled")]
+ON_A_CPU = [name for name in PEERS if name not in ("gist_fast tiled", "memeff", "inf-cl", "plain compiled")]
 
 
 @pytest.mark.parametrize("name", ON_A_CPU)
@@ -120,6 +120,28 @@ def test_who_needs_a_card_says_so():
     assert "no guide model" in PEERS["memeff"].obstacle(LossCase(64))
     assert "multiples of 128" in PEERS["inf-cl"].obstacle(LossCase(64, 96, guide="none", blocks=("ap",)))
     assert "always has the block ap" in PEERS["memeff"].obstacle(LossCase(64, guide="none", blocks=("aa",)))
+
+
+def test_the_tiled_backend_is_a_competitor_on_a_card_alone(monkeypatch):
+    peer = PEERS["gist_fast tiled"]
+    assert peer.obstacle(LossCase(64)) == "where there is no card, it is what auto takes"
+    assert peer.obstacle(LossCase(64, device="cuda:0")) is None
+    taken = []
+    monkeypatch.setattr("gist_fast.guided_contrastive_loss", lambda *_, backend, **__: taken.append(backend))
+    case = LossCase(61, 24, 17)
+    peer.make(case)(case.embeddings())
+    assert taken == ["tiled"]
+
+
+def test_sentence_transformers_has_a_size_that_fits_the_card_s_memory(monkeypatch):
+    from benchmarks import gpu_suites
+
+    plans = []
+    monkeypatch.setattr("gist_fast.bench.run.run", lambda suites, plan, **_: plans.append(plan))
+    gpu_suites.peers(SimpleNamespace(toy=False))
+    cases = SUITE.cases(plans[0])
+    bytes_of = [PEERS["st GISTEmbedLoss"].least_memory(case) for case in cases]
+    assert bytes_of[0] == 13.5 * 2**30 < 0.8 * 80e9 < bytes_of[1]
 
 
 @pytest.mark.parametrize("name", ["memeff", "inf-cl"])

@@ -9,7 +9,7 @@ from fabricated import bench_results
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra bench)")
 from gist_fast.bench import pictures
-from gist_fast.bench.results import OUT_OF_MEMORY
+from gist_fast.bench.results import NOT_RUN, OUT_OF_MEMORY, WRONG
 from gist_fast.report import plots
 
 
@@ -43,6 +43,22 @@ def test_who_ran_out_of_memory_stands_at_the_axis_end_and_is_no_point(drawn):
     assert axes.transLimits.transform((0, axes.transScale.transform((1, highest))[1]))[1] < 1.0 - pictures.CROSS
     assert len(re.findall(">out of memory<", picture.svg)) == 1
     assert "out of memory" not in pictures.pictures(bench_results())["engine-time"].svg
+
+
+@pytest.mark.parametrize(("outcome", "sizes"), [(NOT_RUN, [32, 64, 128]), (WRONG, [32, 64])])
+def test_memory_is_plotted_where_only_the_time_was_not_affordable(drawn, outcome, sizes):
+    results = bench_results()
+    last = next(row for row in results.rows if (row.suite, row.what, row.size) == ("step", "gist_fast", 128))
+    last.outcome, last.seconds = outcome, {}
+    results.fits = []
+    pictures.pictures(results)
+    lines = {
+        figure.axes[0].get_title(): list(line.get_xdata())
+        for figure, *_ in drawn
+        for line in figure.axes[0].lines
+        if line.get_label() == "gist_fast"
+    }
+    assert (lines["step: memory"], lines["step: time"]) == (sizes, [32, 64])
 
 
 def test_a_file_of_its_own_is_white():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,26 +37,33 @@ def test_suites_are_collected(scale, least):
     assert int(done.stdout.splitlines()[-1].split()[0]) >= least
 
 
-def smallest(chosen: str, tmp_path: Path) -> list[dict]:
+def smallest(chosen: str, tmp_path: Path) -> tuple[list[dict], str]:
     out = tmp_path / "out.json"
     done = suites("--scale", "tiny", "-k", chosen, "--benchmark-json", str(out))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    return json.loads(out.read_text())["benchmarks"]
+    return json.loads(out.read_text())["benchmarks"], done.stdout
 
 
 def test_the_smallest_cases_run(tmp_path):
-    found = smallest("(loss and gist_fast-B33 and both) or (engine-gist_fast-12) or start", tmp_path)
-    assert len(found) == 3
+    chosen = "(loss and (gist_fast-B33 or plain-B33) and both) or (engine-gist_fast-12) or start"
+    found, shown = smallest(chosen, tmp_path)
+    assert len(found) == 4
     assert all(entry["extra_info"]["memory"] is not None for entry in found)
+    problem = "loss rows=33 width=24 guide_width=16 dtype=float32 device=cpu guide=model blocks=ap+aa+pp"
     assert {entry["group"] for entry in found} == {
-        "loss rows=33 width=24 guide_width=16 dtype=float32 device=cpu guide=model blocks=ap+aa+pp both",
-        "engine size=12 device=cpu whole",
-        "start size=0 whole",
+        f"{problem} both: gist_fast",
+        f"{problem} both: plain",
+        "engine size=12 device=cpu whole: gist_fast",
+        "start size=0 whole: gist-fast --version",
     }
+    # Of two competitors on one problem the table shows both, and no ratio in brackets: it knows no noise.
+    assert shown.count(problem) == 2
+    assert shown.count("Name (time in ms)") == 4
+    assert not re.search(r"\(\d+\.\d+\)|\(>1000\.0\)", shown)
 
 
 @pytest.mark.slow
 def test_every_smallest_case_runs(tmp_path):
-    found = smallest("test", tmp_path)
+    found, _ = smallest("test", tmp_path)
     assert {entry["group"].split()[0] for entry in found} == {"loss", "engine", "guide", "step", "start"}
     assert len(found) >= 20

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import subprocess
 import sys
 import types
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 import gist_fast
+from gist_fast.bench.results import Results, Row, write
 from gist_fast.cli.output import parse_columns
 from gist_fast.errors import InputError
 
@@ -91,6 +94,28 @@ def test_a_report_in_the_home_directory(run, arguments, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["run.html"]
 
 
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="whether a pipe is closed cannot be asked here")
+@pytest.mark.parametrize(
+    ("arguments", "closed"),
+    [
+        (("bench", "compare", "--json", "FILE", "FILE"), "stdout"),  # plain text
+        (("bench", "compare", "FILE", "FILE"), "stdout"),  # tables
+        (("--help",), "stdout"),
+        (("bench", "compare", "absent", "FILE"), "stderr"),
+    ],
+)
+def test_a_closed_pipe_ends_it_quietly(tmp_path, arguments, closed):
+    path = tmp_path / "bench.json"
+    write(path, Results({"device": "a"}, "", rows=[Row("loss", {}, 8, "x", seconds={"both": [1.0] * 3})]))
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "gist_fast", *(str(path) if word == "FILE" else word for word in arguments)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: write_end}
+    done = subprocess.run(command, **streams, text=True, timeout=60, check=False)
+    os.close(write_end)
+    assert (done.returncode, done.stdout or "", done.stderr or "") == (141, "", "")
+
+
 class TestErrors:
     """Errors of each kind, raised where a command would raise them."""
 
@@ -131,6 +156,11 @@ class TestErrors:
         assert result.code == 1
         assert "Traceback (most recent call last)" in result.err
         assert result.err.splitlines()[-1] == "gist-fast: RuntimeError: inner trouble"
+
+    def test_a_pipe_between_processes_that_broke(self, raising):
+        result = raising(BrokenPipeError(32, "Broken pipe"))
+        assert result.code == 1
+        assert result.err.startswith("gist-fast: BrokenPipeError: ")
 
     def test_ctrl_c(self, raising):
         result = raising(KeyboardInterrupt())

@@ -36,6 +36,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("measured", list(found.values()), ids=list(found))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_scale_unit(unit: str) -> tuple[str, float]:
+    """Milliseconds in all tables: each would choose a unit of its own."""
+    return ("m", 1e3) if unit == "seconds" else ("", 1.0)
+
+
 @pytest.fixture
 def measure(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., None]:
     """Measure one competitor on one case; skips with the reason where it cannot take part."""
@@ -57,9 +63,10 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., Non
         if found.outcome in ("out of memory", "not run"):
             pytest.skip(f"{found.outcome}: {name}: {found.why}")
         assert found.outcome == OK, found
-        # Its table gives ratios within a group: one problem, all of it told.
+        # Within a group its table gives ratios, however noisy: each competitor has one of its own, in which the problem
+        # is told whole and comes first, so that they stand one below the other.
         told = " ".join(f"{key}={_flat(value)}" for key, value in case.as_dict().items() if key != "models")
-        benchmark.group = f"{suite.name} {told} {part}"
+        benchmark.group = f"{suite.name} {told} {part}: {name}"
         benchmark.extra_info.update(case=case.as_dict(), what=name, part=part, memory=found.memory)
         time_part(benchmark, suite.build(case, name), part, device, ROUNDS[scale])
 

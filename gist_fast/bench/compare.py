@@ -2,7 +2,8 @@
 
 A time moved if the logarithm of new over old is larger than the spreads of both runs together, each the distance of the
 quartiles of its logarithms over rounds. Where both runs timed a matrix product beside it, that is shown first: if it
-moved, the machine did. Memory has no rounds: it moved by more than `MEMORY_NOISE`.
+moved, the machine did. Memory has no rounds: it moved by more than `MEMORY_NOISE`. An outcome moved if it changed to or
+from one in which something went wrong; for want of time nothing went wrong.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gist_fast.bench.results import OK, Results, Row
+from gist_fast.bench.results import FAILED, NOT_RUN, OUT_OF_MEMORY, RIGHT, WRONG, Results, Row
 from gist_fast.bench.timing import NOT_SEEN, Timing
 
+OUTCOME = "outcome"
+ENDED_BADLY = (WRONG, FAILED, OUT_OF_MEMORY)
+"""An outcome moved if it changed to one of these, or from it."""
+NOT_COMPARABLE = "not comparable"
+"""Of an outcome that says nothing of the competitor, such as that there was no time left for it."""
 MEMORY_NOISE = 0.05
 SMALLEST_MEMORY = 2 << 20
 """Bytes: a difference of less is the allocator's."""
@@ -42,14 +48,17 @@ class Change:
 
     @property
     def moved(self) -> bool:
+        if self.figure == OUTCOME:
+            return NOT_RUN not in (self.old, self.new) and not {self.old, self.new}.isdisjoint(ENDED_BADLY)
         if self.ratio is None:
-            return self.old != self.new
+            return False
         return self.noise is not None and abs(math.log(self.ratio)) > self.noise
 
     @property
     def verdict(self) -> str:
         if self.ratio is None:
-            return f"was {self.old}, is {self.new}" if self.moved else str(self.new)
+            changed = f"was {self.old}, is {self.new}"
+            return changed if self.moved else f"{NOT_COMPARABLE}: {changed}"
         if not self.moved:
             return NOT_SEEN
         factor = max(self.ratio, 1 / self.ratio)
@@ -86,11 +95,12 @@ def compare(old: Results, new: Results) -> Comparison:
 
 
 def _changes(old: Row, new: Row) -> list[Change]:
+    found = []
     if old.outcome != new.outcome:
-        return [Change(new.suite, new.size, new.what, "outcome", old.outcome, new.outcome, None, None)]
-    if new.outcome != OK:
-        return []
-    found = [
+        found.append(Change(new.suite, new.size, new.what, OUTCOME, old.outcome, new.outcome, None, None))
+    if not {old.outcome, new.outcome} <= set(RIGHT):
+        return found
+    found += [
         _of_times(new.suite, new.size, new.what, part, old.seconds[part], new.seconds[part])
         for part in new.seconds
         if part in old.seconds

@@ -39,6 +39,7 @@ class LossSuite:
     isolated = True
     grows = 2.0
     baseline: str | None = OURS
+    looks_at: tuple[str, ...] = ("sizes", "dtype")
 
     def __init__(
         self,

@@ -4,6 +4,7 @@
 competitor            what it is                                                  cases
 ====================  ==========================================================  ===================================
 gist_fast             ``guided_contrastive_loss(backend="auto")``                 all
+gist_fast tiled       the same without Triton, tile by tile                       CUDA; elsewhere auto takes it
 gist_fast reference   the same, every score in memory                             all
 plain                 normalise, matmul, mask, ``cross_entropy``                  all
 plain compiled        the same under ``torch.compile``                            all, where there is a compiler
@@ -92,6 +93,10 @@ def plain_matmul(case: LossCase) -> Loss:
         return cross_entropy(logits.to(wide), torch.arange(len(a), device=a.device))
 
     return loss
+
+
+def _tiled_obstacle(case: LossCase) -> str | None:
+    return None if case.device.startswith("cuda") else "where there is no card, it is what auto takes"
 
 
 def _compiled(case: LossCase) -> Loss:
@@ -237,6 +242,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer(OURS, lambda case: None, ours),
+        Peer("gist_fast tiled", _tiled_obstacle, lambda case: ours(case, "tiled")),
         Peer("gist_fast reference", lambda case: None, lambda case: ours(case, "reference"), _scores(3)),
         Peer("plain", lambda case: None, plain_matmul, _scores(3)),
         Peer("plain compiled", _compiler_missing, _compiled, _scores(2)),

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
+import math
 import os
 import platform
 import subprocess
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import gist_fast
+from gist_fast.bench.growth import Power, Split
 from gist_fast.bench.timing import BOTH, Ratio, Timing
 from gist_fast.errors import InputError
 
 FORMAT = 1
 OK, OUT_OF_MEMORY, NOT_RUN, WRONG, FAILED = "ok", "out of memory", "not run", "wrong", "failed"
 UNSUPPORTED = "not supported"
+RIGHT = (OK, NOT_RUN)
+"""Outcomes of which a figure that is there counts: memory may be known of whose time was not to be afforded."""
 WHOLE = "whole"
 PLOTS = ("time", "memory", "share")
 """What is plotted of a suite."""
@@ -151,26 +155,60 @@ def read(path: Path) -> Results:
         del found["format"]
         results = Results(rows=rows, **found)
         for rate in results.rates:
-            rate["case"]["dtype"], rate["flops"] + 0, rate["seconds"]
+            _hold(isinstance(rate["case"]["dtype"], str), "dtype", rate["case"]["dtype"])
+            _hold(_is_number(rate["flops"]) and rate["flops"] > 0, "flops", rate["flops"])
             _seconds(rate["seconds"])
+        for fit in results.fits:
+            _fit(fit)
+        _hold(_is_number(results.seconds), "seconds", results.seconds)
+        _hold(isinstance(results.command, str), "command", results.command)
         results.machine.items()
         return results
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: is not whole ({type(error).__name__}: {error}).") from error
 
 
 def _row(given: dict[str, Any]) -> Row:
     row = Row(**given)
-    row.key, row.size + 0, (row.memory or 0) + 0
+    for name in ("suite", "what", "outcome", "why"):
+        _hold(isinstance(getattr(row, name), str), name, getattr(row, name))
+    _hold(_is_count(row.size), "size", row.size)
+    _hold(row.memory is None or _is_count(row.memory), "memory", row.memory)
+    row.key, row.case.items()
     for seconds in row.seconds.values():
         _seconds(seconds)
+    for entry in filter(None, (row.ratio, row.share)):
+        _hold(all(_is_number(value) and value > 0 for value in entry.values()), "ratio", Ratio(**entry))
     return row
+
+
+def _fit(given: dict[str, Any]) -> None:
+    """Raise unless it is one."""
+    for name in ("suite", "what", "quantity"):
+        _hold(isinstance(given[name], str), name, given[name])
+    split = {name: value for name, value in (given["split"] or {}).items() if name != "crossing"}
+    Power(**given["power"]), Split(**split) if split else None
+    for value in (given["largest"], *given["power"].values(), *split.values()):
+        _hold(_is_number(value), "fits", value)
 
 
 def _seconds(values: Any) -> None:
     """Raise unless they are times."""
-    if not (isinstance(values, list) and values and min(values) > 0):
+    if not (isinstance(values, list) and values and all(_is_number(value) and value > 0 for value in values)):
         raise ValueError(f"{values!r} are no seconds")
+
+
+def _hold(right: bool, name: str, value: Any) -> None:
+    if not right:
+        raise ValueError(f"{name}: {value!r}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

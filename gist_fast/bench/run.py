@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gist_fast.bench.growth import fit_power, fit_split
@@ -16,6 +17,7 @@ from gist_fast.bench.results import (
     NOT_RUN,
     OK,
     OUT_OF_MEMORY,
+    RIGHT,
     UNSUPPORTED,
     WHOLE,
     WRONG,
@@ -69,6 +71,14 @@ class Entrant:
     row: Row
     seconds: float
     """Of a turn, as `gist_fast.bench.isolated.Outcome` has it; 0 if it took none."""
+    smaller: Entrant | None = None
+    """The same competitor in the case before."""
+
+    @property
+    def turn(self) -> float:
+        """Seconds of a turn: of its rounds, where it was timed."""
+        timing = self.row.timing()
+        return timing.median if timing else self.seconds
 
 
 def suites_named(names: str | None, device: str = "cpu") -> list[Suite]:
@@ -140,7 +150,7 @@ def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """How time and memory of every competitor grow with the size."""
     found: list[dict[str, Any]] = []
     for suite, what in dict.fromkeys((row.suite, row.what) for row in rows):
-        own = [row for row in rows if (row.suite, row.what) == (suite, what) and row.outcome == OK]
+        own = [row for row in rows if (row.suite, row.what) == (suite, what) and row.outcome in RIGHT]
         times = [(row.size, timing.median) for row in own if (timing := row.timing()) is not None]
         memory = [(row.size, float(row.memory)) for row in own if row.memory and row.memory >= SMALLEST_MEMORY]
         for quantity, points in (("time", times), ("memory", memory)):
@@ -190,7 +200,7 @@ def _enter(suite: Suite, case: Any, name: str, budget: float, smaller: Entrant |
 
     def ends(outcome: str, why: str, seconds: float = 0.0) -> Entrant:
         row.outcome, row.why = outcome, why
-        return Entrant(row, seconds)
+        return Entrant(row, seconds, smaller and replace(smaller, smaller=None))
 
     reason = suite.obstacle(case, name)
     if reason is not None:
@@ -205,7 +215,7 @@ def _enter(suite: Suite, case: Any, name: str, budget: float, smaller: Entrant |
         # The size at which it was so first, however many were not tried since.
         why = smaller.row.why if smaller.row.why.endswith(ALREADY) else f"at B {smaller.row.size}{ALREADY}"
         return ends(smaller.row.outcome, why)
-    expected = _expected(smaller, case.size, suite.grows)
+    expected = _expected(smaller, case.size, suite.grows, baseline=name == suite.baseline)
     if expected * LEAST_ROUNDS > max(budget, CHEAP):
         why = f"a turn would take some {expected:.1f} s, and {LEAST_ROUNDS} of them more than the {budget:.1f} s for it"
         return ends(NOT_RUN, why, expected)
@@ -226,12 +236,23 @@ def does_not_fit(least: float, free: int) -> str:
     return f"needs {least / 2**30:.1f} GiB at least, by formula; {free / 2**30:.1f} GiB are free, of which {TAKEN}"
 
 
-def _expected(smaller: Entrant | None, size: int, power: float) -> float:
-    """Seconds of a turn by those of a smaller case, if it grew with that power."""
+def _expected(smaller: Entrant | None, size: int, grows: float, *, baseline: bool = False) -> float:
+    """Seconds of a turn by those of smaller cases, at least; 0 where they say nothing.
+
+    It grows on as it grew between the last two, by a power from 1 to `grows`. Of one alone that power is not known: by
+    the largest, a small case that is all overhead would say far too much, on which the baseline is not left out.
+    """
     if smaller is None or not smaller.row.size or size <= smaller.row.size:
         return 0.0
-    timing = smaller.row.timing()
-    return (timing.median if timing else smaller.seconds) * (size / smaller.row.size) ** power
+    before = smaller.smaller
+    if before is not None and 0 < before.row.size < smaller.row.size and min(before.turn, smaller.turn) > 0:
+        seen = math.log(smaller.turn / before.turn) / math.log(smaller.row.size / before.row.size)
+        power = min(max(seen, 1.0), grows)
+    elif baseline:
+        return 0.0
+    else:
+        power = grows
+    return smaller.turn * (size / smaller.row.size) ** power
 
 
 def _time(

@@ -54,6 +54,7 @@ class StartSuite:
     isolated = False
     grows = 0.0
     baseline: str | None = None
+    looks_at: tuple[str, ...] = ()
 
     def cases(self, plan: Plan) -> Sequence[StartCase]:
         return [StartCase()]

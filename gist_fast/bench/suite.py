@@ -51,6 +51,8 @@ class Suite(Protocol):
     """The power of the size that a turn's time is expected to grow with, at most."""
     baseline: str | None
     """The competitor that ratios are taken to."""
+    looks_at: tuple[str, ...]
+    """What of a plan its cases depend on, beside the device: ``sizes``, ``dtype``."""
 
     def cases(self, plan: Plan) -> Sequence[Any]: ...
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from gist_fast.bench.growth import Power, Split
 from gist_fast.bench.results import OK, UNSUPPORTED, Results, Row, ratio_of
 from gist_fast.bench.run import ALREADY, SUITES
+from gist_fast.bench.timing import log_quartiles
 
 Cells = list[str]
 
@@ -79,8 +81,20 @@ def facts(results: Results) -> dict[str, str]:
     for name in ("torch", "triton", "sentence-transformers", "transformers", "memeff", "inf-cl"):
         if about.get(name):
             found[name] = str(about[name])
-    found["gist_fast"] = f"{about['gist_fast']}, commit {about['commit'] or 'unknown'}"
-    return {**found, "command": results.command, "took": duration(results.seconds)}
+    found["gist_fast"] = f"{about.get('gist_fast') or 'unknown'}, commit {about.get('commit') or 'unknown'}"
+    return {**found, **_products(results), "command": results.command, "took": duration(results.seconds)}
+
+
+def _products(results: Results) -> dict[str, str]:
+    """The rate of the matrix products that shares are taken of: quartiles over all rounds of a type."""
+    rates: dict[str, list[float]] = {}
+    for rate in results.rates:
+        rates.setdefault(rate["case"]["dtype"], []).extend(rate["flops"] / seconds for seconds in rate["seconds"])
+    told = {}
+    for dtype, values in rates.items():
+        low, median, high = (_figure(math.exp(x) / 1e9) for x in log_quartiles(values))
+        told[f"matrix product, {dtype}"] = f"{median} GFLOP/s ({low} to {high})"
+    return told
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Cells]) -> str:
@@ -122,6 +136,10 @@ def _cells(row: Row, sized: bool, parts: Sequence[str], ratios: bool, shares: bo
     if shares:
         cells.append(_share(row.share))
     return cells
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _share(entry: dict[str, Any] | None) -> str:

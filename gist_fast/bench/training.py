@@ -46,6 +46,7 @@ class _ModelSuite:
     isolated = True
     grows = 1.0
     baseline: str | None = OURS
+    looks_at: tuple[str, ...] = ("sizes",)
 
     def __init__(self, cpu: Sequence[int], cuda: Sequence[int], small: int) -> None:
         self._cpu, self._cuda, self._small = tuple(cpu), tuple(cuda), small

@@ -1,4 +1,4 @@
-"""``gist-fast bench``: what this machine gets out of it, and against whom; ``gist-fast bench compare``: what moved."""
+"""``gist-fast bench``: what this machine gets out of it, and against whom; of results: ``show`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from gist_fast.cli.ctrl_c import interruptible
 from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, print_json, print_table
 
 if TYPE_CHECKING:
-    from gist_fast.bench.compare import Comparison
+    from gist_fast.bench.compare import Change, Comparison
     from gist_fast.bench.results import Results
+    from gist_fast.bench.suite import Suite
     from gist_fast.report.page import Picture
 
 app = typer.Typer(invoke_without_command=True)
 FOLDER = "gist-fast-bench"
+PAGES = (".html", ".htm")
 
 
 @app.callback()
@@ -33,9 +35,11 @@ def bench(
             "all but self and unguided."
         ),
     ] = None,
-    sizes: Annotated[str | None, typer.Option(help="Batch sizes, commas between; else each suite's own.")] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Batch sizes, commas between, of all suites but start; else each suite's own.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; else cuda where there is one.")] = None,
-    dtype: Annotated[str, typer.Option(help="Type of the embeddings of the suite loss.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Type of the embeddings of the suites loss, self, unguided.")] = "float32",
     seconds: Annotated[
         float | None, typer.Option(min=1, help="What to plan for; else 45, 225 or 1800, by the scale.")
     ] = None,
@@ -71,6 +75,7 @@ def bench(
 
         place, extent = _device(device), _scale(scale, quick)
         chosen = suites_named(suite, place)
+        _check_looked_at(context, chosen)
         folder = output.expanduser() / device_name(place)
         _check_folder(folder)
         budget = seconds or BUDGETS[extent]
@@ -92,22 +97,55 @@ def bench(
     if as_json:
         print_json(results.as_dict())
     else:
-        _print(results, {suite.name: suite.title for suite in chosen})
+        _print(results)
     if failed is not None:
         raise failed
 
 
-def _print(results: Results, titles: dict[str, str]) -> None:
+def _print(results: Results) -> None:
     from gist_fast.bench import tables
+    from gist_fast.bench.run import SUITES
 
     for name in dict.fromkeys(row.suite for row in results.rows):
         columns, rows = tables.suite_table(results, name)
-        print_table(f"{name}: {titles[name]}", columns, rows)
+        print_table(f"{name}: {SUITES[name].title}" if name in SUITES else name, columns, rows)
         for line in tables.notes(results, name):
             print(line)
     if results.fits:
         print_table("How costs grow", *tables.fit_table(results))
     print_table("Measured on", ("what", "value"), list(tables.facts(results).items()))
+
+
+@app.command("show")
+def show(
+    file: Annotated[Path, typer.Argument(help="The bench.json of a run.")],
+    plots: Annotated[
+        bool, typer.Option("--plots", help="Draw the plots that are missing beside the file; none is replaced.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(callback=expanded, help="Write one self-contained page of HTML.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report that is there.")] = False,
+) -> None:
+    """Print the tables of a run again; draw what it has no pictures of, as on a machine without matplotlib."""
+    from gist_fast.bench.pictures import page, pictures
+    from gist_fast.bench.results import read
+    from gist_fast.report.page import write_page
+    from gist_fast.report.plots import check_matplotlib
+
+    if plots:
+        check_matplotlib("--plots")
+    if report is not None:
+        check_matplotlib()
+        _check_report(report, overwrite)
+    results = read(file)
+    drawn = pictures(results) if plots or report is not None else {}
+    if plots:
+        _add_plots(file, drawn)
+    if report is not None:
+        write_page(report, page(results, drawn), overwrite=overwrite)
+        note(f"report: {report}")
+    _print(results)
 
 
 @app.command("compare")
@@ -132,23 +170,36 @@ def compare(
 
 
 def _show(found: Comparison, everything: bool) -> None:
+    from gist_fast.bench.compare import NOT_COMPARABLE, OUTCOME
     from gist_fast.bench.tables import amount, duration
 
     if found.facts:
         print_table("These differ between the two runs", ("what", "old", "new"), found.facts)
-    moved = [change for change in found.changes if everything or change.moved]
-    rows = []
-    for c in moved:
+    outcomes = [change for change in found.changes if change.figure == OUTCOME]
+    if outcomes:
+        rows = [(*_place(c), c.old, c.new, "" if c.moved else NOT_COMPARABLE) for c in outcomes]
+        print_table("Outcomes that changed", ("suite", "B", "what", "old", "new", ""), rows)
+    figures = [change for change in found.changes if change.figure != OUTCOME]
+    moved_rows = []
+    for c in (change for change in figures if everything or change.moved):
         shown = amount if c.figure == "memory" else duration
         values = [x if isinstance(x, str) else shown(x) for x in (c.old, c.new)]
         noise = "-" if c.noise is None else f"{c.noise:.1%}"
-        rows.append((c.suite, f"{c.size:,}" if c.size else "-", c.what, c.figure, *values, c.verdict, noise))
-    if rows:
-        print_table("What moved", ("suite", "B", "what", "figure", "old", "new", "verdict", "noise"), rows)
-    print(f"{sum(c.moved for c in found.changes)} of {len(found.changes)} figures moved by more than their noise.")
+        moved_rows.append((*_place(c), c.figure, *values, c.verdict, noise))
+    if moved_rows:
+        print_table("What moved", ("suite", "B", "what", "figure", "old", "new", "verdict", "noise"), moved_rows)
+    print(f"{sum(c.moved for c in figures)} of {len(figures)} figures moved by more than their noise.")
+    if outcomes:
+        moved = sum(c.moved for c in outcomes)
+        others = "; where there was no time, or nobody to measure, they are not comparable"
+        print(f"{moved} of {len(outcomes)} changed outcomes moved{others if moved < len(outcomes) else ''}.")
     for word, labels in (("old", found.only_old), ("new", found.only_new)):
         if labels:
             print(f"only in the {word} results: {', '.join(labels)}.")
+
+
+def _place(change: Change) -> tuple[str, str, str]:
+    return change.suite, f"{change.size:,}" if change.size else "-", change.what
 
 
 def _let_threads_sleep() -> None:
@@ -209,11 +260,39 @@ def _check(device: str | None, dtype: str, seconds: float | None, report: Path |
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device: got {device!r}, but this torch finds no GPU; cpu would do.")
     if report is not None:
-        from gist_fast.report.page import check_path
         from gist_fast.report.plots import check_matplotlib
 
         check_matplotlib()
-        check_path(report, overwrite=overwrite)
+        _check_report(report, overwrite)
+
+
+def _check_looked_at(context: typer.Context, chosen: Sequence[Suite]) -> None:
+    """Refuse an option that none of the suites looks at."""
+    from gist_fast.bench.run import SUITES
+    from gist_fast.errors import InputError
+
+    for option in ("sizes", "dtype"):
+        if _is_given(context, option) and not any(option in suite.looks_at for suite in chosen):
+            names = " nor ".join(suite.name for suite in chosen)
+            others = ", ".join(name for name, suite in SUITES.items() if option in suite.looks_at)
+            raise InputError(f"--{option}: says nothing to --suite {names}; leave it out, or name any of {others}.")
+
+
+def _is_given(context: typer.Context, parameter: str) -> bool:
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _check_report(report: Path, overwrite: bool) -> None:
+    from gist_fast.errors import InputError
+    from gist_fast.report.page import check_path
+
+    # Anything else might be, or come to be, results or a plot: what was measured must not be lost to --overwrite.
+    if report.suffix.lower() not in PAGES and not report.is_dir():
+        raise InputError(
+            f"--report: got {report}; a page of HTML goes into a file that says so, such as {report.stem}.html."
+        )
+    check_path(report, overwrite=overwrite)
 
 
 def _refuse_options(context: typer.Context) -> None:
@@ -221,8 +300,7 @@ def _refuse_options(context: typer.Context) -> None:
     from gist_fast.errors import InputError
 
     for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if source is not None and source.name == "COMMANDLINE":
+        if _is_given(context, parameter.name or ""):
             command = context.invoked_subcommand
             raise InputError(
                 f"{parameter.opts[0]}: is an option of gist-fast bench, and {command} measures nothing; leave it out, "
@@ -294,6 +372,27 @@ def _write(folder: Path, results: Results, report: Path | None, overwrite: bool,
         write_page(report, page(results, drawn), overwrite=overwrite)
         done.append(str(report))
         note(f"report: {report}")
+
+
+def _add_plots(path: Path, drawn: dict[str, Picture]) -> None:
+    """Write those that are not there."""
+    from gist_fast.bench.pictures import on_white
+    from gist_fast.bench.results import plot_path, write_new
+    from gist_fast.errors import InputError
+
+    added = []
+    for name, picture in drawn.items():
+        try:
+            write_new(plot_path(path, name), on_white(picture.svg))
+            added.append(name)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            where, why = plot_path(path, name), error.strerror or error
+            raise InputError(
+                f"--plots: {where} cannot be written ({why}); a copy of {path} elsewhere would do."
+            ) from error
+    note(f"plots: {_names(path, added)}" if added else f"plots: {'all are there' if drawn else 'nothing to draw'}")
 
 
 def _names(path: Path, drawn: Sequence[str] | dict[str, Picture]) -> str:

@@ -7,19 +7,23 @@ code  meaning
 1     something failed that the user did not type: one line, and how to get the traceback
 2     wrong usage or input: one line that says what came and what would do
 130   Ctrl-C
+141   whoever read the output, such as ``head``, has closed it
 143   SIGTERM (while training: a checkpoint is saved first)
 ====  ==================================================================================================
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
+import os
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -42,6 +46,7 @@ app.add_typer(bench.app, name="bench")
 app.command("demo")(demo.demo)
 
 INTERRUPTED = 130
+CLOSED = 141
 # typer carries its own copy of click in newer versions; this is the base class of usage errors in whichever it
 # uses.
 UsageError: Any = typer.BadParameter.__mro__[2]
@@ -78,16 +83,19 @@ def main() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command on these arguments, by default the process's, and return its exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except BrokenPipeError:
+        _drop(_closed())
+        return CLOSED
+
+
+def _run(arguments: list[str]) -> int:
     debug = "--debug" in itertools.takewhile(lambda argument: argument.startswith("-"), arguments)
     try:
-        # Not app(...): that turns Ctrl-C into an exit, or an Abort, by its version.
-        command = typer.main.get_command(app)
-        with command.make_context("gist-fast", arguments) as context:
-            command.invoke(context)
-        return 0
-    except typer.Exit as done:
-        return done.exit_code
+        code = _invoke(arguments)
+        sys.stdout.flush()  # what fails here would fail again in the interpreter's last moments
+        return code
     except (KeyboardInterrupt, typer.Abort):
         note("gist-fast: interrupted.")
         return INTERRUPTED
@@ -97,6 +105,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         note(f"{path}: {message[:1].lower()}{message[1:]}{'' if message[-1:] in '.?' else '.'} See {path} --help.")
         return 2
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _closed():  # pipes between processes break too
+            raise
         if debug:
             traceback.print_exc()
         message = " ".join(str(error).split()) or type(error).__name__
@@ -107,6 +117,36 @@ def run(arguments: Sequence[str] | None = None) -> int:
             message += f" (for the traceback: gist-fast --debug {' '.join(arguments[:1])} ...)"
         note(f"gist-fast: {type(error).__name__}: {message}")
         return 1
+
+
+def _invoke(arguments: list[str]) -> int:
+    # Not app(...): that turns Ctrl-C into an exit, or an Abort, by its version.
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("gist-fast", arguments) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as done:
+        return done.exit_code
+
+
+def _closed() -> list[TextIO]:
+    """Which of stdout and stderr nobody reads any more; none where the system cannot tell."""
+    found: list[TextIO] = []
+    for stream in (sys.stdout, sys.stderr) if hasattr(select, "poll") else ():
+        poll = select.poll()
+        with contextlib.suppress(OSError):  # a stream that is no file
+            poll.register(stream.fileno(), 0)  # asks for errors alone
+            found += [stream] * bool(poll.poll(0))
+    return found
+
+
+def _drop(streams: Sequence[TextIO]) -> None:
+    """Drop what they still hold, which would fail once more at the interpreter's exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 class _Stderr(logging.Handler):

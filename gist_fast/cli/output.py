@@ -44,9 +44,13 @@ def print_json(result: Any) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table on stdout; numbers stand to the right, floats with four digits."""
-    from rich.console import Console
+    from rich import console as rich
     from rich.table import Table
     from rich.text import Text
+
+    class Console(rich.Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich would exit with 1: which code it is, is said elsewhere
 
     console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
     # A title of the table's own would be folded to the table's width.
