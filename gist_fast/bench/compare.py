@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gist_fast.bench.results import FAILED, NOT_RUN, OUT_OF_MEMORY, RIGHT, WRONG, Results, Row
+from gist_fast.bench.results import COUNTED, FAILED, NOT_RUN, OUT_OF_MEMORY, WRONG, Results, Row
 from gist_fast.bench.timing import NOT_SEEN, Timing
 
 OUTCOME = "outcome"
@@ -98,7 +98,7 @@ def _changes(old: Row, new: Row) -> list[Change]:
     found = []
     if old.outcome != new.outcome:
         found.append(Change(new.suite, new.size, new.what, OUTCOME, old.outcome, new.outcome, None, None))
-    if not {old.outcome, new.outcome} <= set(RIGHT):
+    if not {old.outcome, new.outcome} <= set(COUNTED):
         return found
     found += [
         _of_times(new.suite, new.size, new.what, part, old.seconds[part], new.seconds[part])

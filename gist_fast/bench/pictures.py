@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.bench.growth import Power
-from gist_fast.bench.results import OUT_OF_MEMORY, RIGHT, Results, Row, ratio_of
+from gist_fast.bench.results import COUNTED, OUT_OF_MEMORY, Results, Row, ratio_of
 from gist_fast.bench.run import SUITES
 from gist_fast.bench.tables import facts, fit_table, notes, suite_table
 
@@ -34,7 +34,7 @@ def pictures(results: Results) -> dict[str, Picture]:
         rows = [row for row in results.rows if row.suite == suite]
         if any(row.timing() for row in rows):
             found[f"{suite}-time"] = _against_size(results, suite, rows, "time", "seconds", _seconds)
-        if any(row.memory and row.outcome in RIGHT for row in rows):
+        if any(row.memory and row.outcome in COUNTED for row in rows):
             found[f"{suite}-memory"] = _against_size(results, suite, rows, "memory", "memory added (MiB)", _mebibytes)
         if any(row.share for row in rows):
             found[f"{suite}-share"] = _share(suite, rows)
@@ -79,8 +79,10 @@ def _text(suite: str, results: Results) -> str:
 def _against_size(results: Results, suite: str, rows: Sequence[Row], quantity: str, unit: str, of: Figure) -> Picture:
     from gist_fast.report.plots import line_styles, log_log, to_svg
 
-    values = {id(row): of(row) if row.outcome in RIGHT else None for row in rows}
-    names = list(dict.fromkeys(row.what for row in rows if row.outcome == OUT_OF_MEMORY or values[id(row)] is not None))
+    def figure_of(row: Row) -> float | None:
+        return of(row) if row.outcome in COUNTED else None
+
+    names = list(dict.fromkeys(row.what for row in rows if row.outcome == OUT_OF_MEMORY or figure_of(row) is not None))
     grows = {fit["what"]: Power(**fit["power"]) for fit in results.fits if _is(fit, suite, quantity)}
     clear = {name: f"{name}, ~B^{power.exponent:.2f}" for name, power in grows.items() if power.clear}
     labels = {name: clear.get(name, name) for name in names}
@@ -89,7 +91,7 @@ def _against_size(results: Results, suite: str, rows: Sequence[Row], quantity: s
     crosses: dict[int, int] = {}
     for name, style in zip(names, line_styles(len(names)), strict=True):
         own = [row for row in rows if row.what == name]
-        points = [(row.size, value) for row in own if (value := values[id(row)]) is not None]
+        points = [(row.size, value) for row in own if (value := figure_of(row)) is not None]
         label = labels[name]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)

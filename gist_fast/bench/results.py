@@ -22,7 +22,7 @@ from gist_fast.errors import InputError
 FORMAT = 1
 OK, OUT_OF_MEMORY, NOT_RUN, WRONG, FAILED = "ok", "out of memory", "not run", "wrong", "failed"
 UNSUPPORTED = "not supported"
-RIGHT = (OK, NOT_RUN)
+COUNTED = (OK, NOT_RUN)
 """Outcomes of which a figure that is there counts: memory may be known of whose time was not to be afforded."""
 WHOLE = "whole"
 PLOTS = ("time", "memory", "share")

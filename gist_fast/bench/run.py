@@ -13,11 +13,11 @@ from gist_fast.bench.isolated import LIMIT_SHARE, TAKEN, check_and_measure, in_o
 from gist_fast.bench.loss import LossSuite, matmul, matmul_side
 from gist_fast.bench.memory import available_memory
 from gist_fast.bench.results import (
+    COUNTED,
     FAILED,
     NOT_RUN,
     OK,
     OUT_OF_MEMORY,
-    RIGHT,
     UNSUPPORTED,
     WHOLE,
     WRONG,
@@ -150,7 +150,7 @@ def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """How time and memory of every competitor grow with the size."""
     found: list[dict[str, Any]] = []
     for suite, what in dict.fromkeys((row.suite, row.what) for row in rows):
-        own = [row for row in rows if (row.suite, row.what) == (suite, what) and row.outcome in RIGHT]
+        own = [row for row in rows if (row.suite, row.what) == (suite, what) and row.outcome in COUNTED]
         times = [(row.size, timing.median) for row in own if (timing := row.timing()) is not None]
         memory = [(row.size, float(row.memory)) for row in own if row.memory and row.memory >= SMALLEST_MEMORY]
         for quantity, points in (("time", times), ("memory", memory)):
