@@ -24,6 +24,12 @@ def table(results: Results) -> str:
     return "\n".join([*parts, *_growth(results), f"{measured_on(results.machine, results.command)} {took}"])
 
 
+def growth(results: Results) -> str:
+    """How our own costs grow, of a run that was made for it; and where the figures come from."""
+    took = f"{results.seconds:.0f} seconds in all."
+    return "\n".join([*_growth(results), f"{measured_on(results.machine, results.command)} {took}"])
+
+
 def _of_each(results: Results) -> Iterator[tuple[str, str, list[Row]]]:
     """The rows of each competitor of a suite, by size."""
     for suite, what in dict.fromkeys((row.suite, row.what) for row in results.rows):

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The figures of a CPU, and the README's tables out of them: benchmarks/cpu.sh, on a machine that does nothing else.
 #
-# Writes benchmarks/results/<device>/{bench,loss_cpu,step}.json and the README. Takes about an hour and a half on two
-# cores, nearly all of it sentence-transformers' training steps; STEPS=0 leaves these out. bench.json of an earlier run
+# Writes benchmarks/results/<device>/{bench,growth,loss_cpu,step}.json and the README. Takes an hour or more on two cores,
+# nearly all of it sentence-transformers' training steps; STEPS=0 leaves these out. bench.json of an earlier run
 # is moved to bench-previous.json, or with the first number of which nothing is there, its plots with it; what moved since
 # is printed at the end.
 set -eu
@@ -32,6 +32,9 @@ if [ -e "$OUT/bench.json" ]; then
     done
 fi
 "$PYTHON" -m gist_fast bench --output benchmarks/results
+rm -rf "build/$DEVICE"
+"$PYTHON" -m gist_fast bench --suite loss,step --sizes 256,512,1024,2048,4096 --seconds 700 --output build
+mv "build/$DEVICE/bench.json" "$OUT/growth.json"
 "$PYTHON" -m benchmarks.loss_cpu --keep
 if [ "${STEPS:-1}" != 0 ]; then
     "$PYTHON" -m benchmarks.step --batch 512 --rounds 3

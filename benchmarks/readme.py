@@ -32,6 +32,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "demo": ("demo.json", _json(demo_table.table)),
     "cpu": ("loss_cpu.json", _json(loss_cpu.table)),
     "bench": ("bench.json", lambda path: bench_table.table(read(path))),
+    "growth": ("growth.json", lambda path: bench_table.growth(read(path))),
     "step": ("step.json", _json(step.table)),
 }
 """File of the results and what makes the section of it, by the section's name."""
