@@ -140,6 +140,14 @@ def test_a_step_s_results_hold_versions_the_command_and_ratios_to_theirs(tmp_pat
     assert "speedup_theirs" not in part
 
 
+def test_a_run_for_growth_shows_nothing_else():
+    lines = bench_table.growth(results()).splitlines()
+    whole = bench_table.table(results()).splitlines()
+    assert lines[0] == "| suite | of | grows as (95 %) | sizes | parts |"
+    assert lines[2].startswith("| loss | time | B^2.00 (2.00 to 2.00) | 4 | ")
+    assert lines == whole[-len(lines) :]
+
+
 class TestReadme:
     TEXT = "<!-- figures of a -->\n" + "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in readme.SECTIONS)
 
