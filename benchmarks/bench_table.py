@@ -20,12 +20,11 @@ def table(results: Results) -> str:
     """Who was timed beside ours, who alone, who not, how costs grow; and where the figures come from."""
     tables = [(COLUMNS, list(_beside(results))), (ALONE, list(_alone(results))), (UNTIMED, list(_untimed(results)))]
     parts = [line for columns, rows in tables if rows for line in (markdown(columns, rows), "")]
-    took = f"{results.seconds:.0f} seconds in all."
-    return "\n".join([*parts, *_growth(results), f"{measured_on(results.machine, results.command)} {took}"])
+    return "\n".join([*parts, growth(results)])
 
 
 def growth(results: Results) -> str:
-    """How our own costs grow, of a run that was made for it; and where the figures come from."""
+    """How our own costs grow; and where the figures come from."""
     took = f"{results.seconds:.0f} seconds in all."
     return "\n".join([*_growth(results), f"{measured_on(results.machine, results.command)} {took}"])
 

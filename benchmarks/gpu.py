@@ -206,12 +206,12 @@ def check(bench: Bench) -> None:
     off: dict[str, float | str] = {}
     for name, error in outcomes({name: check.error for name, check in found.items()}, here=bench.toy):
         if isinstance(error, Exception):
-            off[name] = _told(error)
+            off[name] = shown = _told(error)
         else:
-            errors[name] = error
+            errors[name], shown = error, f"{error:.1e}"
             if found[name].wrong(error):
                 off[name] = error
-        print(f"{off[name] if isinstance(error, Exception) else f'{error:.1e}'}  {name}", flush=True)
+        print(f"{shown}  {name}", flush=True)
         bench.write(relative_errors=errors, wrong=off)
     if off:
         raise SystemExit(f"wrong by more than rounding, or failed: {off}")
@@ -282,11 +282,8 @@ def changed_by_tuning(bench: Bench, loss: Callable[..., Tensor], width: int) -> 
             os.environ["GIST_FAST_AUTOTUNE"] = setting
         found.append(torch.autograd.grad(loss(*leaves, *guide), leaves))
     error = max(((a - b).norm() / a.norm()).item() for a, b in zip(*found, strict=True))
-    return (
-        None
-        if error <= LIMITS[bench.dtype]
-        else f"wrong: a gradient differs by {error:.1e} from that of the default launches"
-    )
+    limit = LIMITS[bench.dtype]
+    return None if error <= limit else f"wrong: a gradient differs by {error:.1e} from that of the default launches"
 
 
 def tuned(bench: Bench) -> None:

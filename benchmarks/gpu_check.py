@@ -18,6 +18,8 @@ from gist_fast import guided_contrastive_loss
 
 LIMITS = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 """Of relative errors, by type."""
+Loss = Callable[[list[Tensor], list[Tensor]], Tensor]
+"""Of the student's embeddings and the guide's."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,7 @@ def difference(
     chosen = torch.randint(len(directions), (rows + extra,), generator=generator)
     guides = [directions[chosen[:rows]].to(device, dtype), directions[chosen].to(device, dtype)]
     guides[1] = guides[1] + 0.5 * guides[1].roll(1, dims=1)
-    found = []
-    for computed, cast in ((loss, dtype), (exact, torch.float64)):
-        leaves = [x.detach().to(cast).requires_grad_() for x in student]
-        value = computed(*leaves, *(g.to(cast) for g in guides))
-        found.append([value, *torch.autograd.grad(value.mean(), leaves)])
-    return _largest(*found)
+    return _largest_error(student, guides, lambda leaves, g: loss(*leaves, *g), lambda leaves, g: exact(*leaves, *g))
 
 
 def variant_error(device: str, dtype: torch.dtype, bits: str, toy: bool, options: dict[str, Any]) -> float:
@@ -128,27 +125,37 @@ def variant_error(device: str, dtype: torch.dtype, bits: str, toy: bool, options
     rows, columns, width, guide = _variant_shape(toy)
     offset = (columns - rows) // 2
     generator = torch.Generator().manual_seed(rows)
-    student = [torch.randn(n, width, generator=generator) for n in (rows, columns, columns + 9)]
+    sizes = (rows, columns, columns + 9)
+    student = [torch.randn(n, width, generator=generator).to(device, dtype) for n in sizes]
     chosen = torch.randint(7, (columns + 9,), generator=generator)
     directions = torch.eye(guide)[chosen] + 0.5 * torch.eye(guide)[chosen].roll(1, dims=1)
     guides = [directions[offset : offset + rows], directions[:columns], directions.flip(0)]
+    guides = [x.to(device, dtype) for x in guides]
     arguments = {"margin": 0.1, "temperature": 0.2, "mask_bits": bits, "offset": offset, **options}
     self_guided = arguments.pop("self_guided", False)
     if "groups" in arguments:
         arguments["groups"] = torch.arange(columns, device=device) // arguments["groups"]
+
+    def loss(backend: str) -> Loss:
+        def computed(leaves: list[Tensor], g: list[Tensor]) -> Tensor:
+            g = leaves if self_guided else g
+            return guided_contrastive_loss(
+                *leaves[:2], *g[:2], leaves[2:], g[2:], backend=backend, reduction="none", **arguments
+            )
+
+        return computed
+
+    return _largest_error(student, guides, loss("triton"), loss("reference"))
+
+
+def _largest_error(student: list[Tensor], guides: list[Tensor], loss: Loss, exact: Loss) -> float:
+    """Of a loss and its gradients by the student's embeddings, against another one in float64 of the same, relative to
+    the largest value of each."""
     found = []
-    for backend, cast in (("triton", dtype), ("reference", torch.float64)):
-        leaves = [x.to(device, dtype).to(cast).requires_grad_() for x in student]
-        g = leaves if self_guided else [x.to(device, dtype).to(cast) for x in guides]
-        loss = guided_contrastive_loss(
-            *leaves[:2], *g[:2], leaves[2:], g[2:], backend=backend, reduction="none", **arguments
-        )
-        found.append([loss, *torch.autograd.grad(loss.mean(), leaves)])
-    return _largest(*found)
-
-
-def _largest(found: list[Tensor], exact: list[Tensor]) -> float:
+    for computed, cast in ((loss, student[0].dtype), (exact, torch.float64)):
+        leaves = [x.detach().to(cast).requires_grad_() for x in student]
+        value = computed(leaves, [g.to(cast) for g in guides])
+        found.append([value, *torch.autograd.grad(value.mean(), leaves)])
     return max(
-        ((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-12)).item()
-        for a, b in zip(found, exact, strict=True)
+        ((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-12)).item() for a, b in zip(*found, strict=True)
     )

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gist_fast.kernels.config import HALF, TABLE
-from gist_fast.kernels.report import Compiled, compile_variant
-from gist_fast.kernels.targets import TARGETS
-from gist_fast.kernels.variants import BF16, launch_of, variants
+from gist_fast.kernels.config import HALF
+from gist_fast.kernels.report import Compiled, report
 
 from benchmarks.loss_cpu import RESULTS
 from benchmarks.machine import machine
 from benchmarks.marks import put
+from gist_fast.bench.tables import markdown
 
 DOCS = Path(__file__).parent.parent / "docs" / "kernels.md"
 FILE = RESULTS / "compiler" / "kernels.json"
@@ -66,9 +65,8 @@ VARIANTS_OF = "sm_90"
 def compiled() -> Iterator[Compiled]:
     """All kernels of all variants for the generation of the second table; the plain ones for the others."""
     for generation in GENERATIONS:
-        for variant in variants(BF16, every=generation == VARIANTS_OF):
-            launch = launch_of(TABLE[generation, HALF], variant)
-            yield compile_variant(TARGETS[generation], variant, launch, width=WIDTH, guide_width=GUIDE_WIDTH)
+        every = generation == VARIANTS_OF
+        yield from report(generation, width=WIDTH, guide_width=GUIDE_WIDTH, every=every, size=HALF)
 
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
@@ -79,15 +77,19 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         f"{results['commit']}; `python -m benchmarks.kernel_table`. Compiled, not measured."
     )
     heads = [f"{target}: registers, programs, {name}, bound" for target, name in GENERATIONS.items()]
-    lines = ["| " + " | ".join(["kernel", *heads]) + " |", "|---" * (len(heads) + 1) + "|"]
-    for kernel, name in KERNELS.items():
-        cells = [_cell(found[target, kernel], matrix=True) for target in GENERATIONS]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    others = [f"| variant on {VARIANTS_OF} | plain part: registers, programs | symmetric part |", "|---|---|---|"]
+    plain = [
+        [name, *(_cell(found[target, kernel], matrix=True) for target in GENERATIONS)]
+        for kernel, name in KERNELS.items()
+    ]
+    sides = [f"variant on {VARIANTS_OF}", "plain part: registers, programs", "symmetric part"]
+    others = []
     for name, (kernel, variant) in VARIANTS.items():
-        sides = [found.get((VARIANTS_OF, f"{kernel}{side}{variant}")) for side in ("", "_symmetric")]
-        others.append("| " + " | ".join([name, *("" if side is None else _cell(side) for side in sides)]) + " |")
-    return {"compiled": "\n".join([*lines, "", about]), "compiled variants": "\n".join(others)}
+        both = [found.get((VARIANTS_OF, f"{kernel}{side}{variant}")) for side in ("", "_symmetric")]
+        others.append([name, *("" if side is None else _cell(side) for side in both)])
+    return {
+        "compiled": f"{markdown(['kernel', *heads], plain)}\n\n{about}",
+        "compiled variants": markdown(sides, others),
+    }
 
 
 def _cell(kernel: Mapping[str, Any], *, matrix: bool = False) -> str:
@@ -101,9 +103,7 @@ def _cell(kernel: Mapping[str, Any], *, matrix: bool = False) -> str:
 
 def written(text: str, results: Mapping[str, Any]) -> str:
     """The document with its tables as the results have them."""
-    for name, table in tables(results).items():
-        text = put(text, name, table)
-    return text
+    return put(text, tables(results))
 
 
 def main() -> None:

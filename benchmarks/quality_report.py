@@ -189,9 +189,7 @@ def sections(records: Records) -> dict[str, str]:
 
 def filled(text: str, records: Records) -> str:
     """A document with its generated parts made anew."""
-    for name, table in sections(records).items():
-        text = put(text, name, table)
-    return text
+    return put(text, sections(records))
 
 
 def write(records: Records) -> None:

@@ -61,9 +61,11 @@ def written(text: str, device: str | None = None, results: Path = RESULTS) -> st
     """The README with its sections as the files of a device have them, by default of the one that it names."""
     folder = results / (device or device_of(text))
     text = DEVICE.sub(lambda _: folder.name, text)
-    for name in SECTIONS.keys() - missing(folder):
-        text = put(text, name, section(name, folder))
-    return text
+    absent = missing(folder)
+    try:
+        return put(text, {name: None if name in absent else section(name, folder) for name in SECTIONS})
+    except ValueError as error:
+        raise SystemExit(f"{README}: {error}") from error
 
 
 def main() -> None:

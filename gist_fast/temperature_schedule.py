@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
 from transformers import TrainerCallback
@@ -41,9 +40,8 @@ def check_schedule(args: GISTTrainingArguments) -> None:
     """
     if args.temperature_schedule is not None:
         check_choice("temperature_schedule", args.temperature_schedule, SCHEDULES)
-    defaults = {field.name: field.default for field in fields(args)}
     for name, schedules in (("temperature_end", SCHEDULES), ("temperature_decay", ("exponential",))):
-        if args.temperature_schedule not in schedules and getattr(args, name) != defaults[name]:
+        if args.temperature_schedule not in schedules and getattr(args, name) != getattr(type(args), name):
             raise InputError(
                 f"{name}: got {getattr(args, name)}, which no schedule reads but {' or '.join(schedules)}; a "
                 "temperature_schedule that reads it would do, or leave it out."

@@ -31,7 +31,7 @@ from gist_fast.loss_settings import check_self_guiding
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, GuidedLoss
 from gist_fast.losses.guide import check_model, students_own
 from gist_fast.losses.micro_batches import default_tokens
-from gist_fast.losses.temperature import LOG_TEMPERATURE
+from gist_fast.losses.temperature import LOG_TEMPERATURE, as_float
 from gist_fast.many_devices import check_batches, check_parallelism, check_settings
 from gist_fast.ranges import OPTIMIZER, WAITING, named
 from gist_fast.temperature_schedule import TemperatureCallback, check_schedule
@@ -302,8 +302,7 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             logs.update(rounded(mean_over_processes(done, processes)))
             for prefix, loss in _named_guided_losses(self.loss):
                 if loss.variants.learn_temperature or self.args.temperature_schedule is not None:
-                    value = loss.temperature
-                    logs[f"{prefix}temperature"] = float(value.detach() if isinstance(value, Tensor) else value)
+                    logs[f"{prefix}temperature"] = as_float(loss.temperature)
             logs.update(gathered_figures(callbacks, processes))
             show_on_bar(callbacks, logs)
         super().log(logs, start_time)

@@ -55,17 +55,21 @@ class Compiled:
         return asdict(self)
 
 
-def report(target: str, *, width: int = 384, guide_width: int = 1024, every: bool = False) -> Iterator[Compiled]:
+def report(
+    target: str, *, width: int = 384, guide_width: int = 1024, every: bool = False, size: int | None = None
+) -> Iterator[Compiled]:
     """Compile every shipped configuration for `target`, one of `TARGETS`; figures are for those widths.
 
-    With `every`, all kernels of all variants, and those of a student and a guide of different types.
+    With `every`, all kernels of all variants, and those of a student and a guide of different types; with `size`, those
+    for elements of so many bytes alone.
     """
     if target not in TARGETS:
         raise ValueError(f"target: got {target!r}; one of {', '.join(TARGETS)} would do.")
     card = TARGETS[target]
-    for size, variant in shipped(card, every):
-        launch = launch_of(TABLE[card.generation, size], variant)
-        yield compile_variant(card, variant, launch, width=width, guide_width=guide_width)
+    for n_bytes, variant in shipped(card, every):
+        if size in (None, n_bytes):
+            launch = launch_of(TABLE[card.generation, n_bytes], variant)
+            yield compile_variant(card, variant, launch, width=width, guide_width=guide_width)
 
 
 def compile_variant(card: Target, variant: Variant, launch: Launch, *, width: int, guide_width: int) -> Compiled:

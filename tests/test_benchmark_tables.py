@@ -167,8 +167,7 @@ class TestReadme:
         assert "| loss | 128 | plain |" in found and "<!-- demo -->\nold\n" in found
 
     def test_marks_that_are_not_there_once_are_refused(self, tmp_path):
-        write(tmp_path / "a" / "bench.json", results())
-        with pytest.raises(ValueError, match="part 'bench' stand there 2 times"):
+        with pytest.raises(SystemExit, match="part 'demo' stand there 2 times"):
             readme.written(self.TEXT + self.TEXT.partition("\n")[2], results=tmp_path)
         with pytest.raises(SystemExit, match="figures of DEVICE --> stands there 2 times"):
             readme.written(self.TEXT + self.TEXT, results=tmp_path)

@@ -143,16 +143,9 @@ def test_the_oldest_triton_that_is_supported_spills_nothing_either(tmp_path: Pat
 
 OLDEST = """\
 import json, sys, triton
-from gist_fast.kernels.config import HALF, TABLE
-from gist_fast.kernels.report import compile_variant
-from gist_fast.kernels.targets import TARGETS
-from gist_fast.kernels.variants import BF16, launch_of, variants
-card = TARGETS[sys.argv[1]]
-found = [
-    compile_variant(card, v, launch_of(TABLE[card.generation, HALF], v), width=384, guide_width=1024).as_dict()
-    for v in variants(BF16, every=True)
-]
-print(json.dumps([triton.__version__, found]))
+from gist_fast.kernels.config import HALF
+from gist_fast.kernels.report import report
+print(json.dumps([triton.__version__, [c.as_dict() for c in report(sys.argv[1], every=True, size=HALF)]]))
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,11 @@ class Split:
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "crossing": self.crossing if math.isfinite(self.crossing) else None}
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Split:
+        """The inverse of `as_dict`."""
+        return cls(**{name: value for name, value in given.items() if name != "crossing"})
 
 
 def fit_power(sizes: Sequence[float], costs: Sequence[float]) -> Power | None:

@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import subprocess
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +186,9 @@ def _fit(given: dict[str, Any]) -> None:
     """Raise unless it is one."""
     for name in ("suite", "what", "quantity"):
         _hold(isinstance(given[name], str), name, given[name])
-    split = {name: value for name, value in (given["split"] or {}).items() if name != "crossing"}
-    Power(**given["power"]), Split(**split) if split else None
-    for value in (given["largest"], *given["power"].values(), *split.values()):
+    power = Power(**given["power"])
+    split = Split.from_dict(given["split"]) if given["split"] else None
+    for value in (given["largest"], *astuple(power), *(astuple(split) if split else ())):
         _hold(_is_number(value), "fits", value)
 
 

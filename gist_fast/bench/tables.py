@@ -62,8 +62,8 @@ def fit_table(results: Results) -> tuple[list[str], list[Cells]]:
 
 def parts_of(fit: dict[str, Any]) -> str:
     """What a cost is made of, in words; empty where no sum was fitted."""
-    parts = {name: value for name, value in (fit.get("split") or {}).items() if name != "crossing"}
-    return Split(**parts).in_words(fit["largest"]) if parts else ""
+    split = fit.get("split")
+    return Split.from_dict(split).in_words(fit["largest"]) if split else ""
 
 
 def facts(results: Results) -> dict[str, str]:
@@ -109,7 +109,7 @@ def duration(seconds: float) -> str:
     """Three figures and a unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
-            return f"{seconds / size:.3g} {unit}" if seconds / size < 1000 else f"{seconds / size:,.0f} {unit}"
+            return f"{_figure(seconds / size)} {unit}"
     return f"{seconds * 1e6:.3g} µs"
 
 
@@ -139,6 +139,7 @@ def _cells(row: Row, sized: bool, parts: Sequence[str], ratios: bool, shares: bo
 
 
 def _figure(value: float) -> str:
+    """Three figures, or all of those before the point."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 

@@ -136,7 +136,6 @@ def show(
     if plots:
         check_matplotlib("--plots")
     if report is not None:
-        check_matplotlib()
         _check_report(report, overwrite)
     results = read(file)
     drawn = pictures(results) if plots or report is not None else {}
@@ -260,9 +259,6 @@ def _check(device: str | None, dtype: str, seconds: float | None, report: Path |
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device: got {device!r}, but this torch finds no GPU; cpu would do.")
     if report is not None:
-        from gist_fast.report.plots import check_matplotlib
-
-        check_matplotlib()
         _check_report(report, overwrite)
 
 
@@ -286,7 +282,9 @@ def _is_given(context: typer.Context, parameter: str) -> bool:
 def _check_report(report: Path, overwrite: bool) -> None:
     from gist_fast.errors import InputError
     from gist_fast.report.page import check_path
+    from gist_fast.report.plots import check_matplotlib
 
+    check_matplotlib()
     # Anything else might be, or come to be, results or a plot: what was measured must not be lost to --overwrite.
     if report.suffix.lower() not in PAGES and not report.is_dir():
         raise InputError(

@@ -125,9 +125,10 @@ def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: boo
         models["guide"] = check_model(config.guide.path, "guide")
     train_set = load_sources(config.data.train, "data.train", arguments.seed, endless=True)
     eval_set = None if config.data.eval is None else load_sources(config.data.eval, "data.eval", arguments.seed)
-    guided = bool(config.guide) or arguments.self_guided or (carries_guide(train_set) and not config.unguided)
+    carries = carries_guide(train_set)
+    guided = bool(config.guide) or arguments.self_guided or (carries and not config.unguided)
     try:
-        check_self_guiding(arguments, carries_embeddings=carries_guide(train_set), without_guide=config.unguided)
+        check_self_guiding(arguments, carries_embeddings=carries, without_guide=config.unguided)
         check_loss_settings(arguments, guided=guided, guide=config.guide is not None, width=None)
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: loss.{error}") from error
@@ -137,12 +138,12 @@ def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: boo
             f"{path}: loss.hard: the guide {config.guide.path} is the student as it comes, which decides by the same "
             "scores, so that hardly a negative is left; another guide would do, or hard: false."
         )
-    if config.guide and carries_guide(train_set):
+    if config.guide and carries:
         raise InputError(
             f"guide: {config.guide.path}, but the training data carry embeddings of a guide already, perhaps of "
             "another one; leave out 'guide', or train on data without those columns."
         )
-    if config.guide is None and not config.unguided and not arguments.self_guided and not carries_guide(train_set):
+    if config.guide is None and not config.unguided and not arguments.self_guided and not carries:
         raise InputError(
             f"{path}: 'guide' is missing, and the training data carry no embeddings of one; name a guide, or write "
             "'guide: null' to train without, or 'self_guided: true'."

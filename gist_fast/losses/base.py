@@ -14,7 +14,7 @@ from gist_fast.errors import InputError
 from gist_fast.function import guided_contrastive_loss
 from gist_fast.losses.gather import HALF_TYPES, check_batches_agree, gather_candidates
 from gist_fast.losses.guide import EMBEDDING, GuideEncoder, check_model, give_back
-from gist_fast.losses.temperature import bounded, make_parameter
+from gist_fast.losses.temperature import as_float, bounded, make_parameter
 from gist_fast.losses.variants import GROUP, MARGIN, VariantArguments, Variants
 from gist_fast.ranges import GUIDE, LOSS_FORWARD, named
 from gist_fast.stats import StatsAverage
@@ -84,7 +84,7 @@ class GuidedLoss(nn.Module):
             width=model.get_embedding_dimension(),
         )
         self.model = model
-        self._start = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
+        self._start = as_float(temperature)
         self._temperature: float | Tensor = temperature
         self.log_temperature = None
         if self.variants.learn_temperature:

@@ -14,6 +14,11 @@ LOG_TEMPERATURE = "log_temperature"
 """The parameter's name in a loss. Its logarithm is trained, so that steps are relative and it stays above 0."""
 
 
+def as_float(temperature: float | Tensor) -> float:
+    """What it is now, whether it is learnt or not."""
+    return float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
+
+
 def make_parameter(temperature: float, low: float, high: float) -> nn.Parameter:
     """The parameter, at its start.
 

@@ -105,9 +105,8 @@ class Variants:
                 f"temperature_min: got {self.temperature_min}, and temperature_max {self.temperature_max}; above 0, "
                 "and the larger one second, would do."
             )
-        defaults = {field.name: field.default for field in fields(self)}
         for name in ("temperature_min", "temperature_max"):
-            if not self.learn_temperature and getattr(self, name) != defaults[name]:
+            if not self.learn_temperature and getattr(self, name) != getattr(Variants, name):
                 raise InputError(
                     f"{name}: got {getattr(self, name)}, which bounds a temperature that is learnt; "
                     "learn_temperature=True would do, or leave it out."
