@@ -92,7 +92,9 @@ def measure_kept(model: nn.Module, device: torch.device) -> Iterator[Kept]:
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             kept.bytes += storage.nbytes()
-        return tensor
+        # Not the tensor itself: it may be the output of the very node that saves it, which it would keep alive, and
+        # the node it. Where no backward pass breaks that circle (BERT's pooler, of no use to the loss), it never goes.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         yield kept
