@@ -1,6 +1,6 @@
 """Whether memory grows with the steps of a run: ``python -m benchmarks.memory_growth [--steps N]``.
 
-Student and guide are BERTs of random weights, so small that thousands of steps take a minute; texts are of mixed length.
+Student and guide are BERTs of random weights, so small that thousands of steps take minutes; texts are of mixed length.
 Each mode trains in a process of its own. Every so many steps, after a collection, it is noted how much memory the
 process holds, how many tensors are alive, how many of them hold a graph, and how many objects Python's collector knows.
 Results go to ``benchmarks/results/<device>/memory_growth.json``; ``--table`` only prints the table of these.
