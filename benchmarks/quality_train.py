@@ -18,8 +18,8 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 from benchmarks.quality_arms import Arm, Setting
 from benchmarks.quality_data import Row
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
-from gist_fast.collator import SUFFIX
-from gist_fast.evaluation import Retrieval
+from gist_fast.evaluation.evaluators import Retrieval
+from gist_fast.training.collator import SUFFIX
 
 if TYPE_CHECKING:
     from datasets import Dataset

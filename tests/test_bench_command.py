@@ -38,7 +38,7 @@ from gist_fast.bench.start import StartCase
 from gist_fast.bench.suite import SCALES, Plan
 from gist_fast.bench.tables import facts, fit_table, markdown, notes, suite_table
 from gist_fast.bench.timing import LEAST_ROUNDS
-from gist_fast.errors import InputError
+from gist_fast.runtime.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 

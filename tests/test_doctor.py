@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import gist_fast
-from gist_fast import doctor
-from gist_fast.backends import explain_choice
+from gist_fast.functional.backends import explain_choice
+from gist_fast.pipeline import doctor
 
 
 def test_versions_are_those_installed():

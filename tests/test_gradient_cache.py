@@ -8,12 +8,12 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
-from gist_fast.errors import InputError
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 from gist_fast.losses.activation_memory import GIB, ActivationMemory, measure_kept
 from gist_fast.losses.gradient_cache import GradientCache, _Room
 from gist_fast.losses.guide import TOKENS
 from gist_fast.losses.micro_batches import MicroBatches
+from gist_fast.runtime.errors import InputError
 
 ROWS = 13
 

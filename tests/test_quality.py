@@ -26,9 +26,9 @@ from benchmarks.quality_train import (
     perfectly_guided,
     run_arm,
 )
-from gist_fast.collator import SUFFIX
 from gist_fast.demo.texts import held_out_texts
-from gist_fast.evaluation import Retrieval, make_evaluator, retrieval_from_pairs
+from gist_fast.evaluation.evaluators import Retrieval, make_evaluator, retrieval_from_pairs
+from gist_fast.training.collator import SUFFIX
 from tests.conftest import PAIRS
 
 scores = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=9)

@@ -17,7 +17,7 @@ from typing import Any
 import gist_fast
 from gist_fast.bench.growth import Power, Split
 from gist_fast.bench.timing import BOTH, Ratio, Timing
-from gist_fast.errors import InputError
+from gist_fast.runtime.errors import InputError
 
 FORMAT = 1
 OK, OUT_OF_MEMORY, NOT_RUN, WRONG, FAILED = "ok", "out of memory", "not run", "wrong", "failed"

@@ -29,7 +29,7 @@ from gist_fast.bench.start import StartSuite
 from gist_fast.bench.suite import Plan, Suite
 from gist_fast.bench.timing import CHEAP, LEAST_ROUNDS, NO_TIME, Parts, Stopwatch, Turns, hopeless, take_turns, too_slow
 from gist_fast.bench.training import EngineSuite, GuideSuite, StepSuite
-from gist_fast.errors import InputError, nearest
+from gist_fast.runtime.errors import InputError, nearest
 
 _ALL: tuple[Suite, ...] = (
     LossSuite(),

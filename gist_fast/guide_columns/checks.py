@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset
 
-from gist_fast.collator import SUFFIX, guide_prompt
-from gist_fast.errors import InputError, InputTypeError, nearest
 from gist_fast.losses.guide import check_model, check_one_route
+from gist_fast.runtime.errors import InputError, InputTypeError, nearest
+from gist_fast.training.collator import SUFFIX, guide_prompt
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -63,7 +63,7 @@ def check_positions(name: str, setting: Any, guide: SentenceTransformer) -> None
 
     Args:
         name: the setting's, for the message.
-        setting: one length, or by column or dataset (see `gist_fast.by_column`); None for the guide's own.
+        setting: one length, or by column or dataset (see `gist_fast.data.per_column`); None for the guide's own.
 
     Raises:
         ValueError: naming the setting and the length.

@@ -16,7 +16,6 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
-from gist_fast.errors import InputError
 from gist_fast.guide_columns.checks import DTYPES
 from gist_fast.guide_columns.column_files import find_column, write_column
 from gist_fast.guide_columns.encode import Encoded, Encoder, Unstorable, to_stored
@@ -26,6 +25,7 @@ from gist_fast.guide_columns.progress import Progress
 from gist_fast.guide_columns.share import Team
 from gist_fast.guide_columns.store import Store
 from gist_fast.guide_columns.texts import DistinctTexts, TextColumn
+from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

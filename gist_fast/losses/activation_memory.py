@@ -16,7 +16,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from gist_fast.errors import InputError
+from gist_fast.runtime.errors import InputError
 
 GIB = 2**30
 CPU_SHARE, GPU_SHARE = 0.5, 0.8

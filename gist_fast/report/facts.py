@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gist_fast.config import TrainConfig
+    from gist_fast.config.load import TrainConfig
 
 VERSIONS = ("torch", "triton", "sentence-transformers", "transformers")
 _SECRET = re.compile(r"(^|_)(token|password|secret|key)$", re.IGNORECASE)
@@ -17,7 +17,7 @@ _SECRET = re.compile(r"(^|_)(token|password|secret|key)$", re.IGNORECASE)
 
 def machine_facts(device: str) -> dict[str, str]:
     """Names and values: the device by its type (``cuda``, ``cpu``), the system, and the versions."""
-    from gist_fast.doctor import examine
+    from gist_fast.pipeline.doctor import examine
 
     found = examine()
     names = [gpu["name"] for gpu in found.gpus] if device.startswith("cuda") else []
@@ -40,7 +40,7 @@ def changed_settings(config: TrainConfig, **more: object) -> list[tuple[str, obj
         config: As read. What is a secret by its name is shown as set, no more.
         more: Arguments of the trainer that were set without the configuration saying so.
     """
-    from gist_fast.training_args import GISTTrainingArguments
+    from gist_fast.training.arguments import GISTTrainingArguments
 
     found = list(_changed("", GISTTrainingArguments, {**config.arguments, **more}))
     for name in ("student", "guide", "evaluation"):

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gist_fast.errors import InputError
 from gist_fast.report.inline_svg import inline
 from gist_fast.report.style import CSS
-from gist_fast.writable import try_to_write
+from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import try_to_write
 
 # A page that may load nothing and run nothing, whatever a text in it says.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
