@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gist_fast.data import text_files
 from gist_fast.data.load import (
     checked_stream,
     choose_columns,
@@ -23,7 +24,6 @@ from gist_fast.data.load import (
     load_texts,
     stream_texts,
     text_columns,
-    text_files,
 )
 from gist_fast.runtime.errors import InputError
 

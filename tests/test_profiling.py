@@ -15,8 +15,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
+from gist_fast.profiling import trace as step_times
 from gist_fast.profiling.run import Profile, _of_card, _Watch
-from gist_fast.profiling.run import trace as step_times
 from gist_fast.profiling.trace import Span, StepTimes, busiest, innermost, median_step, parts, read_trace
 from gist_fast.runtime import profiler_regions as ranges
 from gist_fast.runtime.errors import InputError
