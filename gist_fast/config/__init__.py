@@ -1,4 +1,4 @@
-"""The YAML of ``gist-fast train``: its keys (`schema`), its scalars with their lines (`yaml_values`), how it is read."""
+"""The YAML of ``gist-fast train``: its keys (`schema`), its scalars and their lines (`yaml_values`), how it is read."""
 
 from gist_fast.config.load import TrainConfig, load_config
 
