@@ -182,7 +182,7 @@ def _kept(report: Report) -> str:
 
 
 def _summary(dataset: Dataset, output: Path, report: Report) -> dict[str, Any]:
-    from gist_fast.data.load import guide_columns
+    from gist_fast.data.names import guide_columns
 
     added = guide_columns(dataset)
     feature = dataset.features[added[0]]
