@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from gist_fast.guide_columns.files import as_vectors, checksum, put, set_aside, vectors_of, written_whole
+from gist_fast.guide_columns.files import as_vectors, checksum, set_aside, vectors_of, written_whole
 from gist_fast.guide_columns.store import Store
+from gist_fast.runtime.files import put
 
 NAME = "guide_embedding"
 _WRITTEN_ROWS = 65536
