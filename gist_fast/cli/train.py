@@ -248,7 +248,8 @@ def _model_options(model: ModelConfig) -> dict[str, Any]:
 def _train(plan: _Plan, trainer: GISTTrainer, before: dict[str, float] | None, *, overwrite: bool) -> dict[str, Any]:
     from gist_fast.data.named import count_rows
     from gist_fast.evaluation.evaluators import evaluate
-    from gist_fast.pipeline.run_folder import FINAL, PART, clear_folder, clear_part, replace_folder
+    from gist_fast.pipeline.run_folder import FINAL, PART, clear_folder, clear_part
+    from gist_fast.runtime.files import replace_folder
     from gist_fast.training.stop_on_signal import StopOnInterrupt
 
     first = trainer.is_world_process_zero()
