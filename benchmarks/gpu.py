@@ -110,7 +110,7 @@ def plain_loss(a: Tensor, p: Tensor, ga: Tensor, gp: Tensor) -> Tensor:
 
 def ours(mask_bits: str = "keep", held_bytes: int | None = None) -> Callable[..., Tensor]:
     """Our loss; with `held_bytes` 0 a guide's unit vectors are made chunk by chunk, as those of large batches are."""
-    from gist_fast.backends import triton
+    from gist_fast.functional.backends import triton
 
     whole = triton.HELD_BYTES
 

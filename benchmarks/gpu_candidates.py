@@ -18,7 +18,7 @@ from gist_fast.kernels.config import Config, choose_config
 
 from benchmarks.gpu_processes import outcomes
 from gist_fast import guided_contrastive_loss
-from gist_fast.backends import triton
+from gist_fast.functional.backends import triton
 
 ROWS, WIDTH = 130, 160
 """Of the tiny batch: a symmetric part, and a width whose plan is that of wider ones."""

@@ -20,8 +20,8 @@ import gist_fast
 from benchmarks.machine import command, machine, measured_on, told
 from benchmarks.measure import alternate, peak_memory
 from benchmarks.peers import TEMPERATURE, Embeddings, make_embeddings, plain_matmul, sentence_transformers_gist
-from gist_fast.backends.tiled import _cpu_has_bf16
 from gist_fast.bench.cases import LossCase
+from gist_fast.functional.backends.tiled import _cpu_has_bf16
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 384

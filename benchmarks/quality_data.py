@@ -30,8 +30,8 @@ from pathlib import Path
 
 from gist_fast.demo.models import package_folder
 from gist_fast.demo.texts import normalise, read_entries
-from gist_fast.errors import InputError
-from gist_fast.evaluation import Retrieval
+from gist_fast.evaluation.evaluators import Retrieval
+from gist_fast.runtime.errors import InputError
 
 MAX_WORDS = 8  # longer texts are left out: on a CPU the longest text of a batch sets what the batch costs
 MAX_FAMILY_ROWS = 8  # rows of one family that stand together; more of them follow in another batch

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from gist_fast.bench.results import OUT_OF_MEMORY, UNSUPPORTED, Results, Row
 from gist_fast.bench.run import fits
-from gist_fast.profiling import Profile
-from gist_fast.ranges import IDLE, NAMES, OTHER
-from gist_fast.step_times import StepTimes, Work, parts
+from gist_fast.profiling.run import Profile
+from gist_fast.profiling.trace import StepTimes, Work, parts
+from gist_fast.runtime.profiler_regions import IDLE, NAMES, OTHER
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
 

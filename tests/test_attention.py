@@ -6,9 +6,9 @@ import pytest
 import torch
 import transformers.utils
 
-from gist_fast.attention import FLASH, Attention, choose_attention
-from gist_fast.cli.models import load_with_attention
-from gist_fast.errors import InputError
+from gist_fast.pipeline.attention import FLASH, Attention, choose_attention
+from gist_fast.pipeline.models import load_with_attention
+from gist_fast.runtime.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from gist_fast import GISTTrainer, GISTTrainingArguments
-from gist_fast.by_column import check_lengths, check_names, columns_by_dataset, value_for
-from gist_fast.errors import InputError
+from gist_fast.data.per_column import check_lengths, check_names, columns_by_dataset, value_for
+from gist_fast.runtime.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_values(setting, column, dataset, value):
 
 
 def test_sentence_transformers_finds_the_same_prompts():
-    from gist_fast.collator import GISTDataCollator
+    from gist_fast.training.collator import GISTDataCollator
 
     for prompts in ("p", {"a": "p"}, {"x": "p"}, {"x": {"a": "p"}, "y": "q"}, {"x": {"a": "p"}, "y": {"b": "q"}}):
         collator = GISTDataCollator(preprocess_fn=None, prompts=prompts)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from datasets import load_from_disk
 
-from gist_fast.data import load_texts
+from gist_fast.data.load import load_texts
 from gist_fast.guide_columns import job
 
 

@@ -10,7 +10,7 @@ import pytest
 from test_cli import refused
 from test_report import Tree
 
-from gist_fast.data import load_texts
+from gist_fast.data.load import load_texts
 from gist_fast.inspection import find_duplicates, inspect_batch
 
 
@@ -208,7 +208,7 @@ class TestReport:
         assert facts["margin"] == "0, absolute"
 
     def test_what_would_fail_at_the_end_fails_before_models_are_loaded(self, run, tmp_path, monkeypatch):
-        monkeypatch.setattr("gist_fast.cli.models.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+        monkeypatch.setattr("gist_fast.pipeline.models.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
         page = tmp_path / "page.html"
         page.write_text("mine")
         refused(run("--report", page), f"{page}: exists; name another file for the report")
@@ -262,5 +262,5 @@ class TestReport:
     ],
 )
 def test_refused_before_models_are_loaded(run, monkeypatch, options, says):
-    monkeypatch.setattr("gist_fast.cli.models.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("gist_fast.pipeline.models.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     refused(run(*options), says)

@@ -18,9 +18,10 @@ import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from gist_fast.cli.interrupt import StopOnInterrupt
-from gist_fast.cli.run_folder import checkpoints, clear_folder, prepare_folder, replace_folder
-from gist_fast.errors import InputError
+from gist_fast.pipeline.run_folder import checkpoints, clear_folder, prepare_folder
+from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import replace_folder
+from gist_fast.training.stop_on_signal import StopOnInterrupt
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ class TestRun:
         assert set(trained) == set(weights(tiny_student))
         assert contents(tiny_guide) == guide_before
         # The scores are those of the model that was saved, by an evaluation of its own.
-        from gist_fast.evaluation import evaluate, make_evaluator, retrieval_from_pairs
+        from gist_fast.evaluation.evaluators import evaluate, make_evaluator, retrieval_from_pairs
 
         again = evaluate(SentenceTransformer(str(final), device="cpu"), make_evaluator(retrieval_from_pairs(pairs)))
         assert again == pytest.approx(summary["evaluation"]["after"])
@@ -318,7 +319,9 @@ class TestDryRun:
         assert kept.exists()
 
     def test_widths_above_the_student_s_are_found_before_texts_are_embedded(self, run, config, monkeypatch):
-        monkeypatch.setattr("gist_fast.sources.with_guide_columns", lambda *_: pytest.fail("texts were embedded"))
+        monkeypatch.setattr(
+            "gist_fast.pipeline.datasets.with_guide_columns", lambda *_: pytest.fail("texts were embedded")
+        )
         refused(
             run(config, "--guide.columns", "true", "--matryoshka_dims", "[4096]"),
             "matryoshka_dims: got 4096, but the embeddings are",
@@ -409,12 +412,12 @@ class TestCtrlC:
         def interrupted(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("gist_fast.config.load_config", interrupted)
+        monkeypatch.setattr("gist_fast.config.load.load_config", interrupted)
         result = run(config)
         assert (result.code, result.out) == (130, "")
         assert result.err == "gist-fast: interrupted while getting ready; nothing was written.\n"
         monkeypatch.undo()
-        monkeypatch.setattr("gist_fast.cli.models.load_model", interrupted)
+        monkeypatch.setattr("gist_fast.pipeline.models.load_model", interrupted)
         result = run(config)
         assert result.code == 130
         assert "interrupted before the first step" in result.err
@@ -424,7 +427,7 @@ class TestCtrlC:
 @pytest.fixture
 def seen(monkeypatch):
     """Each batch that is collated: the rows that went in and what came out."""
-    from gist_fast.collator import GISTDataCollator
+    from gist_fast.training.collator import GISTDataCollator
 
     batches, collate = [], GISTDataCollator.__call__
 
@@ -621,10 +624,10 @@ class TestStreaming:
         rows[47]["positive"] = 5
         write_rows(tmp_path / "pairs.jsonl", rows)
         change(config, data={"train": {"path": "pairs.jsonl", "streaming": True}}, training={"save_steps": 1})
-        import gist_fast.text_files
+        import gist_fast.data.text_files
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gist_fast.text_files, "CHUNK_ROWS", 8)
+            patch.setattr(gist_fast.data.text_files, "CHUNK_ROWS", 8)
             result = run(config, "--max_steps", "4", "--save_strategy", "steps")
         refused(result, "pairs.jsonl: row 48 (line 48), column 'positive': is 5; a text is needed there")
         kept = checkpoints(tmp_path / "out")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gist_fast.collator import GISTDataCollator, GuideTokenizer
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 from gist_fast.losses.guide_memory import GuideMemory
+from gist_fast.training.collator import GISTDataCollator, GuideTokenizer
 
 ROWS = [
     {"anchor": "why does ice float", "positive": "Ice is less dense than the water it came from."},

@@ -16,9 +16,15 @@ from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gist_fast import text_files
-from gist_fast.data import checked_stream, choose_columns, guide_columns, load_texts, stream_texts, text_columns
-from gist_fast.errors import InputError
+from gist_fast.data import text_files
+from gist_fast.data.load import (
+    checked_stream,
+    choose_columns,
+    load_texts,
+    stream_texts,
+)
+from gist_fast.data.names import guide_columns, text_columns
+from gist_fast.runtime.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 # What a guesser would turn into a number, a null, a date or a truth value.
@@ -414,7 +420,7 @@ class TestStreams:
 
 def test_a_dataset_with_guide_embeddings_streams_without_its_format(tmp_path, pairs, student, guide):
     from gist_fast import embed_guide
-    from gist_fast.collator import GISTDataCollator
+    from gist_fast.training.collator import GISTDataCollator
 
     dataset = embed_guide(pairs, guide, cache_dir=tmp_path, show_progress_bar=False)
     # A format of some columns has no counterpart in a stream, says `datasets`, and what would do.

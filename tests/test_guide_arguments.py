@@ -15,10 +15,10 @@ from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
-from gist_fast.collator import GISTDataCollator, GuideTokenizer
 from gist_fast.guide_columns import share
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 from gist_fast.losses.guide import GuideEncoder
+from gist_fast.training.collator import GISTDataCollator, GuideTokenizer
 
 
 def arguments(tmp_path, **more):
@@ -56,7 +56,7 @@ def test_arguments_of_a_wrong_type(wrong, kind, says, guide, pairs, tmp_path):
     options = {"guide": guide, "cache_dir": tmp_path / "cache", "show_progress_bar": False, **wrong}
     with pytest.raises(kind, match="^" + says) as caught:
         embed_guide(pairs, **options)
-    assert type(caught.value).__module__ == "gist_fast.errors"
+    assert type(caught.value).__module__ == "gist_fast.runtime.errors"
     assert not (tmp_path / "cache").exists()
 
 

@@ -18,9 +18,9 @@ import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from gist_fast.checkpoints import UNFINISHED, last_whole, step_of, whole_checkpoints
-from gist_fast.cli.interrupt import StopOnInterrupt
-from gist_fast.cli.run_folder import clear_folder, prepare_folder
+from gist_fast.pipeline.run_folder import clear_folder, prepare_folder
+from gist_fast.training.checkpoints import UNFINISHED, last_whole, step_of, whole_checkpoints
+from gist_fast.training.stop_on_signal import StopOnInterrupt
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ class TestOneProcess:
         assert stop.exit_code == 130
 
     def test_during_the_last_step_the_model_is_still_saved(self, config, tmp_path, run_command, monkeypatch):
-        from gist_fast.trainer import GISTTrainer
+        from gist_fast.training.trainer import GISTTrainer
 
         save = GISTTrainer.save_model
 

@@ -29,8 +29,10 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
-from gist_fast import checkpoints as folders
-from gist_fast.checkpoints import (
+from gist_fast.losses import GISTEmbedLoss
+from gist_fast.runtime.errors import InputError
+from gist_fast.training import checkpoints as folders
+from gist_fast.training.checkpoints import (
     MANIFEST,
     UNFINISHED,
     CheckpointError,
@@ -41,9 +43,7 @@ from gist_fast.checkpoints import (
     publish,
     whole_checkpoints,
 )
-from gist_fast.errors import InputError
-from gist_fast.long_runs import _set_epoch
-from gist_fast.losses import GISTEmbedLoss
+from gist_fast.training.resume import _set_epoch
 
 STEPS_AN_EPOCH = 4
 SPEEDS = ("per_second", "runtime", "memory", "epoch", "flos")

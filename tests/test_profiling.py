@@ -14,12 +14,14 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from gist_fast import ranges, step_times
-from gist_fast.device_meter import PowerMeter
-from gist_fast.errors import InputError
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
-from gist_fast.profiling import Profile, _of_card, _Watch
-from gist_fast.ranges import (
+from gist_fast.profiling import trace as step_times
+from gist_fast.profiling.run import Profile, _of_card, _Watch
+from gist_fast.profiling.trace import Span, StepTimes, busiest, innermost, median_step, parts, read_trace
+from gist_fast.runtime import profiler_regions as ranges
+from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.power import PowerMeter
+from gist_fast.runtime.profiler_regions import (
     GUIDE,
     IDLE,
     LOSS_BACKWARD,
@@ -33,7 +35,6 @@ from gist_fast.ranges import (
     TOKENISE,
     WAITING,
 )
-from gist_fast.step_times import Span, StepTimes, busiest, innermost, median_step, parts, read_trace
 
 
 def event(name: str, ts: float, dur: float, cat: str = "user_annotation", tid: object = 1, **args: object) -> dict:
@@ -568,7 +569,7 @@ def fabricated(*, device: bool) -> Profile:
 
 class TestReport:
     def test_device_columns_and_picture_only_with_a_device(self, tmp_path):
-        from gist_fast.profile_report import busiest_table, machine_table, parts_table, report_page, save_pictures
+        from gist_fast.report.profile import busiest_table, machine_table, parts_table, report_page, save_pictures
 
         for device in (False, True):
             found = fabricated(device=device)
@@ -595,7 +596,7 @@ class TestReport:
     def test_a_part_has_one_colour_in_table_and_pictures(self):
         from matplotlib.colors import to_hex
 
-        from gist_fast.profile_report import COLOURS, draw_steps
+        from gist_fast.report.profile import COLOURS, draw_steps
 
         for device in (False, True):
             (axes,) = draw_steps(fabricated(device=device), device=device).axes

@@ -15,9 +15,9 @@ from conftest import PAIRS, _save_model, _words
 from sentence_transformers import SentenceTransformer
 
 from gist_fast.cli import train
-from gist_fast.config import load_config
-from gist_fast.config_schema import LoraConfig
-from gist_fast.errors import InputError
+from gist_fast.config.load import load_config
+from gist_fast.config.schema import LoraConfig
+from gist_fast.runtime.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

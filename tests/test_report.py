@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gist_fast.config import load_config
-from gist_fast.errors import InputError
+from gist_fast.config.load import load_config
 from gist_fast.report.colours import DARK, LIGHT, SERIES
 from gist_fast.report.facts import changed_settings, machine_facts
 from gist_fast.report.inline_svg import inline
 from gist_fast.report.log_series import Series, evaluations, masked_blocks, one
 from gist_fast.report.page import Picture, Section, Table, check_path, make_page, shown, write_page
 from gist_fast.report.training import FinishedTraining, training_page
+from gist_fast.runtime.errors import InputError
 
 EVIL = "<script>alert(1)</script> & \"<img src=x onerror='alert(2)'>"
 SVG = """<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 331.2 216">
@@ -651,12 +651,12 @@ class TestCommand:
 
     def test_a_disk_that_fails_at_the_end_costs_the_report_alone(self, run_command, config, tmp_path, monkeypatch):
         pytest.importorskip("matplotlib", reason="matplotlib (the extra [bench]) is not installed")
-        from gist_fast.report import page
+        from gist_fast.runtime import files
 
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(page, "_put", full)
+        monkeypatch.setattr(files, "put", full)
         result = run_command("train", config, "--max_steps", "1", "--report", tmp_path / "r.html", "--json")
         assert result.code == 2
         assert "the report could not be written (No space left on device). The model is in " in result.err

@@ -117,7 +117,7 @@ def bench() -> str:
     """What ``gist-fast bench`` writes of all its suites."""
     from fabricated import bench_results
 
-    from gist_fast.bench.pictures import page, pictures
+    from gist_fast.report.bench import page, pictures
 
     results = bench_results()
     return page(results, pictures(results))
@@ -127,7 +127,7 @@ def profile() -> str:
     """What ``gist-fast profile`` writes of a run on a card, with all the figures that there can be."""
     from fabricated import profiled
 
-    from gist_fast.profile_report import report_page
+    from gist_fast.report.profile import report_page
 
     return report_page(profiled(), {"student": "a/student", "device": "a card"}, {"learning_rate": "1e-4"})
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from gist_fast.config_schema import SourceConfig
-from gist_fast.errors import InputError
-from gist_fast.scored_pairs import ScoredPairs, load_labelled_pairs, load_sts
+from gist_fast.config.schema import SourceConfig
+from gist_fast.evaluation.scored_pairs import ScoredPairs, load_labelled_pairs, load_sts
+from gist_fast.runtime.errors import InputError
 
 ROWS = [
     {"sentence1": "a", "sentence2": "b", "score": 4},

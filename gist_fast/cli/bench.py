@@ -69,9 +69,9 @@ def bench(
     failed: Exception | None = None
     with only_results_on_stdout(), interruptible(done, sigterm=True) as ctrl_c:
         _check(device, dtype, seconds, report, overwrite)
-        from gist_fast.bench.results import device_name
         from gist_fast.bench.run import BUDGETS, run, suites_named
         from gist_fast.bench.suite import Plan
+        from gist_fast.runtime.environment import device_name
 
         place, extent = _device(device), _scale(scale, quick)
         chosen = suites_named(suite, place)
@@ -128,8 +128,8 @@ def show(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report that is there.")] = False,
 ) -> None:
     """Print the tables of a run again; draw what it has no pictures of, as on a machine without matplotlib."""
-    from gist_fast.bench.pictures import page, pictures
     from gist_fast.bench.results import read
+    from gist_fast.report.bench import page, pictures
     from gist_fast.report.page import write_page
     from gist_fast.report.plots import check_matplotlib
 
@@ -231,8 +231,8 @@ def _device(device: str | None) -> str:
 
 def _scale(scale: str | None, quick: bool) -> str:
     from gist_fast.bench.suite import SCALES
-    from gist_fast.checks import check_choice
-    from gist_fast.errors import InputError
+    from gist_fast.functional.checks import check_choice
+    from gist_fast.runtime.errors import InputError
 
     if scale is not None:
         check_choice("--scale", scale, SCALES)
@@ -248,8 +248,8 @@ def _check(device: str | None, dtype: str, seconds: float | None, report: Path |
     import torch
 
     from gist_fast.bench.cases import ITEM_SIZES
-    from gist_fast.checks import check_choice
-    from gist_fast.errors import InputError
+    from gist_fast.functional.checks import check_choice
+    from gist_fast.runtime.errors import InputError
 
     check_choice("--dtype", dtype, tuple(ITEM_SIZES))
     if seconds is not None and not math.isfinite(seconds):
@@ -265,7 +265,7 @@ def _check(device: str | None, dtype: str, seconds: float | None, report: Path |
 def _check_looked_at(context: typer.Context, chosen: Sequence[Suite]) -> None:
     """Refuse an option that none of the suites looks at."""
     from gist_fast.bench.run import SUITES
-    from gist_fast.errors import InputError
+    from gist_fast.runtime.errors import InputError
 
     for option in ("sizes", "dtype"):
         if _is_given(context, option) and not any(option in suite.looks_at for suite in chosen):
@@ -280,9 +280,9 @@ def _is_given(context: typer.Context, parameter: str) -> bool:
 
 
 def _check_report(report: Path, overwrite: bool) -> None:
-    from gist_fast.errors import InputError
     from gist_fast.report.page import check_path
     from gist_fast.report.plots import check_matplotlib
+    from gist_fast.runtime.errors import InputError
 
     check_matplotlib()
     # Anything else might be, or come to be, results or a plot: what was measured must not be lost to --overwrite.
@@ -295,7 +295,7 @@ def _check_report(report: Path, overwrite: bool) -> None:
 
 def _refuse_options(context: typer.Context) -> None:
     """Options before a command of ``bench`` are for measuring, and would say nothing."""
-    from gist_fast.errors import InputError
+    from gist_fast.runtime.errors import InputError
 
     for parameter in context.command.params:
         if _is_given(context, parameter.name or ""):
@@ -311,8 +311,8 @@ def _check_folder(folder: Path) -> None:
 
     Nothing is left there: a run that is interrupted leaves no empty folder.
     """
-    from gist_fast.errors import InputError
-    from gist_fast.writable import try_to_write
+    from gist_fast.runtime.errors import InputError
+    from gist_fast.runtime.files import try_to_write
 
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
@@ -328,7 +328,7 @@ def _check_folder(folder: Path) -> None:
 def _check_timed(results: Results, budget: float) -> None:
     """Raise `InputError` where there is no figure at all."""
     from gist_fast.bench.results import NOT_RUN, UNSUPPORTED
-    from gist_fast.errors import InputError
+    from gist_fast.runtime.errors import InputError
 
     if any(row.seconds for row in results.rows):
         return
@@ -344,9 +344,10 @@ def _check_timed(results: Results, budget: float) -> None:
 
 def _write(folder: Path, results: Results, report: Path | None, overwrite: bool, done: list[str]) -> None:
     """Add each file that is in place to `done`."""
-    from gist_fast.bench.pictures import on_white, page, pictures
-    from gist_fast.bench.results import plot_path, write_new, write_numbered
-    from gist_fast.errors import InputError
+    from gist_fast.bench.results import plot_path, write_numbered
+    from gist_fast.report.bench import on_white, page, pictures
+    from gist_fast.runtime.errors import InputError
+    from gist_fast.runtime.files import write_whole
 
     drawn: dict[str, Picture] = {}
     try:
@@ -358,7 +359,7 @@ def _write(folder: Path, results: Results, report: Path | None, overwrite: bool,
         except InputError as error:
             note(f"no plots: {error}")
         for name, picture in drawn.items():
-            write_new(plot_path(path, name), on_white(picture.svg))
+            write_whole(plot_path(path, name), on_white(picture.svg))
     except OSError as error:
         raise InputError(f"--output: {folder} cannot be written ({error.strerror or error}).") from error
     if drawn:
@@ -374,14 +375,15 @@ def _write(folder: Path, results: Results, report: Path | None, overwrite: bool,
 
 def _add_plots(path: Path, drawn: dict[str, Picture]) -> None:
     """Write those that are not there."""
-    from gist_fast.bench.pictures import on_white
-    from gist_fast.bench.results import plot_path, write_new
-    from gist_fast.errors import InputError
+    from gist_fast.bench.results import plot_path
+    from gist_fast.report.bench import on_white
+    from gist_fast.runtime.errors import InputError
+    from gist_fast.runtime.files import write_whole
 
     added = []
     for name, picture in drawn.items():
         try:
-            write_new(plot_path(path, name), on_white(picture.svg))
+            write_whole(plot_path(path, name), on_white(picture.svg))
             added.append(name)
         except FileExistsError:
             continue

@@ -62,8 +62,8 @@ def embed_guide(
     Started by torchrun or accelerate launch, several processes share the work.
     """
     with only_results_on_stdout():
-        from gist_fast.cli.models import check_model
-        from gist_fast.data import load_texts
+        from gist_fast.data.load import load_texts
+        from gist_fast.pipeline.models import check_model
 
         check_model(guide, "guide")
         _check_output(output, overwrite)
@@ -98,7 +98,7 @@ def embed_guide(
 
 def _check_output(output: Path, overwrite: bool) -> None:
     """Whether the result may go there; nothing is written or removed."""
-    from gist_fast.errors import InputError
+    from gist_fast.runtime.errors import InputError
 
     if output.exists() and not output.is_dir():
         raise InputError(f"--output: {output} is a file; a folder would do, or a name that is free.")
@@ -111,7 +111,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 def _prompts(given: list[str] | None, columns: list[str]) -> dict[str, str] | str | None:
-    from gist_fast.errors import InputError
+    from gist_fast.runtime.errors import InputError
 
     if not given:
         return None
@@ -142,8 +142,8 @@ def _team() -> Iterator[Team]:
 
 
 def _embed(team: Team, dataset: Dataset, name: str, device: str | None, **options: Any) -> Dataset:
-    from gist_fast.cli.models import load_model
     from gist_fast.guide_columns import embed_guide
+    from gist_fast.pipeline.models import load_model
 
     if device is None and team.size > 1:
         from accelerate import PartialState
@@ -157,7 +157,7 @@ def _save(dataset: Dataset, output: Path, quiet: bool) -> None:
     """Write the dataset beside its place, and put it there when it is whole."""
     import datasets
 
-    from gist_fast.cli.run_folder import replace_folder
+    from gist_fast.runtime.files import replace_folder
 
     part = output.with_name(output.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -182,7 +182,7 @@ def _kept(report: Report) -> str:
 
 
 def _summary(dataset: Dataset, output: Path, report: Report) -> dict[str, Any]:
-    from gist_fast.data import guide_columns
+    from gist_fast.data.names import guide_columns
 
     added = guide_columns(dataset)
     feature = dataset.features[added[0]]

@@ -11,7 +11,7 @@ from gist_fast.cli.ctrl_c import interruptible
 from gist_fast.cli.output import Columns, Json, only_results_on_stdout, parse_columns, print_json, print_table
 
 if TYPE_CHECKING:
-    from gist_fast.config_schema import EvaluationConfig
+    from gist_fast.config.schema import EvaluationConfig
 
 HOW = "--pairs, or --queries, --corpus and --relevant; --triplet; --sts; --pair-classification; --mteb"
 
@@ -59,10 +59,10 @@ def evaluate(
     are taken too.
     """
     with only_results_on_stdout(), interruptible() as ctrl_c:
-        from gist_fast.cli.models import check_model, load_model
-        from gist_fast.evaluation import combined, load_tasks, make_evaluators
-        from gist_fast.evaluation import evaluate as score
-        from gist_fast.mteb_tasks import find_tasks, load_data, measure
+        from gist_fast.evaluation.evaluators import combined, load_tasks, make_evaluators
+        from gist_fast.evaluation.evaluators import evaluate as score
+        from gist_fast.evaluation.mteb_tasks import find_tasks, load_data, measure
+        from gist_fast.pipeline.models import check_model, load_model
 
         files = {"--queries": queries, "--corpus": corpus, "--relevant": relevant}
         sources = {"pairs": pairs, "triplet": triplet, "sts": sts, "pair_classification": pair_classification}
@@ -119,7 +119,7 @@ def _config(
     files: dict[str, Path | None], sources: dict[str, str | None], columns: str | None, split: str | None
 ) -> EvaluationConfig | None:
     """What the options ask for, as a configuration would; None where they name no file."""
-    from gist_fast.config_schema import EvaluationConfig, SourceConfig
+    from gist_fast.config.schema import EvaluationConfig, SourceConfig
 
     given = [name for name, source in sources.items() if source is not None]
     missing = [option for option, path in files.items() if path is None]

@@ -101,8 +101,8 @@ def inspect(
     """
     done: list[str] = []
     with only_results_on_stdout(), interruptible(None if report is None else done) as ctrl_c:
-        from gist_fast.cli.models import check_model
-        from gist_fast.data import load_texts
+        from gist_fast.data.load import load_texts
+        from gist_fast.pipeline.models import check_model
 
         tried = _margins(margins)
         rows = _duplicate_rows(duplicates)
@@ -180,8 +180,8 @@ def inspect(
 
 
 def _margins(text: str | None) -> list[float]:
-    from gist_fast.errors import InputError, shown
     from gist_fast.inspection.margins import LADDER, check_margins
+    from gist_fast.runtime.errors import InputError, shown
 
     if text is None:
         return list(LADDER)
@@ -210,7 +210,7 @@ def _check_beside(parts: dict[str, str] | list[str] | None, groups: str | None, 
 
 def _duplicate_rows(text: str) -> int | None:
     """How many rows to look at; None for all, or where it is the batch."""
-    from gist_fast.errors import InputError, shown
+    from gist_fast.runtime.errors import InputError, shown
 
     if text in (BATCH, "all"):
         return None
@@ -348,8 +348,8 @@ def _print_dropped(found: Inspection, limit: int | None, shown: Callable[[str], 
 
 def _guide(name: str, prompt: str | None, max_length: int | None, device: str | None, ctrl_c: CtrlC) -> Encode:
     """The guide, reading texts as it does in training; loaded at its first use, after the cheaper checks."""
-    from gist_fast.cli.models import load_model
-    from gist_fast.collator import guide_prompt
+    from gist_fast.data.per_column import guide_prompt
+    from gist_fast.pipeline.models import load_model
 
     @functools.cache
     def model() -> SentenceTransformer:
@@ -368,7 +368,7 @@ def _guide(name: str, prompt: str | None, max_length: int | None, device: str | 
 
 
 def _student(name: str, prompt: str | None, device: str | None, ctrl_c: CtrlC) -> Encode:
-    from gist_fast.cli.models import load_model
+    from gist_fast.pipeline.models import load_model
 
     @functools.cache
     def model() -> SentenceTransformer:

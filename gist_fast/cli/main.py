@@ -30,7 +30,7 @@ import typer
 import gist_fast
 from gist_fast.cli import bench, demo, doctor, embed_guide, evaluate, inspect, kernels, profile, train
 from gist_fast.cli.output import note
-from gist_fast.errors import WrongInput
+from gist_fast.runtime.errors import WrongInput
 
 app = typer.Typer(name="gist-fast", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

@@ -18,7 +18,7 @@ from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, p
 
 if TYPE_CHECKING:
     from gist_fast.cli.train import _Plan
-    from gist_fast.profiling import Profile
+    from gist_fast.profiling.run import Profile
     from gist_fast.report.page import Table
 
 TRACE, FIGURES = "trace.json.gz", "profile.json"
@@ -67,8 +67,8 @@ def profile(
             files = _write(found, result, Path(scratch) / TRACE, target)
         done += files
         if report is not None:
-            from gist_fast.profile_report import report_page
             from gist_fast.report.page import write_page
+            from gist_fast.report.profile import report_page
 
             write_page(report, report_page(found, facts, result["settings"]), overwrite=overwrite)
             done.append(str(report))
@@ -80,9 +80,9 @@ def profile(
 
 def _check_places(target: Path, report: Path | None, overwrite: bool) -> None:
     """Raise `InputError` where the profile could not be written, before any work."""
-    from gist_fast.errors import InputError
     from gist_fast.report.page import check_path
     from gist_fast.report.plots import check_matplotlib
+    from gist_fast.runtime.errors import InputError
 
     if report is not None:
         check_matplotlib()
@@ -106,14 +106,14 @@ def _check_places(target: Path, report: Path | None, overwrite: bool) -> None:
 
 def _part(target: Path) -> Path:
     """Where a profile is written before it is put in place."""
-    from gist_fast.cli.run_folder import PART
+    from gist_fast.pipeline.run_folder import PART
 
     return target.with_name(f".{target.name}.{os.getpid()}{PART}")
 
 
 def _probe(target: Path) -> None:
     """Raise `InputError` unless a folder of files can really be made beside `target`; nothing is left behind."""
-    from gist_fast.errors import InputError
+    from gist_fast.runtime.errors import InputError
 
     part = _part(target.resolve())
     there = next(folder for folder in part.parents if folder.exists())
@@ -132,8 +132,8 @@ def _probe(target: Path) -> None:
 
 def _make_plan(config: Path, overrides: list[str], steps: int, warmup: int, scratch: Path) -> _Plan:
     from gist_fast.cli.train import _make_plan
-    from gist_fast.errors import InputError
-    from gist_fast.profiling import profiling_arguments
+    from gist_fast.profiling.run import profiling_arguments
+    from gist_fast.runtime.errors import InputError
 
     # The run's own folder is not even looked at: it may hold a run, or not exist.
     folder = scratch / "run"
@@ -151,7 +151,7 @@ def _run(plan: _Plan, steps: int, warmup: int, trace: Path, ctrl_c: CtrlC) -> Pr
     from transformers import PrinterCallback
 
     from gist_fast.cli.train import _make_trainer
-    from gist_fast.profiling import profile_training
+    from gist_fast.profiling.run import profile_training
 
     trainer, _ = _make_trainer(plan)
     trainer.remove_callback(PrinterCallback)
@@ -190,9 +190,9 @@ def _settings(plan: _Plan) -> dict[str, Any]:
 
 def _write(found: Profile, result: dict[str, Any], trace: Path, target: Path) -> list[str]:
     """Put the profile in place, all of it or nothing; the paths written."""
-    from gist_fast.cli.run_folder import replace_folder
-    from gist_fast.errors import InputError
-    from gist_fast.profile_report import save_pictures
+    from gist_fast.report.profile import save_pictures
+    from gist_fast.runtime.errors import InputError
+    from gist_fast.runtime.files import replace_folder
 
     target = target.resolve()
     part = _part(target)
@@ -213,7 +213,7 @@ def _write(found: Profile, result: dict[str, Any], trace: Path, target: Path) ->
 
 
 def _print(found: Profile, plan: _Plan, files: list[str]) -> None:
-    from gist_fast.profile_report import busiest_table, machine_table, parts_table
+    from gist_fast.report.profile import busiest_table, machine_table, parts_table
 
     _print_table(parts_table(found))
     if plan.arguments.dataloader_num_workers:
@@ -231,7 +231,7 @@ def _print_table(table: Table) -> None:
     from rich.text import Text
 
     from gist_fast.cli.output import PIPE_WIDTH
-    from gist_fast.profile_report import COLOURS
+    from gist_fast.report.profile import COLOURS
 
     console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
     console.print(Text(table.caption, style="bold"), soft_wrap=True)

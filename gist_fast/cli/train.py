@@ -13,11 +13,11 @@ from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, p
 if TYPE_CHECKING:
     from sentence_transformers.base.evaluation import BaseEvaluator
 
-    from gist_fast.config import ModelConfig, TrainConfig
+    from gist_fast.config.load import ModelConfig, TrainConfig
+    from gist_fast.data.named import Loaded
     from gist_fast.inspection import Inspection
-    from gist_fast.sources import Loaded
-    from gist_fast.trainer import GISTTrainer
-    from gist_fast.training_args import GISTTrainingArguments
+    from gist_fast.training.arguments import GISTTrainingArguments
+    from gist_fast.training.trainer import GISTTrainer
 
 INTERRUPTED = 130
 
@@ -101,13 +101,14 @@ def _check_report(path: Path, *, overwrite: bool) -> None:
 
 
 def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: bool) -> _Plan:
-    from gist_fast.cli.models import check_lora, check_model
-    from gist_fast.cli.run_folder import prepare_folder
-    from gist_fast.config import load_config
-    from gist_fast.errors import InputError
-    from gist_fast.evaluation import configured_evaluator
-    from gist_fast.loss_settings import check_loss_settings, check_self_guiding
-    from gist_fast.sources import carries_guide, check_run, load_sources
+    from gist_fast.config.load import load_config
+    from gist_fast.data.named import carries_guide
+    from gist_fast.evaluation.evaluators import configured_evaluator
+    from gist_fast.pipeline.datasets import check_run, load_sources
+    from gist_fast.pipeline.models import check_lora, check_model
+    from gist_fast.pipeline.run_folder import prepare_folder
+    from gist_fast.runtime.errors import InputError
+    from gist_fast.training.loss_checks import check_loss_settings, check_self_guiding
 
     config = load_config(path, overrides)
     checkpoint = prepare_folder(config.output_dir, resume=resume, overwrite=overwrite)
@@ -190,12 +191,12 @@ def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
     """The trainer, and the student's scores before training."""
     import torch
 
-    from gist_fast.attention import Attention, choose_attention
-    from gist_fast.checks import check_widths
-    from gist_fast.cli.models import add_lora, load_with_attention
-    from gist_fast.evaluation import evaluate
-    from gist_fast.sources import with_guide_columns
-    from gist_fast.trainer import GISTTrainer
+    from gist_fast.evaluation.evaluators import evaluate
+    from gist_fast.functional.checks import check_widths
+    from gist_fast.pipeline.attention import Attention, choose_attention
+    from gist_fast.pipeline.datasets import with_guide_columns
+    from gist_fast.pipeline.models import add_lora, load_with_attention
+    from gist_fast.training.trainer import GISTTrainer
 
     config = plan.config
     attention = choose_attention(plan.arguments.device.type, half=plan.arguments.half_precision is not None)
@@ -245,10 +246,11 @@ def _model_options(model: ModelConfig) -> dict[str, Any]:
 
 
 def _train(plan: _Plan, trainer: GISTTrainer, before: dict[str, float] | None, *, overwrite: bool) -> dict[str, Any]:
-    from gist_fast.cli.interrupt import StopOnInterrupt
-    from gist_fast.cli.run_folder import FINAL, PART, clear_folder, clear_part, replace_folder
-    from gist_fast.evaluation import evaluate
-    from gist_fast.sources import count_rows
+    from gist_fast.data.named import count_rows
+    from gist_fast.evaluation.evaluators import evaluate
+    from gist_fast.pipeline.run_folder import FINAL, PART, clear_folder, clear_part
+    from gist_fast.runtime.files import replace_folder
+    from gist_fast.training.stop_on_signal import StopOnInterrupt
 
     first = trainer.is_world_process_zero()
     if overwrite:
@@ -302,10 +304,10 @@ def _write_report(
     path: Path, plan: _Plan, trainer: GISTTrainer, summary: dict[str, Any], *, overwrite: bool
 ) -> str | None:
     """Where the report is; None where it could not be written, which takes nothing from the run itself."""
-    from gist_fast.errors import InputError
     from gist_fast.report.facts import changed_settings, machine_facts
     from gist_fast.report.page import write_page
     from gist_fast.report.training import FinishedTraining, training_page
+    from gist_fast.runtime.errors import InputError
 
     scores = summary["evaluation"] or {}
     told = {name: name.replace("_", " ") for name in ("rows", "steps", "epochs", "best_checkpoint", "model")}
@@ -335,8 +337,8 @@ def _write_report(
 
 def _inspected(trainer: GISTTrainer) -> dict[str, Inspection]:
     """What the guide drops in a batch of the data; nothing where that fails, which takes nothing from the report."""
-    from gist_fast.errors import first_line
     from gist_fast.inspection.training import inspect_training
+    from gist_fast.runtime.errors import first_line
 
     try:
         return inspect_training(trainer)
@@ -347,7 +349,7 @@ def _inspected(trainer: GISTTrainer) -> dict[str, Inspection]:
 
 
 def _kept(plan: _Plan) -> str:
-    from gist_fast.cli.run_folder import FINAL, checkpoints
+    from gist_fast.pipeline.run_folder import FINAL, checkpoints
 
     folder = plan.output_dir
     kept = [path.name for path in checkpoints(folder)[-1:]]
@@ -366,7 +368,7 @@ def _last_masked(trainer: GISTTrainer) -> dict[str, float]:
 
 
 def _print_plan(plan: _Plan, overwrite: bool, as_json: bool) -> None:
-    from gist_fast.cli.run_folder import checkpoints
+    from gist_fast.pipeline.run_folder import checkpoints
 
     told: dict[str, Any] = {
         **_what_runs(plan),
@@ -385,8 +387,9 @@ def _print_plan(plan: _Plan, overwrite: bool, as_json: bool) -> None:
 
 def _what_runs(plan: _Plan) -> dict[str, Any]:
     """The models, the data and the size of the run."""
-    from gist_fast.evaluation import evaluator_names
-    from gist_fast.sources import by_name, count_rows, describe
+    from gist_fast.data.named import by_name, count_rows
+    from gist_fast.evaluation.evaluators import evaluator_names
+    from gist_fast.pipeline.datasets import describe
 
     config, arguments = plan.config, plan.arguments
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

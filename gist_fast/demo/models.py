@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gist_fast.errors import InputError
+from gist_fast.runtime.errors import InputError
 
 GUIDE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 STUDENT_NAME = "sentence-transformers/paraphrase-MiniLM-L3-v2"

@@ -32,8 +32,8 @@ from gist_fast.demo.report import (
     read_rankings,
 )
 from gist_fast.demo.texts import build_texts, shared_texts
-from gist_fast.errors import InputError
-from gist_fast.evaluation import Retrieval, short_metrics
+from gist_fast.evaluation.evaluators import Retrieval, short_metrics
+from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -191,7 +191,7 @@ class _Demo:
         """The pairs with the guide's embeddings as columns."""
         from sentence_transformers import SentenceTransformer
 
-        from gist_fast import embed_guide
+        from gist_fast.guide_columns import embed_guide
 
         return embed_guide(
             train,

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gist_fast.errors import InputError
 from gist_fast.losses.guide import truncated
 from gist_fast.losses.micro_batches import MicroBatches, default_tokens, extents
-from gist_fast.packing import by_length, pack
+from gist_fast.losses.packing import by_length, pack
+from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from gist_fast.errors import InputError, WrongInput
+from gist_fast.runtime.errors import InputError, WrongInput
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)

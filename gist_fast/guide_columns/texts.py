@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from gist_fast.errors import InputError, shown
+from gist_fast.runtime.errors import InputError, shown
 
 CHUNK_ROWS = 16384
 KEY_BYTES = 16

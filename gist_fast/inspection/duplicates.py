@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gist_fast.data import text_columns
-from gist_fast.errors import InputError, InputTypeError, shown
+from gist_fast.data.names import text_columns
 from gist_fast.inspection.best import Best
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded_once
-from gist_fast.inspection.rule import unit_rows
+from gist_fast.inspection.guide_scores import unit_rows
+from gist_fast.runtime.errors import InputError, InputTypeError, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -4,9 +4,9 @@ A loss sees features, never texts. In order of preference, a column's features h
 
 1. ``guide_embedding``, ``[B, G]``: a column of the dataset (`gist_fast.embed_guide`), or what an earlier call on the
    same features computed, as `MatryoshkaLoss` makes one for each of its dimensions;
-2. ``guide``, a dictionary: the guide's own tokens, put there by `gist_fast.collator`, of the raw texts of the column;
-   or of the distinct texts of several columns, and then ``guide_rows``, ``[B]``, says which of them each row is, and
-   ``guide_source`` which column's features hold them;
+2. ``guide``, a dictionary: the guide's own tokens, put there by `gist_fast.training.collator`, of the raw texts of the
+   column; or of the distinct texts of several columns, and then ``guide_rows``, ``[B]``, says which of them each row
+   is, and ``guide_source`` which column's features hold them;
 3. only the student's tokens: the guide reads them too if its vocabulary is the same, else they are decoded and
    tokenised again, which is what sentence-transformers' own loss does.
 """
@@ -26,7 +26,8 @@ from sentence_transformers.base.modules import Router
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from gist_fast.errors import InputError, InputTypeError
+from gist_fast.data.names import GROUP, MARGIN
+from gist_fast.data.names import GUIDE_EMBEDDING as EMBEDDING
 from gist_fast.losses.guide_memory import GuideMemory
 from gist_fast.losses.micro_batches import (
     EXTENTS,
@@ -35,7 +36,7 @@ from gist_fast.losses.micro_batches import (
     positions_are_relative,
     reorderable,
 )
-from gist_fast.losses.variants import GROUP, MARGIN
+from gist_fast.runtime.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENS = "guide"
-EMBEDDING = "guide_embedding"
 ROWS = "guide_rows"
 SOURCE = "guide_source"
 KEYS = "keys"

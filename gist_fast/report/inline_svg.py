@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from gist_fast.errors import InputError
+from gist_fast.runtime.errors import InputError
 
 _REFERENCE = re.compile(r"url\(\s*['\"]?#([^)'\"]+)['\"]?\s*\)")
 _SVG = "{http://www.w3.org/2000/svg}"

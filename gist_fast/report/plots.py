@@ -19,9 +19,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gist_fast.errors import InputError
 from gist_fast.report.colours import LIGHT, SERIES
 from gist_fast.report.page import Picture
+from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,124 @@
+"""Loading the models that a command names, with errors that a user can act on."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gist_fast.cli.output import note
+from gist_fast.runtime.errors import InputError, first_line, nearest
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from gist_fast.config.schema import LoraConfig
+    from gist_fast.pipeline.attention import Attention
+
+MARKERS = ("modules.json", "config.json")
+
+
+def check_model(path: str, role: str) -> str:
+    """Whether there is such a model, as far as can be told without loading it.
+
+    Args:
+        role: what to call the model in an error: ``student``, ``guide``.
+
+    Returns:
+        Where it is: ``folder``, ``cache`` or ``hub`` (not seen yet).
+
+    Raises:
+        InputError: no folder of a model, nor a name that the hub could have.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists():
+        if not folder.is_dir() or not any((folder / marker).is_file() for marker in MARKERS):
+            raise InputError(f"{role}: {path} holds no model; a folder with {' or '.join(MARKERS)} is needed.")
+        return "folder"
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
+        near = ""
+        with contextlib.suppress(OSError):
+            near = nearest(folder.name, (p.name for p in folder.parent.iterdir() if p.is_dir()))
+        raise InputError(f"{role}: {path}: no such folder{near}.")
+    from huggingface_hub import try_to_load_from_cache
+
+    return "cache" if any(isinstance(try_to_load_from_cache(path, marker), str) for marker in MARKERS) else "hub"
+
+
+def load_with_attention(path: str, role: str, attention: Attention, **options: Any) -> SentenceTransformer:
+    """`load_model`, with that attention where the model knows it; an ``attn_implementation`` among the options wins."""
+    asked = options.get("model_kwargs") or {}
+    if attention.implementation is None or "attn_implementation" in asked:
+        return load_model(path, role, **options)
+    wanted = {**asked, "attn_implementation": attention.implementation}
+    try:
+        return load_model(path, role, **{**options, "model_kwargs": wanted})
+    except InputError as error:
+        model = load_model(path, role, **options)
+        note(f"{role}: {path} does not know {attention.implementation}, so its texts are padded ({error.__cause__}).")
+        return model
+
+
+def load_model(path: str, role: str, **options: Any) -> SentenceTransformer:
+    """The model of that folder or hub name.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    place = check_model(path, role)
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(str(Path(path).expanduser()) if place == "folder" else path, **options)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # Each part of a model has its own loader with its own errors; the next step is the same for all.
+        reason = first_line(error)
+        where = "the folder" if place == "folder" else "neither a folder here nor found as a model of the hub"
+        raise InputError(f"{role}: {path} cannot be loaded as a model ({where}: {reason})") from error
+
+
+def check_lora() -> None:
+    """Refuse an adapter before anything is loaded where peft is missing.
+
+    Raises:
+        InputError: it is.
+    """
+    from transformers.utils import is_peft_available
+
+    if not is_peft_available():
+        raise InputError("student.lora: peft is not installed; pip install peft would do.")
+
+
+def add_lora(student: SentenceTransformer, lora: LoraConfig) -> None:
+    """Freeze the student and put an adapter on it, which alone is trained, in float32 where the student is in half.
+
+    Raises:
+        InputError: peft is missing, or finds no such layers in this model.
+    """
+    check_lora()
+    from peft import LoraConfig as PeftLoraConfig
+
+    adapter = PeftLoraConfig(
+        task_type="FEATURE_EXTRACTION",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+    )
+    student.requires_grad_(False)
+    try:
+        student.add_adapter(adapter)
+    except (ValueError, re.error) as error:  # a text for target_modules is a pattern
+        key = (
+            "student.lora.target_modules"
+            if "target" in str(error).lower() or isinstance(error, re.error)
+            else "student.lora"
+        )
+        raise InputError(f"{key}: {first_line(error)}") from error
+    for parameter in student.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
