@@ -62,6 +62,8 @@ class TrainConfig:
     unguided: bool = False
     """Whether ``guide: null`` was written, which asks for training without one."""
     evaluation: EvaluationConfig | None = None
+    source: str = "configuration"
+    """The file it was read from, for messages."""
 
     @property
     def output_dir(self) -> Path:
@@ -110,6 +112,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         data=_build(DataConfig, sections["data"], "data"),
         arguments=_arguments(tree, student, guide, str(path)),
         evaluation=_evaluation(evaluation) if evaluation and evaluation.value is not None else None,
+        source=str(path),
     )
 
 
