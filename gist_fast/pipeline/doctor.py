@@ -7,7 +7,7 @@ import platform
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import gist_fast
+from gist_fast.version import __version__
 
 PACKAGES = (
     "torch",
@@ -80,7 +80,7 @@ def examine() -> Report:
             attended = choose_attention(device, half=dtype is not torch.float32)
             attention.append(AttentionChoice(device, name, attended.padding_free, attended.reason))
     return Report(
-        gist_fast=gist_fast.__version__,
+        gist_fast=__version__,
         python=platform.python_version(),
         platform=platform.platform(),
         packages={name: _version(name) for name in PACKAGES},
