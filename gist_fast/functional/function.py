@@ -175,6 +175,13 @@ def guided_contrastive_loss(
         TypeError: an argument is of a wrong type, or embeddings of one model differ in type.
         ValueError: shapes, widths or devices do not go together; a value is out of range; a CPU embedding is not
             finite (its row is named; on an accelerator the loss is NaN instead); the backend cannot run here.
+
+    Example:
+        >>> anchors, positives = torch.eye(3, requires_grad=True), torch.eye(3)
+        >>> guide = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # finds the texts of rows 1 and 2 alike
+        >>> loss, stats = guided_contrastive_loss(anchors, positives, guide, guide, mask_ties=True, return_stats=True)
+        >>> stats.masked.tolist()  # their pairs are no negatives in any block
+        [2, 2, 2]
     """
     student, guide = check_embeddings(
         anchors, positives, negatives, guide_anchors, guide_positives, guide_negatives, offset

@@ -44,7 +44,15 @@ _BYTES_COUNTED = 8
 
 @dataclass
 class Report:
-    """What a run has done so far, in this process."""
+    """What a run has done so far, in this process.
+
+    Example:
+        >>> from gist_fast import embed_guide
+        >>> report = Report()
+        >>> embedded = embed_guide(pairs, guide, cache_dir="cache", show_progress_bar=False, report=report)
+        >>> report.columns, report.distinct == report.embedded
+        (2, True)
+    """
 
     folders: list[Path] = field(default_factory=list)
     """Where the embeddings are kept, a folder a prompt."""

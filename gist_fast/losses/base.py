@@ -28,6 +28,11 @@ class GuidedLoss(nn.Module):
 
     The student is a child module (``model``), as those trainers expect. The guide is not: it moves with the loss to
     another device, but the trainer cannot mistake it for the student, and its parameters are none of the loss's.
+
+    Example:
+        >>> from gist_fast.losses import GISTEmbedLoss
+        >>> isinstance(GISTEmbedLoss(student, guide), GuidedLoss)
+        True
     """
 
     def __init__(

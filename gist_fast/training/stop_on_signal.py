@@ -24,6 +24,12 @@ class StopOnInterrupt(TrainerCallback):
 
     Args:
         processes: how many processes train together.
+
+    Example:
+        >>> with StopOnInterrupt() as stop:  # and pass it to the trainer, callbacks=[stop]
+        ...     signal.raise_signal(signal.SIGTERM)
+        >>> stop.requested, stop.exit_code
+        (True, 143)
     """
 
     def __init__(self, processes: int = 1) -> None:

@@ -74,6 +74,14 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         ValueError: both a `loss` and a `guide` were given, or a `guide` and a dataset with a guide's embeddings; only
             part of the text columns has guide embeddings, or the student is to be distributed in a way that guided
             losses do not know (`gist_fast.training.distributed_checks`).
+
+    Example:
+        >>> arguments = GISTTrainingArguments("run", max_steps=2, learning_rate=1e-5, disable_tqdm=True)
+        >>> trainer = GISTTrainer(student, arguments, pairs, guide=guide)
+        >>> result = trainer.train()  # doctest: +ELLIPSIS
+        {...}
+        >>> result.global_step
+        2
     """
 
     args: GISTTrainingArguments
