@@ -20,11 +20,10 @@ from gist_fast.data import text_files
 from gist_fast.data.load import (
     checked_stream,
     choose_columns,
-    guide_columns,
     load_texts,
     stream_texts,
-    text_columns,
 )
+from gist_fast.data.names import guide_columns, text_columns
 from gist_fast.runtime.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 
 from gist_fast import embed_guide
+from gist_fast.data.per_column import guide_prompt
 from gist_fast.guide_columns import Report, job
 from gist_fast.guide_columns.progress import Progress
-from gist_fast.training.collator import guide_prompt
 
 
 @pytest.fixture

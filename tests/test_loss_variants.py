@@ -16,9 +16,9 @@ from sentence_transformers.sentence_transformer import losses as theirs
 
 from gist_fast import GISTTrainer, GISTTrainingArguments, guided_contrastive_loss
 from gist_fast.data.load import load_texts, stream_texts
+from gist_fast.data.names import GROUP, MARGIN
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 from gist_fast.losses.guide import EMBEDDING
-from gist_fast.losses.variants import GROUP, MARGIN
 from gist_fast.training.collator import GISTDataCollator
 from gist_fast.training.temperature_schedule import scheduled
 

@@ -651,12 +651,12 @@ class TestCommand:
 
     def test_a_disk_that_fails_at_the_end_costs_the_report_alone(self, run_command, config, tmp_path, monkeypatch):
         pytest.importorskip("matplotlib", reason="matplotlib (the extra [bench]) is not installed")
-        from gist_fast.report import page
+        from gist_fast.runtime import files
 
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(page, "_put", full)
+        monkeypatch.setattr(files, "put", full)
         result = run_command("train", config, "--max_steps", "1", "--report", tmp_path / "r.html", "--json")
         assert result.code == 2
         assert "the report could not be written (No space left on device). The model is in " in result.err

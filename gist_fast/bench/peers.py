@@ -58,9 +58,9 @@ class Peer:
 
 
 def ours(case: LossCase, backend: Literal["auto", "tiled", "reference"] = "auto") -> Loss:
-    import gist_fast
+    from gist_fast.functional.function import guided_contrastive_loss
 
-    return lambda e: gist_fast.guided_contrastive_loss(*e, backend=backend, **case.options)
+    return lambda e: guided_contrastive_loss(*e, backend=backend, **case.options)
 
 
 def plain_matmul(case: LossCase) -> Loss:

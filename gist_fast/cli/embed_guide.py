@@ -157,7 +157,7 @@ def _save(dataset: Dataset, output: Path, quiet: bool) -> None:
     """Write the dataset beside its place, and put it there when it is whole."""
     import datasets
 
-    from gist_fast.pipeline.run_folder import replace_folder
+    from gist_fast.runtime.files import replace_folder
 
     part = output.with_name(output.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -182,7 +182,7 @@ def _kept(report: Report) -> str:
 
 
 def _summary(dataset: Dataset, output: Path, report: Report) -> dict[str, Any]:
-    from gist_fast.data.load import guide_columns
+    from gist_fast.data.names import guide_columns
 
     added = guide_columns(dataset)
     feature = dataset.features[added[0]]

@@ -348,8 +348,8 @@ def _print_dropped(found: Inspection, limit: int | None, shown: Callable[[str], 
 
 def _guide(name: str, prompt: str | None, max_length: int | None, device: str | None, ctrl_c: CtrlC) -> Encode:
     """The guide, reading texts as it does in training; loaded at its first use, after the cheaper checks."""
+    from gist_fast.data.per_column import guide_prompt
     from gist_fast.pipeline.models import load_model
-    from gist_fast.training.collator import guide_prompt
 
     @functools.cache
     def model() -> SentenceTransformer:

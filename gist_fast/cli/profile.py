@@ -190,9 +190,9 @@ def _settings(plan: _Plan) -> dict[str, Any]:
 
 def _write(found: Profile, result: dict[str, Any], trace: Path, target: Path) -> list[str]:
     """Put the profile in place, all of it or nothing; the paths written."""
-    from gist_fast.pipeline.run_folder import replace_folder
     from gist_fast.report.profile import save_pictures
     from gist_fast.runtime.errors import InputError
+    from gist_fast.runtime.files import replace_folder
 
     target = target.resolve()
     part = _part(target)

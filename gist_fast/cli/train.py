@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from sentence_transformers.base.evaluation import BaseEvaluator
 
     from gist_fast.config.load import ModelConfig, TrainConfig
+    from gist_fast.data.named import Loaded
     from gist_fast.inspection import Inspection
-    from gist_fast.pipeline.datasets import Loaded
     from gist_fast.training.arguments import GISTTrainingArguments
     from gist_fast.training.trainer import GISTTrainer
 
@@ -102,8 +102,9 @@ def _check_report(path: Path, *, overwrite: bool) -> None:
 
 def _make_plan(path: Path, overrides: list[str], *, resume: bool, overwrite: bool) -> _Plan:
     from gist_fast.config.load import load_config
+    from gist_fast.data.named import carries_guide
     from gist_fast.evaluation.evaluators import configured_evaluator
-    from gist_fast.pipeline.datasets import carries_guide, check_run, load_sources
+    from gist_fast.pipeline.datasets import check_run, load_sources
     from gist_fast.pipeline.models import check_lora, check_model
     from gist_fast.pipeline.run_folder import prepare_folder
     from gist_fast.runtime.errors import InputError
@@ -245,9 +246,10 @@ def _model_options(model: ModelConfig) -> dict[str, Any]:
 
 
 def _train(plan: _Plan, trainer: GISTTrainer, before: dict[str, float] | None, *, overwrite: bool) -> dict[str, Any]:
+    from gist_fast.data.named import count_rows
     from gist_fast.evaluation.evaluators import evaluate
-    from gist_fast.pipeline.datasets import count_rows
-    from gist_fast.pipeline.run_folder import FINAL, PART, clear_folder, clear_part, replace_folder
+    from gist_fast.pipeline.run_folder import FINAL, PART, clear_folder, clear_part
+    from gist_fast.runtime.files import replace_folder
     from gist_fast.training.stop_on_signal import StopOnInterrupt
 
     first = trainer.is_world_process_zero()
@@ -385,8 +387,9 @@ def _print_plan(plan: _Plan, overwrite: bool, as_json: bool) -> None:
 
 def _what_runs(plan: _Plan) -> dict[str, Any]:
     """The models, the data and the size of the run."""
+    from gist_fast.data.named import by_name, count_rows
     from gist_fast.evaluation.evaluators import evaluator_names
-    from gist_fast.pipeline.datasets import by_name, count_rows, describe
+    from gist_fast.pipeline.datasets import describe
 
     config, arguments = plan.config, plan.arguments
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

@@ -191,7 +191,7 @@ class _Demo:
         """The pairs with the guide's embeddings as columns."""
         from sentence_transformers import SentenceTransformer
 
-        from gist_fast import embed_guide
+        from gist_fast.guide_columns import embed_guide
 
         return embed_guide(
             train,

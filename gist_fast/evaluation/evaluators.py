@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.config.schema import EvaluationConfig, SourceConfig
-from gist_fast.data.load import ANCHOR, POSITIVE, load_texts, text_columns
+from gist_fast.data.load import load_texts
+from gist_fast.data.names import ANCHOR, POSITIVE, text_columns
 from gist_fast.data.text_files import Column, read_file
 from gist_fast.evaluation.scored_pairs import ScoredPairs, load_labelled_pairs, load_sts
 from gist_fast.runtime.errors import InputError, nearest

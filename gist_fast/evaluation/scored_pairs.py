@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gist_fast.config.schema import SourceConfig
-from gist_fast.data.load import ANCHOR, POSITIVE, ColumnNames, load_chosen
+from gist_fast.data.load import ColumnNames, load_chosen
+from gist_fast.data.names import ANCHOR, POSITIVE
 from gist_fast.data.text_files import Column
 from gist_fast.runtime.errors import InputError, nearest
 

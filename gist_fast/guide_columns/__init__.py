@@ -27,13 +27,12 @@ from typing import TYPE_CHECKING
 import datasets
 from datasets import Dataset, concatenate_datasets
 
-from gist_fast.data.load import read_as_stored
+from gist_fast.data.embedded_rows import read_as_stored
+from gist_fast.data.names import GUIDE_EMBEDDING, GUIDE_SUFFIX
 from gist_fast.guide_columns.checks import DTYPES, check_arguments, column_prompts
-from gist_fast.guide_columns.column_files import NAME
 from gist_fast.guide_columns.job import Job, Report
 from gist_fast.guide_columns.share import Team
 from gist_fast.runtime.errors import InputTypeError
-from gist_fast.training.collator import SUFFIX
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -62,7 +61,7 @@ def embed_guide(
         guide: reads the raw texts with its own tokenizer, on the device that it is on.
         columns: the columns to embed, queries first; None for all columns of strings.
         prompts: one prompt for all columns, or by column; None for the guide's own (see
-            `gist_fast.training.collator.guide_prompt`).
+            `gist_fast.data.per_column.guide_prompt`).
         batch_size: texts that the guide reads at a time; None for any number within `batch_tokens`.
         batch_tokens: tokens that it reads at a time, padding included; None for what suits its device.
         max_length: tokens of a text that are read; None for the guide's own maximum.
@@ -107,5 +106,5 @@ def embed_guide(
     )
     parts = [dataset]
     for column, path in job.run(dataset, prompt_of).items():
-        parts.append(Dataset.from_file(str(path)).rename_column(NAME, column + SUFFIX))
+        parts.append(Dataset.from_file(str(path)).rename_column(GUIDE_EMBEDDING, column + GUIDE_SUFFIX))
     return read_as_stored(concatenate_datasets(parts, axis=1))

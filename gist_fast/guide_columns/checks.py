@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
 
+from gist_fast.data.names import GUIDE_SUFFIX
+from gist_fast.data.per_column import check_positions, guide_prompt
 from gist_fast.losses.guide import check_model, check_one_route
 from gist_fast.runtime.errors import InputError, InputTypeError, nearest
-from gist_fast.training.collator import SUFFIX, guide_prompt
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -56,25 +57,6 @@ def check_arguments(
             "dataset: it has a transform (set_transform), which makes the texts only as they are read; apply it with "
             "map, or take it off with reset_format."
         )
-
-
-def check_positions(name: str, setting: Any, guide: SentenceTransformer) -> None:
-    """Refuse a maximum length for which a guide has no position embeddings.
-
-    Args:
-        name: the setting's, for the message.
-        setting: one length, or by column or dataset (see `gist_fast.data.per_column`); None for the guide's own.
-
-    Raises:
-        ValueError: naming the setting and the length.
-    """
-    if isinstance(setting, Mapping):
-        for key, value in setting.items():
-            check_positions(f"{name}.{key}", value, guide)
-        return
-    positions = getattr(getattr(guide[0], "config", None), "max_position_embeddings", None)
-    if setting is not None and positions is not None and setting > positions:
-        raise InputError(f"{name}: got {setting}; the guide has {positions} positions, so at most that would do.")
 
 
 def _check_count(name: str, value: object) -> None:
@@ -144,8 +126,10 @@ def column_prompts(
                 f"columns: the dataset has no {column!r}, only {', '.join(dataset.column_names)}"
                 f"{nearest(column, dataset.column_names)}."
             )
-        if column + SUFFIX in dataset.column_names:
-            raise InputError(f"columns: {column!r} has guide embeddings already; remove {column + SUFFIX!r} first.")
+        if column + GUIDE_SUFFIX in dataset.column_names:
+            raise InputError(
+                f"columns: {column!r} has guide embeddings already; remove {column + GUIDE_SUFFIX!r} first."
+            )
     for column in prompts if isinstance(prompts, Mapping) else ():
         if column not in dataset.column_names:
             raise InputError(

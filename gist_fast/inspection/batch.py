@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gist_fast.data.load import GROUP, MARGIN, text_columns
+from gist_fast.data.names import GROUP, MARGIN, text_columns
 from gist_fast.functional.blocks import Block, make_blocks
 from gist_fast.functional.checks import check_choice, check_flags, check_margin
 from gist_fast.functional.loss_config import Rule

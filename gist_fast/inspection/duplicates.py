@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gist_fast.data.load import text_columns
+from gist_fast.data.names import text_columns
 from gist_fast.inspection.best import Best
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded_once
 from gist_fast.inspection.guide_scores import unit_rows

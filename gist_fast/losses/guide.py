@@ -26,6 +26,8 @@ from sentence_transformers.base.modules import Router
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from gist_fast.data.names import GROUP, MARGIN
+from gist_fast.data.names import GUIDE_EMBEDDING as EMBEDDING
 from gist_fast.losses.guide_memory import GuideMemory
 from gist_fast.losses.micro_batches import (
     EXTENTS,
@@ -34,7 +36,6 @@ from gist_fast.losses.micro_batches import (
     positions_are_relative,
     reorderable,
 )
-from gist_fast.losses.variants import GROUP, MARGIN
 from gist_fast.runtime.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENS = "guide"
-EMBEDDING = "guide_embedding"
 ROWS = "guide_rows"
 SOURCE = "guide_source"
 KEYS = "keys"

@@ -27,7 +27,8 @@ from gist_fast.profiling.trace import (
     write_trace,
 )
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.power import PowerMeter, gpu_memory_mib, power_meter, process_memory_mib
+from gist_fast.runtime.memory import gpu_memory_mib, process_memory_mib
+from gist_fast.runtime.power import PowerMeter, power_meter
 from gist_fast.runtime.profiler_regions import OPTIMIZER, step_name, within
 from gist_fast.training.callbacks import LogSource, ThroughputCallback
 

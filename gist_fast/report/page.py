@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import html
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 from gist_fast.report.inline_svg import inline
 from gist_fast.report.style import CSS
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.files import try_to_write
+from gist_fast.runtime.files import try_to_write, write_whole
 
 # A page that may load nothing and run nothing, whatever a text in it says.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -125,37 +123,11 @@ def write_page(path: Path, page: str, *, overwrite: bool = False) -> None:
     """
     check_path(path, overwrite=overwrite)
     try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.absolute().parent, prefix=".report.", suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(page)
-                file.flush()
-                os.fsync(file.fileno())
-            _put(Path(part), path, overwrite)
-        finally:
-            Path(part).unlink(missing_ok=True)
+        write_whole(path, page, overwrite=overwrite)
     except FileExistsError:
         raise InputError(f"{path}: exists; name another file for the report, or replace it with --overwrite.") from None
     except OSError as error:
         raise InputError(f"{path}: the report could not be written ({error.strerror or error}).") from error
-
-
-def _put(part: Path, path: Path, overwrite: bool) -> None:
-    # What mkstemp makes is its owner's alone; a report has the rights of any new file.
-    umask = os.umask(0)
-    os.umask(umask)
-    part.chmod(0o666 & ~umask)
-    if overwrite:
-        part.replace(path)
-        return
-    try:
-        path.hardlink_to(part)  # refuses where a file came meanwhile
-    except (FileExistsError, FileNotFoundError):
-        raise
-    except OSError:
-        # A file system without hard links.
-        part.replace(path)
 
 
 def _facts(facts: Mapping[str, str]) -> str:

@@ -33,7 +33,8 @@ from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
 from gist_fast.losses.micro_batches import EXTENTS
-from gist_fast.runtime.power import PowerMeter, gpu_memory_mib, power_meter, process_memory_mib
+from gist_fast.runtime.memory import gpu_memory_mib, process_memory_mib
+from gist_fast.runtime.power import PowerMeter, power_meter
 
 LOG_DIGITS = 6
 _IDS = "_input_ids"

@@ -21,39 +21,16 @@ import torch
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor
 
-from gist_fast.data.per_column import value_for
-from gist_fast.losses.guide import EMBEDDING, KEYS, ROWS, SOURCE, TOKENS, check_one_route
+from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN
+from gist_fast.data.per_column import guide_prompt, value_for
+from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route
 from gist_fast.losses.micro_batches import EXTENTS, extents
-from gist_fast.losses.variants import GROUP, MARGIN, Groups
+from gist_fast.losses.variants import Groups
 from gist_fast.runtime.errors import InputError, shown
 from gist_fast.runtime.profiler_regions import TOKENISE, named
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-SUFFIX = f"_{EMBEDDING}"
-"""Columns of a dataset with this ending hold the guide's embeddings of the column before it."""
-
-
-def guide_prompt(
-    guide: SentenceTransformer,
-    column: str,
-    position: int,
-    prompts: Mapping[str, str | dict[str, str]] | str | None,
-    dataset: str | None = None,
-) -> str:
-    """The prompt that the guide reads before the texts of a column, perhaps empty.
-
-    Args:
-        position: the column's place in the dataset; the first holds the queries.
-        prompts: one for all columns, by column, or by dataset (see `gist_fast.data.per_column`); None for the guide's
-            own.
-        dataset: the name of the column's dataset, where there are several.
-    """
-    if prompts is not None:
-        return value_for(prompts, column, dataset) or ""
-    own = guide.prompts or {}
-    return own.get("query" if position == 0 else "document") or own.get(guide.default_prompt_name or "") or ""
 
 
 @dataclass
@@ -126,7 +103,7 @@ class GISTDataCollator(SentenceTransformerDataCollator):
         if not features:
             return super().__call__(features)
         self._dataset = features[0].get("dataset_name")
-        embeddings = [c for c in features[0] if c.endswith(SUFFIX)]
+        embeddings = [c for c in features[0] if c.endswith(GUIDE_SUFFIX)]
         beside = self._beside_texts(features[0])
         rows = [{c: v for c, v in row.items() if c not in embeddings and c not in beside} for row in features]
         batch = super().__call__(rows)
@@ -194,7 +171,7 @@ def _distinct_for_guide(
     source: dict[tuple[str, int | None], int] = {}
     batch: dict[str, Any] = {}
     for position, (column, rows) in enumerate(texts.items()):
-        if column + SUFFIX in skip:
+        if column + GUIDE_SUFFIX in skip:
             continue
         settings = tokenize.settings(column, position, dataset)
         place = places.setdefault(settings, {})
@@ -224,7 +201,7 @@ def _refuse_missing(features: list[dict[str, Any]], column: str) -> None:
     for i, row in enumerate(features):
         # Numbers cannot say how many they are: NaN is how some formats show a missing list.
         if not hasattr(row[column], "__len__"):
-            text = row.get(column.removesuffix(SUFFIX))
+            text = row.get(column.removesuffix(GUIDE_SUFFIX))
             raise InputError(
                 f"{column}: row {i} of the batch, of the text {shown(text)}, is {row[column]}; every row "
                 "needs the guide's embedding (gist_fast.embed_guide), so embed it again, or leave out that row."

@@ -25,9 +25,8 @@ import torch
 import xxhash
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
-from gist_fast.losses.variants import GROUP, MARGIN
+from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN
 from gist_fast.runtime.errors import InputError
-from gist_fast.training.collator import SUFFIX
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,7 +84,7 @@ class NoDuplicatesBatchSampler(DefaultBatchSampler):
         super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)  # type: ignore[arg-type]
         beside = {c for c in (GROUP, MARGIN) if getattr(dataset.features.get(c), "dtype", "string") != "string"}
         ignored = {"dataset_name", *beside, *(valid_label_columns or ())}
-        self.columns = [c for c in dataset.column_names if c not in ignored and not c.endswith(SUFFIX)]
+        self.columns = [c for c in dataset.column_names if c not in ignored and not c.endswith(GUIDE_SUFFIX)]
         if not self.columns:
             raise InputError(
                 f"dataset: of its columns ({', '.join(dataset.column_names) or 'none'}) none holds texts to compare."
