@@ -140,8 +140,6 @@ def _themed(svg: str) -> str:
         return re.sub(r'(?<=\s)style="[^"]*"', styled, found)
 
     svg = re.sub(r"<[a-z][^>]*>", tag, svg)
-    # A style sheet inside would be the whole page's; the page has these rules for its pictures.
-    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
     # Text without a colour of its own would be black.
     return re.sub(r'(<text )(?![^>]*fill:)([^>]*style=")', r"\1\2fill: var(--ink, " + INK + "); ", svg)
 
