@@ -117,7 +117,7 @@ def bench() -> str:
     """What ``gist-fast bench`` writes of all its suites."""
     from fabricated import bench_results
 
-    from gist_fast.report.bench import page, pictures
+    from gist_fast.bench.plots import page, pictures
 
     results = bench_results()
     return page(results, pictures(results))
