@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gist_fast.bench.memory import peak_memory
+
 from gist_fast.bench.timing import Timing, alternate
 
 __all__ = ["Timing", "alternate", "peak_memory"]

@@ -27,10 +27,8 @@ from gist_fast.bench.results import (
     WRONG,
     Results,
     Row,
-    machine,
     read,
     write,
-    write_new,
     write_numbered,
 )
 from gist_fast.bench.run import SUITES, Entrant, fits, run, suites_named
@@ -38,7 +36,9 @@ from gist_fast.bench.start import StartCase
 from gist_fast.bench.suite import SCALES, Plan
 from gist_fast.bench.tables import facts, fit_table, markdown, notes, suite_table
 from gist_fast.bench.timing import LEAST_ROUNDS
+from gist_fast.runtime.environment import machine
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import write_whole
 
 ROOT = Path(__file__).parent.parent
 
@@ -173,11 +173,11 @@ def timed(size=16) -> Results:
 
 
 def test_what_was_measured_is_shown_where_it_cannot_be_written(run_command, tmp_path, monkeypatch):
-    def full(path, text):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runs, "run", lambda *_, **__: timed())
-    monkeypatch.setattr("gist_fast.bench.results.write_new", full)
+    monkeypatch.setattr("gist_fast.runtime.files.put", full)
     found = run_command("bench", "--output", tmp_path)
     assert found.code == 2
     assert "cannot be written (No space left on device)" in found.err
@@ -230,10 +230,10 @@ class TestShow:
         assert read(file) == bench_results()
 
     def test_plots_that_cannot_be_written_are_an_error(self, run_command, file, monkeypatch):
-        def full(path, text):
+        def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("gist_fast.bench.results.write_new", full)
+        monkeypatch.setattr("gist_fast.runtime.files.put", full)
         found = run_command("bench", "show", file, "--plots")
         assert (found.code, found.out) == (2, "")
         assert "bench-2-loss-time.svg cannot be written (No space left on device)" in found.err
@@ -267,7 +267,7 @@ def test_plots_without_their_results_are_not_replaced(tmp_path):
     (tmp_path / "bench-3-engine-time.svg").write_text("of another suite")
     assert write_numbered(tmp_path, timed()).name == "bench-3.json"
     with pytest.raises(FileExistsError):
-        write_new(tmp_path / "bench-loss-time.svg", "")
+        write_whole(tmp_path / "bench-loss-time.svg", "")
     assert (tmp_path / "bench-loss-time.svg").read_text() == "an earlier one"
 
 

@@ -17,8 +17,8 @@ from gist_fast.bench import exact, isolated, peers
 from gist_fast.bench.cases import BLOCKS, LossCase, WrongResult, coarse, exact_gradients
 from gist_fast.bench.isolated import check_and_measure, in_own_process
 from gist_fast.bench.loss import LossSuite
-from gist_fast.bench.memory import available_memory, is_out_of_memory, peak_memory
 from gist_fast.bench.peers import PEERS, Peer
+from gist_fast.runtime.memory import free_memory, is_out_of_memory, peak_memory
 
 SUITE = LossSuite()
 KINDS = [(guide, blocks) for guide, blocks in product(("model", "self", "none"), (BLOCKS, ("ap",), ("ap", "pp")))]
@@ -229,10 +229,10 @@ def test_who_was_slow_because_it_was_cold_takes_a_second_turn(monkeypatch, cold,
 
 
 def test_what_torch_holds_of_a_card_counts_as_free(monkeypatch):
-    held = [3 << 30]
-    monkeypatch.setattr(torch.cuda, "empty_cache", held.clear)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((8 << 30) - sum(held), 8 << 30))
-    assert available_memory("cuda:0") == 8 << 30
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 4 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 << 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 << 30, 9 << 30))
+    assert free_memory("cuda:0") == 8 << 30
 
 
 def test_patience_ends():

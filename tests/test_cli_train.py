@@ -18,8 +18,9 @@ import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from gist_fast.pipeline.run_folder import clear_folder, prepare_folder, replace_folder
+from gist_fast.pipeline.run_folder import clear_folder, prepare_folder
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import replace_folder
 from gist_fast.training.checkpoints import whole_checkpoints
 from gist_fast.training.stop_on_signal import StopOnSignal
 

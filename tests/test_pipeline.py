@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import doctest
 import json
 import os
 import signal
@@ -63,15 +62,6 @@ def test_a_configuration_becomes_a_trained_model(config, tmp_path, tiny_student)
     assert any(not torch.equal(before[name], value) for name, value in saved.items())
     with pytest.raises(InputError, match="already holds a run"):
         prepare(config)
-
-
-def test_the_examples_of_the_docstrings_run(config):
-    trainer = make_trainer(prepare(config))
-    for example in (RunPlan, StopOnSignal):
-        globs = {"trainer": trainer, "StopOnSignal": StopOnSignal}
-        for test in doctest.DocTestFinder(recurse=False).find(example, example.__name__, globs=globs):
-            assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test) == (0, len(test.examples)), example
-            assert test.examples
 
 
 def test_what_is_wrong_names_the_file(config):

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from gist_fast.bench.isolated import LIMIT_SHARE, check_and_measure, in_own_process
-from gist_fast.bench.memory import available_memory
 from gist_fast.bench.results import OK
 from gist_fast.bench.run import does_not_fit
 from gist_fast.bench.timing import Parts, Stopwatch
+from gist_fast.runtime.memory import free_memory
 
 SCALES = ("tiny", "small", "medium", "large")
 PATIENCE = {"tiny": 60.0, "small": 60.0, "medium": 180.0, "large": 600.0}
@@ -52,7 +52,7 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., Non
         if reason is not None:
             pytest.skip(f"{name}: {reason}")
         device = suite.device_of(case)
-        free, least = available_memory(device), suite.least_memory(case, name)
+        free, least = free_memory(device), suite.least_memory(case, name)
         limit = int(free * LIMIT_SHARE)
         if least > limit:
             pytest.skip(f"out of memory: {name} {does_not_fit(least, free)}")

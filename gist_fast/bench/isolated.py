@@ -20,9 +20,9 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.bench.cases import WrongResult
-from gist_fast.bench.memory import is_out_of_memory, limit_memory, peak_memory
 from gist_fast.bench.results import FAILED, NOT_RUN, OK, OUT_OF_MEMORY, WRONG
 from gist_fast.bench.timing import COLD, hopeless
+from gist_fast.runtime.memory import is_out_of_memory, limit_memory, peak_memory
 
 if TYPE_CHECKING:
     from gist_fast.bench.suite import Suite

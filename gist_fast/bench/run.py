@@ -11,7 +11,6 @@ from typing import Any
 from gist_fast.bench.growth import fit_power, fit_split
 from gist_fast.bench.isolated import LIMIT_SHARE, TAKEN, check_and_measure, in_own_process, start_server
 from gist_fast.bench.loss import LossSuite, matmul, matmul_side
-from gist_fast.bench.memory import available_memory
 from gist_fast.bench.results import (
     COUNTED,
     FAILED,
@@ -23,13 +22,14 @@ from gist_fast.bench.results import (
     WRONG,
     Results,
     Row,
-    machine,
 )
 from gist_fast.bench.start import StartSuite
 from gist_fast.bench.suite import Plan, Suite
 from gist_fast.bench.timing import CHEAP, LEAST_ROUNDS, NO_TIME, Parts, Stopwatch, Turns, hopeless, take_turns, too_slow
 from gist_fast.bench.training import EngineSuite, GuideSuite, StepSuite
+from gist_fast.runtime.environment import machine
 from gist_fast.runtime.errors import InputError, nearest
+from gist_fast.runtime.memory import free_memory
 
 _ALL: tuple[Suite, ...] = (
     LossSuite(),
@@ -206,7 +206,7 @@ def _enter(suite: Suite, case: Any, name: str, budget: float, smaller: Entrant |
     if reason is not None:
         return ends(UNSUPPORTED, reason)
     device = suite.device_of(case)
-    free, least = available_memory(device), suite.least_memory(case, name)
+    free, least = free_memory(device), suite.least_memory(case, name)
     limit = int(free * LIMIT_SHARE)
     if least > limit:
         row.least_memory = least

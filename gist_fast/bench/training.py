@@ -247,7 +247,7 @@ def _known(name: str, guide: SentenceTransformer, columns: Sequence[list[str]]) 
 def _embed(columns: Sequence[list[str]], guide: SentenceTransformer, cache: str) -> Any:
     from datasets import Dataset
 
-    from gist_fast import embed_guide
+    from gist_fast.guide_columns import embed_guide
 
     data = Dataset.from_dict(dict(zip(("anchor", "positive"), columns, strict=True)))
     return embed_guide(data, guide, cache_dir=cache, show_progress_bar=False)

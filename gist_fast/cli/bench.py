@@ -69,9 +69,9 @@ def bench(
     failed: Exception | None = None
     with only_results_on_stdout(), interruptible(done, sigterm=True) as ctrl_c:
         _check(device, dtype, seconds, report, overwrite)
-        from gist_fast.bench.results import device_name
         from gist_fast.bench.run import BUDGETS, run, suites_named
         from gist_fast.bench.suite import Plan
+        from gist_fast.runtime.environment import device_name
 
         place, extent = _device(device), _scale(scale, quick)
         chosen = suites_named(suite, place)
@@ -128,8 +128,8 @@ def show(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report that is there.")] = False,
 ) -> None:
     """Print the tables of a run again; draw what it has no pictures of, as on a machine without matplotlib."""
+    from gist_fast.bench.plots import page, pictures
     from gist_fast.bench.results import read
-    from gist_fast.report.bench import page, pictures
     from gist_fast.report.page import write_page
     from gist_fast.report.plots import check_matplotlib
 
@@ -344,9 +344,10 @@ def _check_timed(results: Results, budget: float) -> None:
 
 def _write(folder: Path, results: Results, report: Path | None, overwrite: bool, done: list[str]) -> None:
     """Add each file that is in place to `done`."""
-    from gist_fast.bench.results import plot_path, write_new, write_numbered
-    from gist_fast.report.bench import on_white, page, pictures
+    from gist_fast.bench.plots import on_white, page, pictures
+    from gist_fast.bench.results import plot_path, write_numbered
     from gist_fast.runtime.errors import InputError
+    from gist_fast.runtime.files import write_whole
 
     drawn: dict[str, Picture] = {}
     try:
@@ -358,7 +359,7 @@ def _write(folder: Path, results: Results, report: Path | None, overwrite: bool,
         except InputError as error:
             note(f"no plots: {error}")
         for name, picture in drawn.items():
-            write_new(plot_path(path, name), on_white(picture.svg))
+            write_whole(plot_path(path, name), on_white(picture.svg))
     except OSError as error:
         raise InputError(f"--output: {folder} cannot be written ({error.strerror or error}).") from error
     if drawn:
@@ -374,14 +375,15 @@ def _write(folder: Path, results: Results, report: Path | None, overwrite: bool,
 
 def _add_plots(path: Path, drawn: dict[str, Picture]) -> None:
     """Write those that are not there."""
-    from gist_fast.bench.results import plot_path, write_new
-    from gist_fast.report.bench import on_white
+    from gist_fast.bench.plots import on_white
+    from gist_fast.bench.results import plot_path
     from gist_fast.runtime.errors import InputError
+    from gist_fast.runtime.files import write_whole
 
     added = []
     for name, picture in drawn.items():
         try:
-            write_new(plot_path(path, name), on_white(picture.svg))
+            write_whole(plot_path(path, name), on_white(picture.svg))
             added.append(name)
         except FileExistsError:
             continue

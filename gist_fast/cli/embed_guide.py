@@ -157,7 +157,7 @@ def _save(dataset: Dataset, output: Path, quiet: bool) -> None:
     """Write the dataset beside its place, and put it there when it is whole."""
     import datasets
 
-    from gist_fast.pipeline.run_folder import replace_folder
+    from gist_fast.runtime.files import replace_folder
 
     part = output.with_name(output.name + ".part")
     shutil.rmtree(part, ignore_errors=True)

@@ -52,7 +52,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole configuration."""
+    """A whole configuration.
+
+    Example:
+        >>> text = "student: s\\nguide: null\\ndata: {train: pairs.csv}\\ntraining: {output_dir: out}"
+        >>> size = Path("run.yaml").write_text(text)
+        >>> load_config("run.yaml", ["--learning_rate", "1e-5"]).arguments["learning_rate"]
+        1e-05
+    """
 
     student: StudentConfig
     data: DataConfig

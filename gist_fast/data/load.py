@@ -60,6 +60,11 @@ def load_texts(
 
     Raises:
         InputError: naming file, row, column, what came, and what would do.
+
+    Example:
+        >>> size = Path("pairs.csv").write_text("question,answer\\nwhat falls,rain\\n")
+        >>> load_texts("pairs.csv", columns={"anchor": "question", "positive": "answer"})[0]
+        {'anchor': 'what falls', 'positive': 'rain'}
     """
     dataset = load_chosen(source, functools.partial(choose_columns, columns=columns), split=split, name=name)
     return _with_numbered_groups(dataset) if GROUP in dataset.column_names else dataset
@@ -92,6 +97,11 @@ def stream_texts(
 
     Raises:
         InputError: as in `load_texts`, as far as the first rows show it; while iterating, naming file, row and column.
+
+    Example:
+        >>> size = Path("pairs.jsonl").write_text('{"anchor": "what falls", "positive": "rain"}')
+        >>> next(iter(stream_texts("pairs.jsonl")))
+        {'anchor': 'what falls', 'positive': 'rain'}
     """
     source = str(source)
     path = Path(source).expanduser()

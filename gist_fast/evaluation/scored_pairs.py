@@ -19,7 +19,12 @@ TEXTS = ((FIRST, ANCHOR), (SECOND, POSITIVE))
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """Pairs and their scores (or labels), in the order of the file."""
+    """Pairs and their scores (or labels), in the order of the file.
+
+    Example:
+        >>> ScoredPairs(["rain", "rain"], ["a shower", "a desert"], [0.9, 0.1]).scores
+        [0.9, 0.1]
+    """
 
     first: list[str]
     second: list[str]

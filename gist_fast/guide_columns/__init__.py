@@ -81,6 +81,10 @@ def embed_guide(
             an embedding is not finite, or `dtype` does not hold it; the processes of a job differ in dataset or guide.
         TypeError: it is no dataset of one split, or another argument is of a type that it does not take.
         OSError: nothing can be written, as on a full disk. What was written before stays.
+
+    Example:
+        >>> embed_guide(pairs, guide, cache_dir="cache", show_progress_bar=False).column_names
+        ['anchor', 'positive', 'anchor_guide_embedding', 'positive_guide_embedding']
     """
     check_arguments(dataset, guide, batch_size, batch_tokens, max_length, dtype, cache_dir)
     if not isinstance(report, Report | None):

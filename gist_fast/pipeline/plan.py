@@ -30,18 +30,22 @@ if TYPE_CHECKING:
 class RunPlan:
     """All that a training run needs short of the models: read and checked, nothing written.
 
-    >>> from gist_fast.config import load_config
-    >>> from gist_fast.pipeline import make_trainer, prepare, train_and_save
-    >>> plan = prepare(load_config("config.yaml"))
-    >>> plan.describe()["steps"]
-    4
-    >>> trainer = make_trainer(plan)
-    >>> summary = train_and_save(plan, trainer)
-    {'train_runtime': ...}
-    >>> summary["steps"], summary["model"] == str(plan.output_dir / "final")
-    (4, True)
-
-    ``trainer.train()`` in place of `train_and_save` trains alone.
+    Example:
+        >>> from gist_fast.config import load_config
+        >>> from gist_fast.pipeline import make_trainer, prepare, train_and_save
+        >>> for name, model in {"student": student, "guide": guide}.items():
+        ...     model.save(name)
+        >>> pairs.save_to_disk("pairs")
+        >>> run = "{student: student, guide: guide, data: {train: pairs}, training: {output_dir: run}}"
+        >>> _ = Path("config.yaml").write_text(run)
+        >>> plan = prepare(load_config("config.yaml", ["--max_steps", "4"]))
+        >>> plan.describe()["steps"]
+        4
+        >>> trainer = make_trainer(plan)  # trainer.train() now trains alone
+        >>> summary = train_and_save(plan, trainer)  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        >>> summary["steps"], Path(summary["model"]) == plan.output_dir / "final"
+        (4, True)
     """
 
     config: TrainConfig

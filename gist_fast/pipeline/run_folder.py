@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from pathlib import Path
 
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import PREVIOUS
 from gist_fast.training.checkpoints import checkpoint_folders, fault, last_whole, leftovers, whole_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -15,8 +15,6 @@ logger = logging.getLogger(__name__)
 FINAL = "final"
 PART = ".part"
 """Added to a folder's name while it is written."""
-PREVIOUS = ".previous"
-"""Added to a folder's name while it is replaced."""
 _WRITTEN_BESIDES = ("eval", "runs")
 """What a run leaves besides its models: the evaluators' tables and TensorBoard's events."""
 
@@ -74,16 +72,6 @@ def clear_folder(folder: Path) -> list[str]:
 def clear_part(part: Path) -> None:
     """Remove what a process that died left where the final model is written; `replace_folder` then puts it in place."""
     shutil.rmtree(part, ignore_errors=True)
-
-
-def replace_folder(new: Path, old: Path) -> None:
-    """Put `new` in the place of `old`, so that at every moment one of the two is whole under a findable name."""
-    previous = old.with_name(old.name + PREVIOUS)
-    shutil.rmtree(previous, ignore_errors=True)
-    if old.exists():
-        os.replace(old, previous)
-    os.replace(new, old)
-    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _models(folder: Path) -> list[Path]:

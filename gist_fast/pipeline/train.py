@@ -9,7 +9,8 @@ import torch
 
 from gist_fast.data.named import count_rows
 from gist_fast.evaluation.evaluators import evaluate
-from gist_fast.pipeline.run_folder import FINAL, PART, clear_folder, clear_part, kept_in, replace_folder
+from gist_fast.pipeline.run_folder import FINAL, PART, clear_folder, clear_part, kept_in
+from gist_fast.runtime.files import replace_folder
 from gist_fast.training.stop_on_signal import StopOnSignal, TrainingStoppedError
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from gist_fast.profiling.trace import (
     write_trace,
 )
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.power import PowerMeter, gpu_memory_mib, power_meter, process_memory_mib
+from gist_fast.runtime.memory import gpu_memory_mib, process_memory_mib
+from gist_fast.runtime.power import PowerMeter, power_meter
 from gist_fast.runtime.profiler_regions import OPTIMIZER, step_name, within
 from gist_fast.training.callbacks import LogSource, ThroughputCallback
 
@@ -37,7 +38,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was seen in the profiled steps."""
+    """What was seen in the profiled steps.
+
+    Example:
+        >>> from gist_fast import GISTTrainer, GISTTrainingArguments
+        >>> arguments = GISTTrainingArguments(**profiling_arguments(steps=2, warmup=1, folder=Path("empty")))
+        >>> trainer = GISTTrainer(student, arguments, pairs, guide=guide)
+        >>> profile = profile_training(trainer, steps=2, warmup=1, trace=Path("trace.json.gz"))  # doctest: +ELLIPSIS
+        {...}
+        >>> profile.pairs
+        [8, 8]
+    """
 
     steps: list[StepTimes]
     parts: list[Part]

@@ -9,10 +9,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gist_fast.pipeline.run_folder import PART, replace_folder
+from gist_fast.pipeline.run_folder import PART
 from gist_fast.report.facts import machine_facts
 from gist_fast.report.profile import save_pictures
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import replace_folder
 
 if TYPE_CHECKING:
     from gist_fast.pipeline.plan import RunPlan

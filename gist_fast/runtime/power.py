@@ -1,7 +1,7 @@
-"""What the machine can be asked: memory of the process and the card, power and energy.
+"""Power, energy and clocks of a card, in the units of the logs: watts, joules, MHz.
 
-Units are those of the logs: MiB, watts, joules. NVML (nvidia-ml-py) is asked only where training runs on an NVIDIA
-card; without it, or where a card does not tell, the figure is left out rather than guessed.
+NVML (nvidia-ml-py) is asked only where training runs on an NVIDIA card. Without it, or where a card does not tell, the
+figure is left out rather than guessed.
 """
 
 from __future__ import annotations
@@ -13,23 +13,6 @@ from typing import Any
 import torch
 
 logger = logging.getLogger(__name__)
-
-MIB = 2**20
-
-
-def process_memory_mib() -> float:
-    """Memory that this process holds now (resident set)."""
-    import psutil
-
-    return psutil.Process().memory_info().rss / MIB
-
-
-def gpu_memory_mib(device: torch.device) -> dict[str, float]:
-    """The most that torch's tensors took on a CUDA device since the process began, and that torch reserved."""
-    return {
-        "gpu_allocated_peak_mib": torch.cuda.max_memory_allocated(device) / MIB,
-        "gpu_reserved_peak_mib": torch.cuda.max_memory_reserved(device) / MIB,
-    }
 
 
 class PowerMeter:

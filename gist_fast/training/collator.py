@@ -35,7 +35,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class GuideTokenizer:
-    """Tokenises raw texts as the guide wants them: its tokenizer, its prompt, its maximum length."""
+    """Tokenises raw texts as the guide wants them: its tokenizer, its prompt, its maximum length.
+
+    Example:
+        >>> tokenize = GuideTokenizer(guide, prompts={"anchor": "query: "}, max_length=8)
+        >>> tokenize.settings("anchor", position=0)
+        ('query: ', 8)
+    """
 
     guide: SentenceTransformer
     prompts: Mapping[str, str | dict[str, str]] | str | None = None
@@ -69,6 +75,12 @@ class GISTDataCollator(SentenceTransformerDataCollator):
     """sentence-transformers' collator, which also carries guide embeddings, or else the guide's own tokens.
 
     Of the texts that the guide is to read, each distinct one of a batch is tokenised, and encoded by the loss, once.
+
+    Example:
+        >>> collate = GISTDataCollator(student.preprocess, tokenize_for_guide=GuideTokenizer(guide))
+        >>> batch = collate([{"anchor": "rain", "positive": "a shower"}, {"anchor": "a shower", "positive": "rain"}])
+        >>> batch["anchor_guide_rows"].tolist(), batch["positive_guide_rows"].tolist()  # two distinct texts
+        ([0, 1], [1, 0])
     """
 
     tokenize_for_guide: GuideTokenizer | None = field(default=None, repr=False)

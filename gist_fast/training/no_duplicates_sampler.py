@@ -64,6 +64,12 @@ class NoDuplicatesBatchSampler(DefaultBatchSampler):
 
     Raises:
         ValueError: the dataset has no column to compare; while planning: a text is missing (None).
+
+    Example:
+        >>> from datasets import Dataset
+        >>> data = Dataset.from_dict({"anchor": ["a", "a", "b", "b"], "positive": ["1", "2", "3", "4"]})
+        >>> [sorted(data[batch]["anchor"]) for batch in NoDuplicatesBatchSampler(data, 2, drop_last=True)]
+        [['a', 'b'], ['a', 'b']]
     """
 
     def __init__(

@@ -31,15 +31,19 @@ class TrainingStoppedError(Exception):
 class StopOnSignal(TrainerCallback):
     """A callback of any trainer of transformers, and the context in which it takes SIGINT and SIGTERM.
 
-    >>> stop = StopOnSignal()
-    >>> trainer.add_callback(stop)
-    >>> with stop:
-    ...     outcome = trainer.train()
-    {'train_runtime': ...}
-    >>> stop.requested  # whether it was stopped
-    False
-
     A run that was stopped goes on with ``trainer.train(resume_from_checkpoint=True)``.
+
+    Example:
+        >>> from gist_fast import GISTTrainer, GISTTrainingArguments
+        >>> stop = StopOnSignal()
+        >>> args = GISTTrainingArguments("run", max_steps=4, report_to="none")
+        >>> trainer = GISTTrainer(student, args, pairs, guide=guide, callbacks=[stop])
+        >>> with stop:  # doctest: +ELLIPSIS
+        ...     signal.raise_signal(signal.SIGTERM)  # as Ctrl-C or a scheduler does at any moment
+        ...     outcome = trainer.train()
+        {'train_runtime': ...}
+        >>> stop.exit_code, trainer.state.global_step
+        (143, 1)
 
     Args:
         processes: how many processes train together; the trainer's own number once training begins.
