@@ -15,8 +15,8 @@ from gist_fast.runtime.errors import InputError
     ("device", "half", "installed", "implementation", "reason"),
     [
         ("cpu", True, True, None, "runs on GPUs, not on cpu"),
-        ("cuda", False, True, None, "half precision only; training with bf16 would do"),
-        ("cuda", True, False, None, r"not installed; pip install 'gist_fast\[flash\]'"),
+        ("cuda", False, True, None, "half precision only; train with bf16"),
+        ("cuda", True, False, None, r"not installed; run pip install 'gist_fast\[flash\]'"),
         ("cuda", True, True, FLASH, "is installed"),
     ],
 )

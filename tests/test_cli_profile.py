@@ -168,7 +168,7 @@ class TestProfile:
     @pytest.mark.parametrize("report", ["mine/page.html", "mine", "deep"])
     def test_a_report_in_the_way_of_the_profile_is_refused(self, run, config, tmp_path, report):
         output = "deep/mine" if report == "deep" else "mine"
-        refused(run(config, "--output", output, "--report", report), f"such as {output}.html, would do")
+        refused(run(config, "--output", output, "--report", report), f"such as {output}.html.")
         assert names(tmp_path) == ["pairs.jsonl", "tiny.yaml"]
 
     def test_processes_that_train_together_are_refused(self, run, config, monkeypatch):

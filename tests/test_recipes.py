@@ -254,7 +254,7 @@ class TestLora:
         models = ["--student.path", tiny_student, "--guide.path", tiny_guide]
         result = run_command("train", path, *models, *SMALL, "--dry-run")
         assert result.code == 2
-        assert "gist-fast: student.lora: peft is not installed; pip install peft would do." in result.err
+        assert "gist-fast: student.lora: peft is not installed; run pip install peft." in result.err
 
 
 def test_the_data_of_the_paper_are_cut_by_task(monkeypatch, tmp_path, capsys):

@@ -5,7 +5,7 @@ code  meaning
 ====  ==================================================================================================
 0     done
 1     something failed that the user did not type: one line, and how to get the traceback
-2     wrong usage or input: one line that says what came and what would do
+2     wrong usage or input: one line that says what was expected and what came
 130   Ctrl-C
 141   whoever read the output, such as ``head``, has closed it
 143   SIGTERM (while training: a checkpoint is saved first)

@@ -94,8 +94,8 @@ def _check_places(target: Path, report: Path | None, overwrite: bool) -> None:
         ours, theirs = target.resolve(), report.resolve()
         if ours == theirs or ours in theirs.parents or theirs in ours.parents:
             raise InputError(
-                f"--report: {report} lies in the way of --output {target}, a folder that is replaced as a whole; a "
-                f"file beside it, such as {target.with_name(target.name + '.html')}, would do."
+                f"--report: expected a file outside of --output {target}, which is replaced as a whole, got {report}. "
+                f"Name a file beside it, such as {target.with_name(target.name + '.html')}."
             )
     check_folder(target, overwrite)
 

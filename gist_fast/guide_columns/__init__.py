@@ -89,7 +89,7 @@ def embed_guide(
     check_arguments(dataset, guide, batch_size, batch_tokens, max_length, dtype, cache_dir)
     if not isinstance(report, Report | None):
         raise InputTypeError(
-            f"report: got {report!r} of type {type(report).__name__}; a gist_fast.guide_columns.Report would do."
+            f"report: expected a gist_fast.guide_columns.Report, got {report!r} of type {type(report).__name__}."
         )
     prompt_of = column_prompts(dataset, guide, columns, prompts)
     folder = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "gist_fast"

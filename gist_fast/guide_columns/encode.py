@@ -142,8 +142,8 @@ class Encoder:
                 vectors = self.guide(features)["sentence_embedding"]
         except torch.OutOfMemoryError as error:
             raise InputError(
-                f"batch_tokens: the guide's device has too little memory for {rows} texts within a budget of "
-                f"{self.max_tokens} tokens; a smaller one would do."
+                f"batch_tokens: expected fewer than {self.max_tokens}, because the guide's device has too little "
+                f"memory for {rows} texts within them."
             ) from error
         return truncated(self.guide, vectors)
 
@@ -164,7 +164,7 @@ def to_stored(vectors: Tensor, dtype: np.dtype) -> np.ndarray:
         raise Unstorable(
             row - 1,
             f"the guide's embedding holds {largest:.6g}, above the largest {np.dtype(dtype)}, "
-            f"{np.finfo(dtype).max:.6g}; dtype='float32' would do.",
+            f"{np.finfo(dtype).max:.6g}; set dtype='float32'.",
         )
     if dtype == np.float16:
         norms = np.linalg.norm(exact, axis=1)
@@ -172,7 +172,7 @@ def to_stored(vectors: Tensor, dtype: np.dtype) -> np.ndarray:
             raise Unstorable(
                 row - 1,
                 f"the guide's embedding has a norm of {norms[row - 1]:.3g}, too small for float16 to hold its "
-                "direction; dtype='float32' would do.",
+                "direction; set dtype='float32'.",
             )
     return stored
 

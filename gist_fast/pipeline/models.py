@@ -108,7 +108,7 @@ def check_lora() -> None:
     from transformers.utils import is_peft_available
 
     if not is_peft_available():
-        raise InputError("student.lora: peft is not installed; pip install peft would do.")
+        raise InputError("student.lora: peft is not installed; run pip install peft.")
 
 
 def add_lora(student: SentenceTransformer, lora: LoraConfig) -> None:

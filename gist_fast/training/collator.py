@@ -141,8 +141,8 @@ class GISTDataCollator(SentenceTransformerDataCollator):
             # A text may be called so too.
             if not wanted and isinstance(row.get(name), int | float):
                 raise InputError(
-                    f"{name}: the dataset has a column of numbers of that name, and the loss does not ask for it; "
-                    f"{remedy} would do, or leave out the column."
+                    f"{name}: the dataset has a column of numbers of that name, and the loss does not ask for it. Set "
+                    f"{remedy}, or leave out the column."
                 )
             if wanted:
                 found.append(name)
@@ -193,7 +193,7 @@ def _numbers(features: list[dict[str, Any]], column: str, dtype: torch.dtype) ->
     for i, value in enumerate(values):
         if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
             wanted = "a whole number" if dtype is torch.int64 else "a finite number"
-            raise InputError(f"{column}: row {i} of the batch is {value!r}; {wanted} in each row would do.")
+            raise InputError(f"{column}: expected {wanted} in each row, got {value!r} in row {i} of the batch.")
     return torch.tensor(values, dtype=dtype)
 
 
