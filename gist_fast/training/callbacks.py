@@ -4,7 +4,7 @@ Both callbacks count on the host while steps run and wait for nothing; figures a
 logged. `gist_fast.GISTTrainer` has them by default, adds up the processes' amounts, and puts the figures into the log
 itself, so that they reach the progress bar, TensorBoard, the log history and all else that the trainer reports to. In
 another trainer they add what they know to the log of their own process: `DeviceCallback` all but the energy a pair,
-`ThroughputCallback` nothing, for nobody tells it of the batches.
+`ThroughputCallback` nothing, because it is not told of the batches.
 
 ==========================  ==========================================================================================
 figure                      meaning; of all processes together, unless it says otherwise

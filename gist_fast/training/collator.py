@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN
 from gist_fast.data.per_column import guide_prompt, value_for
-from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route
+from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route, tokenized
 from gist_fast.losses.micro_batches import EXTENTS, extents
 from gist_fast.losses.variants import Groups
 from gist_fast.runtime.errors import InputError, shown
@@ -59,11 +59,7 @@ class GuideTokenizer:
 
     def __call__(self, texts: list[str], prompt: str, max_length: int | None) -> dict[str, Any]:
         """Features of the guide: tensors of ``len(texts)`` rows, and host arrays `EXTENTS` and perhaps `KEYS`."""
-        # Without max_length the tokenizer truncates at the guide's own.
-        kwargs = {} if max_length is None else {"text": {"max_length": max_length}}
-        features = self.guide.preprocess(
-            texts, prompt=prompt or None, **({"processing_kwargs": kwargs} if kwargs else {})
-        )
+        features = tokenized(self.guide, texts, prompt, max_length)
         features[EXTENTS] = extents(features)
         if self.with_keys:
             features[KEYS] = np.array([_digest(t, prompt, max_length) for t in texts], dtype="V16")
