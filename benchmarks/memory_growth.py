@@ -1,8 +1,8 @@
 """Whether memory grows with the steps of a run: ``python -m benchmarks.memory_growth [--steps N]``.
 
-Student and guide are BERTs of random weights, so small that thousands of steps take minutes; texts are of mixed length.
-Each mode trains in a process of its own. Every so many steps, after a collection, it is noted how much memory the
-process holds, how many tensors are alive, how many of them hold a graph, and how many objects Python's collector knows.
+Student and guide are BERTs of random weights, so small that thousands of steps take a minute or two; texts are of mixed
+length. Each mode trains in a process of its own. After each epoch, and a collection, it is noted how much memory the
+process holds, how many tensors are alive, how many of them hold a graph, and how many blocks Python has allocated.
 Results go to ``benchmarks/results/<device>/memory_growth.json``; ``--table`` only prints the table of these.
 """
 
@@ -30,7 +30,7 @@ MODES: dict[str, dict[str, Any]] = {
     "guide_cache": {"guide_cache": True},
 }
 """Arguments of the training, by the name of the mode."""
-BATCH = 16
+BATCH, TOKENS = 8, 32
 EPOCH = 100
 """Steps of an epoch: after that the guide's cache holds every text."""
 LAYERS, WIDTH, HEADS = 2, 32, 2
@@ -39,20 +39,21 @@ LAYERS, WIDTH, HEADS = 2, 32, 2
 def alive() -> dict[str, int]:
     """What this process holds, after a collection."""
     import torch
-    from gist_fast.device_meter import process_memory_mib
+
+    from gist_fast.runtime.memory import process_memory_mib
 
     gc.collect()
-    found = gc.get_objects()
+    blocks = sys.getallocatedblocks()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some of the objects warn when they are looked at
-        tensors = [x for x in found if isinstance(x, torch.Tensor)]
+        tensors = [x for x in gc.get_objects() if isinstance(x, torch.Tensor)]
     storages = {s.data_ptr(): s.nbytes() for x in tensors if (s := x.untyped_storage())}
     return {
         "process_memory": round(process_memory_mib() * 2**20),
         "tensors": len(tensors),
         "tensors_with_graph": sum(x.grad_fn is not None for x in tensors),
         "tensor_bytes": sum(storages.values()),
-        "objects": len(found),
+        "python_blocks": blocks,
     }
 
 
@@ -72,6 +73,7 @@ def train(mode: str, steps: int, every: int) -> list[dict[str, int]]:
                 found.append({"step": state.global_step, **alive()})
 
     student, guide = (build_model(LAYERS, WIDTH, HEADS, seed) for seed in (0, 1))
+    student.max_seq_length = guide.max_seq_length = TOKENS
     data = Dataset.from_dict({role: texts(EPOCH * BATCH, role) for role in ("anchor", "positive")})
     with tempfile.TemporaryDirectory() as folder:
         arguments = GISTTrainingArguments(
@@ -113,7 +115,7 @@ def table(results: dict[str, Any]) -> str:
     entries = next(iter(runs.values()))
     shown = sorted({max(0, len(entries) * k // 4 - 1) for k in range(5)})
     columns = ["mode", *(f"MiB after {entries[k]['step']:,} steps" for k in shown)]
-    columns += ["KiB a step, second half", "tensors", "with a graph", "Python objects"]
+    columns += ["KiB a step, second half", "tensors", "with a graph", "Python's blocks"]
     rows = []
     for mode, found in runs.items():
         first, last = found[0], found[-1]
@@ -122,7 +124,7 @@ def table(results: dict[str, Any]) -> str:
                 mode,
                 *(f"{found[k]['process_memory'] / 2**20:,.1f}" for k in shown),
                 f"{growth(found) / 2**10:.2f}",
-                *(f"{first[k]:,} to {last[k]:,}" for k in ("tensors", "tensors_with_graph", "objects")),
+                *(f"{first[k]:,} to {last[k]:,}" for k in ("tensors", "tensors_with_graph", "python_blocks")),
             ]
         )
     return markdown(columns, rows) + "\n\n" + measured_on(results["machine"], results["command"])
@@ -147,7 +149,7 @@ def main() -> None:
         from benchmarks.machine import machine
 
         results: dict[str, Any] = {"command": command("benchmarks.memory_growth"), "machine": machine()}
-        results |= {"batch": BATCH, "modes": {}}
+        results |= {"batch": BATCH, "most_tokens": TOKENS, "modes": {}}
         for mode in arguments.modes:
             print(f"{mode} ...", file=sys.stderr)
             results["modes"][mode] = in_own_process(mode, arguments)

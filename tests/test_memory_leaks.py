@@ -10,7 +10,6 @@ pass ever frees what the pooler's graph holds.
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,8 +19,10 @@ import torch
 from datasets import Dataset
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from benchmarks.memory_growth import alive
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, activation_memory, gradient_cache
 
@@ -33,17 +34,9 @@ PART = 0.00035
 """GiB: room for the activations of one of the four mini-batches of a step, beside those of a second pass."""
 
 
-def tensors() -> list[torch.Tensor]:
-    """The tensors alive in this process, as far as Python knows of them and `newcomers_only` does not hide them."""
-    gc.collect()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some of the objects warn when they are looked at
-        return [x for x in gc.get_objects() if isinstance(x, torch.Tensor)]
-
-
-def with_graph() -> int:
-    """Of the tensors alive, how many an operation made that its graph can be reached from."""
-    return sum(x.grad_fn is not None for x in tensors())
+def dataloaders() -> int:
+    """How many are alive; each has a sampler that knows of every row."""
+    return sum(isinstance(x, DataLoader) for x in gc.get_objects())
 
 
 @contextmanager
@@ -61,17 +54,14 @@ class Census(TrainerCallback):
     """Counts what is alive at the end of the first epoch and of the last."""
 
     def __init__(self) -> None:
-        self.graphs: list[int] = []
-        self.tensors: list[int] = []
-        self.bytes: list[int] = []
+        self.found: list[dict[str, int]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step in (EPOCH, STEPS):
-            alive = tensors()
-            storages = {s.data_ptr(): s.nbytes() for x in alive if (s := x.untyped_storage())}
-            self.graphs.append(sum(x.grad_fn is not None for x in alive))
-            self.tensors.append(len(alive))
-            self.bytes.append(sum(storages.values()))
+            self.found.append({**alive(), "dataloaders": dataloaders()})
+
+    def __getitem__(self, name: str) -> list[int]:
+        return [found[name] for found in self.found]
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +91,7 @@ def census(student, guide, data, tmp_path):
         with newcomers_only():
             trainer = GISTTrainer(model=student, args=arguments, callbacks=[counted], **given)
             trainer.train()
-            counted.graphs.append(with_graph())
+            counted.found.append({**alive(), "dataloaders": dataloaders()})
         assert trainer.state.global_step == STEPS
         return counted
 
@@ -109,9 +99,11 @@ def census(student, guide, data, tmp_path):
 
 
 def check(counted: Census) -> None:
-    assert counted.graphs == [0, 0, 0]
-    assert counted.tensors[0] == counted.tensors[1] > 0
-    assert counted.bytes[0] == counted.bytes[1] > 0
+    """No graph at any time, after the training neither; of other tensors as many as after the first epoch."""
+    assert counted["tensors_with_graph"] == [0, 0, 0]
+    for name in ("tensors", "tensor_bytes", "dataloaders"):
+        after_one, after_three, _ = counted[name]
+        assert after_one == after_three > 0
 
 
 ARGUMENTS = {
@@ -199,7 +191,7 @@ def test_a_loss_that_is_never_backpropagated(cached, student, guide, data):
         value = loss([student.preprocess(data[name][:BATCH]) for name in ("anchor", "positive")])
         assert value.requires_grad
         del value
-        assert with_graph() == 0
+        assert alive()["tensors_with_graph"] == 0
 
 
 def test_the_census_sees_a_leak(census, monkeypatch):
@@ -213,6 +205,6 @@ def test_the_census_sees_a_leak(census, monkeypatch):
 
     monkeypatch.setattr(gradient_cache, "measure_kept", leaking)
     counted = census()
-    assert 0 < counted.graphs[0] < counted.graphs[1] <= counted.graphs[2]
-    assert counted.tensors[0] < counted.tensors[1]
-    assert counted.bytes[0] < counted.bytes[1]
+    for name in ("tensors_with_graph", "tensors", "tensor_bytes"):
+        after_one, after_three, _ = counted[name]
+        assert 0 < after_one < after_three
