@@ -40,7 +40,7 @@ def alive() -> dict[str, int]:
     """What this process holds, after a collection."""
     import torch
 
-    from gist_fast.device_meter import process_memory_mib
+    from gist_fast.runtime.memory import process_memory_mib
 
     gc.collect()
     found = gc.get_objects()
