@@ -7,7 +7,6 @@ import math
 import os
 
 import pytest
-
 from benchmarks.gpu_processes import outcomes
 
 

@@ -26,7 +26,7 @@ import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gist_fast.bench.cases import ITEM_SIZES, TEMPERATURE, Embeddings, LossCase
 
@@ -57,7 +57,7 @@ class Peer:
     whole: bool = False
 
 
-def ours(case: LossCase, backend: str = "auto") -> Loss:
+def ours(case: LossCase, backend: Literal["auto", "tiled", "reference"] = "auto") -> Loss:
     from gist_fast.functional.function import guided_contrastive_loss
 
     return lambda e: guided_contrastive_loss(*e, backend=backend, **case.options)

@@ -128,8 +128,8 @@ def show(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report that is there.")] = False,
 ) -> None:
     """Print the tables of a run again; draw what it has no pictures of, as on a machine without matplotlib."""
+    from gist_fast.bench.plots import page, pictures
     from gist_fast.bench.results import read
-    from gist_fast.report.bench import page, pictures
     from gist_fast.report.page import write_page
     from gist_fast.report.plots import check_matplotlib
 
@@ -344,8 +344,8 @@ def _check_timed(results: Results, budget: float) -> None:
 
 def _write(folder: Path, results: Results, report: Path | None, overwrite: bool, done: list[str]) -> None:
     """Add each file that is in place to `done`."""
+    from gist_fast.bench.plots import on_white, page, pictures
     from gist_fast.bench.results import plot_path, write_numbered
-    from gist_fast.report.bench import on_white, page, pictures
     from gist_fast.runtime.errors import InputError
     from gist_fast.runtime.files import write_whole
 
@@ -375,8 +375,8 @@ def _write(folder: Path, results: Results, report: Path | None, overwrite: bool,
 
 def _add_plots(path: Path, drawn: dict[str, Picture]) -> None:
     """Write those that are not there."""
+    from gist_fast.bench.plots import on_white
     from gist_fast.bench.results import plot_path
-    from gist_fast.report.bench import on_white
     from gist_fast.runtime.errors import InputError
     from gist_fast.runtime.files import write_whole
 

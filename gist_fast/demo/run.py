@@ -209,9 +209,10 @@ class _Demo:
         import torch
         from transformers.trainer_callback import PrinterCallback
 
-        from gist_fast import GISTTrainer, GISTTrainingArguments
         from gist_fast.demo.progress import StepProgress
         from gist_fast.losses import GISTEmbedLoss
+        from gist_fast.training.arguments import GISTTrainingArguments
+        from gist_fast.training.trainer import GISTTrainer
 
         recipe, model = self.recipe, self.load_student()
         steps = len(dataset) // recipe.batch_size * recipe.epochs

@@ -29,6 +29,11 @@ class GuidedLoss(nn.Module):
 
     The student is a child module (``model``), as those trainers expect. The guide is not: it moves with the loss to
     another device, but the trainer cannot mistake it for the student, and its parameters are none of the loss's.
+
+    Example:
+        >>> from gist_fast.losses import GISTEmbedLoss
+        >>> isinstance(GISTEmbedLoss(student, guide), GuidedLoss)
+        True
     """
 
     def __init__(
@@ -43,8 +48,8 @@ class GuidedLoss(nn.Module):
         contrast_positives: bool,
         gather_across_devices: bool,
         guided: bool,
-        backend: str,
-        mask_bits: str,
+        backend: Literal["auto", "triton", "tiled", "reference"],
+        mask_bits: Literal["auto", "keep", "recompute"],
         guide_cache: bool,
         gather_guide_dtype: Literal["float16", "bfloat16"] | None,
         **variants: Unpack[VariantArguments],

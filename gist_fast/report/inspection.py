@@ -9,6 +9,7 @@ from gist_fast.inspection.batch import Inspection
 from gist_fast.inspection.duplicates import MOST_ROWS, Copied, Duplicates, NearPair
 from gist_fast.inspection.margins import MarginOutcome
 from gist_fast.report.page import Picture, Section, Table, make_page
+from gist_fast.report.plots import legend_below, line_styles, narrow, plain_numbers, to_svg
 
 TEXT = 300
 """Characters of a text that are shown."""
@@ -183,26 +184,19 @@ def _pairs(found: Inspection, most: int) -> Table:
 
 
 def _picture(strategy: str, outcomes: Sequence[MarginOutcome]) -> Picture:
-    from matplotlib.ticker import FuncFormatter
-
-    from gist_fast.report.plots import LEGEND, figure, line_styles, plain, to_svg
-
     margins = [outcome.margin for outcome in outcomes]
     lines = {"all pairs": [100 * outcome.share() for outcome in outcomes]}
     for block in list(outcomes[0].compared)[: _LINES - 1]:
         lines[block] = [100 * outcome.share(block) for outcome in outcomes]
-    columns = min(4, len(lines))
-    picture = figure(4.6, 2.9 + 0.2 * -(-len(lines) // columns))
-    axes = picture.subplots()
+    picture, axes = narrow(list(lines))
     for (name, values), style in zip(lines.items(), line_styles(len(lines)), strict=True):
         axes.plot(margins, values, label=name, **style)
     axes.set_title(f"Dropped by margin, {strategy}", fontsize=11, loc="left")
     axes.set_xlabel("margin")
     axes.set_ylabel("share of the block (%)")
     axes.set_ylim(bottom=0)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: plain(round(value, 10))))
-    picture.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **LEGEND)
+    plain_numbers(axes.xaxis, axes.yaxis)
+    legend_below(axes)
     first, last = outcomes[0], outcomes[-1]
     alt = (
         f"Share of pairs dropped by margin, {strategy}: from {first.share():.2%} of all pairs at {first.margin:g} to "

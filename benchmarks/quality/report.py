@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality_arms import STUDIES, Study, quick
+
 from benchmarks.marks import put
 from benchmarks.quality import key, settings
-from benchmarks.quality_arms import STUDIES, Study, quick
 
 DOCS = Path(__file__).parent.parent / "docs" / "quality.md"
 PICTURE = DOCS.with_suffix(".png")

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.quality_arms import ARMS, STUDIES, Study, quick
 
 from benchmarks.machine import machine
-from benchmarks.quality_arms import ARMS, STUDIES, Study, quick
 
 RESULTS = Path(__file__).parent / "results" / "quality" / "runs.jsonl"
 WORK = Path("runs") / "quality"  # the converted student, the guide's embeddings
@@ -70,8 +70,9 @@ def plan(studies: Iterable[str], arms: Iterable[str] | None, seeds: Iterable[int
 
 def measure(workshop: Any, study: Study, arm: str, seed: int, judge: str) -> dict[str, Any]:
     """One run's record, but for its key."""
-    from benchmarks import quality_data as data
     from benchmarks.quality_train import mask_quality, ndcg_by_query, run_arm
+
+    from benchmarks import quality_data as data
     from gist_fast.demo.texts import held_out_texts
 
     collection, setting = data.load(study.data), study.setting
@@ -161,9 +162,9 @@ def open_workshop(work: Path) -> Any:
     """The demo's student and guide, without a bar or a look at any hub."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import datasets
+    from benchmarks.quality_train import Workshop
     from transformers.utils import logging
 
-    from benchmarks.quality_train import Workshop
     from gist_fast.demo.models import guide_path, student_directory
 
     datasets.disable_progress_bars()

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sentence_transformers.base.sampler import DefaultBatchSampler
-
 from benchmarks.quality_arms import Arm, Setting
 from benchmarks.quality_data import Row
+from sentence_transformers.base.sampler import DefaultBatchSampler
+
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
 from gist_fast.data.names import GUIDE_SUFFIX
 from gist_fast.evaluation.evaluators import Retrieval
