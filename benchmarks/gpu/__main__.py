@@ -32,12 +32,12 @@ if importlib.util.find_spec("gist_fast.kernels") is None:
     _spec.loader.exec_module(_module)
 
 import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
 from benchmarks.gpu_candidates import compile_candidates  # noqa: E402
 from benchmarks.gpu_check import LIMITS, checks, difference, plain_error  # noqa: E402
 from benchmarks.gpu_processes import outcomes  # noqa: E402
 from benchmarks.gpu_suites import peers, profile, suites  # noqa: E402
+from torch import Tensor  # noqa: E402
+
 from gist_fast import guided_contrastive_loss  # noqa: E402
 from gist_fast.bench.timing import LEAST_ROUNDS, Stopwatch, log_quartiles  # noqa: E402
 

@@ -13,10 +13,10 @@ from dataclasses import replace
 from unittest import mock
 
 import torch
+from benchmarks.gpu_processes import outcomes
 from gist_fast.kernels import tuning
 from gist_fast.kernels.config import Config, choose_config
 
-from benchmarks.gpu_processes import outcomes
 from gist_fast import guided_contrastive_loss
 from gist_fast.functional.backends import triton
 

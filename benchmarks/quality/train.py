@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
-from benchmarks.quality_arms import Arm, Setting
-from benchmarks.quality_data import Row
+from benchmarks.quality.arms import Arm, Setting
+from benchmarks.quality.data import Row
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
 from gist_fast.evaluation.evaluators import Retrieval
 from gist_fast.training.collator import SUFFIX
