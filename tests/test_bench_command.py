@@ -19,6 +19,7 @@ from fabricated import bench_results
 from gist_fast.bench import run as runs
 from gist_fast.bench.cases import LossCase
 from gist_fast.bench.isolated import check_and_measure
+from gist_fast.bench.loss import LossSuite
 from gist_fast.bench.peers import PEERS, Peer, plain_matmul
 from gist_fast.bench.results import (
     NOT_RUN,
@@ -51,7 +52,7 @@ def few_peers(monkeypatch):
         return check_and_measure(suite, case, name, patience=patience, **options)
 
     monkeypatch.setattr(runs, "in_own_process", here)
-    monkeypatch.setattr(runs, "matmul_side", lambda device: 64)
+    monkeypatch.setattr(LossSuite, "matmul_side", lambda *_: 64)
     for name in ("plain compiled", "st GISTEmbedLoss", "st CachedGISTEmbed"):
         monkeypatch.delitem(PEERS, name)
 

@@ -133,12 +133,13 @@ def test_the_tiled_backend_is_a_competitor_on_a_card_alone(monkeypatch):
     assert taken == ["tiled"]
 
 
-def test_sentence_transformers_has_a_size_that_fits_the_card_s_memory(monkeypatch):
-    from benchmarks import gpu_suites
+def test_sentence_transformers_has_a_size_that_fits_the_card_s_memory(monkeypatch, tmp_path):
+    from benchmarks.gpu import suites
+    from benchmarks.gpu.bench import Bench
 
     plans = []
-    monkeypatch.setattr("gist_fast.bench.run.run", lambda suites, plan, **_: plans.append(plan))
-    gpu_suites.peers(SimpleNamespace(toy=False))
+    monkeypatch.setattr("benchmarks.gpu.bench.run", lambda suites, plan, **_: plans.append(plan))
+    suites.peers(Bench(tmp_path, "peers", toy=False))
     cases = SUITE.cases(plans[0])
     bytes_of = [PEERS["st GISTEmbedLoss"].least_memory(case) for case in cases]
     assert bytes_of[0] == 13.5 * 2**30 < 0.8 * 80e9 < bytes_of[1]

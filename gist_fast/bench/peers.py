@@ -57,10 +57,10 @@ class Peer:
     whole: bool = False
 
 
-def ours(case: LossCase, backend: str = "auto") -> Loss:
+def ours(case: LossCase, backend: str = "auto", **options: Any) -> Loss:
     from gist_fast.functional.function import guided_contrastive_loss
 
-    return lambda e: guided_contrastive_loss(*e, backend=backend, **case.options)
+    return lambda e: guided_contrastive_loss(*e, backend=backend, **case.options, **options)
 
 
 def plain_matmul(case: LossCase) -> Loss:

@@ -10,7 +10,7 @@ from typing import Any
 
 from gist_fast.bench.growth import fit_power, fit_split
 from gist_fast.bench.isolated import LIMIT_SHARE, TAKEN, check_and_measure, in_own_process, start_server
-from gist_fast.bench.loss import LossSuite, matmul, matmul_side
+from gist_fast.bench.loss import LossSuite, matmul
 from gist_fast.bench.results import (
     COUNTED,
     FAILED,
@@ -46,7 +46,7 @@ SUITES = {suite.name: suite for suite in _ALL}
 ON_A_CARD = ("self", "unguided")
 """Suites that are there for peers which need a card: elsewhere they are measured only if they are asked for."""
 WEIGHTS = {"loss": 6.0, "self": 2.0, "unguided": 2.0, "engine": 2.5, "guide": 1.5, "step": 3.5, "start": 2.0}
-"""How the budget is shared."""
+"""How the budget is shared; a suite of another name counts 1."""
 BUDGETS = {"small": 45.0, "medium": 225.0, "large": 1800.0}
 """Seconds that are planned for, by scale."""
 OVERRUN = 1.25
@@ -124,12 +124,16 @@ def run(
     clock = _Clock(begin + OVERRUN * budget)
     for place, suite in enumerate(suites):
         left = budget - (time.monotonic() - begin)
-        share = WEIGHTS[suite.name] / sum(WEIGHTS[other.name] for other in suites[place:])
+        share = _weight(suite) / sum(map(_weight, suites[place:]))
         for _ in _run_suite(suite, plan, results, max(5.0, left * share), clock, rounds, say):
             results.fits = fits(results.rows)
             results.seconds = time.monotonic() - started
             keep(results)
     return results
+
+
+def _weight(suite: Suite) -> float:
+    return WEIGHTS.get(suite.name, 1.0)
 
 
 @dataclass(frozen=True)
@@ -281,7 +285,7 @@ def _time(
         calls[name] = suite.build(case, name)
     work = 0.0
     if isinstance(suite, LossSuite) and calls:
-        calls[_MATMUL], work = matmul(case, matmul_side(case.device))
+        calls[_MATMUL], work = matmul(case, suite.matmul_side(case))
     turns = take_turns(
         calls,
         stopwatch=stopwatch,
