@@ -186,7 +186,7 @@ def test_the_loss_s_figures_are_kept_only_if_asked(tmp_path, monkeypatch, capsys
         "against_sentence_transformers": "sentence_transformers",
         "against_plain": "plain",
         "bfloat16": "bfloat16",
-        "nested_widths": "nested",
+        "matryoshka": "nested",
     }
     for function, name in parts.items():
         monkeypatch.setattr(loss_cpu, function, lambda *_, result=found[name]: result)

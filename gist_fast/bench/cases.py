@@ -44,6 +44,7 @@ class LossCase:
     device: str = "cpu"
     guide: Literal["model", "self", "none"] = "model"
     blocks: tuple[str, ...] = BLOCKS
+    matryoshka_dims: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -62,10 +63,14 @@ class LossCase:
             "margin": self.margin,
             "contrast_anchors": "aa" in self.blocks,
             "contrast_positives": "pp" in self.blocks,
+            "matryoshka_dims": self.matryoshka_dims or None,
         }
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "blocks": list(self.blocks)}
+        about = {**asdict(self), "blocks": list(self.blocks)}
+        if not about.pop("matryoshka_dims"):
+            return about
+        return {**about, "matryoshka_dims": list(self.matryoshka_dims)}
 
     def flops(self, part: str = "both") -> float:
         """The least that the mathematics asks for, whatever is really computed.

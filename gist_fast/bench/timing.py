@@ -215,15 +215,10 @@ def too_slow(seconds: float, left: float, least: int = LEAST_ROUNDS) -> str:
 
 
 def alternate(functions: Mapping[str, Call], rounds: int) -> dict[str, Timing]:
-    """Time each function once a round on the CPU, after one round that does not count."""
-    stopwatch = Stopwatch()
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for number in range(rounds + 1):
-        for name, function in functions.items():
-            taken = stopwatch(function)
-            if number > 0:
-                seconds[name].append(taken)
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+    """Time each function once a round on the CPU."""
+    calls = {name: {"whole": function} for name, function in functions.items()}
+    turns = take_turns(calls, stopwatch=Stopwatch(), most=rounds, least=rounds)
+    return {name: turn.parts["whole"] for name, turn in turns.items()}
 
 
 def _turn(parts: Parts, stopwatch: Callable[[Call], float]) -> dict[str, float]:
