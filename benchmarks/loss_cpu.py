@@ -23,7 +23,7 @@ from gist_fast.bench.cases import LossCase, WrongResult
 from gist_fast.bench.loss import LossSuite, matmul
 from gist_fast.bench.peers import OURS
 from gist_fast.bench.results import WHOLE
-from gist_fast.bench.timing import BOTH, Stopwatch, Timing, take_turns
+from gist_fast.bench.timing import BOTH, Stopwatch, Timing, time_iterations
 from gist_fast.functional.backends.tiled import _cpu_has_bf16
 from gist_fast.runtime.memory import peak_memory
 
@@ -45,8 +45,8 @@ def seconds(compared: dict[str, tuple[LossCase, str]], rounds: int, square: int 
     calls = {label: SUITE.build(case, name) for label, (case, name) in compared.items()}
     if square:
         calls["sgemm"], _ = matmul(LossCase(square), square)
-    turns = take_turns(calls, stopwatch=Stopwatch(), most=rounds, least=rounds)
-    return {label: turn.parts[WHOLE if label == "sgemm" else BOTH] for label, turn in turns.items()}
+    timed = time_iterations(calls, stopwatch=Stopwatch(), most=rounds, least=rounds)
+    return {label: found.parts[WHOLE if label == "sgemm" else BOTH] for label, found in timed.items()}
 
 
 def peak(case: LossCase, name: str) -> int:

@@ -51,7 +51,9 @@ def bench_results() -> Results:
                 if what != "gist_fast":
                     row.ratio = {"low": 0.9 + place, "median": 1.0 + place, "high": 1.1 + place, "rounds": 3}
                 rows.append(row)
-    rows[-1] = Row("step", {"size": 128}, 128, "st CachedGISTEmbed", "not run", "a turn would take 9.0 s: no time left")
+    rows[-1] = Row(
+        "step", {"size": 128}, 128, "st CachedGISTEmbed", "not run", "an iteration would take 9.0 s: no time left"
+    )
     for what in ("gist-fast --version", "import sentence_transformers"):
         rows.append(Row("start", {"size": 0}, 0, what, seconds={"whole": [0.1, 0.11, 0.12]}, memory=20 << 20))
     about = {"device": "cpu-2-threads", "cpu": "A CPU of some name", "threads": 2, "platform": "Linux x86_64"}

@@ -32,7 +32,7 @@ from gist_fast.bench.results import (
     write,
     write_numbered,
 )
-from gist_fast.bench.run import SUITES, Entrant, fits, run, suites_named
+from gist_fast.bench.run import SUITES, Candidate, fits, run, suites_named
 from gist_fast.bench.start import StartCase
 from gist_fast.bench.suite import SCALES, Plan
 from gist_fast.bench.tables import facts, fit_table, markdown, notes, suite_table
@@ -336,25 +336,27 @@ def test_what_would_take_too_long_is_left_out(monkeypatch, few_peers):
     monkeypatch.setattr(runs, "_expected", lambda smaller, size, *_, **__: 0.0 if smaller is None else 1e4)
     results = run([SUITES["loss"]], Plan((16, 24)), command="", budget=300.0)
     whys = {row.outcome: row.why for row in results.rows if row.what == "gist_fast"}
-    assert re.search(r"a turn would take some 10000\.0 s, and 3 of them more than the [\d.]+ s for it", whys["not run"])
+    assert re.search(
+        r"an iteration would take some 10000\.0 s, and 3 of them more than the [\d.]+ s for it", whys["not run"]
+    )
 
 
-def entrant(size, seconds, smaller=None):
-    return Entrant(Row("loss", {}, size, "x", seconds={"both": [seconds] * 3}), 9.0, smaller)
+def candidate(size, seconds, smaller=None):
+    return Candidate(Row("loss", {}, size, "x", seconds={"both": [seconds] * 3}), 9.0, smaller)
 
 
 @pytest.mark.parametrize(
     ("smaller", "baseline", "expected"),
     [
         (None, False, 0.0),
-        (entrant(16, 1e-3), False, 1e-3 * 16**2),
-        (entrant(16, 1e-3), True, 0.0),  # it may be all overhead
-        (entrant(16, 1e-3, entrant(4, 0.9e-3)), True, 1e-3 * 16),  # no less than in proportion
-        (entrant(16, 8e-3, entrant(4, 1e-3)), True, 8e-3 * 16**1.5),
-        (entrant(16, 8e-3, entrant(4, 1e-3)), False, 8e-3 * 16**1.5),
-        (entrant(16, 1.0, entrant(4, 1e-3)), False, 1.0 * 16**2),  # no more than it is known to grow
-        (entrant(16, 1e-3, entrant(0, 1e-3)), False, 1e-3 * 16**2),
-        (entrant(512, 1e-3), False, 0.0),
+        (candidate(16, 1e-3), False, 1e-3 * 16**2),
+        (candidate(16, 1e-3), True, 0.0),  # it may be all overhead
+        (candidate(16, 1e-3, candidate(4, 0.9e-3)), True, 1e-3 * 16),  # no less than in proportion
+        (candidate(16, 8e-3, candidate(4, 1e-3)), True, 8e-3 * 16**1.5),
+        (candidate(16, 8e-3, candidate(4, 1e-3)), False, 8e-3 * 16**1.5),
+        (candidate(16, 1.0, candidate(4, 1e-3)), False, 1.0 * 16**2),  # no more than it is known to grow
+        (candidate(16, 1e-3, candidate(0, 1e-3)), False, 1e-3 * 16**2),
+        (candidate(512, 1e-3), False, 0.0),
     ],
 )
 def test_what_a_turn_is_expected_to_take(smaller, baseline, expected):
@@ -373,7 +375,7 @@ def test_ours_is_not_left_out_for_a_small_size_that_is_all_overhead(monkeypatch,
     results = run([SUITES["loss"]], Plan((2, 512, 600)), command="", budget=20.0)
     assert known == [(512, 2, None), (600, 512, 2)]
     rows = [row for row in results.rows if row.what == "gist_fast"]
-    # By the square of the sizes' ratio its turns would have taken more than there was.
+    # By the square of the sizes' ratio its iterations would have taken more than there was.
     assert [row.outcome for row in rows] == [OK] * 3, rows
     assert LEAST_ROUNDS * rows[0].timing().median * 256**2 > 20.0
 
@@ -392,7 +394,7 @@ def test_the_cheap_are_timed_however_long_entering_took(monkeypatch, few_peers):
         time.sleep(1.5)
 
     monkeypatch.setattr(SUITES["loss"], "check", slow_to_enter)
-    monkeypatch.setattr(runs, "take_turns", partial(runs.take_turns, budget=0.0))
+    monkeypatch.setattr(runs, "time_iterations", partial(runs.time_iterations, budget=0.0))
     results = run([SUITES["loss"]], Plan((16,)), command="", budget=60.0)
     assert {row.outcome for row in results.rows} == {OK, UNSUPPORTED}
 

@@ -25,7 +25,7 @@ from benchmarks.gpu.speed import memory, speed, tuned
 from benchmarks.gpu.suites import peers, profile, suites
 from gist_fast.bench.loss import matmul
 from gist_fast.bench.results import WHOLE
-from gist_fast.bench.timing import Stopwatch, take_turns
+from gist_fast.bench.timing import Stopwatch, time_iterations
 from gist_fast.runtime.environment import device_name, machine
 
 
@@ -34,7 +34,7 @@ def environment(bench: Bench) -> None:
     import triton
 
     parts, flops = matmul(bench.case(1, 1), bench.sizes["matrix"])
-    product = take_turns({WHOLE: parts}, stopwatch=Stopwatch(bench.device.type), most=5)[WHOLE].parts[WHOLE]
+    product = time_iterations({WHOLE: parts}, stopwatch=Stopwatch(bench.device.type), most=5)[WHOLE].parts[WHOLE]
     about = machine(bench.device.type)
     if bench.toy:
         about["device"] = INTERPRETER

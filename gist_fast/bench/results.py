@@ -47,7 +47,7 @@ class Row:
     """Of the measured rate of a matrix product, by minimal FLOPs."""
 
     def timing(self, part: str | None = None) -> Timing | None:
-        """Of a part, by default of the whole turn."""
+        """Of a part, by default of the whole iteration."""
         chosen = part or (BOTH if BOTH in self.seconds else WHOLE)
         return Timing(tuple(self.seconds[chosen])) if self.seconds.get(chosen) else None
 

@@ -48,7 +48,7 @@ class Suite(Protocol):
     isolated: bool
     """Whether memory is measured in a process of its own by `build`; else `memory` tells."""
     grows: float
-    """The power of the size that a turn's time is expected to grow with, at most."""
+    """The power of the size that an iteration's time is expected to grow with, at most."""
     baseline: str | None
     """The competitor that ratios are taken to."""
     looks_at: tuple[str, ...]
@@ -72,7 +72,7 @@ class Suite(Protocol):
         """The same at the case's own size, as far as that can be afforded."""
 
     def build(self, case: Any, name: str) -> Parts:
-        """What one turn does."""
+        """What one iteration does."""
 
     def device_of(self, case: Any) -> str: ...
 

@@ -93,11 +93,11 @@ class EngineSuite(_ModelSuite):
         loss = self._loss(name, model, _small_guide(case.device), MINI_BATCH)
         features = _features(model, case.columns())
 
-        def turn() -> None:
+        def iteration() -> None:
             model.zero_grad(set_to_none=True)
             loss([dict(f) for f in features], None).backward()
 
-        return {WHOLE: turn}
+        return {WHOLE: iteration}
 
     @staticmethod
     def _loss(name: str, model: SentenceTransformer, guide: SentenceTransformer, rows: int) -> Any:
@@ -187,12 +187,12 @@ class StepSuite(_ModelSuite):
         loss = self._loss(name, model, guide, MINI_BATCH)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
-        def turn() -> None:
+        def iteration() -> None:
             optimizer.zero_grad(set_to_none=True)
             loss(_features(model, columns, known), None).backward()
             optimizer.step()
 
-        return {WHOLE: turn}
+        return {WHOLE: iteration}
 
     @staticmethod
     def _loss(name: str, model: SentenceTransformer, guide: SentenceTransformer, rows: int) -> Any:
