@@ -85,7 +85,7 @@ def test_nothing_else_is_ever_replaced(embed, tmp_path):
 
 
 def test_wrong_usage(embed, run_command, data, tiny_guide, tmp_path):
-    refused(embed("--dtype", "int8"), "dtype: got 'int8'; one of 'float16', 'float32' would do")
+    refused(embed("--dtype", "int8"), "dtype: expected one of 'float16', 'float32', got 'int8'.")
     refused(embed("--max-length", "0"), "--max-length")
     refused(embed("--max-length", "1000"), "max_length: got 1000; the guide has 64 positions")
     refused(embed(columns="question,anser"), "did you mean 'answer'?")

@@ -133,8 +133,8 @@ def exact_gradients(case: LossCase, e: Embeddings) -> list[Tensor]:
 
     a, p = (x.detach().double().requires_grad_() for x in (e.anchors, e.positives))
     if case.guide == "self":
-        guide: list[Tensor | None] = [a.detach(), p.detach()]
+        e = Embeddings(a, p, a.detach(), p.detach())
     else:
-        guide = [None if x is None else x.double() for x in (e.guide_anchors, e.guide_positives)]
-    loss = guided_contrastive_loss(a, p, *guide, backend="reference", **case.options)
+        e = Embeddings(a, p, *(None if x is None else x.double() for x in (e.guide_anchors, e.guide_positives)))
+    loss = guided_contrastive_loss(*e, backend="reference", **case.options)
     return [loss.detach(), *torch.autograd.grad(loss, (a, p))]

@@ -101,7 +101,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
     from gist_fast.runtime.errors import InputError
 
     if output.exists() and not output.is_dir():
-        raise InputError(f"--output: {output} is a file; a folder would do, or a name that is free.")
+        raise InputError(f"--output: expected a folder, or a name that is free, got the file {output}.")
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not all((output / marker).is_file() for marker in _MARKERS):
@@ -121,8 +121,8 @@ def _prompts(given: list[str] | None, columns: list[str]) -> dict[str, str] | st
         return {name: text for name, _, text in parts}
     if len(given) > 1:
         raise InputError(
-            f"--prompt: got {len(given)}, but {given[named.index(False)]!r} is for no column; one for all columns "
-            f"would do, or COLUMN=TEXT, with a column of {', '.join(columns)}."
+            f"--prompt: expected one for all columns, or COLUMN=TEXT with a column of {', '.join(columns)}, got "
+            f"{len(given)}, of which {given[named.index(False)]!r} is for no column."
         )
     return given[0]
 
@@ -182,7 +182,7 @@ def _kept(report: Report) -> str:
 
 
 def _summary(dataset: Dataset, output: Path, report: Report) -> dict[str, Any]:
-    from gist_fast.data.load import guide_columns
+    from gist_fast.data.names import guide_columns
 
     added = guide_columns(dataset)
     feature = dataset.features[added[0]]
@@ -210,5 +210,5 @@ def _print(summary: dict[str, Any], as_json: bool) -> None:
         if value is not None:
             shown = f"{value:.4g}" if isinstance(value, float) else value
             rows.append((name.replace("_", " "), ", ".join(shown) if isinstance(shown, list) else str(shown)))
-    print_table("Guide columns", ("what", "value"), rows)
+    print_table("Precomputed guide embeddings", ("what", "value"), rows)
     typer.echo(f"Train on it: data: {{train: {summary['output']}}}, without a guide")

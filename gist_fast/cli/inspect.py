@@ -106,8 +106,8 @@ def inspect(
 
         tried = _margins(margins)
         rows = _duplicate_rows(duplicates)
-        parts = parse_columns(columns)
-        _check_beside(parts, groups, row_margins)
+        roles = parse_columns(columns)
+        _check_beside(roles, groups, row_margins)
         if hard and student is None:
             raise typer.BadParameter("--hard goes by the student's ranking; give --student too.")
         if report is not None:
@@ -119,7 +119,7 @@ def inspect(
         for role, name in (("guide", guide), ("student", student)):
             if name is not None:
                 check_model(name, role)
-        dataset = load_texts(data, split=split, columns=parts)
+        dataset = load_texts(data, split=split, columns=roles)
         from gist_fast.inspection import inspect_batch
         from gist_fast.inspection.advice import advice
         from gist_fast.report.inspection import PAIRS
@@ -190,22 +190,22 @@ def _margins(text: str | None) -> list[float]:
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"--margins: got {shown(text)}; numbers such as 0,0.05,0.1 would do.") from None
+        raise InputError(f"--margins: expected numbers such as 0,0.05,0.1, got {shown(text)}.") from None
 
 
-def _check_beside(parts: dict[str, str] | list[str] | None, groups: str | None, row_margins: bool) -> None:
+def _check_beside(roles: dict[str, str] | list[str] | None, groups: str | None, row_margins: bool) -> None:
     """Refuse a group or a margin a row that would be read and ignored, and options that lack theirs."""
-    named = parts if isinstance(parts, dict) else {}
-    for part, wanted, option in (
+    named = roles if isinstance(roles, dict) else {}
+    for role, wanted, option in (
         ("group", groups == "column", "--groups column"),
         ("margin", row_margins, "--row-margins"),
     ):
-        if part in named and not wanted:
+        if role in named and not wanted:
             raise typer.BadParameter(
-                f"{part}={named[part]} would be ignored; give {option} too, or leave it out.", param_hint="--columns"
+                f"{role}={named[role]} would be ignored; give {option} too, or leave it out.", param_hint="--columns"
             )
-        if wanted and part not in named:
-            raise typer.BadParameter(f"{option} needs the column of it; --columns {part}=COLUMN would do.")
+        if wanted and role not in named:
+            raise typer.BadParameter(f"{option} needs a column to read; give --columns {role}=COLUMN.")
 
 
 def _duplicate_rows(text: str) -> int | None:
@@ -215,7 +215,7 @@ def _duplicate_rows(text: str) -> int | None:
     if text in (BATCH, "all"):
         return None
     if not (text.isascii() and text.isdigit() and int(text) >= 2):
-        raise InputError(f"--duplicates: got {shown(text)}; batch, all, or a number of rows from 2 on would do.")
+        raise InputError(f"--duplicates: expected batch, all, or a number of rows of at least 2, got {shown(text)}.")
     return int(text)
 
 
@@ -348,8 +348,8 @@ def _print_dropped(found: Inspection, limit: int | None, shown: Callable[[str], 
 
 def _guide(name: str, prompt: str | None, max_length: int | None, device: str | None, ctrl_c: CtrlC) -> Encode:
     """The guide, reading texts as it does in training; loaded at its first use, after the cheaper checks."""
+    from gist_fast.data.per_column import guide_prompt
     from gist_fast.pipeline.models import load_model
-    from gist_fast.training.collator import guide_prompt
 
     @functools.cache
     def model() -> SentenceTransformer:

@@ -22,7 +22,7 @@ def expanded(path: Path | None) -> Path | None:
     try:
         return path and path.expanduser()
     except RuntimeError:
-        raise typer.BadParameter(f"{str(path)!r}: there is no such home directory; a whole path would do.") from None
+        raise typer.BadParameter(f"expected a path below an existing home directory, got {str(path)!r}.") from None
 
 
 def note(text: str) -> None:
@@ -75,7 +75,7 @@ def parse_columns(text: str | None) -> dict[str, str] | list[str] | None:
         return {name.strip(): column.strip() for name, _, column in (part.partition("=") for part in parts)}
     if any(named) or not all(parts):
         raise typer.BadParameter(
-            f"{text!r}; 'question,answer' or 'anchor=question,positive=answer' would do.", param_hint="--columns"
+            f"expected 'question,answer' or 'anchor=question,positive=answer', got {text!r}.", param_hint="--columns"
         )
     return parts
 

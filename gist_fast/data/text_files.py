@@ -152,7 +152,7 @@ class _Chunks:
     def _checked_vector(self, column: Column, value: Any, line: int) -> Any:
         at = f"{self._at(line)}, column {column.source!r}"
         if not isinstance(value, list) or not value or not all(type(x) in (int, float) for x in value):
-            raise InputError(f"{at}: {shown(value)} is no embedding; a list of numbers would do.")
+            raise InputError(f"{at}: expected a list of numbers, got {shown(value)}.")
         if not all(map(math.isfinite, value)):
             raise InputError(f"{at}: an embedding with {next(x for x in value if not math.isfinite(x))} in it.")
         width = self.widths.setdefault(column.target, len(value))

@@ -106,8 +106,8 @@ def _known(name: str) -> AbsTask:
     except KeyError:
         names = [task.metadata.name for task in mteb.get_tasks(exclude_superseded=False, exclude_private=False)]
         raise InputError(
-            f"mteb: no task {name!r}{nearest(name, names)}; one of its {len(names)} names would do, or "
-            "path/to/file.py:ClassName for one of your own."
+            f"mteb: expected one of its {len(names)} tasks, or path/to/file.py:ClassName for one of your own, got "
+            f"{name!r}{nearest(name, names)}."
         ) from None
 
 

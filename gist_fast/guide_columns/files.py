@@ -28,8 +28,8 @@ def written_whole(folder: Path) -> Iterator[Path]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 error.errno,
-                f"{folder}: no space left on the disk. What was written before is whole and stays; make room, or name "
-                "another cache_dir, and run again to go on from there",
+                f"{folder}: no space left on the disk. What was written before is whole and stays. Free some space, or "
+                "name another cache_dir, and run again to go on from there",
             ) from error
         raise
 

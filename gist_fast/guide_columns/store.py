@@ -85,8 +85,8 @@ class Store:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 if names is not None:
                     raise InputError(
-                        f"cache_dir: another process wrote {path}, and here it cannot be read ({error}); a folder that "
-                        "all processes share would do."
+                        f"cache_dir: another process wrote {path}, and here it cannot be read ({error}). Name a folder "
+                        "that all processes share."
                     ) from error
                 set_aside(path, error)
         self._number()

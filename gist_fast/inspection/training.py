@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gist_fast.data.load import guide_columns
-from gist_fast.data.per_column import value_for
+from gist_fast.data.named import by_name
+from gist_fast.data.names import guide_columns
+from gist_fast.data.per_column import guide_prompt, value_for
 from gist_fast.inspection.batch import Inspection, inspect_rows
 from gist_fast.inspection.embeddings import Encode
 from gist_fast.losses import GuidedLoss
-from gist_fast.pipeline.datasets import by_name
-from gist_fast.training.collator import guide_prompt
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,20 +1,22 @@
-"""Loading the models that a command names, with errors that a user can act on."""
+"""Loading models by folder or hub name, with errors that a user can act on."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gist_fast.cli.output import note
 from gist_fast.runtime.errors import InputError, first_line, nearest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from gist_fast.config.schema import LoraConfig
+    from gist_fast.config.schema import LoraConfig, ModelConfig
     from gist_fast.pipeline.attention import Attention
+
+logger = logging.getLogger(__name__)
 
 MARKERS = ("modules.json", "config.json")
 
@@ -46,6 +48,16 @@ def check_model(path: str, role: str) -> str:
     return "cache" if any(isinstance(try_to_load_from_cache(path, marker), str) for marker in MARKERS) else "hub"
 
 
+def load_configured(model: ModelConfig, role: str, attention: Attention) -> SentenceTransformer:
+    """`load_with_attention`, with the options of a section ``student`` or ``guide``."""
+    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    if model.revision:
+        options["revision"] = model.revision
+    if model.model_kwargs:
+        options["model_kwargs"] = dict(model.model_kwargs)
+    return load_with_attention(model.path, role, attention, **options)
+
+
 def load_with_attention(path: str, role: str, attention: Attention, **options: Any) -> SentenceTransformer:
     """`load_model`, with that attention where the model knows it; an ``attn_implementation`` among the options wins."""
     asked = options.get("model_kwargs") or {}
@@ -56,7 +68,13 @@ def load_with_attention(path: str, role: str, attention: Attention, **options: A
         return load_model(path, role, **{**options, "model_kwargs": wanted})
     except InputError as error:
         model = load_model(path, role, **options)
-        note(f"{role}: {path} does not know {attention.implementation}, so its texts are padded ({error.__cause__}).")
+        logger.info(
+            "%s: %s does not know %s, so its texts are padded (%s).",
+            role,
+            path,
+            attention.implementation,
+            error.__cause__,
+        )
         return model
 
 
@@ -90,7 +108,7 @@ def check_lora() -> None:
     from transformers.utils import is_peft_available
 
     if not is_peft_available():
-        raise InputError("student.lora: peft is not installed; pip install peft would do.")
+        raise InputError("student.lora: peft is not installed; run pip install peft.")
 
 
 def add_lora(student: SentenceTransformer, lora: LoraConfig) -> None:

@@ -19,9 +19,6 @@ _WRITTEN_BESIDES = ("eval", "runs")
 """What a run leaves besides its models: the evaluators' tables and TensorBoard's events."""
 
 
-checkpoints = whole_checkpoints
-
-
 def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | None:
     """Check that a run may go to `folder`; nothing is written or removed.
 
@@ -52,6 +49,14 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | Non
             "(which deletes it), or choose another training.output_dir."
         )
     return None
+
+
+def kept_in(folder: Path) -> str:
+    """What a run that was stopped has kept, as a sentence."""
+    kept = [path.name for path in whole_checkpoints(folder)[-1:]]
+    hint = " (continue with --resume)" if kept else ""
+    kept += [FINAL] if (folder / FINAL).is_dir() else []
+    return f"{folder} holds {', '.join(kept) or 'no checkpoint'}{hint}."
 
 
 def clear_folder(folder: Path) -> list[str]:

@@ -38,7 +38,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was seen in the profiled steps."""
+    """What was seen in the profiled steps.
+
+    Example:
+        >>> from gist_fast import GISTTrainer, GISTTrainingArguments
+        >>> arguments = GISTTrainingArguments(**profiling_arguments(steps=2, warmup=1, folder=Path("empty")))
+        >>> trainer = GISTTrainer(student, arguments, pairs, guide=guide)
+        >>> profile = profile_training(trainer, steps=2, warmup=1, trace=Path("trace.json.gz"))  # doctest: +ELLIPSIS
+        {...}
+        >>> profile.pairs
+        [8, 8]
+    """
 
     steps: list[StepTimes]
     parts: list[Part]

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class WrongInput(Exception):  # noqa: N818 - what both have in common, never raised itself
-    """Wrong usage or input. The message names what came and what would do."""
+    """Wrong usage or input. The message names what was expected and what came."""
 
 
 class InputError(WrongInput, ValueError):

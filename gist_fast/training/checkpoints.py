@@ -31,7 +31,7 @@ _LEFTOVER = re.compile(rf"({UNFINISHED}|{_DELETED}checkpoint-\d+)")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written. The message names the folder, the room it needs and the room there is."""
+    """A checkpoint could not be written. The message names the folder, the space it needs and the space there is."""
 
 
 def step_of(path: Path) -> int:
@@ -135,7 +135,7 @@ def delete_old(run: Path, keep: int | None, protected: str | None) -> None:
 
 @contextlib.contextmanager
 def explained(run: Path, name: str, estimate: int) -> Iterator[None]:
-    """Clean up after a checkpoint that could not be written, and say how much room it wants and which one is left.
+    """Clean up after a checkpoint that could not be written, and say how much space it needs and which one is left.
 
     Args:
         estimate: its bytes, as far as known; the last whole checkpoint's, if larger, are told instead.

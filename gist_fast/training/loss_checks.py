@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gist_fast.data.names import GUIDE_SUFFIX
 from gist_fast.functional.backends import choose_backend
 from gist_fast.losses.temperature import check_start
 from gist_fast.runtime.errors import InputError
-from gist_fast.training.collator import SUFFIX
 from gist_fast.training.temperature_schedule import check_schedule
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def check_self_guiding(arguments: GISTTrainingArguments, *, carries_embeddings: 
         return
     if carries_embeddings:
         raise InputError(
-            f"self_guided: True, though the dataset carries embeddings of a guide (columns ending in {SUFFIX}); leave "
-            "out one of the two."
+            f"self_guided: True, though the dataset carries embeddings of a guide (columns ending in {GUIDE_SUFFIX}); "
+            "leave out one of the two."
         )
     if without_guide:
         raise InputError(

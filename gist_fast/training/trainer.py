@@ -11,9 +11,10 @@ from sentence_transformers.base.losses.gradcache import has_static_embedding_inp
 from sentence_transformers.base.sampler import BatchSamplers
 from torch import Tensor, nn
 
-from gist_fast.data.load import read_as_stored, with_name, without_embeddings
-from gist_fast.data.per_column import check_lengths, check_names, columns_by_dataset
-from gist_fast.guide_columns.checks import check_positions
+from gist_fast.data.embedded_rows import read_as_stored, with_name, without_embeddings
+from gist_fast.data.named import columns_by_dataset
+from gist_fast.data.names import GUIDE_SUFFIX
+from gist_fast.data.per_column import check_lengths, check_names, check_positions
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, GuidedLoss
 from gist_fast.losses.guide import check_model, students_own
 from gist_fast.losses.micro_batches import default_tokens
@@ -30,7 +31,7 @@ from gist_fast.training.callbacks import (
     rounded,
     show_on_bar,
 )
-from gist_fast.training.collator import SUFFIX, GISTDataCollator, GuideTokenizer
+from gist_fast.training.collator import GISTDataCollator, GuideTokenizer
 from gist_fast.training.distributed_checks import check_batches, check_parallelism, check_settings
 from gist_fast.training.loss_checks import check_self_guiding
 from gist_fast.training.no_duplicates_sampler import NoDuplicatesBatchSampler
@@ -39,7 +40,11 @@ from gist_fast.training.temperature_schedule import TemperatureCallback, check_s
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
+    from sentence_transformers.base.evaluation import BaseEvaluator
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
     from torch.utils.data import BatchSampler
+    from transformers import EvalPrediction, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +75,14 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         ValueError: both a `loss` and a `guide` were given, or a `guide` and a dataset with a guide's embeddings; only
             part of the text columns has guide embeddings, or the student is to be distributed in a way that guided
             losses do not know (`gist_fast.training.distributed_checks`).
+
+    Example:
+        >>> arguments = GISTTrainingArguments("run", max_steps=2, learning_rate=1e-5, disable_tqdm=True)
+        >>> trainer = GISTTrainer(student, arguments, pairs, guide=guide)
+        >>> result = trainer.train()  # doctest: +ELLIPSIS
+        {...}
+        >>> result.global_step
+        2
     """
 
     args: GISTTrainingArguments
@@ -83,7 +96,16 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         train_dataset: Dataset | DatasetDict | IterableDataset | dict[str, Dataset] | None = None,
         eval_dataset: Dataset | DatasetDict | IterableDataset | dict[str, Dataset] | None = None,
         loss: nn.Module | dict[str, nn.Module] | Callable | dict[str, Callable] | None = None,
-        *other: Any,
+        evaluator: BaseEvaluator | list[BaseEvaluator] | None = None,
+        data_collator: Callable | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        model_init: Callable[[], SentenceTransformer] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
         guide: SentenceTransformer | None = None,
         guided: bool | None = None,
         **kwargs: Any,
@@ -110,12 +132,19 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         self._carries_embeddings = _all_carry_embeddings(loss, train_dataset=train_dataset, eval_dataset=eval_dataset)
         if guide is not None and self._carries_embeddings:
             raise InputError(
-                f"guide: the dataset carries embeddings of a guide already (columns ending in {SUFFIX}), perhaps of "
-                "another one; leave the guide out, or remove those columns."
+                f"guide: the dataset carries embeddings of a guide already (columns ending in {GUIDE_SUFFIX}), perhaps "
+                "of another one; leave the guide out, or remove those columns."
             )
         self._tokenizing_guide = None if self._carries_embeddings else guide or _only_guide(loss)
         check_settings(args)
-        super().__init__(model, args, train_dataset, eval_dataset, loss, *other, **kwargs)
+        if processing_class is not None:  # an older name of it may be among kwargs
+            kwargs["processing_class"] = processing_class
+        super().__init__(
+            model, args, train_dataset, eval_dataset, loss, evaluator, data_collator, model_init=model_init,
+            compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics, **kwargs,
+        )  # fmt: skip
         losses = [guided for _, guided in _named_guided_losses(self.loss)]
         if losses:
             gathers = any(guided.gather_across_devices for guided in losses)
@@ -270,7 +299,7 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
 
     def add_dataset_name_column(self, dataset: Any, dataset_name: str | None = None) -> Any:
         """As sentence-transformers, but for guide embeddings, which its transform would make Python lists of."""
-        embeddings = not isinstance(dataset, dict) and any(c.endswith(SUFFIX) for c in dataset.column_names or ())
+        embeddings = not isinstance(dataset, dict) and any(c.endswith(GUIDE_SUFFIX) for c in dataset.column_names or ())
         if dataset_name and embeddings and getattr(dataset, "format", {}).get("type") == "numpy":
             return with_name(dataset, dataset_name)
         return super().add_dataset_name_column(dataset, dataset_name)
@@ -373,10 +402,10 @@ def _all_carry_embeddings(loss: Any, **sources: Any) -> bool:
                 continue
             where = f" of {argument}[{name!r}]" if name else f" of {argument}"
             columns = dataset.column_names or []
-            embeddings = [c for c in columns if c.endswith(SUFFIX)]
+            embeddings = [c for c in columns if c.endswith(GUIDE_SUFFIX)]
             texts = [c for c in columns if c not in (*embeddings, "dataset_name") and _is_text(dataset, c)]
-            having += [(c, where) for c in texts if c + SUFFIX in embeddings]
-            lacking += [(c, where) for c in texts if c + SUFFIX not in embeddings]
+            having += [(c, where) for c in texts if c + GUIDE_SUFFIX in embeddings]
+            lacking += [(c, where) for c in texts if c + GUIDE_SUFFIX not in embeddings]
     if having and lacking:
         several = len({where for _, where in having + lacking}) > 1
         with_them, without = ([c + where if several else c for c, where in found] for found in (having, lacking))
