@@ -115,15 +115,18 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
         (("--sizes", "a"), "whole numbers from 2"),
         (("--sizes", "1,8"), "whole numbers from 2"),
         (("--dtype", "int8"), "--dtype: got 'int8'"),
-        (("--device", "tpu"), "cpu or cuda would do"),
+        (("--device", "tpu"), "--device: expected cpu or cuda, got 'tpu'"),
         (("--report", "."), "is a folder"),
-        (("--report", "bench.json", "--overwrite"), "--report: got bench.json; a page of HTML"),
+        (
+            ("--report", "bench.json", "--overwrite"),
+            "--report: expected a file that ends in .html or .htm, such as bench.html, got bench.json",
+        ),
         (("--report", "x/bench-loss-time.svg"), "such as bench-loss-time.html"),
         (("--report", "page"), "such as page.html"),
         (("--sizes", ""), "whole numbers from 2"),
         (("--sizes", "8,1e3"), "whole numbers from 2"),
-        (("--suite", ""), "--suite: got ''"),
-        (("--suite", "loss,"), "--suite: got ''"),
+        (("--suite", ""), "step, start, got ''"),
+        (("--suite", "loss,"), "step, start, got ''"),
         (
             ("--suite", "start", "--sizes", "8"),
             "--sizes: says nothing to --suite start; leave it out, or name any of loss",
@@ -135,7 +138,7 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
         (("--scale", "huge"), "--scale: got 'huge'"),
         (("--scale", "large", "--quick"), "keep one of the two"),
         (("--seconds", "nan"), "--seconds"),
-        (("--seconds", "inf"), "--seconds: got inf"),
+        (("--seconds", "inf"), "--seconds: expected a number such as 60, got inf"),
         (("--seconds", "0"), "--seconds"),
         (("--seconds", "soon"), "--seconds"),
         (("--output", "taken"), "taken is a file"),
@@ -280,13 +283,13 @@ def test_without_any_figure_the_command_fails_and_says_what_would_do(run_command
     found = run_command("bench", "--seconds", "8", "--output", tmp_path)
     assert (found.code, found.out) == (2, "")
     assert (
-        "nothing was timed within the 8 s that were planned (gist_fast in the suite loss not run: the time was up); a "
-        "larger --seconds, smaller --sizes or fewer suites would do." in found.err
+        "nothing was timed within the 8 s that were planned (gist_fast in the suite loss not run: the time was up); "
+        "give a larger --seconds, smaller --sizes or fewer suites." in found.err
     )
     for row in results.rows:
         row.outcome, row.why = "wrong", "by far"
     found = run_command("bench", "--output", tmp_path)
-    assert "(gist_fast in the suite loss wrong: by far); other --sizes" in found.err
+    assert "(gist_fast in the suite loss wrong: by far); give other --sizes" in found.err
     assert not list(tmp_path.iterdir())
 
 
@@ -435,7 +438,7 @@ def test_suites_by_name():
     assert [suite.name for suite in suites_named("step,step")] == ["step"]
     assert [suite.name for suite in suites_named(None)] == ["loss", "engine", "guide", "step", "start"]
     assert [suite.name for suite in suites_named(None, "cuda:0")] == list(SUITES)
-    with pytest.raises(InputError, match="loss, self, unguided, engine, guide, step, start would do"):
+    with pytest.raises(InputError, match="expected any of loss, self, unguided, engine, guide, step, start, got"):
         suites_named("")
 
 
@@ -452,7 +455,7 @@ def test_waiting_threads_sleep_unless_told_otherwise(tmp_path, given, found):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == found, done.stderr
-    assert "--device: got 'no device'" in done.stderr
+    assert "--device: expected cpu or cuda, got 'no device'" in done.stderr
 
 
 def test_all_that_the_command_needs_is_installed_with_it():

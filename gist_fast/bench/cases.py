@@ -33,6 +33,13 @@ class WrongResult(Exception):  # noqa: N818 - an outcome
     """A competitor's result is not that of the reference: it is not timed."""
 
 
+def hold_to(what: str, found: Tensor, wanted: Tensor, allowed: float, where: str = "") -> None:
+    """Raise `WrongResult` unless the relative error of what was found, by its norm, is allowed."""
+    error = ((found.double() - wanted).norm() / wanted.norm()).item()
+    if not error <= allowed:
+        raise WrongResult(f"relative error of {what} {error:.1e}{where}, allowed {allowed:.0e}")
+
+
 @dataclass(frozen=True)
 class LossCase:
     """What is computed."""

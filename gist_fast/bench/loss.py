@@ -12,13 +12,13 @@ from gist_fast.bench.cases import (
     TOLERANCES,
     Embeddings,
     LossCase,
-    WrongResult,
     coarse,
     exact_gradients,
+    hold_to,
 )
 from gist_fast.bench.peers import OURS, PEERS, Peer
 from gist_fast.bench.results import WHOLE
-from gist_fast.bench.suite import Plan
+from gist_fast.bench.suite import Plan, Suite
 from gist_fast.bench.timing import BOTH, Parts
 
 CPU_SIZES = (256, 512, 1024, 2048, 4096, 8192)
@@ -29,7 +29,7 @@ SMALL = 4
 """Sizes at the scale small: the smallest so many."""
 
 
-class LossSuite:
+class LossSuite(Suite):
     """Every peer of `gist_fast.bench.peers`.
 
     Args:
@@ -37,10 +37,8 @@ class LossSuite:
         peers: other ones, which do not travel to other processes.
     """
 
-    isolated = True
     grows = 2.0
-    baseline: str | None = OURS
-    looks_at: tuple[str, ...] = ("sizes", "dtype")
+    looks_at = ("sizes", "dtype")
 
     def __init__(
         self,
@@ -76,12 +74,6 @@ class LossSuite:
     def least_memory(self, case: LossCase, name: str) -> float:
         return self.peers[name].least_memory(case)
 
-    def device_of(self, case: LossCase) -> str:
-        return case.device
-
-    def memory(self, case: LossCase, name: str) -> int | None:
-        return None
-
     def check(self, case: LossCase, name: str) -> None:
         small = replace(case, rows=min(case.rows, CHECKED_ROWS))
         e = coarse(small.embeddings())
@@ -93,11 +85,8 @@ class LossSuite:
     @staticmethod
     def _compare(case: LossCase, found: Sequence[Any], wanted: Sequence[Any]) -> None:
         names = ("loss", "gradient of the anchors", "gradient of the positives")
-        allowed = TOLERANCES[case.dtype]
         for what, got, want in zip(names, found, wanted, strict=True):
-            error = ((got.double() - want).norm() / want.norm()).item()
-            if not error <= allowed:
-                raise WrongResult(f"relative error of the {what} {error:.1e} at B {case.rows}, allowed {allowed:.0e}")
+            hold_to(f"the {what}", got, want, TOLERANCES[case.dtype], f" at B {case.rows}")
 
     def check_whole(self, case: LossCase, name: str) -> None:
         """Ours also at its full size, in which it has many tiles and other ways to keep its masks: by sampled rows."""

@@ -102,7 +102,7 @@ def suites_named(names: str | None, device: str = "cpu") -> list[Suite]:
     chosen = []
     for name in (part.strip() for part in names.split(",")):
         if name not in SUITES:
-            raise InputError(f"--suite: got {name!r}{nearest(name, SUITES)}; {', '.join(SUITES)} would do.")
+            raise InputError(f"--suite: expected any of {', '.join(SUITES)}, got {name!r}{nearest(name, SUITES)}.")
         chosen.append(SUITES[name])
     return list(dict.fromkeys(chosen))
 

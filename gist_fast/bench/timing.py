@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 LEAST_ROUNDS = 3
@@ -62,7 +62,7 @@ class Ratio:
         return Ratio(self.low * factor, self.median * factor, self.high * factor, self.rounds)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"low": self.low, "median": self.median, "high": self.high, "rounds": self.rounds}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
