@@ -5,7 +5,7 @@ from __future__ import annotations
 from gist_fast.bench.results import OUT_OF_MEMORY, UNSUPPORTED, Results, Row
 from gist_fast.bench.run import fits
 from gist_fast.profiling.run import Profile
-from gist_fast.profiling.trace import StepTimes, Work, parts
+from gist_fast.profiling.trace import StepTimes, Work, regions
 from gist_fast.runtime.profiler_regions import IDLE, NAMES, OTHER
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
@@ -78,6 +78,6 @@ def profiled() -> Profile:
     walls = [step.wall_ms for step in steps]
     long = "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>(int, float)" * 2
     return Profile(
-        steps, parts(steps), walls, [900.0, 120.0], [512] * 5, [40_000] * 5, figures,
+        steps, regions(steps), walls, [900.0, 120.0], [512] * 5, [40_000] * 5, figures,
         [Work(long, 700, 80.0, "student forward"), Work("gemm", 300, 60.0, "student backward")],
     )  # fmt: skip

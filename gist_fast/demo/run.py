@@ -252,7 +252,7 @@ class _Demo:
                     train_dataset=dataset,
                     loss=loss,
                     evaluator=_evaluator(dev, "dev"),
-                    callbacks=[progress.callback],
+                    callbacks=[progress],
                 )
                 trainer.remove_callback(PrinterCallback)
                 start = time.perf_counter()
