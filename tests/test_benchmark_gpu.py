@@ -64,6 +64,17 @@ def test_parts_write_results_and_the_table_shows_them(tmp_path: Path) -> None:
     assert "memory: exit code 1" in table
 
 
+def test_a_checkout_is_enough() -> None:
+    """Where nothing is installed, importing the benchmark is what makes the kernels known."""
+    code = (
+        "import sys; sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]; "
+        "import benchmarks.gpu, gist_fast, gist_fast.kernels.config as config; print(gist_fast.__file__, config.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    found = [Path(name) for name in done.stdout.split()]
+    assert found == [ROOT / "gist_fast" / "__init__.py", ROOT / "kernels" / "config.py"], done.stderr[-2000:]
+
+
 def test_the_limits_of_all_parts_stay_under_nine_minutes() -> None:
     script = SCRIPT.read_text()
     limits = [int(line.split()[1]) for line in script.splitlines() if line.strip().startswith("part ")]
