@@ -11,8 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks.quality_arms import ARMS, CONTROL, STUDIES, Setting, Study
-from benchmarks.quality_train import (
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_rel
+
+from benchmarks.quality import __main__ as quality
+from benchmarks.quality import data
+from benchmarks.quality import report as quality_report
+from benchmarks.quality.arms import ARMS, CONTROL, STUDIES, Setting, Study
+from benchmarks.quality.train import (
     COLUMNS,
     Workshop,
     mask_quality,
@@ -20,12 +27,6 @@ from benchmarks.quality_train import (
     perfectly_guided,
     run_arm,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import ttest_rel
-
-from benchmarks import quality, quality_report
-from benchmarks import quality_data as data
 from gist_fast.data.names import GUIDE_SUFFIX
 from gist_fast.demo.texts import held_out_texts
 from gist_fast.evaluation.evaluators import Retrieval, make_evaluator, retrieval_from_pairs

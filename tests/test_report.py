@@ -80,6 +80,14 @@ def contrast(one_colour: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+def test_the_template_is_installed_with_the_package():
+    """Of files that are no modules, a wheel holds those that setup.py names."""
+    root = Path(__file__).parent.parent
+    (pattern,) = re.findall(r'"gist_fast.report": \["([^"]*)"\]', (root / "setup.py").read_text())
+    others = [path for path in (root / "gist_fast" / "report").iterdir() if path.is_file() and path.suffix != ".py"]
+    assert others and others == list((root / "gist_fast" / "report").glob(pattern))
+
+
 class TestPage:
     def test_names_itself_and_fits_a_phone(self):
         tree = Tree(make_page("Bench & co", {"device": "a card"}, [Section("One"), Section("Two", "a\n\nb\nc")]))

@@ -78,7 +78,7 @@ def _flat(value: object) -> str:
 
 
 def time_part(benchmark: Any, parts: Parts, part: str, device: str, rounds: int) -> None:
-    """Give pytest-benchmark one part of a turn, the parts before it untimed; on a GPU device events come beside it."""
+    """Give pytest-benchmark one part of an iteration, those before it untimed; on a GPU device events too."""
     names = list(parts)
     timed = names if part not in parts else [part]
     before = [] if part not in parts else names[: names.index(part)]
@@ -91,7 +91,7 @@ def time_part(benchmark: Any, parts: Parts, part: str, device: str, rounds: int)
 
             torch.cuda.synchronize()
 
-    def turn() -> None:
+    def iteration() -> None:
         for name in timed:
             parts[name]()
         if device.startswith("cuda"):
@@ -99,7 +99,7 @@ def time_part(benchmark: Any, parts: Parts, part: str, device: str, rounds: int)
 
             torch.cuda.synchronize()
 
-    benchmark.pedantic(turn, setup=setup, rounds=rounds, iterations=1, warmup_rounds=1)
+    benchmark.pedantic(iteration, setup=setup, rounds=rounds, iterations=1, warmup_rounds=1)
     if device.startswith("cuda"):
         stopwatch = Stopwatch(device)
         events = []

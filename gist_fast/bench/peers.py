@@ -57,10 +57,11 @@ class Peer:
     whole: bool = False
 
 
-def ours(case: LossCase, backend: Literal["auto", "tiled", "reference"] = "auto") -> Loss:
+def ours(case: LossCase, backend: Literal["auto", "triton", "tiled", "reference"] = "auto", **options: Any) -> Loss:
     from gist_fast.functional.function import guided_contrastive_loss
 
-    return lambda e: guided_contrastive_loss(*e, backend=backend, **case.options)
+    options |= case.options
+    return lambda e: guided_contrastive_loss(*e, backend=backend, **options)
 
 
 def plain_matmul(case: LossCase) -> Loss:

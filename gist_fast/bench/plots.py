@@ -60,8 +60,9 @@ def page(results: Results, drawn: dict[str, Picture]) -> str:
 
 def _text(suite: str, results: Results) -> str:
     text = (
-        "Medians over rounds in which all took turns. A ratio is the median of the ratios within rounds with its "
-        "quartiles, and is given only where it is larger than their distance. Memory is what one turn adds at its peak."
+        "Medians over rounds in which all take part. A ratio is the median of the ratios within rounds with its "
+        "quartiles, and is given only where it is larger than their distance. Memory is what an "
+        "iteration adds at its peak."
     )
     if any(row.share for row in results.rows if row.suite == suite):
         text += (

@@ -47,7 +47,7 @@ class Row:
     """Of the measured rate of a matrix product, by minimal FLOPs."""
 
     def timing(self, part: str | None = None) -> Timing | None:
-        """Of a part, by default of the whole turn."""
+        """Of a part, by default of the whole iteration."""
         chosen = part or (BOTH if BOTH in self.seconds else WHOLE)
         return Timing(tuple(self.seconds[chosen])) if self.seconds.get(chosen) else None
 
@@ -121,7 +121,7 @@ def read(path: Path) -> Results:
         raise InputError(f"{path}: cannot be read as results of gist-fast bench ({error}).") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         given = found.get("format") if isinstance(found, dict) else type(found).__name__
-        raise InputError(f"{path}: format {given!r}; results of gist-fast bench of format {FORMAT} would do.")
+        raise InputError(f"{path}: expected results of gist-fast bench in format {FORMAT}, got format {given!r}.")
     try:
         rows = [_row(row) for row in found.pop("rows")]
         del found["format"]

@@ -141,13 +141,13 @@ def _print_table(table: Table) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
     console.print(Text(table.caption, style="bold"), soft_wrap=True)
     printed = Printed(header_style="bold")
-    words = ("part", "what", "kernel", "operator", "mostly in")
+    words = ("region", "what", "kernel", "operator", "mostly in")
     for name in table.columns:
         printed.add_column(name, justify="left" if name in words else "right", overflow="fold")
     for row in table.rows:
         cells = [Text("-" if cell is None else str(cell)) for cell in row]
         name = str(row[0])
-        if table.columns[0] == "part" and sys.stdout.isatty():
+        if table.columns[0] == "region" and sys.stdout.isatty():
             cells[0] = Text.assemble(("■ ", COLOURS[name]) if name in COLOURS else "  ", name)
         printed.add_row(*cells)
     console.print(printed)

@@ -15,13 +15,13 @@ from torch.profiler import ProfilerActivity, schedule
 from torch.profiler import profile as TorchProfile  # noqa: N812 - it is a class
 
 from gist_fast.profiling.trace import (
-    Part,
+    Region,
     StepTimes,
     Work,
     busiest,
     median_step,
-    parts,
     read_trace,
+    regions,
     step_times,
     straightened,
     write_trace,
@@ -51,7 +51,7 @@ class Profile:
     """
 
     steps: list[StepTimes]
-    parts: list[Part]
+    parts: list[Region]
     measured_ms: list[float]
     """Wall time of each step by the process's own clock."""
     warmup_ms: list[float]
@@ -130,7 +130,7 @@ def profile_training(
     found = step_times(events)
     return Profile(
         steps=found,
-        parts=parts(found),
+        parts=regions(found),
         measured_ms=[1e3 * seconds for seconds in watch.measured[warmup:]],
         warmup_ms=[1e3 * seconds for seconds in watch.measured[:warmup]],
         pairs=watch.pairs[warmup:],

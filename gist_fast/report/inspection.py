@@ -22,6 +22,12 @@ _BLOCKS = (
 )
 
 
+_MARGINS = (
+    "Absolute: the threshold is the similarity t of the row's own anchor and positive, less the margin. Relative: "
+    "t less |t| times the margin. A row without a negative teaches the student nothing."
+)
+
+
 def inspection_page(
     found: Inspection,
     facts: Mapping[str, str],
@@ -54,7 +60,7 @@ def batch_sections(found: Inspection, of: str = "", pairs: int = PAIRS) -> list[
     """
     sections = [
         Section(f"What the guide dropped{_in(of)}", _of_the_batch(found), [_blocks(found)]),
-        Section(f"What each margin would drop{_in(of)}", _of_the_margins(), margin_parts(found.margins)),
+        Section(f"What each margin would drop{_in(of)}", _MARGINS, margin_parts(found.margins)),
     ]
     if found.dropped:
         sections.append(Section(f"Pairs that were dropped{_in(of)}", _of_the_pairs(found), [_pairs(found, pairs)]))
@@ -139,13 +145,6 @@ def _of_the_batch(found: Inspection) -> str:
             "these are easy, and hard drops them too."
         )
     return told
-
-
-def _of_the_margins() -> str:
-    return (
-        "Absolute: the threshold is the similarity t of the row's own anchor and positive, less the margin. Relative: "
-        "t less |t| times the margin. A row without a negative teaches the student nothing."
-    )
 
 
 def _of_the_pairs(found: Inspection) -> str:

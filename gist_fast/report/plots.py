@@ -14,6 +14,7 @@ become CSS variables, so that the picture is light or dark as its page. Any othe
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -255,8 +256,6 @@ def stacked_bars(axes: Axes, bars: Mapping[str, Mapping[str, float]], *, unit: s
 
 def line_styles(count: int) -> list[dict[str, Any]]:
     """Colour, line and marker for each of `count` series, as keywords of ``Axes.plot``; they repeat after seven."""
-    options: Sequence[dict[str, Any]] = [
-        {"color": color, "linestyle": line, "marker": marker}
-        for color, line, marker in zip(PALETTE, LINES, MARKERS, strict=True)
-    ]
-    return [dict(options[place % len(options)]) for place in range(count)]
+    options = zip(PALETTE, LINES, MARKERS, strict=True)
+    named = ({"color": color, "linestyle": line, "marker": marker} for color, line, marker in options)
+    return list(itertools.islice(itertools.cycle(named), count))

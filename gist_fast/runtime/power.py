@@ -6,8 +6,8 @@ figure is left out rather than guessed.
 
 from __future__ import annotations
 
-import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,26 +37,23 @@ class PowerMeter:
 
     def energy_joules(self) -> float | None:
         """Energy since the driver was loaded; None where the card does not count it (before Volta)."""
-        try:
-            return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._card) / 1000
-        except self._nvml.NVMLError:
-            return None
+        return self._asked(self._nvml.nvmlDeviceGetTotalEnergyConsumption, 1000)
 
     def power_watts(self) -> float | None:
         """Power at this moment; None where the card does not tell."""
-        try:
-            return self._nvml.nvmlDeviceGetPowerUsage(self._card) / 1000
-        except self._nvml.NVMLError:
-            return None
+        return self._asked(self._nvml.nvmlDeviceGetPowerUsage, 1000)
 
     def clocks_mhz(self) -> dict[str, float]:
         """The clocks at this moment, ``sm`` and ``memory``; without those that the card does not tell."""
-        found = {}
-        for name in ("sm", "memory"):
-            kind = getattr(self._nvml, "NVML_CLOCK_SM" if name == "sm" else "NVML_CLOCK_MEM")
-            with contextlib.suppress(self._nvml.NVMLError):
-                found[name] = float(self._nvml.nvmlDeviceGetClockInfo(self._card, kind))
-        return found
+        kinds = {"sm": self._nvml.NVML_CLOCK_SM, "memory": self._nvml.NVML_CLOCK_MEM}
+        found = {name: self._asked(self._nvml.nvmlDeviceGetClockInfo, 1, kind) for name, kind in kinds.items()}
+        return {name: clock for name, clock in found.items() if clock is not None}
+
+    def _asked(self, question: Callable[..., int], unit: int, *arguments: int) -> float | None:
+        try:
+            return question(self._card, *arguments) / unit
+        except self._nvml.NVMLError:
+            return None
 
 
 def power_meter(device: torch.device) -> PowerMeter | None:
