@@ -42,8 +42,14 @@ def print_json(result: Any) -> None:
     print(json.dumps(_finite(result), ensure_ascii=False, indent=2))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on stdout; numbers stand to the right, floats with four digits."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], words: Sequence[str] | None = None
+) -> None:
+    """A table on stdout; numbers stand to the right, floats with four digits.
+
+    Args:
+        words: the columns that stand to the left, where numbers come as texts.
+    """
     from rich import console as rich
     from rich.table import Table
     from rich.text import Text
@@ -58,10 +64,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     table = Table(header_style="bold")
     for place, name in enumerate(columns):
         numbers = bool(rows) and all(isinstance(row[place], (int, float)) or row[place] is None for row in rows)
+        numbers = numbers if words is None else name not in words
         table.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         # Text, not str: square brackets in a user's texts are no markup.
-        table.add_row(*(Text(_cell(value)) for value in row))
+        table.add_row(*(value if isinstance(value, Text) else Text(_cell(value)) for value in row))
     console.print(table)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gist_fast.cli.ctrl_c import CtrlC, interruptible
-from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, print_json
+from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, print_json, print_table
 
 if TYPE_CHECKING:
     from gist_fast.pipeline.plan import RunPlan
@@ -131,23 +131,12 @@ def _print(found: Profile, plan: RunPlan, files: list[str]) -> None:
 
 def _print_table(table: Table) -> None:
     """A table of a report on stdout, its parts marked in the colours of the pictures where stdout shows colours."""
-    from rich.console import Console
-    from rich.table import Table as Printed
     from rich.text import Text
 
-    from gist_fast.cli.output import PIPE_WIDTH
     from gist_fast.report.profile import COLOURS
 
-    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
-    console.print(Text(table.caption, style="bold"), soft_wrap=True)
-    printed = Printed(header_style="bold")
-    words = ("part", "what", "kernel", "operator", "mostly in")
-    for name in table.columns:
-        printed.add_column(name, justify="left" if name in words else "right", overflow="fold")
-    for row in table.rows:
-        cells = [Text("-" if cell is None else str(cell)) for cell in row]
+    rows = [list(row) for row in table.rows]
+    for row in rows if table.columns[0] == "part" and sys.stdout.isatty() else ():
         name = str(row[0])
-        if table.columns[0] == "part" and sys.stdout.isatty():
-            cells[0] = Text.assemble(("■ ", COLOURS[name]) if name in COLOURS else "  ", name)
-        printed.add_row(*cells)
-    console.print(printed)
+        row[0] = Text.assemble(("■ ", COLOURS[name]) if name in COLOURS else "  ", name)
+    print_table(table.caption, table.columns, rows, words=("part", "what", "kernel", "operator", "mostly in"))
