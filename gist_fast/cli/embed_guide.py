@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gist_fast.cli.output import (
+    INTERRUPTED,
     Columns,
+    Device,
     Json,
     note,
     only_results_on_stdout,
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 
     from gist_fast.guide_columns import Report
     from gist_fast.guide_columns.share import Team
-
-INTERRUPTED = 130
 
 
 def embed_guide(
@@ -45,7 +45,7 @@ def embed_guide(
     cache_dir: Annotated[
         Path | None, typer.Option(help="Where embeddings are kept for the next time; else the cache of datasets.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cpu and so on; else the best there is.")] = None,
+    device: Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that output holds.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not tell how far it is.")] = False,
     as_json: Json = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gist_fast.cli.ctrl_c import interruptible
-from gist_fast.cli.output import Columns, Json, only_results_on_stdout, parse_columns, print_json, print_table
+from gist_fast.cli.output import Columns, Device, Json, only_results_on_stdout, parse_columns, print_json, print_table
 
 if TYPE_CHECKING:
     from gist_fast.config.schema import EvaluationConfig
@@ -49,7 +49,7 @@ def evaluate(
         str | None, typer.Option(help="Retrieval: put before each document; else the model's own.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded at a time.")] = 64,
-    device: Annotated[str | None, typer.Option(help="cuda, cpu and so on; else the best there is.")] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Measure retrieval, triplets, likeness (STS), pair classification and tasks of mteb; any of them at once.

@@ -6,7 +6,6 @@ import functools
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,8 +13,10 @@ import typer
 from gist_fast.cli.ctrl_c import CtrlC, interruptible
 from gist_fast.cli.output import (
     Columns,
+    Device,
     Json,
-    expanded,
+    Report,
+    check_report,
     note,
     only_results_on_stdout,
     parse_columns,
@@ -82,11 +83,8 @@ def inspect(
     guide_max_length: Annotated[int | None, typer.Option(min=1, help="Tokens that the guide reads.")] = None,
     student_prompt: Annotated[str | None, typer.Option(help="Put before each text for the student.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Rows of a table, and entries of a list in JSON; 0 for all.")] = 20,
-    device: Annotated[str | None, typer.Option(help="cuda, cpu and so on; else the best there is.")] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="OUT.html", callback=expanded, help="Also write all of it as one HTML page."),
-    ] = None,
+    device: Device = None,
+    report: Report = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -107,12 +105,7 @@ def inspect(
         _check_beside(roles, groups, row_margins)
         if hard and student is None:
             raise typer.BadParameter("--hard goes by the student's ranking; give --student too.")
-        if report is not None:
-            from gist_fast.report.page import check_path
-            from gist_fast.report.plots import check_matplotlib
-
-            check_matplotlib()
-            check_path(report, overwrite=overwrite)
+        check_report(report, overwrite)
         for role, name in (("guide", guide), ("student", student)):
             if name is not None:
                 check_model(name, role)

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, alone on stdout.")]
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
 PIPE_WIDTH = 120
 """Columns of a table where stdout is no terminal."""
 
@@ -23,6 +25,16 @@ def expanded(path: Path | None) -> Path | None:
         return path and path.expanduser()
     except RuntimeError:
         raise typer.BadParameter(f"expected a path below an existing home directory, got {str(path)!r}.") from None
+
+
+def check_report(path: Path | None, overwrite: bool) -> None:
+    """Raise `InputError` where a report could not be written, before any work."""
+    if path is not None:
+        from gist_fast.report.page import check_path
+        from gist_fast.report.plots import check_matplotlib
+
+        check_matplotlib()
+        check_path(path, overwrite=overwrite)
 
 
 def note(text: str) -> None:
@@ -87,6 +99,11 @@ def parse_columns(text: str | None) -> dict[str, str] | list[str] | None:
     return parts
 
 
+Device = Annotated[str | None, typer.Option("--device", help="cuda, cpu and so on; else the best there is.")]
+Report = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="OUT.html", callback=expanded, help="Also write all of it as one HTML page."),
+]
 Columns = Annotated[
     str | None,
     typer.Option("--columns", help="Which column is which: anchor=question,positive=answer, or names in that order."),

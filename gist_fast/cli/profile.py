@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gist_fast.cli.ctrl_c import CtrlC, interruptible
-from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, print_json, print_table
+from gist_fast.cli.output import (
+    Json,
+    Report,
+    check_report,
+    expanded,
+    note,
+    only_results_on_stdout,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from gist_fast.pipeline.plan import RunPlan
@@ -32,10 +41,7 @@ def profile(
             help="Folder to write; by default <the file's name>-profile here.",
         ),
     ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="OUT.html", callback=expanded, help="Also write all of it as one HTML page."),
-    ] = None,
+    report: Report = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier profile in DIR, and an earlier report.")
     ] = False,
@@ -83,14 +89,11 @@ def profile(
 
 def _check_places(target: Path, report: Path | None, overwrite: bool) -> None:
     """Raise `InputError` where the profile could not be written, before any work."""
-    from gist_fast.report.page import check_path
-    from gist_fast.report.plots import check_matplotlib
     from gist_fast.report.profile_folder import check_folder
     from gist_fast.runtime.errors import InputError
 
+    check_report(report, overwrite)
     if report is not None:
-        check_matplotlib()
-        check_path(report, overwrite=overwrite)
         ours, theirs = target.resolve(), report.resolve()
         if ours == theirs or ours in theirs.parents or theirs in ours.parents:
             raise InputError(
