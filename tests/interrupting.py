@@ -1,16 +1,17 @@
-"""Ctrl-C as a terminal sends it: to a command in a process group of its own, and to all that it started."""
+"""Ctrl-C as a terminal sends it: to a command in a session of its own, and to all that it started."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from prestarted import Command
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,12 @@ def interrupt(
     number: signal.Signals = signal.SIGINT,
 ) -> Interrupted:
     """Start ``gist-fast`` in `folder`; send a signal to its group `after` seconds after `when` stands on stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gist_fast", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout is not None and process.stderr is not None
+    process = Command(*arguments, folder=folder)
     said: list[str] = []
 
     def read() -> None:
-        said.extend(iter(process.stderr.readline, ""))
+        # A bar's every state ends in a carriage return, and is a line of its own.
+        said.extend(io.TextIOWrapper(process.stderr))
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
@@ -59,9 +52,6 @@ def interrupt(
         # Whoever still holds the stream is a process that outlived the command.
         reader.join(10)
         assert not reader.is_alive(), "a process that the command started still runs"
-        return Interrupted(process.returncode, process.stdout.read(), "".join(said))
+        return Interrupted(process.returncode, process.stdout.read().decode(), "".join(said))
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        process.stdout.close()
+        process.kill()
