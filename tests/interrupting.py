@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from prestarted import Command
 
 
@@ -30,8 +31,13 @@ def interrupt(
     after: float = 0.0,
     limit: float = 240.0,
     number: signal.Signals = signal.SIGINT,
+    computing: float = 0.0,
 ) -> Interrupted:
-    """Start ``gist-fast`` in `folder`; send a signal to its group `after` seconds after `when` stands on stderr."""
+    """Start ``gist-fast`` in `folder`; send a signal to its group `after` seconds after `when` stands on stderr.
+
+    Args:
+        computing: seconds of the processor that its own process, not one that it started, takes before that.
+    """
     process = Command(*arguments, folder=folder)
     said: list[str] = []
 
@@ -43,9 +49,13 @@ def interrupt(
     reader.start()
     end = time.monotonic() + limit
     try:
-        while not any(when in line for line in said):
+        own = psutil.Process(process.pid)
+        begun = 0.0
+        while not begun or own.cpu_times().user < begun + computing:
             assert process.poll() is None and time.monotonic() < end, f"{when!r} was never said: {''.join(said)}"
             time.sleep(0.02)
+            if not begun and any(when in line for line in said):
+                begun = own.cpu_times().user
         time.sleep(after)
         os.killpg(process.pid, number)
         process.wait(max(1.0, end - time.monotonic()))
