@@ -84,6 +84,23 @@ class Command:
         self.wait(60)
 
 
+def on_ranks(world: int, module: str) -> str:
+    """Python for a command's `first` that calls ``main()`` of a module on so many ranks, in the command's place.
+
+    What ``torchrun`` does, by what is behind it, but for the ranks: they are forked too.
+    """
+    return f"""
+import importlib, sys
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+ranks = LaunchConfig(1, 1, {world}, run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
+                     start_method="fork")
+elastic_launch(ranks, importlib.import_module({module!r}).main)()
+sys.exit()
+"""
+
+
 @functools.cache
 def _server() -> socket.socket:
     """The way to the process that the commands are forked from; it ends when this end is closed."""
