@@ -14,7 +14,7 @@ import gist_fast.functional.backends as backends
 from gist_fast import guided_contrastive_loss
 from gist_fast.functional.backends import choose_backend, explain_choice, tiled
 from gist_fast.functional.blocks import make_blocks
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import prepare
 
 
@@ -113,7 +113,7 @@ def test_the_bound_on_mask_bytes_holds(rows, offset, more, negatives):
 
 def check_mask_bytes(rows, offset, more, negatives):
     columns = [offset + rows + more, *negatives]
-    blocks = make_blocks(rows, columns, Rule(offset=offset))
+    blocks = make_blocks(rows, columns, LossConfig(), offset)
     needed = 0
     for block in blocks:
         for tile in tiled._tiles(block):
@@ -128,7 +128,7 @@ def check_mask_bytes(rows, offset, more, negatives):
 @given(rows=st.integers(1, 90), offset=st.integers(0, 50), more=st.integers(0, 50))
 def test_tiles_cover_every_pair_once(rows, offset, more):
     columns = offset + rows + more
-    blocks = make_blocks(rows, [columns], Rule(offset=offset))
+    blocks = make_blocks(rows, [columns], LossConfig(), offset)
     before, tiled.TILE = tiled.TILE, 16
     try:
         for block in blocks:
@@ -148,7 +148,7 @@ def test_masks_are_the_references_outside_a_band_around_the_threshold():
     """In bfloat16 the two sum the same products in another order, so only ties within rounding may part."""
     problem = make_problem(400, width=48, guide_width=64, learned_temperature=False).to(torch.bfloat16)
     student = (problem.anchors.detach(), problem.positives.detach())
-    operands = prepare(student, (problem.guide_anchors, problem.guide_positives), torch.tensor(0.05), Rule())
+    operands = prepare(student, (problem.guide_anchors, problem.guide_positives), torch.tensor(0.05), LossConfig())
     exact = operands.guide[0].double() @ operands.guide[1].double().T
     band = 4 * torch.finfo(torch.float32).eps * 64**0.5
     near = ((exact - operands.limits[:, None].double()).abs() < band).fill_diagonal_(False)

@@ -141,19 +141,19 @@ def test_embeddings_that_the_data_carry_need_no_guide():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"batch": 0}, "batch: got 0; the 4 rows make batches 1 to 2 at a batch size of 3"),
-        ({"batch": 3}, "batch: got 3; the 4 rows make batches 1 to 2"),
-        ({"batch_size": 1}, "batch_size: got 1; pairs need at least 2 rows"),
-        ({"margin": math.nan}, "margin: got nan"),
-        ({"margins": []}, "margins: got 0 of them; 1 to 64 would do"),
-        ({"margins": [0.1, math.inf]}, "margins: got inf among them; finite numbers would do"),
-        ({"groups": "anchors"}, "groups: got 'anchors'; one of 'anchor', 'column' would do"),
+        ({"batch": 0}, r"batch: expected 1 to 2, the batches that 4 rows make at a batch size of 3, got 0\."),
+        ({"batch": 3}, r"batch: expected 1 to 2, the batches that 4 rows make at a batch size of 3, got 3\."),
+        ({"batch_size": 1}, r"batch_size: expected at least 2 rows, got 1\."),
+        ({"margin": math.nan}, r"margin: expected a finite float, got nan\."),
+        ({"margins": []}, r"margins: expected 1 to 64 of them, got 0\."),
+        ({"margins": [0.1, math.inf]}, r"margins: expected a finite float, got inf\."),
+        ({"groups": "anchors"}, r"groups: expected 'anchor' or 'column', got 'anchors'\."),
         ({"groups": "column"}, "groups: 'column', and the data have no column 'group'; add it"),
         ({"row_margins": True}, "row_margins: True, and the data have no column 'margin'"),
-        ({"hard": True}, "hard: True without a student, whose ranking it goes by; give one"),
-        ({"near": 1.0}, "near: got 1.0; a cosine similarity above 0 and below 1"),
-        ({"near": math.nan}, "near: got nan"),
-        ({"margin_strategy": "relativ"}, "margin_strategy: got 'relativ'; one of 'absolute', 'relative' would do"),
+        ({"hard": True}, r"hard: expected False without a student, whose ranking it goes by, got True\."),
+        ({"near": 1.0}, r"near: expected a finite float above 0 and below 1, got 1\.0\."),
+        ({"near": math.nan}, "near: expected a finite float above 0 and below 1, got nan"),
+        ({"margin_strategy": "relativ"}, r"margin_strategy: expected 'absolute' or 'relative', got 'relativ'\."),
     ],
 )
 def test_what_cannot_be_inspected(options, says):
@@ -165,10 +165,10 @@ def test_what_cannot_be_inspected(options, says):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"margins": "0.1"}, "margins: got '0.1'; a list of numbers"),
-        ({"margins": [0.1, "0.2"]}, "margins: got '0.2' among them"),
-        ({"margins": [True]}, "margins: got True among them"),
-        ({"near": "0.9"}, "near: got '0.9' of type str"),
+        ({"margins": "0.1"}, r"margins: expected a list of numbers such as \[0, 0\.05\], got '0\.1'\."),
+        ({"margins": [0.1, "0.2"]}, r"margins: expected a finite float, got '0\.2' \(str\)\."),
+        ({"margins": [True]}, r"margins: expected a finite float, got True \(bool\)\."),
+        ({"near": "0.9"}, r"near: expected a finite float above 0 and below 1, got '0\.9' \(str\)\."),
     ],
 )
 def test_what_is_no_number(options, says):

@@ -25,7 +25,7 @@ from gist_fast.kernels import groups, masks, owned, staged, unpack
 from gist_fast.functional import operands, operator, triplet
 from gist_fast.functional.backends import triton
 from gist_fast.functional.blocks import make_blocks
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 
 GB = 10**9
 
@@ -102,7 +102,7 @@ def peaks(
     guide_width: int,
     *,
     keep_bits: bool,
-    rule: Rule = Rule(margin=0.05),  # noqa: B008
+    config: LossConfig = LossConfig(margin=0.05),  # noqa: B008
     grouped: bool = False,
     widths: tuple[int, ...] = (),
 ) -> tuple[int, int]:
@@ -111,7 +111,7 @@ def peaks(
     guide = [torch.empty(batch, guide_width, dtype=torch.bfloat16) for _ in range(2)]
     temperature = torch.empty(())
     groups = torch.empty(batch, dtype=torch.int64) if grouped else None
-    others = (None, groups, widths, keep_bits, False, *rule.to_arguments())
+    others = (None, groups, widths, keep_bits, False, 0, *config.to_arguments())
     with Peak() as peak:
         peak.ignore([*student, *guide, temperature, *([groups] if grouped else [])])
         loss, lse2, *statistics, bits = operator.forward_rows("triton", student, guide, temperature, *others)
@@ -142,8 +142,11 @@ def test_the_largest_batch_adds_less_than_is_promised(keep_bits: bool, limit: in
 
 
 VARIANTS = {
-    "hard, of groups": ({"rule": Rule(margin=0.05, hard=True), "grouped": True}, GB),
-    "hardness weighting": ({"rule": Rule(margin=0.05, hardness_mode="in_batch_negatives", hardness_strength=5.0)}, GB),
+    "hard, of groups": ({"config": LossConfig(margin=0.05, hard=True), "grouped": True}, GB),
+    "hardness weighting": (
+        {"config": LossConfig(margin=0.05, hardness_mode="in_batch_negatives", hardness_strength=5.0)},
+        GB,
+    ),
     # Of each narrower width: its operands, and gradients in float32 that are summed in float32.
     "a ladder": ({"widths": (384, 192, 96)}, 1.8 * GB),
 }
@@ -161,14 +164,14 @@ def test_variants_hold_no_matrix_and_never_ask_the_device(name: str) -> None:
 
 @pytest.mark.usefixtures("no_memory")
 def test_a_mask_is_multiplied_chunk_by_chunk() -> None:
-    rule = Rule()
-    blocks = make_blocks(131_072, (131_072,), rule)
+    config = LossConfig()
+    blocks = make_blocks(131_072, (131_072,), config)
     bits = torch.empty(triton.mask_bytes(blocks, 1), dtype=torch.uint8)
     other = torch.empty(131_072, 392)
     with Peak() as peak:
         peak.ignore([bits, other])
-        found = triplet._mask_product("triton", bits, other, False, 1, torch.bfloat16, [131_072, 131_072, 1],
-            *rule.to_arguments())  # fmt: skip
+        found = triplet._mask_product("triton", bits, other, False, 1, torch.bfloat16, [131_072, 131_072, 1, 0],
+            *config.to_arguments())  # fmt: skip
         assert found.shape == (131_072, 392)
     print(f"{peak.most / GB:.3f} GB")
     assert peak.most < 0.8 * GB

@@ -33,7 +33,7 @@ from gist_fast.functional import operands as operand_module
 from gist_fast.functional.backends import choose_backend, triton
 from gist_fast.functional.backends.interface import LARGEST_WEIGHT
 from gist_fast.functional.blocks import Block, make_blocks
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import Operands, logit_scale, prepare
 
 assert triton.interpreted(), "run me with TRITON_INTERPRET=1"
@@ -75,22 +75,21 @@ class Problem:
     hardness_strength: float = 0.0
     widths: tuple[int, ...] = ()
 
-    def rule(self) -> Rule:
-        return Rule(
+    def config(self) -> LossConfig:
+        return LossConfig(
             margin=self.margin,
-            relative=self.relative,
+            margin_strategy="relative" if self.relative else "absolute",
             mask_ties=self.mask_ties,
             self_guided=self.guide == "self",
             hard=self.hard,
             contrast_anchors=self.contrast_anchors,
             contrast_positives=self.contrast_positives,
-            offset=self.offset,
-            hardness_mode=self.hardness_mode,
+            hardness_mode=self.hardness_mode or None,
             hardness_strength=self.hardness_strength,
         )
 
     def blocks(self) -> list[Block]:
-        return make_blocks(self.rows, (self.rows + self.extra, *self.negatives), self.rule())
+        return make_blocks(self.rows, (self.rows + self.extra, *self.negatives), self.config(), self.offset)
 
     def embeddings(self) -> tuple[list[Tensor], list[Tensor]]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -110,10 +109,11 @@ class Problem:
             student,
             guide if self.guide == "own" else (),
             torch.tensor(self.temperature),
-            self.rule(),
+            self.config(),
+            self.offset,
             margins=margins,
             groups=groups if self.groups else None,
-            widths=self.widths,
+            dims=self.widths,
         )
 
 
@@ -473,7 +473,7 @@ def test_an_exact_duplicate_of_the_positive_stays() -> None:
     problem = Problem(rows=40, guide_width=1024, margin=0.0, contrast_positives=False, dtype=torch.float16)
     student, guide = problem.embeddings()
     student[1][20:], guide[1][20:] = student[1][:20].clone(), guide[1][:20].clone()
-    operands = prepare(student, guide, torch.tensor(0.05), Rule())
+    operands = prepare(student, guide, torch.tensor(0.05), LossConfig())
     config = choose_config("sm_90", 4, problem.width)
     hidden = hidden_pairs(triton.forward_with(config, operands, problem.blocks(), True).bits, problem.blocks())[0]
     row = torch.arange(20)

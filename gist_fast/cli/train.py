@@ -192,7 +192,7 @@ def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
     import torch
 
     from gist_fast.evaluation.evaluators import evaluate
-    from gist_fast.functional.checks import check_widths
+    from gist_fast.functional.loss_config import check_dims
     from gist_fast.pipeline.attention import Attention, choose_attention
     from gist_fast.pipeline.datasets import with_guide_columns
     from gist_fast.pipeline.models import add_lora, load_with_attention
@@ -206,7 +206,7 @@ def _make_trainer(plan: _Plan) -> tuple[GISTTrainer, dict[str, float] | None]:
     if config.student.lora:
         add_lora(student, config.student.lora)
     # Before any text is embedded.
-    check_widths(plan.arguments.matryoshka_dims, plan.arguments.matryoshka_weights, student.get_embedding_dimension())
+    check_dims(plan.arguments.matryoshka_dims, plan.arguments.matryoshka_weights, student.get_embedding_dimension())
     guide, train_set, eval_set = None, plan.train, plan.eval
     if config.guide:
         # Outside of the trainer's autocast, flash-attn would meet float32.

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 
 ANCHORS, POSITIVES, FIRST_NEGATIVES = 0, 1, 2
 
@@ -57,18 +57,20 @@ class Block:
         return self.rows * self.columns - (0 if self.excluded is None else self.rows)
 
 
-def make_blocks(rows: int, columns: Sequence[int], rule: Rule) -> list[Block]:
-    """The blocks of a problem with ``rows`` anchors and ``columns = (M, N_1, N_2, ...)`` candidates."""
+def make_blocks(rows: int, columns: Sequence[int], config: LossConfig, offset: int = 0) -> list[Block]:
+    """The blocks of a problem with ``rows`` anchors and ``columns = (M, N_1, N_2, ...)`` candidates.
+
+    Anchor i's positive is row ``offset + i`` of the positives.
+    """
     positives, *negatives = columns
-    offset = rule.offset
-    in_batch = rule.hardness_mode in ("in_batch_negatives", "all_negatives")
-    own = rule.hardness_mode in ("hard_negatives", "all_negatives")
+    in_batch = config.hardness_mode in ("in_batch_negatives", "all_negatives")
+    own = config.hardness_mode in ("hard_negatives", "all_negatives")
     blocks = [
         Block("ap", ANCHORS, 0, POSITIVES, rows, positives, excluded=offset, boosted="all" if in_batch else "none")
     ]
-    if rule.contrast_anchors:
+    if config.contrast_anchors:
         blocks.append(Block("aa", ANCHORS, 0, ANCHORS, rows, rows, excluded=0))
-    if rule.contrast_positives:
+    if config.contrast_positives:
         blocks.append(Block("pp", POSITIVES, offset, POSITIVES, rows, positives, excluded=offset))
     boosted: Literal["none", "all", "others", "own"] = "none"
     if in_batch or own:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from gist_fast.functional.blocks import ANCHORS, POSITIVES, Block
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.runtime.errors import InputError
 
 ZERO_NORM = 1e-12
@@ -184,11 +184,12 @@ def prepare(
     student: Sequence[Tensor],
     guide: Sequence[Tensor],
     temperature: Tensor,
-    rule: Rule,
+    config: LossConfig,
+    offset: int = 0,
     *,
     margins: Tensor | None = None,
     groups: Tensor | None = None,
-    widths: Sequence[int] = (),
+    dims: Sequence[int] = (),
     differentiable: bool = False,
 ) -> Operands:
     """Normalise, scale and round the embeddings, and work out each row's limit and floor.
@@ -197,10 +198,11 @@ def prepare(
         student: anchors ``[B, D]``, positives ``[M, D]``, then any negatives ``[N_k, D]``, as the user gave them.
         guide: the guide's embeddings of the same texts, or an empty sequence.
         temperature: 0-d.
-        rule: where it is self-guided, the student's own scores decide the mask, and `guide` is empty.
-        margins: ``[B]``, in the place of the rule's one margin.
+        config: where it is self-guided, the student's own scores decide the mask, and `guide` is empty.
+        offset: anchor i's positive is row ``offset + i`` of the positives.
+        margins: ``[B]``, in the place of the one margin of `config`.
         groups: ``[M]``, int64.
-        widths: of the ladder, the widest first; empty for the embeddings' whole width.
+        dims: Matryoshka dims, the largest first; empty for the embeddings' whole width.
         differentiable: keep to operations that autograd knows, by student and temperature, at the price of copies in
             the accumulation type.
 
@@ -211,32 +213,33 @@ def prepare(
     dtype = accumulation_dtype(student[ANCHORS].dtype)
     scale = logit_scale(temperature.to(dtype))
     ladder = tuple(
-        _student([x[:, :width] for x in student], scale, rule.offset, differentiable)
-        for width in widths or (student[ANCHORS].shape[1],)
+        _student([x[:, :dim] for x in student], scale, offset, differentiable)
+        for dim in dims or (student[ANCHORS].shape[1],)
     )
     guides, limits, floors, boost = None, None, None, None
     with torch.no_grad():
-        margin = rule.margin if margins is None else margins.to(dtype)
+        margin = config.margin if margins is None else margins.to(dtype)
+        rule = {"relative": config.relative, "mask_ties": config.mask_ties}
         widest, squared = ladder[0].positives.detach(), scale.square()
         student_band = tie_band(dtype, ladder[0].operands[ANCHORS].shape[1])
-        if rule.self_guided:
+        if config.self_guided:
             # The student's scores carry the factor scale**2, so the limits must carry it too.
-            limits = _limits(widest / squared, margin, rule, student_band) * squared
+            limits = guide_thresholds(widest / squared, margin, band=student_band, **rule) * squared
         elif guide:
             guides = tuple(UnitRows(x, _inverse(_norms(x, "guide_" + _student_name(k)))) for k, x in enumerate(guide))
             own_scores = [
-                _row_dots(guides[ANCHORS].rows(piece), guides[POSITIVES].rows(_moved(piece, rule.offset)))
+                _row_dots(guides[ANCHORS].rows(piece), guides[POSITIVES].rows(_moved(piece, offset)))
                 for piece in pieces(guide[ANCHORS])
             ]
             own = torch.cat(own_scores)
-            limits = _limits(own, margin, rule, tie_band(own.dtype, guide[ANCHORS].shape[1]))
+            limits = guide_thresholds(own, margin, band=tie_band(own.dtype, guide[ANCHORS].shape[1]), **rule)
             # A guide row that is not finite would compare as false and mask nothing, unseen: make every limit NaN.
             limits = limits + torch.stack([(g.factors - g.factors).sum() for g in guides]).sum()
-        if rule.hard:
+        if config.hard:
             floors = widest - student_band * squared
-        if rule.hardness_mode:
-            boost = 1 + rule.hardness_strength * temperature.to(dtype)
-    return Operands(ladder, guides, rule.self_guided, limits, floors, groups, rule.offset, boost)
+        if config.hardness_mode:
+            boost = 1 + config.hardness_strength * temperature.to(dtype)
+    return Operands(ladder, guides, config.self_guided, limits, floors, groups, offset, boost)
 
 
 def _student(embeddings: Sequence[Tensor], scale: Tensor, offset: int, differentiable: bool) -> Student:
@@ -359,9 +362,22 @@ def _moved(rows: slice, by: int) -> slice:
     return slice(rows.start + by, rows.stop + by)
 
 
-def _limits(thresholds: Tensor, margin: float | Tensor, rule: Rule, band: float) -> Tensor:
-    lowered = thresholds - (thresholds.abs() * margin if rule.relative else margin)
-    return lowered - band if rule.mask_ties else lowered + band
+def lowered(own: Tensor, margin: float | Tensor, *, relative: bool) -> Tensor:
+    """``[B]``: the guide's scores of the anchors with their positives, less the margin; ties are not thought of yet."""
+    return own - (own.abs() * margin if relative else margin)
+
+
+def guide_thresholds(own: Tensor, margin: float | Tensor, *, relative: bool, mask_ties: bool, band: float) -> Tensor:
+    """``[B]``: what row i's other entries must score above to be masked.
+
+    Args:
+        own: ``[B]``, the guide's scores of the anchors with their positives.
+        margin: one, or ``[B]``.
+        relative: whether it is a share of the score.
+        mask_ties: whether scores that tie with the positive's are masked.
+        band: see `tie_band`.
+    """
+    return lowered(own, margin, relative=relative) + (-band if mask_ties else band)
 
 
 def _as_multiplied(unit: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ Masks are decided once, in the forward pass, and have no derivative.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,12 +25,12 @@ from torch import Tensor
 from gist_fast.functional.backends import may_fall_back, remember_failure, streaming_backend
 from gist_fast.functional.backends.interface import LARGEST_WEIGHT, LN2
 from gist_fast.functional.blocks import ANCHORS, Block, make_blocks
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import accumulation_dtype, add_positives, embedding_gradients, prepare
 
 _ARGUMENTS = (
     "str backend, Tensor[] student, Tensor[] guide, Tensor temperature, Tensor? margins, Tensor? groups, "
-    f"SymInt[] widths, bool keep_bits, bool automatic, {Rule.schema()}"
+    f"SymInt[] dims, bool keep_bits, bool automatic, int offset, {LossConfig.schema()}"
 )
 
 
@@ -40,10 +41,11 @@ def forward_rows(
     temperature: Tensor,
     margins: Tensor | None,
     groups: Tensor | None,
-    widths: Sequence[int],
+    dims: Sequence[int],
     keep_bits: bool,
     automatic: bool,
-    *rule_arguments: Any,
+    offset: int,
+    *settings: Any,
 ) -> tuple[Tensor, ...]:
     """The fields of `GuidedRows`.
 
@@ -53,15 +55,16 @@ def forward_rows(
         guide: the same of the guide, or empty.
         margins: ``[B]`` or None.
         groups: ``[M]``, int64, or None.
-        widths: of the ladder, the widest first; empty for the whole width alone.
+        dims: Matryoshka dims, the largest first; empty for the whole width alone.
         keep_bits: whether what was masked is kept for the backward pass.
         automatic: the backend was nobody's choice by name, so that a backward pass that fails may take another.
-        rule_arguments: see `gist_fast.functional.loss_config.Rule`.
+        offset: anchor i's positive is row ``offset + i`` of the positives.
+        settings: see `gist_fast.functional.loss_config.LossConfig.to_arguments`.
     """
-    rule = Rule.from_arguments(rule_arguments)
-    blocks = _blocks(student, rule)
+    config = LossConfig.from_arguments(settings)
+    blocks = _blocks(student, config, offset)
     with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):
-        operands = prepare(student, guide, temperature, rule, margins=margins, groups=groups, widths=widths)
+        operands = prepare(student, guide, temperature, config, offset, margins=margins, groups=groups, dims=dims)
         negatives = streaming_backend(backend).forward(operands, blocks, keep_bits)
         positives = torch.stack([width.positives for width in operands.ladder])
         loss = torch.logaddexp(LN2 * (negatives.lse2 - positives), torch.zeros_like(negatives.lse2))
@@ -89,11 +92,11 @@ guided_forward = torch.library.custom_op(
 
 
 @guided_forward.register_fake
-def _(backend, student, guide, temperature, margins, groups, widths, keep_bits, automatic, *rule_arguments):
-    rule = Rule.from_arguments(rule_arguments)
-    blocks = _blocks(student, rule)
-    count = max(1, len(widths))
-    masks = rule.self_guided or len(guide) > 0 or groups is not None or rule.hard
+def _(backend, student, guide, temperature, margins, groups, dims, keep_bits, automatic, offset, *settings):
+    config = LossConfig.from_arguments(settings)
+    blocks = _blocks(student, config, offset)
+    count = max(1, len(dims))
+    masks = config.self_guided or len(guide) > 0 or groups is not None or config.hard
     n_bytes = streaming_backend(backend).mask_bytes(blocks, count) if keep_bits and masks else 0
     a = student[ANCHORS]
     rows = a.new_empty((count, a.shape[0]), dtype=accumulation_dtype(a.dtype))
@@ -119,14 +122,15 @@ def backward_rows(
     temperature: Tensor,
     margins: Tensor | None,
     groups: Tensor | None,
-    widths: Sequence[int],
+    dims: Sequence[int],
     keep_bits: bool,
     automatic: bool,
-    *rule_arguments: Any,
+    offset: int,
+    *settings: Any,
 ) -> list[Tensor]:
     """Gradients by each of `student` and, last, by `temperature`, given ``grad_loss [L, B]``."""
-    rule = Rule.from_arguments(rule_arguments)
-    blocks = _blocks(student, rule)
+    config = LossConfig.from_arguments(settings)
+    blocks = _blocks(student, config, offset)
 
     def run(backend: str, lse2: Tensor | None, bits: Tensor | None) -> list[Tensor]:
         # With the bits at hand nothing needs to be decided again.
@@ -135,10 +139,11 @@ def backward_rows(
             student,
             () if decided else guide,
             temperature,
-            rule.decided() if decided else rule,
+            replace(config, self_guided=False, hard=False) if decided else config,
+            offset,
             margins=None if decided else margins,
             groups=None if decided else groups,
-            widths=widths,
+            dims=dims,
         )
         if lse2 is None:
             lse2 = streaming_backend(backend).forward(operands, blocks, False).lse2
@@ -152,13 +157,13 @@ def backward_rows(
         coefficients = weights * -torch.sigmoid(LN2 * (lse2 - positives))
         ladder = [(width.operands, width.norms) for width in operands.ladder]
         del operands
-        return _by_embedding(found, ladder, coefficients, student, temperature, rule.offset, largest / LARGEST_WEIGHT)
+        return _by_embedding(found, ladder, coefficients, student, temperature, offset, largest / LARGEST_WEIGHT)
 
     with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):
         try:
             found = run(backend, lse2, bits if len(bits) > 0 else None)
         except Exception as error:
-            spared = len(bits) > 0 and not guide and _kernels(backend, student, rule) in _proven
+            spared = len(bits) > 0 and not guide and _kernels(backend, student, config) in _proven
             if spared or not automatic or not may_fall_back("auto", backend, error):
                 raise
             # Decides the masks again, so its own logsumexp goes with them: a pair on the threshold that is in one and
@@ -166,7 +171,7 @@ def backward_rows(
             found = run("tiled", None, None)
             remember_failure(student[ANCHORS].device.type, student[ANCHORS].dtype, error)
         else:
-            _proven.add(_kernels(backend, student, rule))
+            _proven.add(_kernels(backend, student, config))
         return found
 
 
@@ -224,19 +229,19 @@ def _(grad_loss, lse2, bits, backend, student, guide, temperature, *static):
     return [*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in student), temperature.new_empty(())]
 
 
-def _blocks(student: Sequence[Tensor], rule: Rule) -> list[Block]:
+def _blocks(student: Sequence[Tensor], config: LossConfig, offset: int) -> list[Block]:
     rows, *columns = (x.shape[0] for x in student)
-    return make_blocks(rows, columns, rule)
+    return make_blocks(rows, columns, config, offset)
 
 
 _proven: set[tuple] = set()
 """The `_kernels` whose backward pass has run: they are known to compile and start here."""
 
 
-def _kernels(backend: str, student: Sequence[Tensor], rule: Rule) -> tuple:
+def _kernels(backend: str, student: Sequence[Tensor], config: LossConfig) -> tuple:
     """What decides which kernels a backward pass from bits compiles."""
     x = student[ANCHORS]
-    return backend, x.device.type, x.dtype, x.shape[1], rule.hardness_mode
+    return backend, x.device.type, x.dtype, x.shape[1], config.hardness_mode
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -244,9 +249,9 @@ def _setup_context(ctx, inputs, output) -> None:
     _, lse2, *_, bits = output
     # Where the bits are kept the guide is done with, and its memory can go; but for the first backward pass of its
     # kind, which may have to fall back on a backend that does not know these bits.
-    _, _, automatic, *rule_arguments = static
+    _, _, automatic, _, *settings = static
     spared = len(bits) > 0 and (
-        not automatic or _kernels(backend, student, Rule.from_arguments(rule_arguments)) in _proven
+        not automatic or _kernels(backend, student, LossConfig.from_arguments(settings)) in _proven
     )
     needed = () if spared else guide
     ctx.backend, ctx.static, ctx.students, ctx.guides = backend, static, len(student), len(guide)

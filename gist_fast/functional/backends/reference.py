@@ -55,15 +55,25 @@ def decide(operands: Operands, block: Block) -> tuple[Tensor, Tensor, Tensor]:
         excluded.diagonal(block.excluded).fill_(True)
     masked = torch.zeros_like(excluded)
     if operands.guide is not None and operands.limits is not None:
-        masked |= _scores(operands.guide, block) > operands.limits[:, None]
+        masked |= masked_by_guide(_scores(operands.guide, block), operands.limits)
     if (groups := operands.groups_of(block)) is not None:
         rows, columns = groups
         masked |= rows[:, None] == columns
     masked &= ~excluded
     easy = torch.zeros_like(excluded)
     if operands.floors is not None:
-        easy = (_scores(operands.student, block) < operands.floors[:, None]) & ~masked & ~excluded
+        easy = easy_for_student(_scores(operands.student, block), operands.floors) & ~masked & ~excluded
     return masked | easy | excluded, masked, easy
+
+
+def masked_by_guide(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """Which of the guide's scores ``[rows, columns]`` are above their row's threshold, ``[rows]``."""
+    return scores > thresholds[:, None]
+
+
+def easy_for_student(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """Which of the student's scores ``[rows, columns]`` are below their row's threshold, ``[rows]``."""
+    return scores < thresholds[:, None]
 
 
 def _boosted(logits: Tensor, block: Block, operands: Operands) -> Tensor:
