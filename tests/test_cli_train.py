@@ -318,7 +318,7 @@ class TestDryRun:
             (["--row_margins"], "row_margins: True, and data.train has no column 'margin'"),
             (
                 ["--hardness_mode", "hard_negatives", "--hardness_strength", "5"],
-                "hardness_mode: expected 'in_batch_negatives', as data.train has no column of negatives, got 'hard_negatives'",
+                "hardness_mode: expected 'in_batch_negatives', as data.train has no column of negatives",
             ),
         ],
     )

@@ -192,7 +192,7 @@ def test_no_guide_at_all_and_the_student_as_one(student, pairs, tmp_path, run_co
     )
     result = run_command("train", config)
     assert result.code == 2
-    assert "self_guided: True, though" in result.err.splitlines()[-1]
+    assert "self_guided: expected False where training without any guide" in result.err.splitlines()[-1]
     assert "'guide: null' in a configuration" in result.err.splitlines()[-1]
 
 
