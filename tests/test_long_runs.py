@@ -30,6 +30,7 @@ from transformers import TrainerCallback
 
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
 from gist_fast.losses import GISTEmbedLoss
+from gist_fast.runtime import files
 from gist_fast.runtime.errors import InputError
 from gist_fast.training import checkpoints as folders
 from gist_fast.training.checkpoints import (
@@ -354,10 +355,10 @@ class TestFolders:
         delete_old(tmp_path, 1, None)
         assert [folders.step_of(path) for path in checkpoint_folders(tmp_path)] == [11]
 
-    @pytest.mark.parametrize("death", ["replace", "rmtree", "_flush"])
+    @pytest.mark.parametrize("death", ["replace", "rmtree", "flush"])
     def test_dying_anywhere_while_one_takes_the_place_of_another(self, made, tmp_path, monkeypatch, death):
         """Each call of a function that moves, deletes or flushes is once the last one that the process makes."""
-        owner = {"replace": folders.os, "rmtree": folders.shutil, "_flush": folders}[death]
+        owner = {"replace": folders.os, "rmtree": folders.shutil, "flush": files}[death]
         real = getattr(owner, death)
         made(3)
         for last in range(20):

@@ -274,7 +274,7 @@ def test_rows_of_the_same_anchor_are_one_group(student, pairs):
         ({"group": "x"}, {"groups": "column"}, "group: row 0 of the batch is 'x'; a whole number"),
         ({"margin": float("nan")}, {"row_margins": True}, "margin: row 0 of the batch is nan; a finite number"),
         ({}, {"groups": "column"}, "group: the loss has groups='column', and the dataset no column 'group'"),
-        ({"margin": 0.1}, {}, "margin: the dataset has a column of numbers .* row_margins=True would do"),
+        ({"margin": 0.1}, {}, "margin: the dataset has a column of numbers .* Set row_margins=True"),
     ],
 )
 def test_wrong_groups_and_margins_are_named(student, pairs, rows, options, message):

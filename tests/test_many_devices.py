@@ -39,7 +39,7 @@ def test_ranks_run_out_together_or_are_refused(rows, split, world):
 
 def test_fsdp(student, pairs, tmp_path):
     args = GISTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", fsdp=True)
-    with pytest.raises(InputError, match=r"^fsdp: .* DistributedDataParallel would do"):
+    with pytest.raises(InputError, match=r"^fsdp: .* Use DistributedDataParallel"):
         GISTTrainer(student, args, pairs)
 
 

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from benchmarks import quality, quality_report
-from benchmarks import quality_data as data
-from benchmarks.quality_arms import ARMS, CONTROL, STUDIES, Setting, Study
-from benchmarks.quality_train import (
+from benchmarks.quality import __main__ as quality
+from benchmarks.quality import data
+from benchmarks.quality import report as quality_report
+from benchmarks.quality.arms import ARMS, CONTROL, STUDIES, Setting, Study
+from benchmarks.quality.train import (
     COLUMNS,
     Workshop,
     mask_quality,

@@ -54,7 +54,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole configuration."""
+    """A whole configuration.
+
+    Example:
+        >>> text = "student: s\\nguide: null\\ndata: {train: pairs.csv}\\ntraining: {output_dir: out}"
+        >>> size = Path("run.yaml").write_text(text)
+        >>> load_config("run.yaml", ["--learning_rate", "1e-5"]).arguments["learning_rate"]
+        1e-05
+    """
 
     student: StudentConfig
     data: DataConfig
@@ -64,6 +71,8 @@ class TrainConfig:
     unguided: bool = False
     """Whether ``guide: null`` was written, which asks for training without one."""
     evaluation: EvaluationConfig | None = None
+    source: str = "configuration"
+    """The file it was read from, for messages."""
 
     @property
     def output_dir(self) -> Path:
@@ -112,6 +121,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         data=_build(DataConfig, sections["data"], "data"),
         arguments=_arguments(tree, student, guide, str(path)),
         evaluation=_evaluation(evaluation) if evaluation and evaluation.value is not None else None,
+        source=str(path),
     )
 
 

@@ -25,7 +25,7 @@ from gist_fast.data.names import (
     role_order,
 )
 from gist_fast.data.text_files import SUFFIXES, Column, check_table, read_chunks, read_file, suffix_of
-from gist_fast.runtime.errors import InputError, first_line, nearest
+from gist_fast.runtime.errors import InputError, first_line, nearest, nearest_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,9 +47,9 @@ def load_texts(
         source: a ``.jsonl``, ``.csv``, ``.tsv`` (each also with ``.gz``) or ``.parquet`` file, a directory written by
             ``save_to_disk``, or the name of a dataset on the Hugging Face hub.
         split: which split of a saved directory or hub dataset; not needed where there is only one.
-        columns: which column plays which part, as ``{"anchor": "question", "positive": "answer"}``, or the columns'
-            names in the order anchor, positive, negatives. Parts not named are looked for under their own names. Two
-            more parts are taken only where they are named: ``group``, texts or whole numbers that tell which rows are
+        columns: the column of each role, as ``{"anchor": "question", "positive": "answer"}``, or the columns' names in
+            the order anchor, positive, negatives. Roles not named are looked for under their own names. Two more roles
+            are taken only where they are named: ``group``, texts or whole numbers that tell which rows are
             no negatives of each other (read as numbers, the same for the same value), and ``margin``, a number a row
             (also one that is stored as text).
         name: which configuration of a hub dataset.
@@ -59,7 +59,12 @@ def load_texts(
         (numpy rows, see `read_as_stored`). Other columns are left out, which is logged.
 
     Raises:
-        InputError: naming file, row, column, what came, and what would do.
+        InputError: naming file, row, column, what was expected and what came.
+
+    Example:
+        >>> size = Path("pairs.csv").write_text("question,answer\\nwhat falls,rain\\n")
+        >>> load_texts("pairs.csv", columns={"anchor": "question", "positive": "answer"})[0]
+        {'anchor': 'what falls', 'positive': 'rain'}
     """
     dataset = load_chosen(source, functools.partial(choose_columns, columns=columns), split=split, name=name)
     return _with_numbered_groups(dataset) if GROUP in dataset.column_names else dataset
@@ -92,6 +97,11 @@ def stream_texts(
 
     Raises:
         InputError: as in `load_texts`, as far as the first rows show it; while iterating, naming file, row and column.
+
+    Example:
+        >>> size = Path("pairs.jsonl").write_text('{"anchor": "what falls", "positive": "rain"}')
+        >>> next(iter(stream_texts("pairs.jsonl")))
+        {'anchor': 'what falls', 'positive': 'rain'}
     """
     source = str(source)
     path = Path(source).expanduser()
@@ -150,24 +160,24 @@ class _Check:
 
 def choose_columns(available: Sequence[str], columns: ColumnNames | None, where: str) -> list[Column]:
     """Which of the available columns to take, and for what; see `load_texts`."""
-    parts = _as_mapping(columns, where)
-    taken = set(parts.values())
+    roles = _as_mapping(columns, where)
+    taken = set(roles.values())
     for column in available:
-        if is_text_role(column) and column not in parts and column not in taken:
-            parts[column] = column
-    for part in (ANCHOR, POSITIVE):
-        parts.setdefault(part, part)
-    for part, column in parts.items():
+        if is_text_role(column) and column not in roles and column not in taken:
+            roles[column] = column
+    for role in (ANCHOR, POSITIVE):
+        roles.setdefault(role, role)
+    for role, column in roles.items():
         if column not in available:
-            raise InputError(_missing(part, column, available, where))
+            raise InputError(_missing(role, column, available, where))
     chosen = []
-    for part in sorted(parts, key=role_order):
-        column = parts[part]
-        chosen.append(Column(column, part, KINDS.get(part, "text")))
-    for part in sorted(parts, key=role_order):
-        embedding = parts[part] + GUIDE_SUFFIX
+    for role in sorted(roles, key=role_order):
+        column = roles[role]
+        chosen.append(Column(column, role, KINDS.get(role, "text")))
+    for role in sorted(roles, key=role_order):
+        embedding = roles[role] + GUIDE_SUFFIX
         if embedding in available:
-            chosen.append(Column(embedding, part + GUIDE_SUFFIX, "vector"))
+            chosen.append(Column(embedding, role + GUIDE_SUFFIX, "vector"))
     left = [column for column in available if column not in {c.source for c in chosen}]
     if left:
         logger.info("%s: columns left out: %s", where, ", ".join(left))
@@ -200,29 +210,29 @@ def _as_mapping(columns: ColumnNames | None, where: str) -> dict[str, str]:
     if not isinstance(columns, Mapping):
         negatives = ("negative", *(f"negative_{k}" for k in range(1, len(columns))))
         columns = dict(zip((ANCHOR, POSITIVE, *negatives), columns, strict=False))
-    for part, column in columns.items():
-        if not is_text_role(part) and part not in KINDS:
+    for role, column in columns.items():
+        if not is_text_role(role) and role not in KINDS:
             raise InputError(
-                f"{where}: columns: {part!r} is no part{nearest(part, (ANCHOR, POSITIVE, 'negative', 'negative_1'))}; "
-                "the parts are anchor, positive, negative, negative_1, negative_2 and so on, group and margin."
+                f"{where}: columns: {role!r} is no role{nearest(role, (ANCHOR, POSITIVE, 'negative', 'negative_1'))}; "
+                "the roles are anchor, positive, negative, negative_1, negative_2 and so on, group and margin."
             )
         if not isinstance(column, str):
-            raise InputError(f"{where}: columns: {part} is {column!r}; the name of a column would do.")
+            raise InputError(f"{where}: columns: expected the name of a column for {role}, got {column!r}.")
     used = list(columns.values())
     for column in used:
         if used.count(column) > 1:
-            raise InputError(f"{where}: columns: {column!r} is named for more than one part.")
+            raise InputError(f"{where}: columns: {column!r} is named for more than one role.")
     return dict(columns)
 
 
-def _missing(part: str, column: str, available: Sequence[str], where: str) -> str:
+def _missing(role: str, column: str, available: Sequence[str], where: str) -> str:
     there = ", ".join(map(repr, available)) or "none"
-    if part == column:
+    if role == column:
         return (
             f"{where}: no column {column!r}{nearest(column, available)}; it has {there}. "
-            f"Rename one, or map it: columns: {{{part}: <name>}}."
+            f"Rename one, or map it: columns: {{{role}: <name>}}."
         )
-    return f"{where}: no column {column!r}, named for {part}{nearest(column, available)}; it has {there}."
+    return f"{where}: no column {column!r}, named for {role}{nearest(column, available)}; it has {there}."
 
 
 def _from_file(path: Path, choose: Callable[..., Sequence[Column]]) -> Dataset:
@@ -271,7 +281,7 @@ def _from_directory(path: Path, split: str | None, name: str | None) -> Dataset:
 
 def _from_hub(source: str, split: str | None, name: str | None, streaming: bool = False) -> Any:
     if not _could_be_hub_name(source):
-        raise InputError(f"{source}: no such file or folder{_like(Path(source).expanduser())}.")
+        raise InputError(f"{source}: no such file or folder{nearest_file(Path(source).expanduser())}.")
     from datasets import load_dataset
 
     try:
@@ -279,8 +289,8 @@ def _from_hub(source: str, split: str | None, name: str | None, streaming: bool 
     except Exception as error:
         # Whatever the hub's client raises (absent, private, offline, unknown split), the user's next step is the same.
         raise InputError(
-            f"{source}: no such file or folder here{_like(Path(source))}, and as a dataset of the hub it cannot be "
-            f"loaded ({first_line(error)})."
+            f"{source}: no such file or folder here{nearest_file(Path(source))}, and as a dataset of the hub it cannot "
+            f"be loaded ({first_line(error)})."
         ) from error
     return _one_split(loaded, None if split else split, source)
 
@@ -299,7 +309,7 @@ def _one_split(loaded: object, split: str | None, where: str) -> Any:
             )
         return loaded[split]
     if not isinstance(loaded, (Dataset, IterableDataset)):
-        raise InputError(f"{where}: a {type(loaded).__name__} cannot be used here; a dataset of one split would do.")
+        raise InputError(f"{where}: expected a dataset of one split, got a {type(loaded).__name__}.")
     if split is not None and str(loaded.split) != split:
         raise InputError(f"{where}: is a single dataset, without a split {split!r}; leave split out.")
     return loaded
@@ -337,7 +347,3 @@ def _renamed(dataset: Any, chosen: Sequence[Column]) -> Any:
 def _could_be_hub_name(source: str) -> bool:
     """``name`` or ``owner/name``, and not what only a path looks like."""
     return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) is not None and suffix_of(source) is None
-
-
-def _like(path: Path) -> str:
-    return nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""

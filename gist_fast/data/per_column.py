@@ -66,10 +66,11 @@ def check_lengths(name: str, setting: Any, most: int | None = None) -> None:
         for key, value in setting.items():
             check_lengths(f"{name}.{key}", value, most)
     elif setting is not None and setting < 1:
-        raise InputError(f"{name}: got {setting}; 1 or more would do.")
+        raise InputError(f"{name}: expected at least 1, got {setting}.")
     elif setting is not None and most is not None and setting > most:
         raise InputError(
-            f"{name}: got {setting}, but the student reads at most {most} tokens; a larger max_seq_length comes first."
+            f"{name}: expected at most {most}, the tokens that the student reads, got {setting}. Raise max_seq_length "
+            "first."
         )
 
 
@@ -89,7 +90,7 @@ def check_positions(name: str, setting: Any, guide: SentenceTransformer) -> None
         return
     positions = getattr(getattr(guide[0], "config", None), "max_position_embeddings", None)
     if setting is not None and positions is not None and setting > positions:
-        raise InputError(f"{name}: got {setting}; the guide has {positions} positions, so at most that would do.")
+        raise InputError(f"{name}: expected at most {positions}, the positions that the guide has, got {setting}.")
 
 
 def guide_prompt(

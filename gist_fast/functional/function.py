@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -31,15 +31,55 @@ KEPT_SHARE = 8
 """``mask_bits="auto"`` keeps the masks while they fill at most a `KEPT_SHARE`-th of the device's memory."""
 
 
+class LossArguments(TypedDict, total=False):
+    """Arguments of `guided_contrastive_loss` as type checkers see them: once, for both types that it returns."""
+
+    temperature: float | Tensor
+    margin: float | Tensor
+    margin_strategy: Literal["absolute", "relative"]
+    contrast_anchors: bool
+    contrast_positives: bool
+    offset: int
+    reduction: Literal["mean", "sum", "none"]
+    backend: Literal["auto", "triton", "tiled", "reference"]
+    mask_bits: Literal["auto", "keep", "recompute"]
+    mask_ties: bool
+    groups: Tensor | None
+    hard: bool
+    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None
+    hardness_strength: float
+    triplet_margin: float | None
+    matryoshka_dims: Sequence[int] | None
+    matryoshka_weights: Sequence[float] | None
+
+
 @overload
 def guided_contrastive_loss(
-    *args: Any, return_stats: Literal[True], **kwargs: Any
+    anchors: Tensor,
+    positives: Tensor,
+    guide_anchors: Tensor | None = ...,
+    guide_positives: Tensor | None = ...,
+    negatives: Sequence[Tensor] | None = ...,
+    guide_negatives: Sequence[Tensor] | None = ...,
+    *,
+    return_stats: Literal[True],
+    **arguments: Unpack[LossArguments],
 ) -> tuple[Tensor, GuidedContrastiveStats]: ...
 @overload
-def guided_contrastive_loss(*args: Any, return_stats: Literal[False] = False, **kwargs: Any) -> Tensor: ...
+def guided_contrastive_loss(
+    anchors: Tensor,
+    positives: Tensor,
+    guide_anchors: Tensor | None = ...,
+    guide_positives: Tensor | None = ...,
+    negatives: Sequence[Tensor] | None = ...,
+    guide_negatives: Sequence[Tensor] | None = ...,
+    *,
+    return_stats: Literal[False] = False,
+    **arguments: Unpack[LossArguments],
+) -> Tensor: ...
 
 
-def guided_contrastive_loss(  # type: ignore[misc]
+def guided_contrastive_loss(
     anchors: Tensor,  # [B, D]
     positives: Tensor,  # [M, D], M >= offset + B
     guide_anchors: Tensor | None = None,  # [B, G]
@@ -130,6 +170,13 @@ def guided_contrastive_loss(  # type: ignore[misc]
         TypeError: an argument is of a wrong type, or embeddings of one model differ in type.
         ValueError: shapes, widths or devices do not go together; a value is out of range; a CPU embedding is not
             finite (its row is named; on an accelerator the loss is NaN instead); the backend cannot run here.
+
+    Example:
+        >>> anchors, positives = torch.eye(3, requires_grad=True), torch.eye(3)
+        >>> guide = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # finds the texts of rows 1 and 2 alike
+        >>> loss, stats = guided_contrastive_loss(anchors, positives, guide, guide, mask_ties=True, return_stats=True)
+        >>> stats.masked.tolist()  # their pairs are no negatives in any block
+        [2, 2, 2]
     """
     student, guide = check_embeddings(
         anchors, positives, negatives, guide_anchors, guide_positives, guide_negatives, offset

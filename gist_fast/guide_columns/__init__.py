@@ -1,4 +1,4 @@
-"""The guide's embeddings as columns of a dataset, so that training needs no guide in memory.
+"""Precomputed guide embeddings: columns of a dataset, so that training needs no guide in memory.
 
 A frozen guide gives a text the same embedding in every step and epoch, so each distinct text is encoded once. Two
 things are kept under ``cache_dir``, in one folder for each guide (weights, modules, tokenizer), prompt, maximum length
@@ -11,10 +11,12 @@ and type of number:
   named after the column's texts in their order, so that for an unchanged column neither the store nor the guide is
   asked.
 
-Both are written beside their place and moved there when whole, and both carry checksums that are tried before use; what
-is damaged is named, set aside, and computed again. Processes of one job (``torchrun``, ``accelerate launch``) take
-turns at windows of texts, which do not depend on how many processes there are: the batches, and with them the numbers,
-are those of one process. They must share ``cache_dir``.
+Both are written beside their place and moved there when whole. Both carry checksums that are compared before use: what
+is damaged is named, set aside, and computed again.
+
+Processes of one job (``torchrun``, ``accelerate launch``) share the texts window by window. The windows do not depend
+on how many processes there are, so the batches, and with them the numbers, are those of one process. The processes must
+share ``cache_dir``.
 """
 
 from __future__ import annotations
@@ -81,11 +83,15 @@ def embed_guide(
             an embedding is not finite, or `dtype` does not hold it; the processes of a job differ in dataset or guide.
         TypeError: it is no dataset of one split, or another argument is of a type that it does not take.
         OSError: nothing can be written, as on a full disk. What was written before stays.
+
+    Example:
+        >>> embed_guide(pairs, guide, cache_dir="cache", show_progress_bar=False).column_names
+        ['anchor', 'positive', 'anchor_guide_embedding', 'positive_guide_embedding']
     """
     check_arguments(dataset, guide, batch_size, batch_tokens, max_length, dtype, cache_dir)
     if not isinstance(report, Report | None):
         raise InputTypeError(
-            f"report: got {report!r} of type {type(report).__name__}; a gist_fast.guide_columns.Report would do."
+            f"report: expected a gist_fast.guide_columns.Report, got {report!r} of type {type(report).__name__}."
         )
     prompt_of = column_prompts(dataset, guide, columns, prompts)
     folder = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "gist_fast"

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from gist_fast.data.names import GUIDE_EMBEDDING
-from gist_fast.guide_columns.files import as_vectors, checksum, put, set_aside, vectors_of, written_whole
+from gist_fast.guide_columns.files import as_vectors, checksum, set_aside, vectors_of, written_whole
 from gist_fast.guide_columns.store import Store
+from gist_fast.runtime.files import put
 
 _WRITTEN_ROWS = 65536
 _BATCH_ROWS = 1024

@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DroppedPair:
-    """One entry of a block that the guide took out."""
+    """One entry of a block that the guide took out.
+
+    Example:
+        >>> pair = DroppedPair("ap", 1, 2, "what falls", "a shower", guide=0.75, threshold=0.5, student=None)
+        >>> pair.excess
+        0.25
+    """
 
     block: str
     row: int
@@ -55,7 +61,13 @@ class DroppedPair:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the guide did to one batch."""
+    """What the guide did to one batch.
+
+    Example:
+        >>> found = inspect_batch(pairs, lambda texts, column, place: guide.encode(texts, convert_to_tensor=True))
+        >>> found.compared["ap"], sum(found.counts.values()) == len(found.dropped)
+        (4032, True)
+    """
 
     rows: tuple[int, ...]
     """The rows of the data that it is made of; the first is 1."""

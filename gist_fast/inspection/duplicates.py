@@ -32,7 +32,12 @@ MOST_ROWS = 10
 
 @dataclass(frozen=True)
 class Copied:
-    """A text that stands in more than one row."""
+    """A text that stands in more than one row.
+
+    Example:
+        >>> Copied("rain", rows=2, places=((1, "positive"), (7, "positive"))).rows
+        2
+    """
 
     text: str
     rows: int
@@ -43,7 +48,12 @@ class Copied:
 
 @dataclass(frozen=True)
 class NearPair:
-    """Two texts of different rows that the guide finds nearly the same."""
+    """Two texts of different rows that the guide finds nearly the same.
+
+    Example:
+        >>> NearPair(0.97, "rain", 1, "positive", "the rain", 4, "positive").similarity
+        0.97
+    """
 
     similarity: float
     text: str
@@ -57,7 +67,13 @@ class NearPair:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What was found among some rows."""
+    """What was found among some rows.
+
+    Example:
+        >>> encode = lambda texts, column, place: guide.encode(texts, convert_to_tensor=True)
+        >>> find_duplicates(pairs, encode, near=0.999).copied_texts
+        0
+    """
 
     rows: int
     """How many were looked at."""

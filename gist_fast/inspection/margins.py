@@ -23,7 +23,13 @@ MOST = 64
 
 @dataclass(frozen=True)
 class MarginOutcome:
-    """What one margin would do to a batch."""
+    """What one margin would do to a batch.
+
+    Example:
+        >>> outcome = MarginOutcome("absolute", 0.05, {"ap": 90, "aa": 90}, {"ap": 9, "aa": 0}, rows=10, rows_emptied=0)
+        >>> outcome.share("ap"), outcome.share()
+        (0.1, 0.05)
+    """
 
     strategy: str
     margin: float

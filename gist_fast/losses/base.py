@@ -45,6 +45,11 @@ class GuidedLoss(nn.Module):
         guide: the guide, or None.
         settings: the fields of `LossConfig`; the temperature may be a 0-d tensor. Each can be read and set as an
             attribute of the loss.
+
+    Example:
+        >>> from gist_fast.losses import GISTEmbedLoss
+        >>> isinstance(GISTEmbedLoss(student, guide), GuidedLoss)
+        True
     """
 
     def __init__(self, model: SentenceTransformer, guide: SentenceTransformer | None, **settings: Any) -> None:

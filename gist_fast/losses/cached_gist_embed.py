@@ -41,6 +41,11 @@ class CachedGISTEmbedLoss(GuidedLoss):
         activation_memory: GiB of activations to keep, which spares the mini-batches they belong to a second forward
             pass; ``"auto"``: what half of the free main memory holds, or four fifths of the free memory of a GPU.
         settings: see `GISTEmbedLoss`.
+
+    Example:
+        >>> loss = CachedGISTEmbedLoss(student, guide, mini_batch_size=1)
+        >>> texts = ["what falls", "what flows"], ["rain", "rivers"]
+        >>> loss([student.preprocess(column) for column in texts]).backward()
     """
 
     uses_gradient_cache = True

@@ -36,6 +36,11 @@ class GISTEmbedLoss(GuidedLoss):
 
     Raises:
         ValueError: a tokenizer is not of transformers, or a value is out of range.
+
+    Example:
+        >>> loss = GISTEmbedLoss(student, guide, temperature=0.05)
+        >>> texts = ["what falls", "what flows"], ["rain", "rivers"]
+        >>> loss([student.preprocess(column) for column in texts]).backward()
     """
 
     def __init__(

@@ -102,9 +102,23 @@ def check_one_route(guide: SentenceTransformer) -> None:
                 )
 
 
-def truncated(guide: SentenceTransformer, embeddings: Tensor) -> Tensor:
-    """Embeddings ``[n, G]`` as the guide's ``encode`` hands them out: cut to its ``truncate_dim``, if it has one."""
-    return embeddings if guide.truncate_dim is None else embeddings[:, : guide.truncate_dim]
+def tokenized(
+    guide: SentenceTransformer, texts: list[str], prompt: str = "", max_length: int | None = None
+) -> dict[str, Any]:
+    """The guide's features of some texts, by its own tokenizer.
+
+    Args:
+        prompt: put before each text, perhaps empty.
+        max_length: tokens of a text that are read; None for the guide's own maximum.
+    """
+    kwargs = {} if max_length is None else {"processing_kwargs": {"text": {"max_length": max_length}}}
+    # None, not an empty prompt, which some modules would still count as one.
+    return guide.preprocess(texts, prompt=prompt or None, **kwargs)
+
+
+def embedded(guide: SentenceTransformer, features: dict[str, Any]) -> Tensor:
+    """``[n, G]`` as the guide's ``encode`` hands them out: cut to its ``truncate_dim``, if it has one."""
+    return guide(features)["sentence_embedding"][:, : guide.truncate_dim]
 
 
 class GuideEncoder:
@@ -205,8 +219,7 @@ class GuideEncoder:
             trim_left=positions_are_relative(self.model),
             rows=rows if reorderable(features) else None,
         )
-        embeddings = batches.restore([self.model(part)["sentence_embedding"] for part in batches])
-        embeddings = truncated(self.model, embeddings)
+        embeddings = batches.restore([embedded(self.model, part) for part in batches])
         if rows is None or len(embeddings) == len(rows):
             return embeddings
         return embeddings[list(rows)]
@@ -221,7 +234,7 @@ class GuideEncoder:
 
     def _retokenized(self, features: dict[str, Any]) -> dict[str, Any]:
         texts = self._tokenizer.batch_decode(_token_rows(features), skip_special_tokens=True)
-        tokens = self.model.preprocess(texts)
+        tokens = tokenized(self.model, texts)
         return {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in tokens.items()}
 
 

@@ -73,8 +73,8 @@ def with_guide_columns(data: Loaded, guide: SentenceTransformer, arguments: GIST
     length = arguments.guide_max_length
     if isinstance(length, Mapping):
         raise InputError(
-            "guide_max_length: by column, but with guide.columns all texts of the guide have one maximum length; a "
-            "number would do."
+            "guide_max_length: expected one number, because with guide.columns all texts have one maximum length, got "
+            f"{dict(length)}."
         )
     embedded = {}
     for name, dataset in by_name(data).items():

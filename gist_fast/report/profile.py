@@ -1,4 +1,4 @@
-"""A profile as tables and pictures, the same parts under the same names and colours in all of them."""
+"""A profile as tables and pictures, the same regions under the same names and colours in all of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ _UNITS = {
 def parts_table(profile: Profile) -> Table:
     """Where the time of a step goes; the last row is the whole step."""
     device = profile.steps[0].device is not None
-    columns = ["part", "calls", "ms a step", "share", "least", "most", *(("device ms", "of device") if device else ())]
+    columns = ["region", "calls", "ms a step", "share", "least", "most"]
+    columns += ["device ms", "of device"] if device else []
     rows: list[list[object]] = []
     for part in profile.parts:
         on_host = part.name != IDLE
@@ -139,17 +140,17 @@ def report_page(profile: Profile, facts: Mapping[str, str], settings: Mapping[st
         for _, device in _pictures(profile)
     )
     device = bool(others)
-    text = "Each moment of a step belongs to the innermost part that is running, so that the shares sum to the step."
+    text = "Each moment of a step belongs to the innermost region that is running, so that the shares sum to the step."
     if device:
         text += (
-            " The device's columns divide the same wall time by the part that launched the kernel running at each"
+            " The device's columns divide the same wall time by the region that launched the kernel running at each"
             " moment; on a GPU the host waits wherever it needs a result, so these say where the time goes."
         )
     sections = [
         Section("Where the time goes", text, (parts_table(profile), host, *others)),
         Section("The machine", "", (machine_table(profile),)),
         Section("Busiest kernels" if device else "Busiest operators", "", (busiest_table(profile),)),
-        Section("The parts", "", (Table(("part", "meaning"), list(MEANINGS.items())),)),
+        Section("The regions", "", (Table(("region", "meaning"), list(MEANINGS.items())),)),
         Section("Settings", "", (Table(("setting", "value"), [(k, str(v)) for k, v in settings.items()], prose=True),)),
     ]
     return make_page("Profile of a training run", facts, sections)
@@ -165,7 +166,7 @@ def _in_words(profile: Profile, *, device: bool) -> str:
     times = (step.device or {}) if device else step.host
     largest = sorted(((ms, name) for name, ms in times.items() if ms > 0), reverse=True)[:3]
     said = ", ".join(f"{name} {ms / step.wall_ms:.0%}" for ms, name in largest)
-    return f"{'Device' if device else 'Wall'} time of each step by part; in the median step {said}."
+    return f"{'Device' if device else 'Wall'} time of each step by region; in the median step {said}."
 
 
 def _short(name: str) -> str:

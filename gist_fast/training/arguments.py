@@ -23,6 +23,11 @@ class GISTTrainingArguments(LossSettings, SentenceTransformerTrainingArguments):
 
     Raises:
         ValueError: a value is out of range (when the loss is built).
+
+    Example:
+        >>> arguments = GISTTrainingArguments("run", temperature=0.05, margin=0.1, learning_rate=1e-5)
+        >>> arguments.margin, arguments.margin_strategy
+        (0.1, 'absolute')
     """
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012 - transformers' own name and form

@@ -24,7 +24,7 @@ from torch import Tensor
 from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN
 from gist_fast.data.per_column import guide_prompt, value_for
 from gist_fast.functional.loss_config import Groups
-from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route
+from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route, tokenized
 from gist_fast.losses.micro_batches import EXTENTS, extents
 from gist_fast.runtime.errors import InputError, shown
 from gist_fast.runtime.profiler_regions import TOKENISE, named
@@ -35,7 +35,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class GuideTokenizer:
-    """Tokenises raw texts as the guide wants them: its tokenizer, its prompt, its maximum length."""
+    """Tokenises raw texts as the guide wants them: its tokenizer, its prompt, its maximum length.
+
+    Example:
+        >>> tokenize = GuideTokenizer(guide, prompts={"anchor": "query: "}, max_length=8)
+        >>> tokenize.settings("anchor", position=0)
+        ('query: ', 8)
+    """
 
     guide: SentenceTransformer
     prompts: Mapping[str, str | dict[str, str]] | str | None = None
@@ -53,11 +59,7 @@ class GuideTokenizer:
 
     def __call__(self, texts: list[str], prompt: str, max_length: int | None) -> dict[str, Any]:
         """Features of the guide: tensors of ``len(texts)`` rows, and host arrays `EXTENTS` and perhaps `KEYS`."""
-        # Without max_length the tokenizer truncates at the guide's own.
-        kwargs = {} if max_length is None else {"text": {"max_length": max_length}}
-        features = self.guide.preprocess(
-            texts, prompt=prompt or None, **({"processing_kwargs": kwargs} if kwargs else {})
-        )
+        features = tokenized(self.guide, texts, prompt, max_length)
         features[EXTENTS] = extents(features)
         if self.with_keys:
             features[KEYS] = np.array([_digest(t, prompt, max_length) for t in texts], dtype="V16")
@@ -69,6 +71,12 @@ class GISTDataCollator(SentenceTransformerDataCollator):
     """sentence-transformers' collator, which also carries guide embeddings, or else the guide's own tokens.
 
     Of the texts that the guide is to read, each distinct one of a batch is tokenised, and encoded by the loss, once.
+
+    Example:
+        >>> collate = GISTDataCollator(student.preprocess, tokenize_for_guide=GuideTokenizer(guide))
+        >>> batch = collate([{"anchor": "rain", "positive": "a shower"}, {"anchor": "a shower", "positive": "rain"}])
+        >>> batch["anchor_guide_rows"].tolist(), batch["positive_guide_rows"].tolist()  # two distinct texts
+        ([0, 1], [1, 0])
     """
 
     tokenize_for_guide: GuideTokenizer | None = field(default=None, repr=False)
@@ -129,8 +137,8 @@ class GISTDataCollator(SentenceTransformerDataCollator):
             # A text may be called so too.
             if not wanted and isinstance(row.get(name), int | float):
                 raise InputError(
-                    f"{name}: the dataset has a column of numbers of that name, and the loss does not ask for it; "
-                    f"{remedy} would do, or leave out the column."
+                    f"{name}: the dataset has a column of numbers of that name, and the loss does not ask for it. Set "
+                    f"{remedy}, or leave out the column."
                 )
             if wanted:
                 found.append(name)
@@ -181,7 +189,7 @@ def _numbers(features: list[dict[str, Any]], column: str, dtype: torch.dtype) ->
     for i, value in enumerate(values):
         if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
             wanted = "a whole number" if dtype is torch.int64 else "a finite number"
-            raise InputError(f"{column}: row {i} of the batch is {value!r}; {wanted} in each row would do.")
+            raise InputError(f"{column}: expected {wanted} in each row, got {value!r} in row {i} of the batch.")
     return torch.tensor(values, dtype=dtype)
 
 

@@ -40,7 +40,11 @@ from gist_fast.training.temperature_schedule import TemperatureCallback, check_s
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
+    from sentence_transformers.base.evaluation import BaseEvaluator
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
     from torch.utils.data import BatchSampler
+    from transformers import EvalPrediction, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,14 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         ValueError: both a `loss` and a `guide` were given, or a `guide` and a dataset with a guide's embeddings; only
             part of the text columns has guide embeddings, or the student is to be distributed in a way that guided
             losses do not know (`gist_fast.training.distributed_checks`).
+
+    Example:
+        >>> arguments = GISTTrainingArguments("run", max_steps=2, learning_rate=1e-5, disable_tqdm=True)
+        >>> trainer = GISTTrainer(student, arguments, pairs, guide=guide)
+        >>> result = trainer.train()  # doctest: +ELLIPSIS
+        {...}
+        >>> result.global_step
+        2
     """
 
     args: GISTTrainingArguments
@@ -84,7 +96,16 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         train_dataset: Dataset | DatasetDict | IterableDataset | dict[str, Dataset] | None = None,
         eval_dataset: Dataset | DatasetDict | IterableDataset | dict[str, Dataset] | None = None,
         loss: nn.Module | dict[str, nn.Module] | Callable | dict[str, Callable] | None = None,
-        *other: Any,
+        evaluator: BaseEvaluator | list[BaseEvaluator] | None = None,
+        data_collator: Callable | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        model_init: Callable[[], SentenceTransformer] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
         guide: SentenceTransformer | None = None,
         guided: bool | None = None,
         **kwargs: Any,
@@ -116,7 +137,14 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             )
         self._tokenizing_guide = None if self._carries_embeddings else guide or _only_guide(loss)
         check_settings(args)
-        super().__init__(model, args, train_dataset, eval_dataset, loss, *other, **kwargs)
+        if processing_class is not None:  # an older name of it may be among kwargs
+            kwargs["processing_class"] = processing_class
+        super().__init__(
+            model, args, train_dataset, eval_dataset, loss, evaluator, data_collator, model_init=model_init,
+            compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics, **kwargs,
+        )  # fmt: skip
         losses = [guided for _, guided in _named_guided_losses(self.loss)]
         if losses:
             gathers = any(guided.gather_across_devices for guided in losses)

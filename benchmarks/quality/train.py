@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
-from benchmarks.quality_arms import Arm, Setting
-from benchmarks.quality_data import Row
+from benchmarks.quality.arms import Arm, Setting
+from benchmarks.quality.data import Row
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
 from gist_fast.data.names import GUIDE_SUFFIX
 from gist_fast.evaluation.evaluators import Retrieval
@@ -75,7 +75,7 @@ def freeze_lower(student: SentenceTransformer, trained_layers: int) -> None:
     bert = student[0].auto_model
     layers = len(bert.encoder.layer)
     if not 1 <= trained_layers <= layers:
-        raise ValueError(f"trained_layers: got {trained_layers}; the student has {layers}.")
+        raise ValueError(f"trained_layers: expected at most {layers}, which the student has, got {trained_layers}.")
     if trained_layers < layers:
         bert.embeddings = FrozenLower(bert, layers - trained_layers)
         bert.encoder.layer = bert.encoder.layer[layers - trained_layers :]
