@@ -12,7 +12,7 @@ from oracle import largest_errors, make_problem, oracle, values_and_gradients
 
 import gist_fast.functional.backends as backends
 from gist_fast import guided_contrastive_loss
-from gist_fast.functional.backends import choose_backend, explain_choice, tiled
+from gist_fast.functional.backends import choose_backend, explain_choice, kept, tiled
 from gist_fast.functional.blocks import make_blocks
 from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import prepare
@@ -41,7 +41,7 @@ def test_the_environment_overrides_auto_and_only_auto(monkeypatch):
 
 def test_triton_asked_for_by_name_is_refused_where_it_cannot_run(monkeypatch):
     monkeypatch.setattr(backends, "triton_obstacle", lambda *_: "there is no GPU")
-    with pytest.raises(ValueError, match=r"backend: 'triton' cannot run here: there is no GPU.*'tiled' would do"):
+    with pytest.raises(ValueError, match=r"backend: 'triton' cannot run here: there is no GPU.*Use 'auto' or 'tiled'"):
         choose_backend("triton", "cpu", torch.float32)
 
 
@@ -104,11 +104,11 @@ def test_tiled_is_no_worse_than_the_reference_of_its_type(monkeypatch, dtype, sh
     negatives=st.lists(st.integers(1, 300), max_size=2),
 )
 def test_the_bound_on_mask_bytes_holds(rows, offset, more, negatives):
-    tiled.SCORES_PAIRS, before = 0, tiled.SCORES_PAIRS
+    kept.SCORES_PAIRS, before = 0, kept.SCORES_PAIRS
     try:
         check_mask_bytes(rows, offset, more, negatives)
     finally:
-        tiled.SCORES_PAIRS = before
+        kept.SCORES_PAIRS = before
 
 
 def check_mask_bytes(rows, offset, more, negatives):
@@ -117,7 +117,7 @@ def check_mask_bytes(rows, offset, more, negatives):
     needed = 0
     for block in blocks:
         for tile in tiled._tiles(block):
-            r, c = tiled._shape(tile)
+            r, c = tile.shape
             needed += len(list(tiled._sides(block, tile))) * r * ((c + 7) // 8)
     bound = tiled.mask_bytes(blocks, 1)
     assert needed <= bound
@@ -151,11 +151,11 @@ def test_masks_are_the_references_outside_a_band_around_the_threshold():
     operands = prepare(student, (problem.guide_anchors, problem.guide_positives), torch.tensor(0.05), LossConfig())
     exact = operands.guide[0].double() @ operands.guide[1].double().T
     band = 4 * torch.finfo(torch.float32).eps * 64**0.5
-    near = ((exact - operands.limits[:, None].double()).abs() < band).fill_diagonal_(False)
+    near = ((exact - operands.guide_thresholds[:, None].double()).abs() < band).fill_diagonal_(False)
     inside = near.sum().item()  # the positives themselves, on the diagonal, stand at their threshold
     assert inside < 1e-3 * exact.numel()
-    clear = (exact > operands.limits[:, None].double() + band).fill_diagonal_(False)
-    possible = (exact > operands.limits[:, None].double() - band).fill_diagonal_(False)
+    clear = (exact > operands.guide_thresholds[:, None].double() + band).fill_diagonal_(False)
+    possible = (exact > operands.guide_thresholds[:, None].double() - band).fill_diagonal_(False)
     _, stats = guided_contrastive_loss(
         **problem.arguments() | {"contrast_anchors": False, "contrast_positives": False},
         backend="tiled",

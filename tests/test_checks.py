@@ -1,4 +1,4 @@
-"""Wrong input to the function: each is refused by name, with what came and what would do."""
+"""Wrong input to the function: each is refused by name, with what was expected and what came."""
 
 from __future__ import annotations
 

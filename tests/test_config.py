@@ -185,7 +185,7 @@ def test_every_argument_s_type_can_be_said():
         ("runs/one", "runs\nloss: {mini_batch_size: 0}", "loss.mini_batch_size: expected an int of at least 1, got 0."),
         ("runs/one", "runs\n  margin: 1\nloss: {margin: 1}", "margin stands under both loss and training; keep one"),
         ("runs/one", "runs\nloss: 5", "line 7: loss takes a mapping; got 5."),
-        ("runs/one", "null", "training.output_dir is missing; 'training: {output_dir: <folder>}' would do."),
+        ("runs/one", "null", "training.output_dir is missing. Add 'training: {output_dir: <folder>}'."),
         (
             "runs/one",
             "runs\nevaluation: {queries: q.tsv}",
@@ -204,7 +204,7 @@ def test_every_argument_s_type_can_be_said():
         ),
         ("models/student", "{max_seq_length: 8}", "line 1: student.path is missing; it takes a path or a name."),
         ("models/student", "{path: x, max_seq_length: 0}", "student.max_seq_length must be at least 1; got 0."),
-        ("student: models/student\n", "", "'student' is missing; 'student: <path or hub name of a model>' would do."),
+        ("student: models/student\n", "", "'student' is missing. Add 'student: <path or hub name of a model>'."),
         ("data:\n  train: pairs.jsonl\n", "data: pairs.jsonl\n", "data takes a mapping with train, eval; got 'pairs"),
         ("  train: pairs.jsonl", "  train: a\n  train: b", "line 5: 'train' is given twice; keep one."),
         ("  train: pairs.jsonl", "  train: [a", "not well-formed YAML"),

@@ -66,7 +66,7 @@ def test_the_dropped_pairs_are_those_of_the_rule(rows, negatives, margin, strate
     columns = {name: [f"{name} {i}" for i in range(rows)] for name in names}
     vectors = {text: random.normal(size=5) for column in columns.values() for text in column}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rule, "TILE", tile)
+        patch.setattr(rule, "SCORES", tile)
         found = inspect_batch(Dataset.from_dict(columns), lookup(vectors), margin=margin, margin_strategy=strategy)
     pairs = all_pairs(columns, vectors, margin, strategy)
     got = {(pair.block, pair.row, pair.other_row): pair for pair in found.dropped}
@@ -197,7 +197,7 @@ def random_batch(rows, negatives, seed=0, width=6):
 def test_each_margin_drops_what_the_rule_says(rows, negatives, margins, tile, seed):
     columns, vectors = random_batch(rows, negatives, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rule, "TILE", tile)
+        patch.setattr(rule, "SCORES", tile)
         found = inspect_batch(Dataset.from_dict(columns), lookup(vectors), margins=margins)
     tried = sorted({margin + 0.0 for margin in margins})
     assert [(o.strategy, o.margin) for o in found.margins] == [
@@ -288,7 +288,7 @@ def test_ties_groups_and_rows_margins_are_those_of_the_loss(mask_ties, strategy)
 @pytest.mark.parametrize("tile", [1, 2**22])
 @pytest.mark.parametrize("groups", [None, "column"])
 def test_what_hard_drops_is_what_the_loss_calls_easy(groups, tile, monkeypatch):
-    monkeypatch.setattr(rule, "TILE", tile)
+    monkeypatch.setattr(rule, "SCORES", tile)
     columns, vectors = random_batch(rows=41, negatives=1)
     # A copy of a positive ties for the student too, and is not below it.
     columns["positive"][20] = columns["positive"][4]

@@ -19,7 +19,7 @@ def embeddings(guided: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 def check_operators(backend: str) -> None:
     """`torch.library.opcheck` on both operators, with and without a guide, bits kept or not."""
-    for guided, self_guided, keep_bits in (
+    for guided, self_guided, keep_mask_bits in (
         (True, False, True),
         (True, False, False),
         (False, True, True),
@@ -28,7 +28,7 @@ def check_operators(backend: str) -> None:
         student, guide = embeddings(guided)
         temperature = torch.tensor(0.1, requires_grad=True)
         config = LossConfig(margin=0.1, self_guided=self_guided)
-        static = (None, None, [], keep_bits, False, 2, *config.to_arguments())
+        static = (None, None, [], keep_mask_bits, False, 2, *config.to_arguments())
         arguments = (backend, student, guide, temperature, *static)
         torch.library.opcheck(torch.ops.gist_fast.guided_forward.default, arguments)
         _, lse2, *_, bits = torch.ops.gist_fast.guided_forward(*arguments)

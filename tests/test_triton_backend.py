@@ -136,10 +136,10 @@ def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("PTX was compiled for another card")
 
-    def forward(operands: Operands, blocks: list[Block], keep_bits: bool) -> Negatives:
+    def forward(operands: Operands, blocks: list[Block], keep_mask_bits: bool) -> Negatives:
         found = tiled.forward(operands, blocks, False)
         # Bits that `tiled` would choke on, or take for other masks.
-        size = triton.mask_bytes(blocks, 1) if keep_bits and operands.guided else 0
+        size = triton.mask_bytes(blocks, 1) if keep_mask_bits and operands.guided else 0
         return found._replace(bits=torch.full((size,), 255, dtype=torch.uint8))
 
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)

@@ -14,7 +14,7 @@ from oracle import Problem, assert_close, make_problem, values_and_gradients
 from torch import Tensor
 
 from gist_fast import guided_contrastive_loss
-from gist_fast.functional.backends import tiled
+from gist_fast.functional.backends import kept
 
 EVERYWHERE = ["reference", "tiled"]
 backends = pytest.mark.parametrize("backend", EVERYWHERE)
@@ -290,8 +290,8 @@ def test_bits_serve_a_ladder_as_kept_scores_do(monkeypatch: pytest.MonkeyPatch) 
     problem = make_problem(40, 70, (33,), offset=11, margin=0.05).to(torch.float32)
     options: dict[str, Any] = {"matryoshka_dims": [12, 5, 3], "groups": torch.arange(70) // 4, "triplet_margin": 0.7}
     found = []
-    for pairs in (tiled.SCORES_PAIRS, 0):
-        monkeypatch.setattr(tiled, "SCORES_PAIRS", pairs)
+    for pairs in (kept.SCORES_PAIRS, 0):
+        monkeypatch.setattr(kept, "SCORES_PAIRS", pairs)
         found.append(values_and_gradients(run(problem, "tiled", **options), problem))
     assert_close(*found, 1e-6)
 

@@ -100,7 +100,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
             where the key is of one section only.
 
     Raises:
-        InputError: naming the place, the key, what came and what would do.
+        InputError: naming the place, the key, what was expected and what came.
     """
     tree = read_yaml(Path(path))
     _known(tree, SECTIONS, "")
@@ -108,7 +108,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     sections = tree.value
     for name in ("student", "data"):
         if name not in sections or sections[name].value is None:
-            raise InputError(f"{path}: {name!r} is missing; {_EXAMPLES[name]} would do.")
+            raise InputError(f"{path}: {name!r} is missing. Add {_EXAMPLES[name]}.")
     guide = sections.get("guide")
     unguided = guide is not None and guide.value is None
     student = _build(StudentConfig, sections["student"], "student")
@@ -249,7 +249,7 @@ def _check_lora_value(entry: Entry, name: str, value: Any) -> None:
     if name.endswith(".dropout") and not 0 <= value < 1:
         raise InputError(f"{entry.where}: {name} must be at least 0 and below 1; got {value}.")
     if name.endswith(".target_modules") and value is not None and not value:
-        raise InputError(f"{entry.where}: {name} is empty; names of layers would do, or 'all-linear'.")
+        raise InputError(f"{entry.where}: {name}: expected names of layers, or 'all-linear', got nothing.")
 
 
 def _build_sources(entry: Entry, key: str) -> SourceConfig | dict[str, SourceConfig]:
@@ -291,7 +291,7 @@ def _arguments(tree: Entry, student: ModelConfig, guide: ModelConfig | None, pat
                 check_number(f"{below.where}: {section}.{name}", value, **bounds[name])
             arguments[name] = value
     if arguments.get("output_dir") is None:
-        raise InputError(f"{path}: training.output_dir is missing; {_EXAMPLES['output_dir']} would do.")
+        raise InputError(f"{path}: training.output_dir is missing. Add {_EXAMPLES['output_dir']}.")
     for name, section, value in (
         ("prompts", "student", student.prompts),
         ("guide_prompts", "guide", guide and guide.prompts),

@@ -157,10 +157,10 @@ def guided_contrastive_loss(
         hardness_strength: 0 or more; published: 9 (arXiv 2503.04812, in-batch), 5 (arXiv 2509.20354, own).
         triplet_margin: adds the soft triplet term of `gist_fast.functional.triplet` with this margin, in units of
             cosine similarity; above 0.
-        matryoshka_dims: widths, for nested embeddings (Matryoshka, arXiv 2205.13147): the loss is the weighted sum of
+        matryoshka_dims: for nested embeddings (Matryoshka, arXiv 2205.13147): the loss is the weighted sum of
             those of the first so many columns, normalised anew. Masks are decided once, by the guide or, where the
-            student's scores decide, by the widest.
-        matryoshka_weights: one for each of the widths; None for 1.
+            student's scores decide, by the largest dim.
+        matryoshka_weights: one for each of the dims; None for 1.
 
     Returns:
         The loss, 0-d or ``[B]``, float32 (float64 for float64 embeddings); with `return_stats`, a pair of it and the
@@ -205,7 +205,7 @@ def guided_contrastive_loss(
         hardness_mode=hardness_mode,
         hardness_strength=hardness_strength,
         triplet_margin=triplet_margin,
-        matryoshka_dims=matryoshka_dims,  # type: ignore[arg-type]  # any sequence would do
+        matryoshka_dims=matryoshka_dims,  # type: ignore[arg-type]  # any sequence
         matryoshka_weights=matryoshka_weights,  # type: ignore[arg-type]
         backend=backend,
         mask_bits=mask_bits,
@@ -251,7 +251,7 @@ def guided_contrastive_loss(
     if not return_stats:
         return loss
     names, compared = zip(*((b.name, b.compared) for b in blocks), strict=True)
-    easy = found.easy if hard else None
+    easy = found.easy_negatives if hard else None
     return loss, make_stats(names, compared, found.masked, easy, found.positive, found.hardest)
 
 
@@ -294,7 +294,7 @@ def _guided_rows(
         if not wants_masks:
             return rows, None
         sizes = [*(x.shape[0] for x in student), count, offset]
-        return rows, KeptMasks(blocks, streaming, rows.bits, student[ANCHORS], sizes, config)
+        return rows, KeptMasks(blocks, streaming, rows.mask_bits, student[ANCHORS], sizes, config)
 
     if not automatic:
         return stream(chosen)

@@ -24,6 +24,7 @@ from gist_fast.runtime.errors import InputError, InputTypeError, nearest
 STOCK = "sentence-transformers 6.2"
 MarginStrategy = Literal["absolute", "relative"]
 Groups = Literal["anchor", "column"]
+Backend = Literal["auto", "triton", "tiled", "reference"]
 
 
 def setting(
@@ -124,7 +125,7 @@ class LossSettings:
     )
     matryoshka_dims: list[int] | None = setting(
         None,
-        "Widths of nested embeddings to train, which share one run of the guide. None: the whole width alone.",
+        "Dims of nested embeddings to train, which share one run of the guide. None: the whole width alone.",
         source="arXiv 2205.13147",
     )
     matryoshka_weights: list[float] | None = setting(
@@ -144,7 +145,7 @@ class LossSettings:
         "Whether to remember the guide's embedding of each text over steps and epochs, in main memory.",
         recorded=False,
     )
-    backend: Literal["auto", "triton", "tiled", "reference"] = setting(
+    backend: Backend = setting(
         "auto", "How the loss is computed: 'auto', 'triton', 'tiled' or 'reference'.", recorded=False
     )
     mask_bits: Literal["auto", "keep", "recompute"] = setting(

@@ -7,7 +7,8 @@ count:
     term_i = max(0, mean of sim over N_i - mean of sim over P_i + triplet_margin)
 
 and 0 where N_i is empty. Means are linear in the embeddings, so no matrix of scores is needed: with the mask ``M`` of 0
-and 1, ``sum over masked j of sim(a_i, y_j) = a_i . (M y)_i``, one product of the bits that the softmax left behind.
+and 1, ``sum over masked j of sim(a_i, y_j) = a_i . (M y)_i``, one product with the masks that the
+softmax left behind.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def triplet_rows(student: Sequence[Tensor], offset: int, margin: float, masks: M
     """The term of each row, ``[B]``, accumulation type, differentiable by the embeddings.
 
     Args:
-        student: embeddings of one width: anchors ``[B, D]``, positives ``[M, D]``, negatives.
+        student: embeddings of one Matryoshka dim: anchors ``[B, D]``, positives ``[M, D]``, negatives.
         offset: anchor i's positive is row ``offset + i`` of the positives.
         margin: in units of cosine similarity.
         masks: of the same batch.
@@ -91,20 +92,20 @@ class KeptMasks(Masks):
         self,
         blocks: Sequence[Block],
         backend: str,
-        bits: Tensor,
+        mask_bits: Tensor,
         like: Tensor,
         sizes: Sequence[int],
         config: LossConfig,
     ) -> None:
         super().__init__(blocks)
-        self._arguments = (backend, bits, like.dtype, sizes, config.to_arguments())
+        self._arguments = (backend, mask_bits, like.dtype, sizes, config.to_arguments())
 
     def product(self, index: int, columns: Tensor) -> Tensor:
-        backend, bits, dtype, sizes, settings = self._arguments
-        return mask_product(backend, bits, columns, False, index, dtype, sizes, *settings)
+        backend, mask_bits, dtype, sizes, settings = self._arguments
+        return mask_product(backend, mask_bits, columns, False, index, dtype, sizes, *settings)
 
 
-def _mask_product(backend, bits, other, transposed, index, dtype, sizes, *settings):
+def _mask_product(backend, mask_bits, other, transposed, index, dtype, sizes, *settings):
     """A block's mask, or its transpose, times ``other [.., E]``; operands are rounded to `dtype`.
 
     `sizes` are the rows of anchors, positives and each column of negatives, the number of Matryoshka dims, the offset.
@@ -114,7 +115,7 @@ def _mask_product(backend, bits, other, transposed, index, dtype, sizes, *settin
     largest = other.abs().amax().clamp_min(torch.finfo(other.dtype).tiny)
     narrow = (other / largest).to(dtype)
     with torch.autocast(other.device.type, enabled=False):
-        found = streaming_backend(backend).mask_product(blocks, dims, bits, index, narrow, transposed)
+        found = streaming_backend(backend).mask_product(blocks, dims, mask_bits, index, narrow, transposed)
     return found.to(other.dtype) * largest
 
 
@@ -127,27 +128,27 @@ mask_product = torch.library.custom_op(
     "gist_fast::mask_product",
     _mask_product,
     mutates_args=(),
-    schema="(str backend, Tensor bits, Tensor other, bool transposed, int index, ScalarType dtype, SymInt[] sizes, "
-    f"{LossConfig.schema()}) -> Tensor",
+    schema="(str backend, Tensor mask_bits, Tensor other, bool transposed, int index, ScalarType dtype, "
+    f"SymInt[] sizes, {LossConfig.schema()}) -> Tensor",
 )
 
 
 @mask_product.register_fake
-def _(backend, bits, other, transposed, index, dtype, sizes, *settings):
+def _(backend, mask_bits, other, transposed, index, dtype, sizes, *settings):
     blocks, _ = _read_sizes(sizes, settings)
     block = blocks[index]
     return other.new_empty(block.columns if transposed else block.rows, other.shape[1])
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    backend, bits, _, transposed, *static = inputs
+    backend, mask_bits, _, transposed, *static = inputs
     ctx.backend, ctx.transposed, ctx.static = backend, transposed, static
-    ctx.save_for_backward(bits)
+    ctx.save_for_backward(mask_bits)
 
 
 def _backward(ctx, gradient):
-    (bits,) = ctx.saved_tensors
-    by_other = mask_product(ctx.backend, bits, gradient, not ctx.transposed, *ctx.static)
+    (mask_bits,) = ctx.saved_tensors
+    by_other = mask_product(ctx.backend, mask_bits, gradient, not ctx.transposed, *ctx.static)
     return (None, None, by_other, None, *no_gradients(ctx.static))
 
 

@@ -13,12 +13,12 @@ from gist_fast.data.names import GROUP, MARGIN, text_columns
 from gist_fast.functional.backends.reference import easy_for_student, masked_by_guide
 from gist_fast.functional.blocks import Block, make_blocks
 from gist_fast.functional.loss_config import LossConfig
-from gist_fast.functional.operands import guide_thresholds, lowered
+from gist_fast.functional.operands import lowered, make_thresholds
 from gist_fast.inspection.best import Best
 from gist_fast.inspection.duplicates import NEAR, Duplicates, Texts, check_near, duplicates_among
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded
 from gist_fast.inspection.guide_scores import own_scores, scores, tie, tiles, unit_rows
-from gist_fast.inspection.margins import LADDER, MarginCounter, MarginOutcome, check_margins
+from gist_fast.inspection.margins import MARGINS, MarginCounter, MarginOutcome, check_margins
 from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def inspect_rows(
     guide: Encode | None,
     student: Encode | None = None,
     *,
-    margins: Sequence[float] = LADDER,
+    margins: Sequence[float] = MARGINS,
     near: float = NEAR,
     most: int | None = None,
     **settings: Any,
@@ -233,7 +233,7 @@ class _Pass:
             self.student_thresholds = self.student_own - self.student_tie
         margin = row_margins + config.margin
         self.lowered = lowered(own, margin, relative=relative)
-        self.thresholds = guide_thresholds(own, margin, relative=relative, mask_ties=mask_ties, band=self.guide_tie)
+        self.thresholds = make_thresholds(own, margin, relative=relative, mask_ties=mask_ties, band=self.guide_tie)
         self.counter = MarginCounter(own, self.guide_tie, margins, mask_ties, row_margins)
         self.best = Best(most)
         self.compared: dict[str, int] = {}

@@ -14,7 +14,7 @@ from torch import Tensor
 from gist_fast.functional.blocks import ANCHORS, FIRST_NEGATIVES, POSITIVES, Block
 from gist_fast.functional.operands import ZERO_NORM, tie_band
 
-TILE = 2**22
+SCORES = 2**22
 """Scores at a time: 16 MiB."""
 
 
@@ -36,8 +36,8 @@ def tie(unit: Sequence[Tensor]) -> float:
 
 
 def tiles(block: Block) -> Iterator[slice]:
-    """A block's rows in slices of at most `TILE` scores, or one row."""
-    step = max(1, TILE // max(1, block.columns))
+    """A block's rows in slices of at most `SCORES` scores, or one row."""
+    step = max(1, SCORES // max(1, block.columns))
     for start in range(0, block.rows, step):
         yield slice(start, min(start + step, block.rows))
 

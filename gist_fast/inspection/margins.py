@@ -12,11 +12,11 @@ from torch import Tensor
 from gist_fast.functional.backends.reference import masked_by_guide
 from gist_fast.functional.blocks import Block
 from gist_fast.functional.loss_config import MarginStrategy
-from gist_fast.functional.operands import guide_thresholds
+from gist_fast.functional.operands import make_thresholds
 from gist_fast.functional.values import check_number
 from gist_fast.runtime.errors import InputError, InputTypeError, shown
 
-LADDER = (-0.1, -0.05, 0.0, 0.02, 0.05, 0.1, 0.2)
+MARGINS = (-0.1, -0.05, 0.0, 0.02, 0.05, 0.1, 0.2)
 """The margins that are tried where none are named."""
 MOST = 64
 
@@ -83,7 +83,7 @@ class MarginCounter:
     ) -> None:
         self._settings = [(strategy, margin) for strategy in get_args(MarginStrategy) for margin in margins]
         self._thresholds = [
-            guide_thresholds(own, row_margins + margin, relative=strategy == "relative", mask_ties=mask_ties, band=band)
+            make_thresholds(own, row_margins + margin, relative=strategy == "relative", mask_ties=mask_ties, band=band)
             for strategy, margin in self._settings
         ]
         self._kept = torch.zeros(len(self._settings), len(own), dtype=torch.int64)
