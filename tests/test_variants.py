@@ -14,7 +14,7 @@ from oracle import Problem, assert_close, make_problem, values_and_gradients
 from torch import Tensor
 
 from gist_fast import guided_contrastive_loss
-from gist_fast.functional.backends import kept
+from gist_fast.functional.backends import kept, tiled
 
 EVERYWHERE = ["reference", "tiled"]
 backends = pytest.mark.parametrize("backend", EVERYWHERE)
