@@ -235,7 +235,7 @@ def _device(device: str | None) -> str:
 
 def _scale(scale: str | None, quick: bool) -> str:
     from gist_fast.bench.suite import SCALES
-    from gist_fast.functional.checks import check_choice
+    from gist_fast.functional.values import check_choice
 
     if scale is not None:
         check_choice("--scale", scale, SCALES)
@@ -251,7 +251,7 @@ def _check(device: str | None, dtype: str, seconds: float | None, report: Path |
     import torch
 
     from gist_fast.bench.cases import ITEM_SIZES
-    from gist_fast.functional.checks import check_choice
+    from gist_fast.functional.values import check_choice
 
     check_choice("--dtype", dtype, tuple(ITEM_SIZES))
     if seconds is not None and not math.isfinite(seconds):

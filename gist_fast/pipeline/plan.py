@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gist_fast.data.named import by_name, carries_guide, count_rows
 from gist_fast.evaluation.evaluators import configured_evaluator, evaluator_names
-from gist_fast.functional.checks import check_widths
+from gist_fast.functional.loss_config import check_dims
 from gist_fast.pipeline.attention import Attention, choose_attention
 from gist_fast.pipeline.datasets import check_run, describe, load_sources, with_guide_columns
 from gist_fast.pipeline.models import add_lora, check_lora, check_model, load_configured
@@ -140,7 +140,7 @@ def make_trainer(plan: RunPlan) -> GISTTrainer:
     if config.student.lora:
         add_lora(student, config.student.lora)
     # Before any text is embedded.
-    check_widths(arguments.matryoshka_dims, arguments.matryoshka_weights, student.get_embedding_dimension())
+    check_dims(arguments.matryoshka_dims, arguments.matryoshka_weights, student.get_embedding_dimension())
     guide, train_set, eval_set = None, plan.train, plan.eval
     if config.guide:
         # Outside of the trainer's autocast, flash-attn would meet float32.

@@ -79,30 +79,35 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
 
-def mask_bytes(blocks: Sequence[Block], widths: int) -> int:
+def mask_bytes(blocks: Sequence[Block], dims: int) -> int:
     """Bytes of the mask bits, which serve all widths; see `StreamingBackend`."""
     return 4 * sum(_words(block, part) for block in blocks for part in _rectangles(block))
 
 
-def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
+def forward(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -> Negatives:
     """The softmax over the negatives of each row; see `gist_fast.functional.backends.interface.StreamingBackend`."""
     config = _config(
-        _forward_direction(operands, blocks), operands, blocks, lambda c: forward_with(c, operands, blocks, keep_bits)
+        _forward_direction(operands, blocks),
+        operands,
+        blocks,
+        lambda c: forward_with(c, operands, blocks, keep_mask_bits),
     )
-    return forward_with(config, operands, blocks, keep_bits)
+    return forward_with(config, operands, blocks, keep_mask_bits)
 
 
 def backward(
-    operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, bits: Tensor | None
+    operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, mask_bits: Tensor | None
 ) -> list[list[Tensor]]:
     """Gradients by the student operands; see `gist_fast.functional.backends.interface.StreamingBackend`."""
-    direction = "recompute" if bits is None and operands.masks else "backward"
-    config = _config(direction, operands, blocks, lambda c: backward_with(c, operands, blocks, lse2, weights, bits))
-    return backward_with(config, operands, blocks, lse2, weights, bits)
+    direction = "recompute" if mask_bits is None and operands.masks else "backward"
+    config = _config(
+        direction, operands, blocks, lambda c: backward_with(c, operands, blocks, lse2, weights, mask_bits)
+    )
+    return backward_with(config, operands, blocks, lse2, weights, mask_bits)
 
 
 def mask_product(
-    blocks: Sequence[Block], widths: int, bits: Tensor, index: int, other: Tensor, transposed: bool
+    blocks: Sequence[Block], dims: int, mask_bits: Tensor, index: int, other: Tensor, transposed: bool
 ) -> Tensor:
     """A block's mask times a matrix; see `gist_fast.functional.backends.interface.StreamingBackend`."""
     from gist_fast.kernels.unpack import add_masked
@@ -112,7 +117,7 @@ def mask_product(
         block.columns if transposed else block.rows, other.shape[1], dtype=torch.float32, device=other.device
     )
     with _on(other.device):
-        for found, rectangle, words in _spans(blocks, bits):
+        for found, rectangle, words in _spans(blocks, mask_bits):
             if found is not block:
                 continue
             assert words is not None, "masks are multiplied by where they are kept"
@@ -130,20 +135,20 @@ def mask_product(
     return total
 
 
-def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
+def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -> Negatives:
     """`forward` by a given configuration."""
     from gist_fast.kernels.forward import forward_part
 
     work = _Padded(operands, config)
     device = operands.student[0].device
-    maximum = torch.full((len(operands.ladder), blocks[0].rows), -torch.inf, device=device)
+    maximum = torch.full((len(operands.matryoshka), blocks[0].rows), -torch.inf, device=device)
     total = torch.zeros_like(maximum)
-    keep_bits = keep_bits and operands.masks
-    n_bytes = mask_bytes(blocks, len(operands.ladder)) if keep_bits else 0
+    keep_mask_bits = keep_mask_bits and operands.masks
+    n_bytes = mask_bytes(blocks, len(operands.matryoshka)) if keep_mask_bits else 0
     bits = torch.empty(n_bytes, dtype=torch.uint8, device=device)
     counts = torch.zeros(len(blocks), 2, dtype=torch.int64, device=device)
     with _on(device):
-        for block, rectangle, words in _spans(blocks, bits if keep_bits else None):
+        for block, rectangle, words in _spans(blocks, bits if keep_mask_bits else None):
             part = work.part(block, rectangle, words, decide=operands.masks)
             counts[blocks.index(block)] += forward_part(part, maximum, total, config)
     masked, easy = counts.unbind(1)
@@ -174,7 +179,7 @@ def backward_with(
     # Contiguous, as the operator's fake implementation says.
     return [
         [gradient[:, : u.shape[1]].contiguous() for gradient, u in zip(level, student.operands, strict=True)]
-        for level, student in zip(gradients, operands.ladder, strict=True)
+        for level, student in zip(gradients, operands.matryoshka, strict=True)
     ]
 
 
@@ -212,7 +217,7 @@ class _Padded:
     """Operands filled up to widths that the kernels step by, cut into the parts of each block."""
 
     def __init__(self, operands: Operands, config: Config) -> None:
-        self.ladder = [tuple(_fill_up(u, config.block_k) for u in student.operands) for student in operands.ladder]
+        self.ladder = [tuple(_fill_up(u, config.block_k) for u in student.operands) for student in operands.matryoshka]
         self._operands = operands
         self._groups = None if operands.groups is None else _dense(operands.groups)
         self._guide = None if operands.guide_rows is None else _Guide(operands.guide_rows, config.block_k)
@@ -228,7 +233,7 @@ class _Padded:
             symmetric=rectangle.symmetric,
             bits=bits,
             boosts=self._boosts(block),
-            own=block.own,
+            own=block.own_negative,
         )
 
     def _decision(self, block: Block, rows: slice, columns: slice) -> Decision | None:
@@ -236,21 +241,21 @@ class _Padded:
         groups = None
         if self._groups is not None:
             groups = replace(operands, groups=self._groups).groups_of(block)
-        if not operands.guided and operands.floors is None and groups is None:
+        if not operands.guided and operands.student_thresholds is None and groups is None:
             return None
         return Decision(
-            limits=operands.limits,
+            limits=operands.guide_thresholds,
             self_guided=operands.self_guided,
             guide_rows=None if guide is None else guide.within(block.row_operand, rows),
             guide_columns=None if guide is None else guide.within(block.column_operand, columns),
-            floors=operands.floors,
+            floors=operands.student_thresholds,
             row_groups=None if groups is None else groups[0],
             column_groups=None if groups is None else groups[1][columns],
         )
 
     def _boosts(self, block: Block) -> Tensor | None:
         """``[2]``: the factors of an anchor's own negative and of all others."""
-        factors = self._operands.boosts_of(block)
+        factors = self._operands.logit_scales_of(block)
         if factors == (None, None):
             return None
         one = torch.ones((), device=self.ladder[0][0].device)
@@ -325,7 +330,7 @@ def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Ca
             device=torch.cuda.get_device_name(student.device),
             versions=(torch.__version__, importlib.metadata.version("triton")),
             dtypes=tuple(sorted(dtypes)),
-            widths=(*(level.operands[ANCHORS].shape[1] for level in operands.ladder), guide_width),
+            widths=(*(level.operands[ANCHORS].shape[1] for level in operands.matryoshka), guide_width),
             variant=" ".join(_variant(operands)),
             rows=blocks[0].rows,
             pairs=sum(block.rows * block.columns for block in blocks),
@@ -346,15 +351,15 @@ def _variant(operands: Operands) -> Iterator[str]:
     """What of the loss's variants is on that changes which kernels run, or what they hold."""
     if operands.self_guided:
         yield "self-guided"
-    for name in ("floors", "groups", "boost"):
-        if getattr(operands, name) is not None:
+    for name, field in (("floors", "student_thresholds"), ("groups", "groups"), ("boost", "logit_scale")):
+        if getattr(operands, field) is not None:
             yield name
 
 
 def _forward_direction(operands: Operands, blocks: Sequence[Block]) -> str:
     """What the forward pass is to `gist_fast.kernels.tuning`."""
-    found = ["floors"] if operands.floors is not None else []
-    if any(block.own is not None for block in blocks):
+    found = ["floors"] if operands.student_thresholds is not None else []
+    if any(block.own_negative is not None for block in blocks):
         found.append("own differs")
     return ", ".join(found) or "forward"
 
