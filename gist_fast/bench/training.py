@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -84,15 +85,8 @@ class EngineSuite(_ModelSuite):
 
     @staticmethod
     def _loss(name: str, model: SentenceTransformer, guide: SentenceTransformer, rows: int) -> Any:
-        if name.startswith("st "):
-            return _theirs(model, guide, rows)
-        return _ours(
-            model,
-            guide,
-            rows,
-            sort_by_length=name != "gist_fast, data order",
-            activation_memory=0.0 if name == "gist_fast, two passes" else "auto",
-        )
+        memory = 0.0 if name == "gist_fast, two passes" else "auto"
+        return _loss(name, model, guide, rows, sort_by_length=name != "gist_fast, data order", activation_memory=memory)
 
 
 class GuideSuite(_ModelSuite):
@@ -176,21 +170,15 @@ class StepSuite(_ModelSuite):
 
     @staticmethod
     def _loss(name: str, model: SentenceTransformer, guide: SentenceTransformer, rows: int) -> Any:
-        if name.startswith("st "):
-            return _theirs(model, guide, rows)
-        return _ours(model, None if "columns" in name else guide, rows, activation_memory="auto")
+        return _loss(name, model, None if "columns" in name else guide, rows, activation_memory="auto")
 
 
-def _ours(model: SentenceTransformer, guide: SentenceTransformer | None, rows: int, **options: Any) -> Any:
-    from gist_fast.losses import CachedGISTEmbedLoss
-
-    return CachedGISTEmbedLoss(model, guide, temperature=TEMPERATURE, mini_batch_size=rows, **options)
-
-
-def _theirs(model: SentenceTransformer, guide: SentenceTransformer, rows: int) -> Any:
-    from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss
-
-    return CachedGISTEmbedLoss(model, guide, temperature=TEMPERATURE, mini_batch_size=rows)
+def _loss(name: str, model: SentenceTransformer, guide: SentenceTransformer | None, rows: int, **options: Any) -> Any:
+    """Ours with these options, or sentence-transformers' as it comes."""
+    library = "sentence_transformers.sentence_transformer" if name.startswith("st ") else "gist_fast"
+    kind = importlib.import_module(f"{library}.losses").CachedGISTEmbedLoss
+    options = options if library == "gist_fast" else {}
+    return kind(model, guide, temperature=TEMPERATURE, mini_batch_size=rows, **options)
 
 
 @functools.cache

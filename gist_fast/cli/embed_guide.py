@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -155,23 +154,14 @@ def _embed(team: Team, dataset: Dataset, name: str, device: str | None, **option
 
 def _save(dataset: Dataset, output: Path, quiet: bool) -> None:
     """Write the dataset beside its place, and put it there when it is whole."""
-    import datasets
+    from gist_fast.runtime.files import written_folder
+    from gist_fast.runtime.progress_bars import without_progress_bars
 
-    from gist_fast.runtime.files import replace_folder
-
-    part = output.with_name(output.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    were_on = datasets.are_progress_bars_disabled() is False
-    if quiet:
-        datasets.disable_progress_bars()
-    try:
+    with (
+        without_progress_bars() if quiet else contextlib.nullcontext(),
+        written_folder(output, output.with_name(output.name + ".part")) as part,
+    ):
         dataset.save_to_disk(str(part))
-        replace_folder(part, output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        if quiet and were_on:
-            datasets.enable_progress_bars()
 
 
 def _kept(report: Report) -> str:
