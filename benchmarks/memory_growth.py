@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,12 @@ def in_own_process(mode: str, arguments: argparse.Namespace) -> list[dict[str, i
 
 
 def growth(found: list[dict[str, int]]) -> float:
-    """Bytes of process memory that a step adds, by the straight line through the second half of the run."""
+    """Bytes of process memory that a step adds in the second half of a run: the median slope between two counts, which
+    a single high one does not move."""
     half = found[len(found) // 2 - 1 :]
-    return statistics.linear_regression(
-        [entry["step"] for entry in half], [entry["process_memory"] for entry in half]
-    ).slope
+    return statistics.median(
+        (b["process_memory"] - a["process_memory"]) / (b["step"] - a["step"]) for a, b in combinations(half, 2)
+    )
 
 
 def table(results: dict[str, Any]) -> str:
@@ -115,7 +117,7 @@ def table(results: dict[str, Any]) -> str:
     entries = next(iter(runs.values()))
     shown = sorted({max(0, len(entries) * k // 4 - 1) for k in range(5)})
     columns = ["mode", *(f"MiB after {entries[k]['step']:,} steps" for k in shown)]
-    columns += ["KiB a step, second half", "tensors", "with a graph", "Python's blocks"]
+    columns += ["highest", "KiB a step, second half", "tensors", "with a graph", "Python's blocks"]
     rows = []
     for mode, found in runs.items():
         first, last = found[0], found[-1]
@@ -123,6 +125,7 @@ def table(results: dict[str, Any]) -> str:
             [
                 mode,
                 *(f"{found[k]['process_memory'] / 2**20:,.1f}" for k in shown),
+                f"{max(entry['process_memory'] for entry in found) / 2**20:,.1f}",
                 f"{growth(found) / 2**10:.2f}",
                 *(f"{first[k]:,} to {last[k]:,}" for k in ("tensors", "tensors_with_graph", "python_blocks")),
             ]

@@ -27,6 +27,8 @@ def test_growth_is_that_of_the_second_half():
     steps = range(100, 900, 100)
     found = [{"step": n, "process_memory": 5000 * min(n, 400) + 3 * n} for n in steps]
     assert memory_growth.growth(found) == pytest.approx(3)
+    found[-2]["process_memory"] += 10**6
+    assert memory_growth.growth(found) == pytest.approx(3)
 
 
 def test_what_is_stored_is_flat_and_stands_in_the_documentation():

@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from gist_fast import GISTTrainer, GISTTrainingArguments
-from gist_fast.data.per_column import check_lengths, check_names, columns_by_dataset, value_for
+from gist_fast.data.named import columns_by_dataset
+from gist_fast.data.per_column import check_lengths, check_names, value_for
 from gist_fast.runtime.errors import InputError
 
 

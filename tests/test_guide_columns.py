@@ -407,12 +407,12 @@ def test_wrong_input_is_named(guide, pairs, tmp_path):
         embed(pairs.select([]), guide, tmp_path)
     with pytest.raises(ValueError, match=r"columns: none to embed; the dataset has label"):
         embed(Dataset.from_dict({"label": [3]}), guide, tmp_path)
-    with pytest.raises(ValueError, match=r"dtype: got 'int8'; one of 'float16', 'float32'"):
+    with pytest.raises(ValueError, match=r"dtype: expected one of 'float16', 'float32', got 'int8'"):
         embed(pairs, guide, tmp_path, dtype="int8")
     for name in ("batch_size", "batch_tokens", "max_length"):
         with pytest.raises(ValueError, match=rf"{name}: expected at least 1, or None, got 0"):
             embed(pairs, guide, tmp_path, **{name: 0})
-    with pytest.raises(ValueError, match=r"max_length: got 65; the guide has 64 positions"):
+    with pytest.raises(ValueError, match=r"max_length: expected at most 64, the positions that the guide has, got 65"):
         embed(pairs, guide, tmp_path, max_length=65)
     with pytest.raises(ValueError, match=r"'anchor' has guide embeddings already"):
         embed(embed(pairs, guide, tmp_path, ["anchor"]), guide, tmp_path, ["anchor"])

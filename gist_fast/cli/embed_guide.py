@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gist_fast.cli.output import (
+    INTERRUPTED,
     Columns,
+    Device,
     Json,
     note,
     only_results_on_stdout,
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from gist_fast.guide_columns import Report
     from gist_fast.guide_columns.share import Team
-
-INTERRUPTED = 130
-_MARKERS = ("state.json", "dataset_info.json")
 
 
 def embed_guide(
@@ -48,7 +45,7 @@ def embed_guide(
     cache_dir: Annotated[
         Path | None, typer.Option(help="Where embeddings are kept for the next time; else the cache of datasets.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cpu and so on; else the best there is.")] = None,
+    device: Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that output holds.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not tell how far it is.")] = False,
     as_json: Json = False,
@@ -62,51 +59,39 @@ def embed_guide(
     """
     with only_results_on_stdout():
         from gist_fast.data.load import load_texts
+        from gist_fast.data.save import check_folder, save_whole
         from gist_fast.pipeline.models import check_model
 
         check_model(guide, "guide")
-        _check_output(output, overwrite)
+        check_folder(output, overwrite)
         dataset = load_texts(data, split=split, columns=parse_columns(columns))
         from gist_fast.guide_columns import Report
+        from gist_fast.guide_columns.share import Team
 
         report = Report()
         try:
-            with _team() as team:
-                embedded = _embed(
-                    team,
-                    dataset,
-                    guide,
-                    device,
-                    prompts=_prompts(prompt, dataset.column_names),
-                    batch_size=batch_size,
-                    batch_tokens=batch_tokens,
-                    max_length=max_length,
-                    dtype=dtype,
-                    cache_dir=None if cache_dir is None else cache_dir.expanduser(),
-                    show_progress_bar=not quiet,
-                    report=report,
-                )
-                team.first(lambda: _save(embedded, output, quiet))
-                first = team.rank == 0
+            team = Team()
+            embedded = _embed(
+                team,
+                dataset,
+                guide,
+                device,
+                prompts=_prompts(prompt, dataset.column_names),
+                batch_size=batch_size,
+                batch_tokens=batch_tokens,
+                max_length=max_length,
+                dtype=dtype,
+                cache_dir=None if cache_dir is None else cache_dir.expanduser(),
+                show_progress_bar=not quiet,
+                report=report,
+            )
+            team.first(lambda: save_whole(embedded, output, show_progress_bar=not quiet))
+            team.part()
         except KeyboardInterrupt:
             note(f"gist-fast: interrupted; {_kept(report)}")
             raise typer.Exit(INTERRUPTED) from None
-    if first:
+    if team.rank == 0:
         _print(_summary(embedded, output, report), as_json)
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    """Whether the result may go there; nothing is written or removed."""
-    from gist_fast.runtime.errors import InputError
-
-    if output.exists() and not output.is_dir():
-        raise InputError(f"--output: expected a folder, or a name that is free, got the file {output}.")
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    if not all((output / marker).is_file() for marker in _MARKERS):
-        raise InputError(f"--output: {output} holds other things than a saved dataset; choose another folder.")
-    if not overwrite:
-        raise InputError(f"--output: {output} already holds a dataset; replace it with --overwrite, or choose another.")
 
 
 def _prompts(given: list[str] | None, columns: list[str]) -> dict[str, str] | str | None:
@@ -126,20 +111,6 @@ def _prompts(given: list[str] | None, columns: list[str]) -> dict[str, str] | st
     return given[0]
 
 
-@contextlib.contextmanager
-def _team() -> Iterator[Team]:
-    """The processes of this job, which part again afterwards if they met here."""
-    import torch.distributed as dist
-
-    from gist_fast.guide_columns.share import Team
-
-    met = dist.is_available() and dist.is_initialized()
-    team = Team()
-    yield team
-    if team.size > 1 and not met:
-        dist.destroy_process_group()
-
-
 def _embed(team: Team, dataset: Dataset, name: str, device: str | None, **options: Any) -> Dataset:
     from gist_fast.guide_columns import embed_guide
     from gist_fast.pipeline.models import load_model
@@ -150,18 +121,6 @@ def _embed(team: Team, dataset: Dataset, name: str, device: str | None, **option
         device = str(PartialState().device)
     # By a text column only: embeddings that the data carry are no texts.
     return embed_guide(dataset, load_model(name, "guide", device=device), **options)
-
-
-def _save(dataset: Dataset, output: Path, quiet: bool) -> None:
-    """Write the dataset beside its place, and put it there when it is whole."""
-    from gist_fast.runtime.files import written_folder
-    from gist_fast.runtime.progress_bars import without_progress_bars
-
-    with (
-        without_progress_bars() if quiet else contextlib.nullcontext(),
-        written_folder(output, output.with_name(output.name + ".part")) as part,
-    ):
-        dataset.save_to_disk(str(part))
 
 
 def _kept(report: Report) -> str:

@@ -28,7 +28,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from gist_fast.cli import bench, demo, doctor, embed_guide, evaluate, inspect, kernels, profile, train
-from gist_fast.cli.output import note
+from gist_fast.cli.output import INTERRUPTED, note
 from gist_fast.runtime.errors import WrongInput
 from gist_fast.version import __version__
 
@@ -45,7 +45,6 @@ app.command("kernels")(kernels.kernels)
 app.add_typer(bench.app, name="bench")
 app.command("demo")(demo.demo)
 
-INTERRUPTED = 130
 CLOSED = 141
 # typer carries its own copy of click in newer versions; this is the base class of usage errors in whichever it
 # uses.

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gist_fast.cli.ctrl_c import CtrlC, interruptible
-from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, print_json
+from gist_fast.cli.output import (
+    Json,
+    Report,
+    check_report,
+    expanded,
+    note,
+    only_results_on_stdout,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from gist_fast.pipeline.plan import RunPlan
@@ -32,10 +41,7 @@ def profile(
             help="Folder to write; by default <the file's name>-profile here.",
         ),
     ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="OUT.html", callback=expanded, help="Also write all of it as one HTML page."),
-    ] = None,
+    report: Report = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier profile in DIR, and an earlier report.")
     ] = False,
@@ -83,14 +89,11 @@ def profile(
 
 def _check_places(target: Path, report: Path | None, overwrite: bool) -> None:
     """Raise `InputError` where the profile could not be written, before any work."""
-    from gist_fast.report.page import check_path
-    from gist_fast.report.plots import check_matplotlib
     from gist_fast.report.profile_folder import check_folder
     from gist_fast.runtime.errors import InputError
 
+    check_report(report, overwrite)
     if report is not None:
-        check_matplotlib()
-        check_path(report, overwrite=overwrite)
         ours, theirs = target.resolve(), report.resolve()
         if ours == theirs or ours in theirs.parents or theirs in ours.parents:
             raise InputError(
@@ -131,23 +134,12 @@ def _print(found: Profile, plan: RunPlan, files: list[str]) -> None:
 
 def _print_table(table: Table) -> None:
     """A table of a report on stdout, its parts marked in the colours of the pictures where stdout shows colours."""
-    from rich.console import Console
-    from rich.table import Table as Printed
     from rich.text import Text
 
-    from gist_fast.cli.output import PIPE_WIDTH
     from gist_fast.report.profile import COLOURS
 
-    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
-    console.print(Text(table.caption, style="bold"), soft_wrap=True)
-    printed = Printed(header_style="bold")
-    words = ("region", "what", "kernel", "operator", "mostly in")
-    for name in table.columns:
-        printed.add_column(name, justify="left" if name in words else "right", overflow="fold")
-    for row in table.rows:
-        cells = [Text("-" if cell is None else str(cell)) for cell in row]
+    rows = [list(row) for row in table.rows]
+    for row in rows if table.columns[0] == "region" and sys.stdout.isatty() else ():
         name = str(row[0])
-        if table.columns[0] == "region" and sys.stdout.isatty():
-            cells[0] = Text.assemble(("■ ", COLOURS[name]) if name in COLOURS else "  ", name)
-        printed.add_row(*cells)
-    console.print(printed)
+        row[0] = Text.assemble(("■ ", COLOURS[name]) if name in COLOURS else "  ", name)
+    print_table(table.caption, table.columns, rows, words=("region", "what", "kernel", "operator", "mostly in"))

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, print_json, print_table
+from gist_fast.cli.output import (
+    INTERRUPTED,
+    Json,
+    check_report,
+    expanded,
+    note,
+    only_results_on_stdout,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from gist_fast.pipeline.plan import RunPlan
-
-INTERRUPTED = 130
 
 
 def train(
@@ -49,8 +56,7 @@ def train(
     """
     with only_results_on_stdout():
         try:
-            if report is not None:
-                _check_report(report, overwrite=overwrite)
+            check_report(report, overwrite)
             from gist_fast.config.load import load_config
             from gist_fast.pipeline.plan import prepare
 
@@ -68,14 +74,6 @@ def train(
         _print_summary(summary)
     if not dry_run and report is not None and summary and summary["report"] is None:
         raise typer.Exit(2)
-
-
-def _check_report(path: Path, *, overwrite: bool) -> None:
-    from gist_fast.report.page import check_path
-    from gist_fast.report.plots import check_matplotlib
-
-    check_matplotlib()
-    check_path(path, overwrite=overwrite)
 
 
 def _run(plan: RunPlan, *, overwrite: bool, report: Path | None) -> dict[str, Any]:

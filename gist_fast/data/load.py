@@ -25,7 +25,7 @@ from gist_fast.data.names import (
     role_order,
 )
 from gist_fast.data.text_files import SUFFIXES, Column, check_table, read_chunks, read_file, suffix_of
-from gist_fast.runtime.errors import InputError, first_line, nearest
+from gist_fast.runtime.errors import InputError, first_line, nearest, nearest_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -281,7 +281,7 @@ def _from_directory(path: Path, split: str | None, name: str | None) -> Dataset:
 
 def _from_hub(source: str, split: str | None, name: str | None, streaming: bool = False) -> Any:
     if not _could_be_hub_name(source):
-        raise InputError(f"{source}: no such file or folder{_like(Path(source).expanduser())}.")
+        raise InputError(f"{source}: no such file or folder{nearest_file(Path(source).expanduser())}.")
     from datasets import load_dataset
 
     try:
@@ -289,8 +289,8 @@ def _from_hub(source: str, split: str | None, name: str | None, streaming: bool 
     except Exception as error:
         # Whatever the hub's client raises (absent, private, offline, unknown split), the user's next step is the same.
         raise InputError(
-            f"{source}: no such file or folder here{_like(Path(source))}, and as a dataset of the hub it cannot be "
-            f"loaded ({first_line(error)})."
+            f"{source}: no such file or folder here{nearest_file(Path(source))}, and as a dataset of the hub it cannot "
+            f"be loaded ({first_line(error)})."
         ) from error
     return _one_split(loaded, None if split else split, source)
 
@@ -347,7 +347,3 @@ def _renamed(dataset: Any, chosen: Sequence[Column]) -> Any:
 def _could_be_hub_name(source: str) -> bool:
     """``name`` or ``owner/name``, and not what only a path looks like."""
     return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) is not None and suffix_of(source) is None
-
-
-def _like(path: Path) -> str:
-    return nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""

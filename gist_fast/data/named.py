@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gist_fast.data.names import guide_columns
@@ -35,7 +34,6 @@ def columns_by_dataset(*data: Any) -> dict[str, list[str]]:
     """The columns of each of some datasets (or dictionaries of them, or None) by its name, empty for one alone."""
     columns: dict[str, list[str]] = {}
     for loaded in data:
-        for name, dataset in (loaded if isinstance(loaded, Mapping) else {"": loaded}).items():
-            if dataset is not None:
-                columns.setdefault(name, []).extend(dataset.column_names or [])
+        for name, dataset in by_name(loaded).items():
+            columns.setdefault(name, []).extend(dataset.column_names or [])
     return columns

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from gist_fast.data.column_checks import Column, as_number, check_table, wrong_value
-from gist_fast.runtime.errors import InputError, first_line, nearest, shown
+from gist_fast.runtime.errors import InputError, first_line, nearest_file, shown
 
 CHUNK_ROWS = 8192
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
@@ -287,4 +287,4 @@ def _distinct(path: Path, names: list[str]) -> list[str]:
 def _like_it(path: Path) -> str:
     if not path.parent.is_dir():
         return f" (nor is there a folder {str(path.parent)!r})"
-    return nearest(path.name, (p.name for p in path.parent.iterdir()))
+    return nearest_file(path)

@@ -22,9 +22,9 @@ class GuideMemory:
     """Embeddings by the digest of what they were computed from.
 
     They stay in main memory, in the type in which the guide gave them, so that a remembered embedding is the very
-    one that was computed. Each distinct text takes a row of ``G`` numbers and some 200 bytes to find it by. The table
-    of rows doubles when it is full. Where free memory does not suffice for that, no text is added any more: the guide
-    encodes it each time.
+    one that was computed. Each distinct text takes a row of ``G`` numbers and some 150 bytes to find it by. The table
+    of rows doubles when it is full. Once `SHARE` of the free memory does not hold the larger table, no text is added:
+    the guide encodes the others each time.
     """
 
     def __init__(self) -> None:

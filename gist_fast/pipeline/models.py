@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gist_fast.runtime.errors import InputError, first_line, nearest
+from gist_fast.data.per_column import guide_prompt
+from gist_fast.runtime.errors import InputError, first_line, nearest_file
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from gist_fast.config.schema import LoraConfig, ModelConfig
+    from gist_fast.inspection import Encode
     from gist_fast.pipeline.attention import Attention
 
 logger = logging.getLogger(__name__)
 
+MANY = 1000
+"""Texts from which on encoding them shows its progress."""
 MARKERS = ("modules.json", "config.json")
 
 
@@ -39,10 +44,7 @@ def check_model(path: str, role: str) -> str:
             raise InputError(f"{role}: {path} holds no model; a folder with {' or '.join(MARKERS)} is needed.")
         return "folder"
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
-        near = ""
-        with contextlib.suppress(OSError):
-            near = nearest(folder.name, (p.name for p in folder.parent.iterdir() if p.is_dir()))
-        raise InputError(f"{role}: {path}: no such folder{near}.")
+        raise InputError(f"{role}: {path}: no such folder{nearest_file(folder)}.")
     from huggingface_hub import try_to_load_from_cache
 
     return "cache" if any(isinstance(try_to_load_from_cache(path, marker), str) for marker in MARKERS) else "hub"
@@ -97,6 +99,40 @@ def load_model(path: str, role: str, **options: Any) -> SentenceTransformer:
         reason = first_line(error)
         where = "the folder" if place == "folder" else "neither a folder here nor found as a model of the hub"
         raise InputError(f"{role}: {path} cannot be loaded as a model ({where}: {reason})") from error
+
+
+def reader(
+    path: str,
+    role: str,
+    prompt: str | None,
+    *,
+    max_length: int | None = None,
+    device: str | None = None,
+    before_forward: Callable[..., None] | None = None,
+) -> Encode:
+    """What a model makes of texts, as it reads them in training. It is loaded at its first use.
+
+    Args:
+        prompt: put before each text; None for the model's own.
+        max_length: tokens of a text that are read; None for the model's own maximum.
+        before_forward: called before each forward pass, with whatever it gets.
+    """
+
+    @functools.cache
+    def model() -> SentenceTransformer:
+        loaded = load_model(path, role, device=device)
+        if before_forward is not None:
+            loaded.register_forward_pre_hook(before_forward)
+        if max_length is not None:
+            loaded.max_seq_length = max_length
+        return loaded
+
+    def encode(texts: list[str], column: str, position: int) -> Any:
+        # An empty prompt, not None, for which encode would take the model's default one.
+        read = guide_prompt(model(), column, position, prompt) if role == "guide" else prompt
+        return model().encode(texts, prompt=read, convert_to_tensor=True, show_progress_bar=len(texts) > MANY)
+
+    return encode
 
 
 def check_lora() -> None:
