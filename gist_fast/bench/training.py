@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gist_fast.bench.cases import TEMPERATURE, hold_to
 from gist_fast.bench.models import about, build_model, texts
 from gist_fast.bench.results import WHOLE
-from gist_fast.bench.suite import Plan, Suite
+from gist_fast.bench.suite import Scope, Suite
 from gist_fast.bench.timing import Parts
 from gist_fast.data.names import GUIDE_SUFFIX
 
@@ -50,9 +50,9 @@ class _ModelSuite(Suite):
     def __init__(self, cpu: Sequence[int], cuda: Sequence[int], small: int) -> None:
         self._cpu, self._cuda, self._small = tuple(cpu), tuple(cuda), small
 
-    def cases(self, plan: Plan) -> Sequence[TextCase]:
-        own = self._cuda if plan.device.startswith("cuda") else self._cpu
-        return [TextCase(size, plan.device) for size in plan.sizes_of(own, self._small)]
+    def cases(self, scope: Scope) -> Sequence[TextCase]:
+        own = self._cuda if scope.device.startswith("cuda") else self._cpu
+        return [TextCase(size, scope.device) for size in scope.sizes_of(own, self._small)]
 
 
 class EngineSuite(_ModelSuite):
