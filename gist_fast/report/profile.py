@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gist_fast.report.page import Section, Table, make_page, shown
-from gist_fast.report.plots import PALETTE
+from gist_fast.report.plots import NARROW, PALETTE, figure, stacked_bars, to_svg
 from gist_fast.runtime.profiler_regions import IDLE, MEANINGS, NAMES, OTHER
 
 if TYPE_CHECKING:
@@ -40,18 +40,12 @@ def parts_table(profile: Profile) -> Table:
     columns = ["region", "calls", "ms a step", "share", "least", "most"]
     columns += ["device ms", "of device"] if device else []
     rows: list[list[object]] = []
-    for part in profile.parts:
-        on_host = part.name != IDLE
-        row: list[object] = [
-            part.name,
-            shown(part.calls) if part.calls else None,
-            shown(part.host_ms) if on_host else None,
-            f"{part.host_share:.1%}" if on_host else None,
-            shown(part.least_ms) if on_host else None,
-            shown(part.most_ms) if on_host else None,
-        ]
-        if part.device_ms is not None and part.device_share is not None:
-            row += [shown(part.device_ms), f"{part.device_share:.1%}"]
+    for one in profile.parts:
+        host = [shown(one.host_ms), f"{one.host_share:.1%}", shown(one.least_ms), shown(one.most_ms)]
+        calls = shown(one.calls) if one.calls else None
+        row: list[object] = [one.name, calls, *(host if one.name != IDLE else [None] * 4)]
+        if one.device_ms is not None and one.device_share is not None:
+            row += [shown(one.device_ms), f"{one.device_share:.1%}"]
         rows.append(row)
     walls = [step.wall_ms for step in profile.steps]
     mean = sum(walls) / len(walls)
@@ -87,22 +81,15 @@ def draw_steps(profile: Profile, *, device: bool = False, narrow: bool = False) 
     Raises:
         InputError: matplotlib is not installed.
     """
-    from gist_fast.report.plots import figure, stacked_bars
-
     names = (*NAMES, OTHER, IDLE) if device else (*NAMES, OTHER)
-    bars: dict[str, Mapping[str, float]] = {}
-    for step in profile.steps:
-        bars[f"step {step.step}"] = (step.device or {}) if device else step.host
-    bars[f"median ({profile.median.step})"] = (profile.median.device or {}) if device else profile.median.host
+    steps = {f"step {step.step}": step for step in profile.steps} | {f"median ({profile.median.step})": profile.median}
+    bars = {name: (step.device or {}) if device else step.host for name, step in steps.items()}
     columns = 2 if narrow else 3
-    picture = figure(4.6 if narrow else 8.0, 1.2 + 0.32 * len(bars) + 0.2 * -(-len(names) // columns))
+    picture = figure(NARROW if narrow else 8.0, 1.2 + 0.32 * len(bars) + 0.2 * -(-len(names) // columns))
     axes = picture.subplots()
-    # All parts in all bars, so that a part's colour is the same in every picture.
-    stacked_bars(
-        axes,
-        {name: {part: lengths.get(part, 0.0) for part in names} for name, lengths in bars.items()},
-        columns=columns,
-    )
+    # All regions in all bars, so that a region's colour is the same in every picture.
+    lengths = {bar: {name: times.get(name, 0.0) for name in names} for bar, times in bars.items()}
+    stacked_bars(axes, lengths, columns=columns)
     axes.set_title("What the device works on, by step" if device else "Where the wall time goes, by step")
     return picture
 
@@ -133,8 +120,6 @@ def report_page(profile: Profile, facts: Mapping[str, str], settings: Mapping[st
     Raises:
         InputError: matplotlib is not installed.
     """
-    from gist_fast.report.plots import to_svg
-
     host, *others = (
         to_svg(draw_steps(profile, device=device, narrow=True), _in_words(profile, device=device))
         for _, device in _pictures(profile)

@@ -13,7 +13,7 @@ from gist_fast.pipeline.run_folder import PART
 from gist_fast.report.facts import machine_facts
 from gist_fast.report.profile import save_pictures
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.files import replace_folder
+from gist_fast.runtime.files import written_folder
 
 if TYPE_CHECKING:
     from gist_fast.pipeline.plan import RunPlan
@@ -59,20 +59,16 @@ def write_folder(found: Profile, result: dict[str, Any], trace: Path, target: Pa
         trace: a file, which is moved.
     """
     target = target.resolve()
-    part = _part(target)
     try:
-        part.mkdir(parents=True)
-        shutil.move(trace, part / TRACE)
-        (part / FIGURES).write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        try:
-            save_pictures(found, part)
-        except InputError as error:
-            logger.info("No picture: %s.", error)
-        replace_folder(part, target)
+        with written_folder(target, _part(target)) as part:
+            shutil.move(trace, part / TRACE)
+            (part / FIGURES).write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            try:
+                save_pictures(found, part)
+            except InputError as error:
+                logger.info("No picture: %s.", error)
     except OSError as error:
         raise InputError(f"--output: {target} cannot be written ({error.strerror or error}).") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return sorted(str(path) for path in target.iterdir())
 
 
