@@ -34,6 +34,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/arrows.py
 
 bench: install
 	$(BIN)/python -m benchmarks.loss_cpu

@@ -25,8 +25,9 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.base.sampler import NoDuplicatesBatchSampler as TheirSampler
 
 from benchmarks.machine import machine
-from benchmarks.measure import alternate, peak_memory
-from gist_fast.batches import NoDuplicatesBatchSampler
+from gist_fast.bench.timing import alternate
+from gist_fast.runtime.memory import peak_memory
+from gist_fast.training.no_duplicates_sampler import NoDuplicatesBatchSampler
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 1024

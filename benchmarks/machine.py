@@ -7,10 +7,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from gist_fast.bench.results import machine as described
 from gist_fast.bench.timing import NOT_SEEN, Ratio
-
-VERSIONS = ("torch", "triton", "sentence-transformers", "transformers", "memeff", "inf-cl")
+from gist_fast.runtime.environment import MEASURED
+from gist_fast.runtime.environment import machine as described
 
 
 def machine() -> dict[str, Any]:
@@ -27,7 +26,7 @@ def measured_on(about: Mapping[str, Any], command: str, versions: Mapping[str, A
     """Device, versions, commit and command, as they stand below a table."""
     found = {**about, **(versions or {})}
     where = found["gpu"] if found.get("gpu") else f"{found['cpu']}, {found['threads']} threads"
-    known = [f"{name} {found[name]}" for name in VERSIONS if found.get(name)]
+    known = [f"{name} {found[name]}" for name in MEASURED if found.get(name)]
     ours = f"gist_fast {about['gist_fast']} at {about['commit'] or 'no commit'}"
     return f"{where}; {', '.join([*known, ours])}; `{command}`."
 

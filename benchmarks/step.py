@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import command, measured_on, told
-from benchmarks.measure import Timing
-from gist_fast.bench.memory import own_peak
-from gist_fast.bench.timing import LEAST_ROUNDS, log_quartiles
+from gist_fast.bench.timing import LEAST_ROUNDS, Timing, log_quartiles
+from gist_fast.runtime.memory import own_peak
 
 RESULTS = Path(__file__).parent / "results"
 TEMPERATURE = 0.05

@@ -6,22 +6,24 @@ Everything here is imported at its first use, so that ``import gist_fast`` itsel
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from gist_fast.moved import MovedModules
+from gist_fast.version import __version__
 
 if TYPE_CHECKING:
-    from gist_fast.function import guided_contrastive_loss
+    from gist_fast.functional.function import guided_contrastive_loss
+    from gist_fast.functional.stats import GuidedContrastiveStats
     from gist_fast.guide_columns import embed_guide
-    from gist_fast.stats import GuidedContrastiveStats
-    from gist_fast.trainer import GISTTrainer
-    from gist_fast.training_args import GISTTrainingArguments
+    from gist_fast.training.arguments import GISTTrainingArguments
+    from gist_fast.training.trainer import GISTTrainer
 
 _HOMES = {
-    "guided_contrastive_loss": "function",
-    "GuidedContrastiveStats": "stats",
-    "GISTTrainer": "trainer",
-    "GISTTrainingArguments": "training_args",
+    "guided_contrastive_loss": "functional.function",
+    "GuidedContrastiveStats": "functional.stats",
+    "GISTTrainer": "training.trainer",
+    "GISTTrainingArguments": "training.arguments",
     "embed_guide": "guide_columns",
 }
 
@@ -33,6 +35,8 @@ __all__ = [
     "embed_guide",
     "guided_contrastive_loss",
 ]
+
+sys.meta_path.append(MovedModules())
 
 
 def __getattr__(name: str) -> object:

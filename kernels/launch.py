@@ -11,7 +11,7 @@ from gist_fast.kernels.config import Launch
 from gist_fast.kernels.parts import Part
 from torch import Tensor
 
-from gist_fast.operands import multiplies_in_tf32
+from gist_fast.functional.operands import multiplies_in_tf32
 
 PLACES = [
     *("row_count", "column_count", "own_count", "other_count"),

@@ -1,8 +1,7 @@
 """A mask as a matrix to multiply by: bits of a chunk to memory as 0 and 1, then library products.
 
-The soft triplet term (`gist_fast.triplet`) needs a few columns' sums over what is masked. A product of the bits costs
-no product of scores; the 0 and 1 of a chunk, in the operands' type, are its price, as coefficients are in
-`gist_fast.kernels.staged`.
+The soft triplet term needs a few columns' sums over what is masked. A product of the bits costs no product of scores;
+the 0 and 1 of a chunk, in the operands' type, are its price, as coefficients are in `gist_fast.kernels.staged`.
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Problem, largest_errors, make_problem, oracle, values_and_gradients
 
-import gist_fast.backends as backends
+import gist_fast.functional.backends as backends
 from gist_fast import guided_contrastive_loss
-from gist_fast.backends import choose_backend, explain_choice, tiled
-from gist_fast.blocks import make_blocks
-from gist_fast.operands import prepare
-from gist_fast.rule import Rule
+from gist_fast.functional.backends import choose_backend, explain_choice, tiled
+from gist_fast.functional.blocks import make_blocks
+from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.operands import prepare
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,8 @@ from sentence_transformers.base.sampler import NoDuplicatesBatchSampler as Their
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from gist_fast import GISTTrainer, GISTTrainingArguments
-from gist_fast.batches import NoDuplicatesBatchSampler
-from gist_fast.errors import InputError
+from gist_fast.runtime.errors import InputError
+from gist_fast.training.no_duplicates_sampler import NoDuplicatesBatchSampler
 
 
 def random_rows(rows: int, texts: int, columns: int = 2, seed: int = 0) -> Dataset:
@@ -133,7 +133,7 @@ def test_rows_that_cannot_be_placed_are_counted(caplog):
     dataset = Dataset.from_dict(
         {"anchor": [f"a {k}" for k in range(100)], "positive": ["same" if k >= 60 else f"p {k}" for k in range(100)]}
     )
-    with caplog.at_level(logging.WARNING, "gist_fast.batches"):
+    with caplog.at_level(logging.WARNING, "gist_fast.training.no_duplicates_sampler"):
         plan = batches(dataset, 10)
     check(dataset, plan, 10)
     # Ten batches hold the text once each; 30 rows of it are over.
@@ -143,7 +143,7 @@ def test_rows_that_cannot_be_placed_are_counted(caplog):
     assert "30 of 100 rows are left out" in record.getMessage()
     assert "(of row 61) is in 40 rows" in record.getMessage()
     caplog.clear()
-    with caplog.at_level(logging.WARNING, "gist_fast.batches"):
+    with caplog.at_level(logging.WARNING, "gist_fast.training.no_duplicates_sampler"):
         full = batches(dataset, 10, drop_last=True)
     # Six batches of nine others and one of these make do with 54 of the 60.
     assert [len(batch) for batch in full] == [10] * 6
@@ -181,7 +181,7 @@ def test_rows_taken_twice_are_counted(caplog):
         dataset = few_anchors(seed)
         for epoch in range(1, 8):
             caplog.clear()
-            with caplog.at_level(logging.WARNING, "gist_fast.batches"):
+            with caplog.at_level(logging.WARNING, "gist_fast.training.no_duplicates_sampler"):
                 used = [row for batch in batches(dataset, 10, drop_last=True, seed=seed, epoch=epoch) for row in batch]
             twice = len(used) - len(set(used))
             assert f"{200 - len(set(used))} of 200 rows are left out" in caplog.text
@@ -215,7 +215,7 @@ def short_epochs(data: Dataset, seed: int) -> bool:
 
 
 def test_nothing_is_said_when_all_is_well(caplog):
-    with caplog.at_level(logging.WARNING, "gist_fast.batches"):
+    with caplog.at_level(logging.WARNING, "gist_fast.training.no_duplicates_sampler"):
         batches(random_rows(103, 5000), 10, drop_last=True)
         batches(random_rows(103, 5000), 10)
     assert not caplog.records

@@ -19,6 +19,7 @@ from fabricated import bench_results
 from gist_fast.bench import run as runs
 from gist_fast.bench.cases import LossCase
 from gist_fast.bench.isolated import check_and_measure
+from gist_fast.bench.loss import LossSuite
 from gist_fast.bench.peers import PEERS, Peer, plain_matmul
 from gist_fast.bench.results import (
     NOT_RUN,
@@ -27,18 +28,18 @@ from gist_fast.bench.results import (
     WRONG,
     Results,
     Row,
-    machine,
     read,
     write,
-    write_new,
     write_numbered,
 )
-from gist_fast.bench.run import SUITES, Entrant, fits, run, suites_named
+from gist_fast.bench.run import SUITES, Candidate, fits, run, suites_named
 from gist_fast.bench.start import StartCase
 from gist_fast.bench.suite import SCALES, Plan
 from gist_fast.bench.tables import facts, fit_table, markdown, notes, suite_table
 from gist_fast.bench.timing import LEAST_ROUNDS
-from gist_fast.errors import InputError
+from gist_fast.runtime.environment import machine
+from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import write_whole
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,7 +52,7 @@ def few_peers(monkeypatch):
         return check_and_measure(suite, case, name, patience=patience, **options)
 
     monkeypatch.setattr(runs, "in_own_process", here)
-    monkeypatch.setattr(runs, "matmul_side", lambda device: 64)
+    monkeypatch.setattr(LossSuite, "matmul_side", lambda *_: 64)
     for name in ("plain compiled", "st GISTEmbedLoss", "st CachedGISTEmbed"):
         monkeypatch.delitem(PEERS, name)
 
@@ -114,15 +115,18 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
         (("--sizes", "a"), "whole numbers from 2"),
         (("--sizes", "1,8"), "whole numbers from 2"),
         (("--dtype", "int8"), "--dtype: got 'int8'"),
-        (("--device", "tpu"), "cpu or cuda would do"),
+        (("--device", "tpu"), "--device: expected cpu or cuda, got 'tpu'"),
         (("--report", "."), "is a folder"),
-        (("--report", "bench.json", "--overwrite"), "--report: got bench.json; a page of HTML"),
+        (
+            ("--report", "bench.json", "--overwrite"),
+            "--report: expected a file that ends in .html or .htm, such as bench.html, got bench.json",
+        ),
         (("--report", "x/bench-loss-time.svg"), "such as bench-loss-time.html"),
         (("--report", "page"), "such as page.html"),
         (("--sizes", ""), "whole numbers from 2"),
         (("--sizes", "8,1e3"), "whole numbers from 2"),
-        (("--suite", ""), "--suite: got ''"),
-        (("--suite", "loss,"), "--suite: got ''"),
+        (("--suite", ""), "step, start, got ''"),
+        (("--suite", "loss,"), "step, start, got ''"),
         (
             ("--suite", "start", "--sizes", "8"),
             "--sizes: says nothing to --suite start; leave it out, or name any of loss",
@@ -134,7 +138,7 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
         (("--scale", "huge"), "--scale: got 'huge'"),
         (("--scale", "large", "--quick"), "keep one of the two"),
         (("--seconds", "nan"), "--seconds"),
-        (("--seconds", "inf"), "--seconds: got inf"),
+        (("--seconds", "inf"), "--seconds: expected a number such as 60, got inf"),
         (("--seconds", "0"), "--seconds"),
         (("--seconds", "soon"), "--seconds"),
         (("--output", "taken"), "taken is a file"),
@@ -173,11 +177,11 @@ def timed(size=16) -> Results:
 
 
 def test_what_was_measured_is_shown_where_it_cannot_be_written(run_command, tmp_path, monkeypatch):
-    def full(path, text):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runs, "run", lambda *_, **__: timed())
-    monkeypatch.setattr("gist_fast.bench.results.write_new", full)
+    monkeypatch.setattr("gist_fast.runtime.files.put", full)
     found = run_command("bench", "--output", tmp_path)
     assert found.code == 2
     assert "cannot be written (No space left on device)" in found.err
@@ -230,10 +234,10 @@ class TestShow:
         assert read(file) == bench_results()
 
     def test_plots_that_cannot_be_written_are_an_error(self, run_command, file, monkeypatch):
-        def full(path, text):
+        def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("gist_fast.bench.results.write_new", full)
+        monkeypatch.setattr("gist_fast.runtime.files.put", full)
         found = run_command("bench", "show", file, "--plots")
         assert (found.code, found.out) == (2, "")
         assert "bench-2-loss-time.svg cannot be written (No space left on device)" in found.err
@@ -267,7 +271,7 @@ def test_plots_without_their_results_are_not_replaced(tmp_path):
     (tmp_path / "bench-3-engine-time.svg").write_text("of another suite")
     assert write_numbered(tmp_path, timed()).name == "bench-3.json"
     with pytest.raises(FileExistsError):
-        write_new(tmp_path / "bench-loss-time.svg", "")
+        write_whole(tmp_path / "bench-loss-time.svg", "")
     assert (tmp_path / "bench-loss-time.svg").read_text() == "an earlier one"
 
 
@@ -279,13 +283,13 @@ def test_without_any_figure_the_command_fails_and_says_what_would_do(run_command
     found = run_command("bench", "--seconds", "8", "--output", tmp_path)
     assert (found.code, found.out) == (2, "")
     assert (
-        "nothing was timed within the 8 s that were planned (gist_fast in the suite loss not run: the time was up); a "
-        "larger --seconds, smaller --sizes or fewer suites would do." in found.err
+        "nothing was timed within the 8 s that were planned (gist_fast in the suite loss not run: the time was up); "
+        "give a larger --seconds, smaller --sizes or fewer suites." in found.err
     )
     for row in results.rows:
         row.outcome, row.why = "wrong", "by far"
     found = run_command("bench", "--output", tmp_path)
-    assert "(gist_fast in the suite loss wrong: by far); other --sizes" in found.err
+    assert "(gist_fast in the suite loss wrong: by far); give other --sizes" in found.err
     assert not list(tmp_path.iterdir())
 
 
@@ -335,25 +339,27 @@ def test_what_would_take_too_long_is_left_out(monkeypatch, few_peers):
     monkeypatch.setattr(runs, "_expected", lambda smaller, size, *_, **__: 0.0 if smaller is None else 1e4)
     results = run([SUITES["loss"]], Plan((16, 24)), command="", budget=300.0)
     whys = {row.outcome: row.why for row in results.rows if row.what == "gist_fast"}
-    assert re.search(r"a turn would take some 10000\.0 s, and 3 of them more than the [\d.]+ s for it", whys["not run"])
+    assert re.search(
+        r"an iteration would take some 10000\.0 s, and 3 of them more than the [\d.]+ s for it", whys["not run"]
+    )
 
 
-def entrant(size, seconds, smaller=None):
-    return Entrant(Row("loss", {}, size, "x", seconds={"both": [seconds] * 3}), 9.0, smaller)
+def candidate(size, seconds, smaller=None):
+    return Candidate(Row("loss", {}, size, "x", seconds={"both": [seconds] * 3}), 9.0, smaller)
 
 
 @pytest.mark.parametrize(
     ("smaller", "baseline", "expected"),
     [
         (None, False, 0.0),
-        (entrant(16, 1e-3), False, 1e-3 * 16**2),
-        (entrant(16, 1e-3), True, 0.0),  # it may be all overhead
-        (entrant(16, 1e-3, entrant(4, 0.9e-3)), True, 1e-3 * 16),  # no less than in proportion
-        (entrant(16, 8e-3, entrant(4, 1e-3)), True, 8e-3 * 16**1.5),
-        (entrant(16, 8e-3, entrant(4, 1e-3)), False, 8e-3 * 16**1.5),
-        (entrant(16, 1.0, entrant(4, 1e-3)), False, 1.0 * 16**2),  # no more than it is known to grow
-        (entrant(16, 1e-3, entrant(0, 1e-3)), False, 1e-3 * 16**2),
-        (entrant(512, 1e-3), False, 0.0),
+        (candidate(16, 1e-3), False, 1e-3 * 16**2),
+        (candidate(16, 1e-3), True, 0.0),  # it may be all overhead
+        (candidate(16, 1e-3, candidate(4, 0.9e-3)), True, 1e-3 * 16),  # no less than in proportion
+        (candidate(16, 8e-3, candidate(4, 1e-3)), True, 8e-3 * 16**1.5),
+        (candidate(16, 8e-3, candidate(4, 1e-3)), False, 8e-3 * 16**1.5),
+        (candidate(16, 1.0, candidate(4, 1e-3)), False, 1.0 * 16**2),  # no more than it is known to grow
+        (candidate(16, 1e-3, candidate(0, 1e-3)), False, 1e-3 * 16**2),
+        (candidate(512, 1e-3), False, 0.0),
     ],
 )
 def test_what_a_turn_is_expected_to_take(smaller, baseline, expected):
@@ -372,7 +378,7 @@ def test_ours_is_not_left_out_for_a_small_size_that_is_all_overhead(monkeypatch,
     results = run([SUITES["loss"]], Plan((2, 512, 600)), command="", budget=20.0)
     assert known == [(512, 2, None), (600, 512, 2)]
     rows = [row for row in results.rows if row.what == "gist_fast"]
-    # By the square of the sizes' ratio its turns would have taken more than there was.
+    # By the square of the sizes' ratio its iterations would have taken more than there was.
     assert [row.outcome for row in rows] == [OK] * 3, rows
     assert LEAST_ROUNDS * rows[0].timing().median * 256**2 > 20.0
 
@@ -391,7 +397,7 @@ def test_the_cheap_are_timed_however_long_entering_took(monkeypatch, few_peers):
         time.sleep(1.5)
 
     monkeypatch.setattr(SUITES["loss"], "check", slow_to_enter)
-    monkeypatch.setattr(runs, "take_turns", partial(runs.take_turns, budget=0.0))
+    monkeypatch.setattr(runs, "time_iterations", partial(runs.time_iterations, budget=0.0))
     results = run([SUITES["loss"]], Plan((16,)), command="", budget=60.0)
     assert {row.outcome for row in results.rows} == {OK, UNSUPPORTED}
 
@@ -432,7 +438,7 @@ def test_suites_by_name():
     assert [suite.name for suite in suites_named("step,step")] == ["step"]
     assert [suite.name for suite in suites_named(None)] == ["loss", "engine", "guide", "step", "start"]
     assert [suite.name for suite in suites_named(None, "cuda:0")] == list(SUITES)
-    with pytest.raises(InputError, match="loss, self, unguided, engine, guide, step, start would do"):
+    with pytest.raises(InputError, match="expected any of loss, self, unguided, engine, guide, step, start, got"):
         suites_named("")
 
 
@@ -449,7 +455,7 @@ def test_waiting_threads_sleep_unless_told_otherwise(tmp_path, given, found):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == found, done.stderr
-    assert "--device: got 'no device'" in done.stderr
+    assert "--device: expected cpu or cuda, got 'no device'" in done.stderr
 
 
 def test_all_that_the_command_needs_is_installed_with_it():

@@ -10,7 +10,7 @@ import pytest
 
 from gist_fast.bench.compare import compare
 from gist_fast.bench.results import FAILED, NOT_RUN, OK, OUT_OF_MEMORY, UNSUPPORTED, WRONG, Results, Row, read, write
-from gist_fast.errors import InputError
+from gist_fast.runtime.errors import InputError
 
 CASE = {"rows": 512, "dtype": "float32"}
 ROUNDS = [1.00, 1.01, 1.02, 1.03, 1.04]  # quartiles 1.01 and 1.03: a spread of 2 %

@@ -17,8 +17,8 @@ from benchmarks.scaling import (
     received_bytes,
     table,
 )
-from gist_fast.blocks import make_blocks
-from gist_fast.rule import Rule
+from gist_fast.functional.blocks import make_blocks
+from gist_fast.functional.loss_config import Rule
 
 DOC = Path(__file__).parents[1] / "docs" / "many-devices.md"
 
@@ -51,7 +51,7 @@ def test_against_the_blocks():
     backward = (3 * pairs + 1.5 * symmetric) * 2 * s.student_width
     assert flops(s) == forward + backward
     pytest.importorskip("triton")
-    from gist_fast.backends import triton as backend
+    from gist_fast.functional.backends import triton as backend
 
     assert mask_bytes(s) == backend.mask_bytes(blocks, 1)
 

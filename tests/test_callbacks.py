@@ -11,16 +11,17 @@ from sentence_transformers import SentenceTransformerTrainer, SentenceTransforme
 from transformers import ProgressCallback, TrainerCallback
 
 from gist_fast import GISTTrainer, GISTTrainingArguments
-from gist_fast import device_meter as meters
-from gist_fast.callbacks import (
+from gist_fast.losses import GISTEmbedLoss
+from gist_fast.runtime import power as meters
+from gist_fast.runtime.memory import process_memory_mib
+from gist_fast.runtime.power import PowerMeter, power_meter
+from gist_fast.training.callbacks import (
     DeviceCallback,
     ThroughputCallback,
     gathered_figures,
     mean_over_processes,
     show_on_bar,
 )
-from gist_fast.device_meter import PowerMeter, power_meter, process_memory_mib
-from gist_fast.losses import GISTEmbedLoss
 
 
 class Clock:

@@ -15,7 +15,7 @@ import torch
 import gist_fast
 from gist_fast.bench.results import Results, Row, write
 from gist_fast.cli.output import parse_columns
-from gist_fast.errors import InputError
+from gist_fast.runtime.errors import InputError
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ class TestErrors:
             def examine():
                 raise error
 
-            monkeypatch.setattr("gist_fast.doctor.examine", examine)
+            monkeypatch.setattr("gist_fast.pipeline.doctor.examine", examine)
             return run(*options, "doctor")
 
         return with_error
@@ -134,9 +134,9 @@ class TestErrors:
         refused(raising(InputError("that file:\n  is wrong")), "gist-fast: that file: is wrong")
 
     def test_an_argument_check_of_the_package(self, run, monkeypatch):
-        from gist_fast.checks import check_temperature
+        from gist_fast.functional.checks import check_temperature
 
-        monkeypatch.setattr("gist_fast.doctor.examine", lambda: check_temperature(-1.0))
+        monkeypatch.setattr("gist_fast.pipeline.doctor.examine", lambda: check_temperature(-1.0))
         refused(run("doctor"), "gist-fast: temperature: got -1.0")
 
     def test_what_nobody_checked(self, raising):
@@ -146,7 +146,7 @@ class TestErrors:
         assert result.err == "gist-fast: ValueError: inner trouble (for the traceback: gist-fast --debug doctor ...)\n"
 
     def test_a_failing_expression_inside_the_package_is_no_wrong_input(self, run, monkeypatch):
-        monkeypatch.setattr("gist_fast.doctor.examine", lambda: None)
+        monkeypatch.setattr("gist_fast.pipeline.doctor.examine", lambda: None)
         result = run("doctor")
         assert result.code == 1
         assert "AttributeError" in result.err

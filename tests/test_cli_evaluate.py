@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from gist_fast.config_schema import EvaluationConfig, SourceConfig
-from gist_fast.evaluation import METRICS, configured_evaluator, evaluate
+from gist_fast.config.schema import EvaluationConfig, SourceConfig
+from gist_fast.evaluation.evaluators import METRICS, configured_evaluator, evaluate
 
 KINDS = ("pairs", "triplet", "sts", "pair_classification")
 

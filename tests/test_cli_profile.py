@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from gist_fast import ranges
 from gist_fast.cli import profile as command
+from gist_fast.report import profile_folder
+from gist_fast.runtime import profiler_regions as ranges
 
 FILES = ["profile.json", "steps.png", "steps.svg", "trace.json.gz"]
 ON_HOST = {*ranges.NAMES} - {ranges.STUDENT_FORWARD_AGAIN}
@@ -167,17 +168,17 @@ class TestProfile:
     @pytest.mark.parametrize("report", ["mine/page.html", "mine", "deep"])
     def test_a_report_in_the_way_of_the_profile_is_refused(self, run, config, tmp_path, report):
         output = "deep/mine" if report == "deep" else "mine"
-        refused(run(config, "--output", output, "--report", report), f"such as {output}.html, would do")
+        refused(run(config, "--output", output, "--report", report), f"such as {output}.html.")
         assert names(tmp_path) == ["pairs.jsonl", "tiny.yaml"]
 
     def test_processes_that_train_together_are_refused(self, run, config, monkeypatch):
-        from gist_fast.training_args import GISTTrainingArguments
+        from gist_fast.training.arguments import GISTTrainingArguments
 
         monkeypatch.setattr(GISTTrainingArguments, "world_size", property(lambda self: 2))
-        refused(run(config), "2 processes")
+        refused(run(config), "expected one process, got 2")
 
     def test_interrupted_while_training(self, run, config, tmp_path, monkeypatch):
-        from gist_fast.trainer import GISTTrainer
+        from gist_fast.training.trainer import GISTTrainer
 
         step = GISTTrainer.training_step
 
@@ -197,12 +198,12 @@ class TestProfile:
         def interrupted(*args, **kwargs):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("gist_fast.profile_report.report_page", interrupted)
+        monkeypatch.setattr("gist_fast.report.profile.report_page", interrupted)
         result = run(config, "--steps", 1, "--warmup", 1, "--report", "page.html")
         assert result.code == 130
         assert "interrupted; written: " in result.err and "trace.json.gz" in result.err
         assert names(tmp_path / "tiny-profile") == FILES
-        monkeypatch.setattr("gist_fast.profile_report.save_pictures", interrupted)
+        monkeypatch.setattr("gist_fast.report.profile_folder.save_pictures", interrupted)
         result = run(config, "--steps", 1, "--warmup", 1, "--output", "again")
         assert "nothing was written" in result.err
         assert not [name for name in names(tmp_path) if "again" in name]
@@ -235,7 +236,7 @@ def test_the_commands_of_the_documentation_run(run_command, config, tmp_path, mo
 
 
 def test_the_folder_of_a_profile_holds_no_other_names():
-    from gist_fast.profile_report import DEVICE_PICTURE, HOST_PICTURE
+    from gist_fast.report.profile import DEVICE_PICTURE, HOST_PICTURE
 
     pictures = {f"{name}.{ending}" for name in (HOST_PICTURE, DEVICE_PICTURE) for ending in ("svg", "png")}
-    assert {command.TRACE, command.FIGURES} | pictures == command._OURS
+    assert {profile_folder.TRACE, profile_folder.FIGURES} | pictures == profile_folder._OURS

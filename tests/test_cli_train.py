@@ -17,9 +17,11 @@ import yaml
 from prestarted import Command
 from sentence_transformers import SentenceTransformer
 
-from gist_fast.cli.interrupt import StopOnInterrupt
-from gist_fast.cli.run_folder import checkpoints, clear_folder, prepare_folder, replace_folder
-from gist_fast.errors import InputError
+from gist_fast.pipeline.run_folder import clear_folder, prepare_folder
+from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import replace_folder
+from gist_fast.training.checkpoints import whole_checkpoints
+from gist_fast.training.stop_on_signal import StopOnSignal
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ class TestRun:
         assert set(trained) == set(weights(tiny_student))
         assert contents(tiny_guide) == guide_before
         # The scores are those of the model that was saved, by an evaluation of its own.
-        from gist_fast.evaluation import evaluate, make_evaluator, retrieval_from_pairs
+        from gist_fast.evaluation.evaluators import evaluate, make_evaluator, retrieval_from_pairs
 
         again = evaluate(SentenceTransformer(str(final), device="cpu"), make_evaluator(retrieval_from_pairs(pairs)))
         assert again == pytest.approx(summary["evaluation"]["after"])
@@ -209,7 +211,7 @@ class TestRunFolder:
             (tmp_path / f"checkpoint-{step}").mkdir()
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
         (tmp_path / "checkpoint-old").mkdir()
-        assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
+        assert [path.name for path in whole_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
         assert prepare_folder(tmp_path, resume=True, overwrite=False) == tmp_path / "checkpoint-10"
         (tmp_path / "final").mkdir()
         (tmp_path / "final" / "old").write_text("")
@@ -284,7 +286,7 @@ class TestDryRun:
 
     def test_finds_a_student_that_would_guide_itself_while_hard(self, run, config):
         change(config, guide=yaml.safe_load(config.read_text())["student"])
-        refused(run(config, "--dry-run", "--hard"), "loss.hard: the guide")
+        refused(run(config, "--dry-run", "--hard"), "loss.hard: expected a guide other than the student, got ")
 
     @pytest.mark.parametrize(
         ("part", "says"),
@@ -317,7 +319,7 @@ class TestDryRun:
         assert kept.exists()
 
     def test_widths_above_the_student_s_are_found_before_texts_are_embedded(self, run, config, monkeypatch):
-        monkeypatch.setattr("gist_fast.sources.with_guide_columns", lambda *_: pytest.fail("texts were embedded"))
+        monkeypatch.setattr("gist_fast.pipeline.plan.with_guide_columns", lambda *_: pytest.fail("texts were embedded"))
         refused(
             run(config, "--guide.columns", "true", "--matryoshka_dims", "[4096]"),
             "matryoshka_dims: got 4096, but the embeddings are",
@@ -354,7 +356,7 @@ class TestCtrlC:
         process.send_signal(signal.SIGINT)
         out, rest = process.communicate(timeout=120)
         last = (seen + rest).decode().strip().splitlines()[-1]
-        (checkpoint,) = checkpoints(tmp_path / "out")
+        (checkpoint,) = whole_checkpoints(tmp_path / "out")
         step = int(checkpoint.name.removeprefix("checkpoint-"))
         assert process.returncode == 130
         assert out == b""
@@ -380,11 +382,11 @@ class TestCtrlC:
         assert b"Traceback" not in seen + rest
         # Whether the first step's end or the second signal came first is the machine's business; both keep their word.
         said = (seen + rest).decode()
-        kept = checkpoints(tmp_path / "out")
+        kept = whole_checkpoints(tmp_path / "out")
         assert ("holds no checkpoint." in said) == (not kept)
 
     def test_the_signal_s_bookkeeping(self):
-        stop = StopOnInterrupt()
+        stop = StopOnSignal()
         before = signal.getsignal(signal.SIGINT)
         control = types.SimpleNamespace(should_training_stop=False, should_save=False, should_evaluate=True)
         with stop:
@@ -401,12 +403,12 @@ class TestCtrlC:
         def interrupted(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("gist_fast.config.load_config", interrupted)
+        monkeypatch.setattr("gist_fast.config.load.load_config", interrupted)
         result = run(config)
         assert (result.code, result.out) == (130, "")
         assert result.err == "gist-fast: interrupted while getting ready; nothing was written.\n"
         monkeypatch.undo()
-        monkeypatch.setattr("gist_fast.cli.models.load_model", interrupted)
+        monkeypatch.setattr("gist_fast.pipeline.models.load_model", interrupted)
         result = run(config)
         assert result.code == 130
         assert "interrupted before the first step" in result.err
@@ -416,7 +418,7 @@ class TestCtrlC:
 @pytest.fixture
 def seen(monkeypatch):
     """Each batch that is collated: the rows that went in and what came out."""
-    from gist_fast.collator import GISTDataCollator
+    from gist_fast.training.collator import GISTDataCollator
 
     batches, collate = [], GISTDataCollator.__call__
 
@@ -596,9 +598,9 @@ class TestStreaming:
         change(config, data={"train": {"path": "pairs.jsonl", "streaming": True}}, training={"save_steps": 5})
         run(config, "--max_steps", "7", "--lr_scheduler_type", "constant", "--save_strategy", "steps")
         whole = [[row["anchor"] for row in features] for features, _ in seen]
-        for later in checkpoints(config.parent / "out")[1:]:
+        for later in whole_checkpoints(config.parent / "out")[1:]:
             shutil.rmtree(later)
-        assert [path.name for path in checkpoints(config.parent / "out")] == ["checkpoint-5"]
+        assert [path.name for path in whole_checkpoints(config.parent / "out")] == ["checkpoint-5"]
         final = weights(config.parent / "out" / "final")
         seen.clear()
         result = run(config, "--max_steps", "7", "--lr_scheduler_type", "constant", "--resume")
@@ -613,13 +615,13 @@ class TestStreaming:
         rows[47]["positive"] = 5
         write_rows(tmp_path / "pairs.jsonl", rows)
         change(config, data={"train": {"path": "pairs.jsonl", "streaming": True}}, training={"save_steps": 1})
-        import gist_fast.text_files
+        import gist_fast.data.text_files
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gist_fast.text_files, "CHUNK_ROWS", 8)
+            patch.setattr(gist_fast.data.text_files, "CHUNK_ROWS", 8)
             result = run(config, "--max_steps", "4", "--save_strategy", "steps")
         refused(result, "pairs.jsonl: row 48 (line 48), column 'positive': is 5; a text is needed there")
-        kept = checkpoints(tmp_path / "out")
+        kept = whole_checkpoints(tmp_path / "out")
         # The wrong batch is the third, and is fetched before the second is trained on.
         assert [path.name for path in kept] == ["checkpoint-1"]
         weights(kept[-1])

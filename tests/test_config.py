@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gist_fast.config import GuideConfig, SourceConfig, StudentConfig, load_config
-from gist_fast.config_schema import argument_hints, loss_settings
-from gist_fast.config_values import describe, read_argument
-from gist_fast.errors import InputError
+from gist_fast.config.load import GuideConfig, SourceConfig, StudentConfig, load_config
+from gist_fast.config.schema import argument_hints, loss_settings
+from gist_fast.config.yaml_values import describe, read_argument
+from gist_fast.runtime.errors import InputError
 
 MINIMAL = """\
 student: models/student

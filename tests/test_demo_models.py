@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gist_fast.demo import models
-from gist_fast.errors import InputError
+from gist_fast.runtime.errors import InputError
 
 TEXTS = [
     "Bruise of nose",

@@ -13,7 +13,7 @@ from rich.console import Console
 from gist_fast.demo import report as reports
 from gist_fast.demo.picture import draw_run
 from gist_fast.demo.report import BASE, GUIDED, UNGUIDED, DemoReport, Example, Gain, Training
-from gist_fast.evaluation import Retrieval
+from gist_fast.evaluation.evaluators import Retrieval
 
 TASK = Retrieval(
     {"q1": "one", "q2": "two", "q3": "three"},

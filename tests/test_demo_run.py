@@ -18,7 +18,7 @@ from gist_fast.demo.recipe import DEFAULT, QUICK
 from gist_fast.demo.report import BASE, GUIDED, UNGUIDED, DemoReport
 from gist_fast.demo.run import run_demo
 from gist_fast.demo.texts import build_texts
-from gist_fast.errors import InputError
+from gist_fast.runtime.errors import InputError
 
 pytestmark = pytest.mark.skipif(
     any(

@@ -16,7 +16,7 @@ from gist_fast.demo.texts import (
     read_entries,
     shared_texts,
 )
-from gist_fast.evaluation import Retrieval
+from gist_fast.evaluation.evaluators import Retrieval
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("simple_icd_10_cm") is None, reason="the packages of gist_fast[demo] are not installed"

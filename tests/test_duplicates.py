@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_inspection import lookup
 
-from gist_fast.errors import InputError
 from gist_fast.inspection import Copied, NearPair, duplicates, find_duplicates, inspect_batch
 from gist_fast.inspection.best import Best
+from gist_fast.runtime.errors import InputError
 
 
 def texts_with_duplicates(rows, negatives, seed):

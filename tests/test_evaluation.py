@@ -10,9 +10,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from gist_fast.config_schema import EvaluationConfig, SourceConfig
-from gist_fast.errors import InputError
-from gist_fast.evaluation import (
+from gist_fast.config.schema import EvaluationConfig, SourceConfig
+from gist_fast.evaluation.evaluators import (
     METRICS,
     configured_evaluator,
     evaluate,
@@ -22,6 +21,7 @@ from gist_fast.evaluation import (
     retrieval_from_pairs,
     short_metrics,
 )
+from gist_fast.runtime.errors import InputError
 
 
 def jsonl(path: Path, rows: list[dict]) -> Path:

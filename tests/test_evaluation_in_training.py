@@ -11,7 +11,7 @@ import yaml
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
-from gist_fast.evaluation import METRICS
+from gist_fast.evaluation.evaluators import METRICS
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_wrong_file_is_told_before_training(run_command, config, tmp_path):
 
 
 def test_the_configuration_of_the_documentation(tmp_path, tiny_student):
-    from gist_fast.config import load_config
+    from gist_fast.config.load import load_config
 
     text = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text()
     part = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)[1])

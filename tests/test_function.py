@@ -13,7 +13,7 @@ from oracle import assert_close, make_problem, oracle, oracle_logits, values_and
 from torch.autograd import forward_ad
 
 from gist_fast import GuidedContrastiveStats, guided_contrastive_loss
-from gist_fast.backends import tiled
+from gist_fast.functional.backends import tiled
 
 EVERYWHERE = ["reference", "tiled"]
 backends = pytest.mark.parametrize("backend", EVERYWHERE)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
-from gist_fast.errors import InputError
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 from gist_fast.losses.activation_memory import GIB, ActivationMemory, measure_kept
 from gist_fast.losses.gradient_cache import GradientCache, _Room
 from gist_fast.losses.guide import TOKENS
 from gist_fast.losses.micro_batches import MicroBatches
+from gist_fast.runtime.errors import InputError
 
 ROWS = 13
 
@@ -349,7 +349,7 @@ def test_weights_do_not_depend_on_the_memory_that_was_free(student, guide, pairs
 
 
 def test_limits_of_control_groups(tmp_path, monkeypatch):
-    from gist_fast.losses import activation_memory
+    from gist_fast.runtime import memory
 
     (tmp_path / "memory" / "job" / "task").mkdir(parents=True)
     (tmp_path / "memory" / "job" / "memory.limit_in_bytes").write_text("1000\n")
@@ -358,12 +358,12 @@ def test_limits_of_control_groups(tmp_path, monkeypatch):
     (tmp_path / "slice" / "memory.max").write_text("max\n")
     processes = tmp_path / "cgroup"
     processes.write_text("4:memory:/job/task\n3:cpu:/\n0::/slice\n")
-    groups = activation_memory._control_groups(processes, tmp_path)
+    groups = memory._control_groups(processes, tmp_path)
     assert tmp_path / "memory" / "job" in groups
     assert tmp_path / "slice" in groups
-    assert activation_memory._control_groups(tmp_path / "none") == []
-    monkeypatch.setattr(activation_memory, "_control_groups", lambda: groups)
-    assert activation_memory.free_memory() == 600
+    assert memory._control_groups(tmp_path / "none") == []
+    monkeypatch.setattr(memory, "_control_groups", lambda: groups)
+    assert memory.free_memory() == 600
 
 
 @pytest.mark.parametrize("name", ["gather_across_devices", "contrast_anchors", "guide_cache", "sort_by_length"])

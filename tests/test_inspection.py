@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gist_fast import guided_contrastive_loss
-from gist_fast.errors import InputError
-from gist_fast.inspection import inspect_batch, inspect_rows, rule
+from gist_fast.inspection import guide_scores as rule
+from gist_fast.inspection import inspect_batch, inspect_rows
+from gist_fast.runtime.errors import InputError
 
 
 def lookup(vectors: dict[str, list[float]]):

@@ -19,9 +19,9 @@ import yaml
 from prestarted import Command, on_ranks
 from sentence_transformers import SentenceTransformer
 
-from gist_fast.checkpoints import UNFINISHED, last_whole, step_of, whole_checkpoints
-from gist_fast.cli.interrupt import StopOnInterrupt
-from gist_fast.cli.run_folder import clear_folder, prepare_folder
+from gist_fast.pipeline.run_folder import clear_folder, prepare_folder
+from gist_fast.training.checkpoints import UNFINISHED, last_whole, step_of, whole_checkpoints
+from gist_fast.training.stop_on_signal import StopOnSignal
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ class TestOneProcess:
         assert f"max_steps was 1000000, is {step + 1}" in result.err
 
     def test_the_flags_at_the_ends_of_steps_and_epochs(self):
-        stop = StopOnInterrupt()
+        stop = StopOnSignal()
         state = SimpleNamespace(global_step=5, max_steps=9)
 
         def flags():
@@ -128,18 +128,18 @@ class TestOneProcess:
         assert (control.should_save, control.should_evaluate) == (True, True)
 
     def test_ctrl_c_after_sigterm_stops_at_once_but_not_where_others_would_wait(self):
-        with StopOnInterrupt() as stop:
+        with StopOnSignal() as stop:
             signal.raise_signal(signal.SIGTERM)
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         assert stop.exit_code == 143
-        with StopOnInterrupt(processes=2) as stop:
+        with StopOnSignal(processes=2) as stop:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
         assert stop.exit_code == 130
 
     def test_during_the_last_step_the_model_is_still_saved(self, config, tmp_path, run_command, monkeypatch):
-        from gist_fast.trainer import GISTTrainer
+        from gist_fast.training.trainer import GISTTrainer
 
         save = GISTTrainer.save_model
 

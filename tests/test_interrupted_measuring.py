@@ -14,8 +14,8 @@ import pytest
 import yaml
 from interrupting import interrupt
 
-from gist_fast.cli import models
 from gist_fast.cli.ctrl_c import CtrlC
+from gist_fast.pipeline import models
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX's")
 

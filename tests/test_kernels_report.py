@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
-from gist_fast.backends.triton import MINIMUM_TRITON, interpreted
+from gist_fast.functional.backends.triton import MINIMUM_TRITON, interpreted
 
 if interpreted():
     pytest.skip("kernels are interpreted in this process, and nothing compiles", allow_module_level=True)

@@ -27,8 +27,11 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
-from gist_fast import checkpoints as folders
-from gist_fast.checkpoints import (
+from gist_fast.losses import GISTEmbedLoss
+from gist_fast.runtime import files
+from gist_fast.runtime.errors import InputError
+from gist_fast.training import checkpoints as folders
+from gist_fast.training.checkpoints import (
     MANIFEST,
     UNFINISHED,
     CheckpointError,
@@ -39,9 +42,7 @@ from gist_fast.checkpoints import (
     publish,
     whole_checkpoints,
 )
-from gist_fast.errors import InputError
-from gist_fast.long_runs import _set_epoch
-from gist_fast.losses import GISTEmbedLoss
+from gist_fast.training.resume import _set_epoch
 
 STEPS_AN_EPOCH = 4
 SPEEDS = ("per_second", "runtime", "memory", "epoch", "flos")
@@ -352,10 +353,10 @@ class TestFolders:
         delete_old(tmp_path, 1, None)
         assert [folders.step_of(path) for path in checkpoint_folders(tmp_path)] == [11]
 
-    @pytest.mark.parametrize("death", ["replace", "rmtree", "_flush"])
+    @pytest.mark.parametrize("death", ["replace", "rmtree", "flush"])
     def test_dying_anywhere_while_one_takes_the_place_of_another(self, made, tmp_path, monkeypatch, death):
         """Each call of a function that moves, deletes or flushes is once the last one that the process makes."""
-        owner = {"replace": folders.os, "rmtree": folders.shutil, "_flush": folders}[death]
+        owner = {"replace": folders.os, "rmtree": folders.shutil, "flush": files}[death]
         real = getattr(owner, death)
         made(3)
         for last in range(20):

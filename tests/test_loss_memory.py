@@ -22,10 +22,10 @@ pytest.importorskip("triton", reason="Triton is not installed on this platform")
 from gist_fast.kernels import forward as forward_pass
 from gist_fast.kernels import groups, masks, owned, staged, unpack
 
-from gist_fast import operands, operator, triplet
-from gist_fast.backends import triton
-from gist_fast.blocks import make_blocks
-from gist_fast.rule import Rule
+from gist_fast.functional import operands, operator, triplet
+from gist_fast.functional.backends import triton
+from gist_fast.functional.blocks import make_blocks
+from gist_fast.functional.loss_config import Rule
 
 GB = 10**9
 

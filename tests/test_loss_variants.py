@@ -15,12 +15,12 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer import losses as theirs
 
 from gist_fast import GISTTrainer, GISTTrainingArguments, guided_contrastive_loss
-from gist_fast.collator import GISTDataCollator
-from gist_fast.data import load_texts, stream_texts
+from gist_fast.data.load import load_texts, stream_texts
+from gist_fast.data.names import GROUP, MARGIN
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 from gist_fast.losses.guide import EMBEDDING
-from gist_fast.losses.variants import GROUP, MARGIN
-from gist_fast.temperature_schedule import scheduled
+from gist_fast.training.collator import GISTDataCollator
+from gist_fast.training.temperature_schedule import scheduled
 
 BOTH = [GISTEmbedLoss, CachedGISTEmbedLoss]
 both = pytest.mark.parametrize("kind", BOTH)
@@ -239,7 +239,7 @@ def test_rows_of_the_same_anchor_are_one_group(student, pairs):
         ({"group": "x"}, {"groups": "column"}, "group: row 0 of the batch is 'x'; a whole number"),
         ({"margin": float("nan")}, {"row_margins": True}, "margin: row 0 of the batch is nan; a finite number"),
         ({}, {"groups": "column"}, "group: the loss has groups='column', and the dataset no column 'group'"),
-        ({"margin": 0.1}, {}, "margin: the dataset has a column of numbers .* row_margins=True would do"),
+        ({"margin": 0.1}, {}, "margin: the dataset has a column of numbers .* Set row_margins=True"),
     ],
 )
 def test_wrong_groups_and_margins_are_named(student, pairs, rows, options, message):

@@ -9,8 +9,8 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from gist_fast import GISTTrainer, GISTTrainingArguments
-from gist_fast.errors import InputError
-from gist_fast.many_devices import check_batches, check_parallelism
+from gist_fast.runtime.errors import InputError
+from gist_fast.training.distributed_checks import check_batches, check_parallelism
 
 
 def shard(rows: int, world: int, size: int = 4, split: bool = False, drop_last: bool = False) -> list[SimpleNamespace]:
@@ -39,7 +39,7 @@ def test_ranks_run_out_together_or_are_refused(rows, split, world):
 
 def test_fsdp(student, pairs, tmp_path):
     args = GISTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", fsdp=True)
-    with pytest.raises(InputError, match=r"^fsdp: .* DistributedDataParallel would do"):
+    with pytest.raises(InputError, match=r"^fsdp: .* Use DistributedDataParallel"):
         GISTTrainer(student, args, pairs)
 
 

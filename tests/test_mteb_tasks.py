@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import spearmanr
 
-from gist_fast.errors import InputError
+from gist_fast.runtime.errors import InputError
 
 # Looked for, not imported: that takes seconds.
 pytestmark = pytest.mark.skipif(
@@ -130,7 +130,7 @@ def test_the_task_of_the_documentation(run_command, scored, rows, tiny_student, 
 def test_a_model_trained_anew_is_measured_anew(tasks, student):
     import torch
 
-    from gist_fast.mteb_tasks import find_tasks, load_data, measure
+    from gist_fast.evaluation.mteb_tasks import find_tasks, load_data, measure
 
     found = find_tasks([f"{tasks}:Likeness"])
     load_data(found)
@@ -143,7 +143,7 @@ def test_a_model_trained_anew_is_measured_anew(tasks, student):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("STSBenchmrk", "mteb: no task 'STSBenchmrk' (did you mean 'STSBenchmark'?); one of its "),
+        ("STSBenchmrk", "for one of your own, got 'STSBenchmrk' (did you mean 'STSBenchmark'?)."),
         # Offline, and in no cache.
         (
             "{folder}/away.py:Away",
@@ -182,7 +182,7 @@ def test_what_is_wrong_is_one_line(run_command, tasks, tiny_student, name, says,
 
 
 def test_without_the_package(monkeypatch):
-    from gist_fast.mteb_tasks import find_tasks
+    from gist_fast.evaluation.mteb_tasks import find_tasks
 
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mteb" else there(name))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import gist_fast.operator  # noqa: F401, registers the operators
+import gist_fast.functional.operator  # noqa: F401, registers the operators
 from gist_fast import guided_contrastive_loss
-from gist_fast.rule import Rule
+from gist_fast.functional.loss_config import Rule
 
 
 def embeddings(guided: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gist_fast.packing import by_length, pack
+from gist_fast.losses.packing import by_length, pack
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=80)
 

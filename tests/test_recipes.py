@@ -14,10 +14,10 @@ import yaml
 from conftest import PAIRS, _save_model, _words
 from sentence_transformers import SentenceTransformer
 
-from gist_fast.cli import train
-from gist_fast.config import load_config
-from gist_fast.config_schema import LoraConfig
-from gist_fast.errors import InputError
+from gist_fast.config.load import load_config
+from gist_fast.config.schema import LoraConfig
+from gist_fast.pipeline import plan
+from gist_fast.runtime.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -49,15 +49,15 @@ def trained(run_command, monkeypatch, tmp_path, pairs, tiny_student, tiny_guide)
         if load_config(path).guide:
             models += ["--guide.path", tiny_guide]
         kept = {}
-        make = train._make_trainer
+        make = plan.make_trainer
 
-        def keep(plan):
-            trainer, before = make(plan)
+        def keep(ready):
+            trainer = make(ready)
             kept["trainer"] = trainer
             kept["before"] = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
-            return trainer, before
+            return trainer
 
-        monkeypatch.setattr(train, "_make_trainer", keep)
+        monkeypatch.setattr(plan, "make_trainer", keep)
         result = run_command("train", path, *models, *SMALL, *overrides, "--json")
         assert result.code == 0, result.err
         summary = json.loads(result.out)
@@ -254,7 +254,7 @@ class TestLora:
         models = ["--student.path", tiny_student, "--guide.path", tiny_guide]
         result = run_command("train", path, *models, *SMALL, "--dry-run")
         assert result.code == 2
-        assert "gist-fast: student.lora: peft is not installed; pip install peft would do." in result.err
+        assert "gist-fast: student.lora: peft is not installed; run pip install peft." in result.err
 
 
 def test_the_data_of_the_paper_are_cut_by_task(monkeypatch, tmp_path, capsys):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from gist_fast.config_schema import SourceConfig
-from gist_fast.errors import InputError
-from gist_fast.scored_pairs import ScoredPairs, load_labelled_pairs, load_sts
+from gist_fast.config.schema import SourceConfig
+from gist_fast.evaluation.scored_pairs import ScoredPairs, load_labelled_pairs, load_sts
+from gist_fast.runtime.errors import InputError
 
 ROWS = [
     {"sentence1": "a", "sentence2": "b", "score": 4},
@@ -93,14 +93,17 @@ def test_what_is_wrong_in_a_file(tmp_path, rows, says):
 @pytest.mark.parametrize(
     ("columns", "says"),
     [
-        ({"sentence3": "sentence1"}, "'sentence3' is no part (did you mean 'sentence2'?)"),
+        ({"sentence3": "sentence1"}, "'sentence3' is no role (did you mean 'sentence2'?)"),
         ({"sentence1": "q"}, "no column 'q'; it has 'sentence1', 'sentence2', 'score'."),
-        ({"sentence1": "sentence2"}, "'sentence2' is named for more than one part."),
+        ({"sentence1": "sentence2"}, "'sentence2' is named for more than one role."),
         (
             {"sentence1": "sentence1", "anchor": "sentence1"},
-            "sentence1 and anchor are two names of one part; keep one.",
+            "sentence1 and anchor are two names of one role; keep one.",
         ),
-        (["sentence1", "sentence2"], "three names would do: sentence1, sentence2, score."),
+        (
+            ["sentence1", "sentence2"],
+            "expected three names (sentence1, sentence2, score), got ['sentence1', 'se",
+        ),
     ],
 )
 def test_wrong_columns(tmp_path, columns, says):

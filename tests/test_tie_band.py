@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gist_fast.operands import tie_band
+from gist_fast.functional.operands import tie_band
 
 WIDTHS = (16, 100, 256, 1024, 4096, 8192)
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from gist_fast.kernels.layout import TILE_WORDS
 
-from gist_fast import backends, guided_contrastive_loss, operator
-from gist_fast.backends import tiled, triton
-from gist_fast.backends.interface import Negatives
-from gist_fast.blocks import Block, make_blocks
-from gist_fast.operands import Operands
-from gist_fast.rule import Rule
+from gist_fast import guided_contrastive_loss
+from gist_fast.functional import backends, operator
+from gist_fast.functional.backends import tiled, triton
+from gist_fast.functional.backends.interface import Negatives
+from gist_fast.functional.blocks import Block, make_blocks
+from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.operands import Operands
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
@@ -228,7 +229,10 @@ def _choice(device: str, dtype: torch.dtype) -> tuple[str, str]:
 )
 def test_tf32_is_read_however_it_was_set(setting: str, wanted: bool) -> None:
     """In a process of its own: torch refuses to mix the older and the newer way."""
-    code = f"import torch\n{setting}\nfrom gist_fast.operands import multiplies_in_tf32\nprint(multiplies_in_tf32())"
+    code = (
+        f"import torch\n{setting}\nfrom gist_fast.functional.operands import multiplies_in_tf32\n"
+        "print(multiplies_in_tf32())"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (found.stdout.strip(), found.returncode) == (str(wanted), 0), found.stderr
 
@@ -236,6 +240,7 @@ def test_tf32_is_read_however_it_was_set(setting: str, wanted: bool) -> None:
 def test_the_loss_asks_for_nothing_but_torch() -> None:
     """A card is measured with the checkout and torch alone."""
     code = "import sys\nfor name in ('psutil', 'transformers', 'sentence_transformers', 'numpy', 'datasets'):\n"
-    code += "    sys.modules[name] = None\nimport gist_fast.function, gist_fast.backends.tiled, gist_fast.operator"
+    code += "    sys.modules[name] = None\nimport gist_fast.functional.function, gist_fast.functional.operator\n"
+    code += "import gist_fast.functional.backends.tiled"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gist_fast import guided_contrastive_loss
-from gist_fast.backends import triton_obstacle
+from gist_fast.functional.backends import triton_obstacle
 
 OBSTACLE = triton_obstacle("cuda", torch.bfloat16)
 pytestmark = [

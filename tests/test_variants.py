@@ -14,7 +14,7 @@ from oracle import Problem, assert_close, make_problem, values_and_gradients
 from torch import Tensor
 
 from gist_fast import guided_contrastive_loss
-from gist_fast.backends import tiled
+from gist_fast.functional.backends import tiled
 
 EVERYWHERE = ["reference", "tiled"]
 backends = pytest.mark.parametrize("backend", EVERYWHERE)
@@ -362,7 +362,7 @@ def test_a_compiled_step_has_no_graph_break() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_opcheck_of_the_masks_product() -> None:
     problem = make_problem(9, 12, (12,), offset=2).to(torch.float32)
-    from gist_fast.rule import Rule
+    from gist_fast.functional.loss_config import Rule
 
     rule = Rule(offset=2, margin=0.1)
     student = [x.detach() for x in (problem.anchors, problem.positives, *problem.negatives)]

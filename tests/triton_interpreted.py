@@ -29,12 +29,12 @@ from test_operator import check_a_compiled_step, check_operators
 from torch import Tensor
 
 from gist_fast import guided_contrastive_loss
-from gist_fast import operands as operand_module
-from gist_fast.backends import choose_backend, triton
-from gist_fast.backends.interface import LARGEST_WEIGHT
-from gist_fast.blocks import Block, make_blocks
-from gist_fast.operands import Operands, logit_scale, prepare
-from gist_fast.rule import Rule
+from gist_fast.functional import operands as operand_module
+from gist_fast.functional.backends import choose_backend, triton
+from gist_fast.functional.backends.interface import LARGEST_WEIGHT
+from gist_fast.functional.blocks import Block, make_blocks
+from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.operands import Operands, logit_scale, prepare
 
 assert triton.interpreted(), "run me with TRITON_INTERPRET=1"
 

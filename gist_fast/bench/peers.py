@@ -26,7 +26,7 @@ import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gist_fast.bench.cases import ITEM_SIZES, TEMPERATURE, Embeddings, LossCase
 
@@ -57,10 +57,11 @@ class Peer:
     whole: bool = False
 
 
-def ours(case: LossCase, backend: str = "auto") -> Loss:
-    import gist_fast
+def ours(case: LossCase, backend: Literal["auto", "triton", "tiled", "reference"] = "auto", **options: Any) -> Loss:
+    from gist_fast.functional.function import guided_contrastive_loss
 
-    return lambda e: gist_fast.guided_contrastive_loss(*e, backend=backend, **case.options)
+    options |= case.options
+    return lambda e: guided_contrastive_loss(*e, backend=backend, **options)
 
 
 def plain_matmul(case: LossCase) -> Loss:

@@ -7,7 +7,7 @@ from gist_fast.cli.output import Json, only_results_on_stdout, print_json, print
 
 def doctor(as_json: Json = False) -> None:
     """Show torch, GPUs, Triton and the like, and which backend 'auto' takes, and why."""
-    from gist_fast.doctor import examine
+    from gist_fast.pipeline.doctor import examine
 
     with only_results_on_stdout():
         report = examine()

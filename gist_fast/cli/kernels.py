@@ -22,8 +22,8 @@ def kernels(
     as_json: Json = False,
 ) -> None:
     """Compile every shipped configuration for a GPU and show registers, spills, memory, matrix instructions, work."""
-    from gist_fast.errors import InputError
     from gist_fast.kernels.config import notes
+    from gist_fast.runtime.errors import InputError
 
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise InputError("TRITON_INTERPRET: set to 1, and what is interpreted is not compiled; leave it out.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gist_fast.evaluation import Retrieval
+from gist_fast.evaluation.evaluators import Retrieval
 
 if TYPE_CHECKING:
     from rich.console import Console

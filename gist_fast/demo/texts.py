@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from gist_fast.demo.models import package_folder
-from gist_fast.errors import InputError
-from gist_fast.evaluation import Retrieval
+from gist_fast.evaluation.evaluators import Retrieval
+from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset

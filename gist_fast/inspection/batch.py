@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gist_fast.blocks import Block, make_blocks
-from gist_fast.checks import check_choice, check_flags, check_margin
-from gist_fast.data import GROUP, MARGIN, text_columns
-from gist_fast.errors import InputError
+from gist_fast.data.names import GROUP, MARGIN, text_columns
+from gist_fast.functional.blocks import Block, make_blocks
+from gist_fast.functional.checks import check_choice, check_flags, check_margin
+from gist_fast.functional.loss_config import Rule
 from gist_fast.inspection.best import Best
 from gist_fast.inspection.duplicates import NEAR, Duplicates, Texts, check_near, duplicates_among
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded
+from gist_fast.inspection.guide_scores import Variant, limits, lowered, own_scores, scores, tie, tiles, unit_rows
 from gist_fast.inspection.margins import LADDER, MarginCounter, MarginOutcome, check_margins
-from gist_fast.inspection.rule import Variant, limits, lowered, own_scores, scores, tie, tiles, unit_rows
-from gist_fast.rule import Rule
+from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DroppedPair:
-    """One entry of a block that the guide took out."""
+    """One entry of a block that the guide took out.
+
+    Example:
+        >>> pair = DroppedPair("ap", 1, 2, "what falls", "a shower", guide=0.75, threshold=0.5, student=None)
+        >>> pair.excess
+        0.25
+    """
 
     block: str
     row: int
@@ -54,7 +60,13 @@ class DroppedPair:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the guide did to one batch."""
+    """What the guide did to one batch.
+
+    Example:
+        >>> found = inspect_batch(pairs, lambda texts, column, place: guide.encode(texts, convert_to_tensor=True))
+        >>> found.compared["ap"], sum(found.counts.values()) == len(found.dropped)
+        (4032, True)
+    """
 
     rows: tuple[int, ...]
     """The rows of the data that it is made of; the first is 1."""

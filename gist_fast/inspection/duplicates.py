@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gist_fast.data import text_columns
-from gist_fast.errors import InputError, InputTypeError, shown
+from gist_fast.data.names import text_columns
 from gist_fast.inspection.best import Best
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded_once
-from gist_fast.inspection.rule import unit_rows
+from gist_fast.inspection.guide_scores import unit_rows
+from gist_fast.runtime.errors import InputError, InputTypeError, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,7 +33,12 @@ MOST_ROWS = 10
 
 @dataclass(frozen=True)
 class Copied:
-    """A text that stands in more than one row."""
+    """A text that stands in more than one row.
+
+    Example:
+        >>> Copied("rain", rows=2, places=((1, "positive"), (7, "positive"))).rows
+        2
+    """
 
     text: str
     rows: int
@@ -44,7 +49,12 @@ class Copied:
 
 @dataclass(frozen=True)
 class NearPair:
-    """Two texts of different rows that the guide finds nearly the same."""
+    """Two texts of different rows that the guide finds nearly the same.
+
+    Example:
+        >>> NearPair(0.97, "rain", 1, "positive", "the rain", 4, "positive").similarity
+        0.97
+    """
 
     similarity: float
     text: str
@@ -58,7 +68,13 @@ class NearPair:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What was found among some rows."""
+    """What was found among some rows.
+
+    Example:
+        >>> encode = lambda texts, column, place: guide.encode(texts, convert_to_tensor=True)
+        >>> find_duplicates(pairs, encode, near=0.999).copied_texts
+        0
+    """
 
     rows: int
     """How many were looked at."""

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gist_fast.data import GUIDE_SUFFIX
-from gist_fast.errors import InputError
+from gist_fast.data.names import GUIDE_SUFFIX
+from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset

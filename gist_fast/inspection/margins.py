@@ -10,10 +10,10 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from gist_fast.blocks import Block
-from gist_fast.checks import STRATEGIES
-from gist_fast.errors import InputError, InputTypeError, shown
-from gist_fast.inspection.rule import PLAIN, Variant, limits
+from gist_fast.functional.blocks import Block
+from gist_fast.functional.checks import STRATEGIES
+from gist_fast.inspection.guide_scores import PLAIN, Variant, limits
+from gist_fast.runtime.errors import InputError, InputTypeError, shown
 
 LADDER = (-0.1, -0.05, 0.0, 0.02, 0.05, 0.1, 0.2)
 """The margins that are tried where none are named."""
@@ -22,7 +22,13 @@ MOST = 64
 
 @dataclass(frozen=True)
 class MarginOutcome:
-    """What one margin would do to a batch."""
+    """What one margin would do to a batch.
+
+    Example:
+        >>> outcome = MarginOutcome("absolute", 0.05, {"ap": 90, "aa": 90}, {"ap": 9, "aa": 0}, rows=10, rows_emptied=0)
+        >>> outcome.share("ap"), outcome.share()
+        (0.1, 0.05)
+    """
 
     strategy: str
     margin: float
@@ -68,7 +74,7 @@ class MarginCounter:
 
     Args:
         thresholds: ``[B]``, before any margin.
-        band: the guide's `gist_fast.inspection.rule.tie`.
+        band: the guide's `gist_fast.inspection.guide_scores.tie`.
         margins: as `check_margins` returns them.
     """
 

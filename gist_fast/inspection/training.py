@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gist_fast.by_column import value_for
-from gist_fast.collator import guide_prompt
-from gist_fast.data import guide_columns
+from gist_fast.data.named import by_name
+from gist_fast.data.names import guide_columns
+from gist_fast.data.per_column import guide_prompt, value_for
 from gist_fast.inspection.batch import Inspection, inspect_rows
 from gist_fast.inspection.embeddings import Encode
 from gist_fast.losses import GuidedLoss
-from gist_fast.sources import by_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
-    from gist_fast.trainer import GISTTrainer
+    from gist_fast.training.trainer import GISTTrainer
 
 ROWS = 256
 DATASETS = 4

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 import torch
 from torch import Tensor, nn
 
-from gist_fast.backends import BACKENDS
-from gist_fast.checks import MASK_BITS, check_choice, check_flags, check_margin, check_temperature
-from gist_fast.errors import InputError
-from gist_fast.function import guided_contrastive_loss
+from gist_fast.data.names import GROUP, MARGIN
+from gist_fast.functional.backends import BACKENDS
+from gist_fast.functional.checks import MASK_BITS, check_choice, check_flags, check_margin, check_temperature
+from gist_fast.functional.function import guided_contrastive_loss
+from gist_fast.functional.stats import StatsAverage
 from gist_fast.losses.gather import HALF_TYPES, check_batches_agree, gather_candidates
 from gist_fast.losses.guide import EMBEDDING, GuideEncoder, check_model, give_back
 from gist_fast.losses.temperature import as_float, bounded, make_parameter
-from gist_fast.losses.variants import GROUP, MARGIN, VariantArguments, Variants
-from gist_fast.ranges import GUIDE, LOSS_FORWARD, named
-from gist_fast.stats import StatsAverage
+from gist_fast.losses.variants import VariantArguments, Variants
+from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.profiler_regions import GUIDE, LOSS_FORWARD, named
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -28,6 +29,11 @@ class GuidedLoss(nn.Module):
 
     The student is a child module (``model``), as those trainers expect. The guide is not: it moves with the loss to
     another device, but the trainer cannot mistake it for the student, and its parameters are none of the loss's.
+
+    Example:
+        >>> from gist_fast.losses import GISTEmbedLoss
+        >>> isinstance(GISTEmbedLoss(student, guide), GuidedLoss)
+        True
     """
 
     def __init__(
@@ -42,8 +48,8 @@ class GuidedLoss(nn.Module):
         contrast_positives: bool,
         gather_across_devices: bool,
         guided: bool,
-        backend: str,
-        mask_bits: str,
+        backend: Literal["auto", "triton", "tiled", "reference"],
+        mask_bits: Literal["auto", "keep", "recompute"],
         guide_cache: bool,
         gather_guide_dtype: Literal["float16", "bfloat16"] | None,
         **variants: Unpack[VariantArguments],
@@ -102,7 +108,7 @@ class GuidedLoss(nn.Module):
         self.backend = backend
         self.mask_bits = mask_bits
         self.statistics = StatsAverage()
-        """Running averages over the training batches since it was last emptied; see `gist_fast.stats`."""
+        """Running averages over the training batches since it was last emptied; see `gist_fast.functional.stats`."""
         self.guide_cache = guide_cache
         self._encoder = None if guide is None else GuideEncoder(model, guide, remember=guide_cache)
         self._compute_dtype: torch.dtype | None = None
@@ -240,8 +246,8 @@ class GuidedLoss(nn.Module):
         ):
             if needed and name not in taken:
                 raise InputError(
-                    f"{name}: the batch brings none, and the loss has {remedy}; gist_fast.collator.GISTDataCollator "
-                    "puts it there, which GISTTrainer sets up by the loss."
+                    f"{name}: the batch brings none, and the loss has {remedy}; "
+                    "gist_fast.training.collator.GISTDataCollator puts it there, which GISTTrainer sets up by the loss."
                 )
             if not needed:
                 taken.pop(name, None)

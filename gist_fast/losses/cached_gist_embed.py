@@ -9,15 +9,15 @@ import torch
 from sentence_transformers.base.losses.gradcache import has_static_embedding_input
 from torch import Tensor
 
-from gist_fast.checks import check_flags
-from gist_fast.errors import InputError
+from gist_fast.functional.checks import check_flags
 from gist_fast.losses.activation_memory import ActivationMemory
 from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.gradient_cache import GradientCache
 from gist_fast.losses.guide import check_model, students_own, take_guide_inputs
 from gist_fast.losses.micro_batches import EXTENTS, MicroBatches, extents, positions_are_relative
 from gist_fast.losses.variants import VariantArguments
-from gist_fast.ranges import LOSS_BACKWARD, within
+from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.profiler_regions import LOSS_BACKWARD, within
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -42,6 +42,11 @@ class CachedGISTEmbedLoss(GuidedLoss):
         activation_memory: GiB of activations to keep, which spares the mini-batches they belong to a second forward
             pass; ``"auto"``: what half of the free main memory holds, or four fifths of the free memory of a GPU.
         variants: see `gist_fast.losses.variants.Variants`.
+
+    Example:
+        >>> loss = CachedGISTEmbedLoss(student, guide, mini_batch_size=1)
+        >>> texts = ["what falls", "what flows"], ["rain", "rivers"]
+        >>> loss([student.preprocess(column) for column in texts]).backward()
     """
 
     uses_gradient_cache = True

@@ -25,8 +25,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gist_fast.checks import FLOATS
-from gist_fast.errors import InputError
+from gist_fast.functional.checks import FLOATS
+from gist_fast.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.guide import take_guide_inputs
 from gist_fast.losses.micro_batches import EXTENTS
 from gist_fast.losses.variants import VariantArguments
-from gist_fast.ranges import STUDENT_FORWARD, follow_backward, within
+from gist_fast.runtime.profiler_regions import STUDENT_FORWARD, follow_backward, within
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -41,13 +41,19 @@ class GISTEmbedLoss(GuidedLoss):
         backend: see `gist_fast.guided_contrastive_loss`.
         mask_bits: see `gist_fast.guided_contrastive_loss`.
         guide_cache: remember the guide's embedding of each text over steps and epochs, in main memory; for texts that
-            `gist_fast.collator` tokenised for the guide. (Within a batch each distinct one is encoded once anyway.)
+            `gist_fast.training.collator` tokenised for the guide. (Within a batch each distinct one is encoded once
+            anyway.)
         gather_guide_dtype: with `gather_across_devices`, the type that the guide's embeddings are rounded to before
             they are gathered; None for the type they have, which is float16 where they come with the dataset.
         variants: see `gist_fast.losses.variants.Variants`.
 
     Raises:
         ValueError: a tokenizer is not of transformers, or a value is out of range.
+
+    Example:
+        >>> loss = GISTEmbedLoss(student, guide, temperature=0.05)
+        >>> texts = ["what falls", "what flows"], ["rain", "rivers"]
+        >>> loss([student.preprocess(column) for column in texts]).backward()
     """
 
     def __init__(

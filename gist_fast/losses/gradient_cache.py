@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from gist_fast.errors import InputError
 from gist_fast.losses.activation_memory import ActivationMemory, measure_kept
 from gist_fast.losses.micro_batches import MicroBatches
-from gist_fast.ranges import STUDENT_BACKWARD, STUDENT_FORWARD, STUDENT_FORWARD_AGAIN, named, within
+from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.profiler_regions import STUDENT_BACKWARD, STUDENT_FORWARD, STUDENT_FORWARD_AGAIN, named, within
 
 
 @dataclass

@@ -4,9 +4,9 @@ A loss sees features, never texts. In order of preference, a column's features h
 
 1. ``guide_embedding``, ``[B, G]``: a column of the dataset (`gist_fast.embed_guide`), or what an earlier call on the
    same features computed, as `MatryoshkaLoss` makes one for each of its dimensions;
-2. ``guide``, a dictionary: the guide's own tokens, put there by `gist_fast.collator`, of the raw texts of the column;
-   or of the distinct texts of several columns, and then ``guide_rows``, ``[B]``, says which of them each row is, and
-   ``guide_source`` which column's features hold them;
+2. ``guide``, a dictionary: the guide's own tokens, put there by `gist_fast.training.collator`, of the raw texts of the
+   column; or of the distinct texts of several columns, and then ``guide_rows``, ``[B]``, says which of them each row
+   is, and ``guide_source`` which column's features hold them;
 3. only the student's tokens: the guide reads them too if its vocabulary is the same, else they are decoded and
    tokenised again, which is what sentence-transformers' own loss does.
 """
@@ -26,7 +26,8 @@ from sentence_transformers.base.modules import Router
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from gist_fast.errors import InputError, InputTypeError
+from gist_fast.data.names import GROUP, MARGIN
+from gist_fast.data.names import GUIDE_EMBEDDING as EMBEDDING
 from gist_fast.losses.guide_memory import GuideMemory
 from gist_fast.losses.micro_batches import (
     EXTENTS,
@@ -35,7 +36,7 @@ from gist_fast.losses.micro_batches import (
     positions_are_relative,
     reorderable,
 )
-from gist_fast.losses.variants import GROUP, MARGIN
+from gist_fast.runtime.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENS = "guide"
-EMBEDDING = "guide_embedding"
 ROWS = "guide_rows"
 SOURCE = "guide_source"
 KEYS = "keys"
@@ -102,9 +102,23 @@ def check_one_route(guide: SentenceTransformer) -> None:
                 )
 
 
-def truncated(guide: SentenceTransformer, embeddings: Tensor) -> Tensor:
-    """Embeddings ``[n, G]`` as the guide's ``encode`` hands them out: cut to its ``truncate_dim``, if it has one."""
-    return embeddings if guide.truncate_dim is None else embeddings[:, : guide.truncate_dim]
+def tokenized(
+    guide: SentenceTransformer, texts: list[str], prompt: str = "", max_length: int | None = None
+) -> dict[str, Any]:
+    """The guide's features of some texts, by its own tokenizer.
+
+    Args:
+        prompt: put before each text, perhaps empty.
+        max_length: tokens of a text that are read; None for the guide's own maximum.
+    """
+    kwargs = {} if max_length is None else {"processing_kwargs": {"text": {"max_length": max_length}}}
+    # None, not an empty prompt, which some modules would still count as one.
+    return guide.preprocess(texts, prompt=prompt or None, **kwargs)
+
+
+def embedded(guide: SentenceTransformer, features: dict[str, Any]) -> Tensor:
+    """``[n, G]`` as the guide's ``encode`` hands them out: cut to its ``truncate_dim``, if it has one."""
+    return guide(features)["sentence_embedding"][:, : guide.truncate_dim]
 
 
 class GuideEncoder:
@@ -205,8 +219,7 @@ class GuideEncoder:
             trim_left=positions_are_relative(self.model),
             rows=rows if reorderable(features) else None,
         )
-        embeddings = batches.restore([self.model(part)["sentence_embedding"] for part in batches])
-        embeddings = truncated(self.model, embeddings)
+        embeddings = batches.restore([embedded(self.model, part) for part in batches])
         if rows is None or len(embeddings) == len(rows):
             return embeddings
         return embeddings[list(rows)]
@@ -221,7 +234,7 @@ class GuideEncoder:
 
     def _retokenized(self, features: dict[str, Any]) -> dict[str, Any]:
         texts = self._tokenizer.batch_decode(_token_rows(features), skip_special_tokens=True)
-        tokens = self.model.preprocess(texts)
+        tokens = tokenized(self.model, texts)
         return {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in tokens.items()}
 
 

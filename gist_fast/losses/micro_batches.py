@@ -14,12 +14,12 @@ import torch
 from sentence_transformers.base.losses.gradcache import _create_minibatch
 from torch import Tensor, nn
 
-from gist_fast.packing import by_length, group_tokens, pack
+from gist_fast.losses.packing import by_length, group_tokens, pack
 
 EXTENTS = "extents"
 """Key of a column's features: a host array ``[B, 2]``, where each text's first token stands and where its last ends.
 
-Put there by `gist_fast.collator`, so that no one has to ask the device. (A tensor would be moved to it.)
+Put there by `gist_fast.training.collator`, so that no one has to ask the device. (A tensor would be moved to it.)
 """
 
 

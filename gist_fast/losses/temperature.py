@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gist_fast.errors import InputError
+from gist_fast.runtime.errors import InputError
 
 LOG_TEMPERATURE = "log_temperature"
 """The parameter's name in a loss. Its logarithm is trained, so that steps are relative and it stays above 0."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypedDict, get_args
 
-from gist_fast.checks import (
+from gist_fast.data.names import GROUP, MARGIN
+from gist_fast.functional.checks import (
     check_choice,
     check_combination,
     check_flags,
@@ -14,14 +15,11 @@ from gist_fast.checks import (
     check_margin,
     check_widths,
 )
-from gist_fast.errors import InputError, InputTypeError, nearest
+from gist_fast.runtime.errors import InputError, InputTypeError, nearest
 
 Groups = Literal["anchor", "column"]
 GROUPS = get_args(Groups)
 HardnessMode = Literal["in_batch_negatives", "hard_negatives", "all_negatives"]
-GROUP, MARGIN = "group", "margin"
-"""Columns of a dataset that are no texts, and keys of the first column's features: each row's group (``[B]``, int64)
-and margin (``[B]``, float32). Put there by `gist_fast.collator`."""
 
 
 class VariantArguments(TypedDict, total=False):

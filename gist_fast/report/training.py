@@ -16,9 +16,8 @@ from gist_fast.inspection import Inspection
 from gist_fast.report.inspection import batch_sections, duplicates_section
 from gist_fast.report.log_series import Series, evaluations, masked_blocks, one, several
 from gist_fast.report.page import Picture, Section, Table, make_page, shown
-from gist_fast.report.plots import LEGEND, figure, line_styles, plain, to_svg
+from gist_fast.report.plots import legend_below, line_styles, narrow, plain_numbers, to_svg
 
-WIDTH, HEIGHT, LEGEND_ROW = 4.6, 2.9, 0.2
 MARKED = 40
 """Points of a line that get a marker each; more are a line alone."""
 LINES_A_PICTURE = 7
@@ -195,12 +194,9 @@ def _lines(
     title: str, label: str, lines: Mapping[str, Series], *, factor: float = 1, bottom: float | None = None
 ) -> Picture:
     """One picture of lines over the steps; a name each, empty where there is one line and the title says it all."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
-    named = any(lines)
-    columns = _columns(list(lines))
-    picture = figure(WIDTH, HEIGHT + (LEGEND_ROW * -(-len(lines) // columns) if named else 0))
-    axes = picture.subplots()
+    picture, axes = narrow([name for name in lines if name])
     for (name, series), style in zip(lines.items(), line_styles(len(lines)), strict=True):
         values = [factor * value for value in series.values]
         axes.plot(series.steps, values, label=name, **_marked(style, len(values), alone=len(lines) == 1))
@@ -208,19 +204,12 @@ def _lines(
     axes.set_xlabel("training step")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    plain_numbers(axes.yaxis)
     if bottom is not None:
         axes.set_ylim(bottom=bottom)
-    if named:
-        # Below the lines, so that it hides none.
-        picture.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **LEGEND)
+    if any(lines):
+        legend_below(axes)
     return to_svg(picture, _alt(title, label, lines, factor))
-
-
-def _columns(names: Sequence[str]) -> int:
-    """How many names stand side by side in a legend."""
-    longest = max(map(len, names))
-    return min(len(names), 3 if longest <= 12 else 2 if longest <= 20 else 1)
 
 
 def _marked(style: Mapping[str, Any], points: int, *, alone: bool) -> dict[str, Any]:

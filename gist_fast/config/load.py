@@ -1,0 +1,384 @@
+"""The YAML of ``gist-fast train``, checked key by key.
+
+```yaml
+student: path/or/hub-name            # {path, prompts, max_seq_length, revision, trust_remote_code, lora, model_kwargs}
+guide: path/or/hub-name              # the same, with columns in place of lora; null to train without a guide
+data:
+  train: pairs.jsonl                 # or {path, split, name, columns, streaming, shuffle_buffer}
+  eval: held_out.jsonl               # or, as train too, several by name: {questions: a.jsonl, titles: {path: b.csv}}
+loss: {temperature: 0.01, margin: 0.05, margin_strategy: relative, mini_batch_size: 32}
+training: {output_dir: runs/first, learning_rate: 2e-5, per_device_train_batch_size: 256}
+evaluation: {queries: queries.jsonl, corpus: corpus.jsonl, relevant: relevant.tsv, sts: scored.csv}
+```
+
+``loss`` and ``training`` take the fields of `gist_fast.GISTTrainingArguments`, ``loss`` those that concern the loss.
+Paths are relative to the file that they stand in, or to the working directory where typed on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gist_fast.config.schema import (
+    PATH_ARGUMENTS,
+    SECTIONS,
+    DataConfig,
+    EvaluationConfig,
+    GuideConfig,
+    LoraConfig,
+    ModelConfig,
+    SourceConfig,
+    StudentConfig,
+    argument_hints,
+    dataclass_in,
+    hint_of,
+    known_paths,
+    loss_settings,
+)
+from gist_fast.config.yaml_values import Entry, check, read_argument, read_yaml
+from gist_fast.data.text_files import suffix_of
+from gist_fast.runtime.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from gist_fast.training.arguments import GISTTrainingArguments
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole configuration.
+
+    Example:
+        >>> text = "student: s\\nguide: null\\ndata: {train: pairs.csv}\\ntraining: {output_dir: out}"
+        >>> size = Path("run.yaml").write_text(text)
+        >>> load_config("run.yaml", ["--learning_rate", "1e-5"]).arguments["learning_rate"]
+        1e-05
+    """
+
+    student: StudentConfig
+    data: DataConfig
+    arguments: dict[str, Any]
+    """What ``loss``, ``training`` and the models' prompts say of `GISTTrainingArguments`."""
+    guide: GuideConfig | None = None
+    unguided: bool = False
+    """Whether ``guide: null`` was written, which asks for training without one."""
+    evaluation: EvaluationConfig | None = None
+    source: str = "configuration"
+    """The file it was read from, for messages."""
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.arguments["output_dir"])
+
+    def training_arguments(self, **more: Any) -> GISTTrainingArguments:
+        """The trainer's arguments; `more` wins over the configuration.
+
+        Raises:
+            InputError: the arguments refuse a value, or a combination of values.
+        """
+        from gist_fast.training.arguments import GISTTrainingArguments
+
+        try:
+            return GISTTrainingArguments(**{**self.arguments, **more})
+        except (ValueError, TypeError) as error:
+            raise InputError(f"training: {' '.join(str(error).split())}") from error
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a configuration, apply what the command line overrides, and check every key and type.
+
+    Args:
+        overrides: ``["--training.learning_rate", "1e-4", "--bf16", "--margin=0.1"]``; the section may be left out
+            where the key is of one section only.
+
+    Raises:
+        InputError: naming the place, the key, what came and what would do.
+    """
+    tree = read_yaml(Path(path))
+    _known(tree, SECTIONS, "")
+    apply_overrides(tree, overrides)
+    sections = tree.value
+    for name in ("student", "data"):
+        if name not in sections or sections[name].value is None:
+            raise InputError(f"{path}: {name!r} is missing; {_EXAMPLES[name]} would do.")
+    guide = sections.get("guide")
+    unguided = guide is not None and guide.value is None
+    student = _build(StudentConfig, sections["student"], "student")
+    guide = None if guide is None or unguided else _build(GuideConfig, guide, "guide")
+    evaluation = sections.get("evaluation")
+    return TrainConfig(
+        student=student,
+        guide=guide,
+        unguided=unguided,
+        data=_build(DataConfig, sections["data"], "data"),
+        arguments=_arguments(tree, student, guide, str(path)),
+        evaluation=_evaluation(evaluation) if evaluation and evaluation.value is not None else None,
+        source=str(path),
+    )
+
+
+_TAKES_PATH = (StudentConfig, GuideConfig, SourceConfig)
+"""What may be written as its path alone."""
+
+_EXAMPLES = {
+    "student": "'student: <path or hub name of a model>'",
+    "data": "'data: {train: <file, folder or hub name>}'",
+    "output_dir": "'training: {output_dir: <folder>}'",
+}
+
+
+def apply_overrides(tree: Entry, arguments: Sequence[str]) -> None:
+    """Set what ``--key value``, ``--key=value`` and ``--flag`` say, in the tree of entries."""
+    waiting = list(arguments)
+    while waiting:
+        option = waiting.pop(0)
+        if not option.startswith("--") or option == "--":
+            raise InputError(
+                f"unexpected {option!r}; after the configuration come settings, as in --learning_rate 1e-4."
+            )
+        option, equals, text = option.partition("=")
+        path = _find(option, tree)
+        # A value may start with one dash (-0.1), an option starts with two.
+        if not equals and waiting and not waiting[0].startswith("--"):
+            text = waiting.pop(0)
+        elif not equals and _is_flag(path):
+            text = "true"
+        elif not equals:
+            hint = "; for a traceback: gist-fast --debug train ..." if option == "--debug" else ""
+            raise InputError(f"{option}: needs a value, as in {option} <value>{hint}.")
+        _set(tree, path, read_argument(text, option))
+
+
+def _set(tree: Entry, path: tuple[str, ...], entry: Entry) -> None:
+    node = tree
+    for depth, key in enumerate(path[:-1], 1):
+        below = node.value.get(key)
+        if below is None or below.value is None:
+            below = node.value[key] = Entry({}, entry.where, entry.base)
+        elif not isinstance(below.value, dict):
+            # `student: name` is short for `student: {path: name}`.
+            if not _takes_shorthand(path[:depth]):
+                raise InputError(
+                    f"{below.where}: {'.'.join(path[:depth])} is no mapping, so {entry.where} cannot be set."
+                )
+            below = node.value[key] = Entry({"path": below}, below.where, below.base)
+        node = below
+    node.value[path[-1]] = entry
+
+
+def _find(option: str, tree: Entry) -> tuple[str, ...]:
+    """The key that an option names, as a path from the top."""
+    key = option[2:].replace("-", "_")
+    known = known_paths()
+    parts = tuple(key.split("."))
+    if len(parts) == 1:
+        if key in SECTIONS:
+            return parts
+        found = [path for path in known if path[-1] == key]
+        if {("loss", key), ("training", key)} <= set(found):
+            # The same setting: keep to where the file has it.
+            written = tree.value.get("training")
+            mine = "training" if written and isinstance(written.value, dict) and key in written.value else "loss"
+            found = [path for path in found if path[0] not in ("loss", "training")] + [(mine, key)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InputError(f"{option}: could be {' or '.join('--' + '.'.join(path) for path in found)}; write which.")
+    elif any(parts[: len(path)] == path for path in known):
+        return parts
+    names = ["--" + (path[-1] if len(parts) == 1 else ".".join(path)) for path in known]
+    raise InputError(f"{option}: no such setting{nearest('--' + key, names)}.")
+
+
+def _is_flag(path: tuple[str, ...]) -> bool:
+    hint = hint_of(path)
+    return hint is bool or bool in typing.get_args(hint)
+
+
+def _takes_shorthand(path: tuple[str, ...]) -> bool:
+    return dataclass_in(hint_of(path)) in _TAKES_PATH
+
+
+def _build(cls: type, entry: Entry, key: str) -> Any:
+    """A dataclass from a mapping, or from the text that is short for ``{path: text}``."""
+    hints = typing.get_type_hints(cls)
+    if not isinstance(entry.value, dict):
+        if cls not in _TAKES_PATH:
+            raise InputError(f"{entry.where}: {key} takes a mapping with {_list(hints)}; got {entry.value!r}.")
+        path = check(entry, str, key)
+        return cls(path=resolve_path(path, entry.base, name_allowed=True))
+    _known(entry, hints, key)
+    values = {}
+    for f in dataclasses.fields(cls):
+        below = entry.value.get(f.name)
+        name = f"{key}.{f.name}"
+        if below is None:
+            if f.default is dataclasses.MISSING:
+                raise InputError(f"{entry.where}: {name} is missing; it takes a path or a name.")
+            continue
+        nested = dataclass_in(hints[f.name])
+        if nested is not None:
+            optional = below.value is None and f.default is None
+            build = _build_sources if cls is DataConfig else functools.partial(_build, nested)
+            values[f.name] = None if optional else build(below, name)
+            continue
+        value = check(below, hints[f.name], name)
+        if isinstance(value, str) and "path" in f.metadata:
+            value = resolve_path(value, below.base, name_allowed=f.metadata["path"] == "file or name")
+        if name.endswith(("max_seq_length", "batch_size", "shuffle_buffer")) and value is not None and value < 1:
+            raise InputError(f"{below.where}: {name} must be at least 1; got {value}.")
+        if cls is LoraConfig:
+            _check_lora_value(below, name, value)
+        values[f.name] = value
+    if values.get("shuffle_buffer") and not values.get("streaming"):
+        raise InputError(f"{entry.value['shuffle_buffer'].where}: {key}.shuffle_buffer is for streaming: true.")
+    return cls(**values)
+
+
+def _check_lora_value(entry: Entry, name: str, value: Any) -> None:
+    if name.endswith((".r", ".alpha")) and value < 1:
+        raise InputError(f"{entry.where}: {name} must be at least 1; got {value}.")
+    if name.endswith(".dropout") and not 0 <= value < 1:
+        raise InputError(f"{entry.where}: {name} must be at least 0 and below 1; got {value}.")
+    if name.endswith(".target_modules") and value is not None and not value:
+        raise InputError(f"{entry.where}: {name} is empty; names of layers would do, or 'all-linear'.")
+
+
+def _build_sources(entry: Entry, key: str) -> SourceConfig | dict[str, SourceConfig]:
+    """One source, or those of a mapping of names."""
+    known = typing.get_type_hints(SourceConfig)
+    if not isinstance(entry.value, dict) or any(name in known for name in entry.value):
+        return _build(SourceConfig, entry, key)
+    if not entry.value:
+        raise InputError(f"{entry.where}: {key} is empty; it takes a path, or names and their paths.")
+    for name, below in entry.value.items():
+        near = nearest(name, known)
+        if near and not isinstance(below.value, dict):
+            raise InputError(
+                f"{below.where}: unknown key {name!r} in {key}{near}; known: {_list(known)}. (A dataset of that name "
+                f"would be {name}: {{path: ...}}.)"
+            )
+    return {name: _build(SourceConfig, below, f"{key}.{name}") for name, below in entry.value.items()}
+
+
+def _arguments(tree: Entry, student: ModelConfig, guide: ModelConfig | None, path: str) -> dict[str, Any]:
+    """The checked values of ``loss`` and ``training``, and what the models' sections say of prompts and lengths."""
+    hints = argument_hints()
+    arguments: dict[str, Any] = {}
+    for section, names in (("loss", loss_settings()), ("training", list(hints))):
+        entry = tree.value.get(section)
+        if entry is None or entry.value is None:
+            continue
+        if not isinstance(entry.value, dict):
+            raise InputError(f"{entry.where}: {section} takes a mapping; got {entry.value!r}.")
+        _known(entry, names, section)
+        for name, below in entry.value.items():
+            if name in arguments:
+                raise InputError(f"{below.where}: {name} stands under both loss and training; keep one.")
+            value = check(below, hints[name], f"{section}.{name}")
+            if isinstance(value, str) and name in PATH_ARGUMENTS:
+                value = resolve_path(value, below.base, name_allowed=False)
+            _check_loss_value(below, section, name, value)
+            arguments[name] = value
+    if arguments.get("output_dir") is None:
+        raise InputError(f"{path}: training.output_dir is missing; {_EXAMPLES['output_dir']} would do.")
+    for name, section, value in (
+        ("prompts", "student", student.prompts),
+        ("guide_prompts", "guide", guide and guide.prompts),
+        ("guide_max_length", "guide", guide and guide.max_seq_length),
+    ):
+        if value is None:
+            continue
+        if arguments.get(name) is not None:
+            raise InputError(f"{path}: training.{name} and the section {section} both say it; keep one.")
+        arguments[name] = value
+    return arguments
+
+
+def _check_loss_value(entry: Entry, section: str, name: str, value: Any) -> None:
+    """Refuse at once what the loss would refuse when it is built, after the models were loaded."""
+    from gist_fast.functional.backends import BACKENDS
+    from gist_fast.functional.checks import MASK_BITS, STRATEGIES, check_choice, check_margin, check_temperature
+    from gist_fast.functional.loss_config import HARDNESS_MODES
+    from gist_fast.losses.variants import GROUPS
+    from gist_fast.training.temperature_schedule import SCHEDULES
+
+    choices = {"margin_strategy": STRATEGIES, "backend": BACKENDS, "mask_bits": MASK_BITS}
+    if value is not None:
+        choices |= {"hardness_mode": HARDNESS_MODES, "groups": GROUPS, "temperature_schedule": SCHEDULES}
+    try:
+        if name == "temperature":
+            check_temperature(value)
+        elif name == "margin":
+            check_margin(value, "absolute")
+        elif name in choices:
+            check_choice(name, value, choices[name])
+        elif name in ("mini_batch_size", "mini_batch_num_tokens") and value is not None and value < 1:
+            raise InputError(f"{name}: got {value}; 1 or more would do.")
+    except ValueError as error:
+        near = nearest(str(value), choices.get(name, ()))
+        raise InputError(f"{entry.where}: {section}.{error}{near}") from error
+
+
+def _evaluation(entry: Entry) -> EvaluationConfig:
+    config = _build(EvaluationConfig, entry, "evaluation")
+    files = {name: getattr(config, name) for name in ("queries", "corpus", "relevant")}
+    missing = [name for name, value in files.items() if value is None]
+    if 0 < len(missing) < 3:
+        raise InputError(f"{entry.where}: evaluation lacks {_list(missing)}; queries, corpus and relevant go together.")
+    if not missing and config.pairs:
+        raise InputError(f"{entry.where}: evaluation has queries, pairs, both for retrieval; keep one.")
+    sources = ("pairs", "triplet", "sts", "pair_classification")
+    given = [] if missing else ["retrieval"]
+    given += ["retrieval" if name == "pairs" else name for name in sources if getattr(config, name) is not None]
+    if not given:
+        raise InputError(
+            f"{entry.where}: evaluation needs queries, corpus and relevant, or pairs, or triplet, sts or "
+            "pair_classification."
+        )
+    if config.primary is not None and config.primary not in given:
+        raise InputError(
+            f"{entry.value['primary'].where}: evaluation.primary: got {config.primary!r}"
+            f"{nearest(config.primary, given)}; what is measured here is {_list(given)}."
+        )
+    for name in sources:
+        source = getattr(config, name)
+        if source is not None and source.streaming:
+            raise InputError(f"{entry.where}: evaluation.{name}.streaming: its texts are needed all at once.")
+    return config
+
+
+def resolve_path(text: str, base: Path, *, name_allowed: bool) -> str:
+    """A path made absolute; where a hub name may stand too, what is not there and looks like one is left as it is."""
+    path = os.path.normpath(base / Path(text).expanduser())
+    like_a_path = text.startswith((".", "/", "~")) or "\\" in text or suffix_of(text) is not None or text.count("/") > 1
+    return path if not name_allowed or like_a_path or os.path.exists(path) else text
+
+
+def _known(entry: Entry, names: Iterable[str], key: str) -> None:
+    """Refuse a key that is none of `names`."""
+    names = list(names)
+    for name, below in entry.value.items():
+        if name in names:
+            continue
+        inside = f" in {key}" if key else ""
+        elsewhere = _elsewhere(name) if key in ("", "loss", "training") else ""
+        raise InputError(
+            f"{below.where}: unknown key {name!r}{inside}{elsewhere or nearest(name, names)}"
+            + (f"; known: {_list(names)}." if len(names) < 20 else ".")
+        )
+
+
+def _elsewhere(name: str) -> str:
+    sections = [path[:-1] for path in known_paths() if path[-1] == name]
+    return f" (it belongs in {'.'.join(sections[0])})" if sections else ""
+
+
+def _list(names: Iterable[str] | Mapping[str, Any]) -> str:
+    return ", ".join(names)

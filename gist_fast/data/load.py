@@ -1,0 +1,349 @@
+"""Files, saved directories and hub names to a `datasets.Dataset` of texts with known columns.
+
+The columns are ``anchor``, ``positive``, then any of ``negative``, ``negative_1``, ``negative_2`` and so on, in that
+order, which is the order in which the losses take them. A guide's embeddings, as `gist_fast.embed_guide` writes them,
+stand in ``{column}_guide_embedding`` and come along with their column.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gist_fast.data.embedded_rows import read_as_stored
+from gist_fast.data.names import (
+    ANCHOR,
+    GROUP,
+    GUIDE_SUFFIX,
+    KINDS,
+    POSITIVE,
+    is_text_role,
+    role_order,
+)
+from gist_fast.data.text_files import SUFFIXES, Column, check_table, read_chunks, read_file, suffix_of
+from gist_fast.runtime.errors import InputError, first_line, nearest, nearest_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset, IterableDataset
+
+logger = logging.getLogger(__name__)
+
+STREAM_ROWS = 256
+"""Rows of a streamed hub dataset that are checked at a time."""
+ColumnNames = Mapping[str, str] | Sequence[str]
+
+
+def load_texts(
+    source: str | Path, *, split: str | None = None, columns: ColumnNames | None = None, name: str | None = None
+) -> Dataset:
+    """Load texts to train or to look at; every text is checked.
+
+    Args:
+        source: a ``.jsonl``, ``.csv``, ``.tsv`` (each also with ``.gz``) or ``.parquet`` file, a directory written by
+            ``save_to_disk``, or the name of a dataset on the Hugging Face hub.
+        split: which split of a saved directory or hub dataset; not needed where there is only one.
+        columns: the column of each role, as ``{"anchor": "question", "positive": "answer"}``, or the columns' names in
+            the order anchor, positive, negatives. Roles not named are looked for under their own names. Two more roles
+            are taken only where they are named: ``group``, texts or whole numbers that tell which rows are
+            no negatives of each other (read as numbers, the same for the same value), and ``margin``, a number a row
+            (also one that is stored as text).
+        name: which configuration of a hub dataset.
+
+    Returns:
+        A dataset of ``anchor``, ``positive`` and any negatives, and the guide's embeddings of those where they exist
+        (numpy rows, see `read_as_stored`). Other columns are left out, which is logged.
+
+    Raises:
+        InputError: naming file, row, column, what was expected and what came.
+
+    Example:
+        >>> size = Path("pairs.csv").write_text("question,answer\\nwhat falls,rain\\n")
+        >>> load_texts("pairs.csv", columns={"anchor": "question", "positive": "answer"})[0]
+        {'anchor': 'what falls', 'positive': 'rain'}
+    """
+    dataset = load_chosen(source, functools.partial(choose_columns, columns=columns), split=split, name=name)
+    return _with_numbered_groups(dataset) if GROUP in dataset.column_names else dataset
+
+
+def load_chosen(
+    source: str | Path, choose: Callable[..., Sequence[Column]], *, split: str | None = None, name: str | None = None
+) -> Dataset:
+    """The same of any columns: `choose` says which to take, from the names there are and ``where``, their source."""
+    source = str(source)
+    path = Path(source).expanduser()
+    if _is_file(source, split, name):
+        return _from_file(path, choose)
+    dataset = _from_directory(path, split, name) if path.exists() else _from_hub(source, split, name)
+    return _checked(dataset, choose, f"{source}[{split}]" if split else source)
+
+
+def stream_texts(
+    source: str | Path, *, split: str | None = None, columns: ColumnNames | None = None, name: str | None = None
+) -> IterableDataset:
+    """Texts that are read and checked as they are needed, in their order, for what is too large to be read first.
+
+    Args:
+        source: a file, or the name of a dataset on the hub.
+        split, columns, name: as in `load_texts`.
+
+    Returns:
+        An iterable dataset with known features and the columns that `load_texts` gives. A wrong row is an error when it
+        is met.
+
+    Raises:
+        InputError: as in `load_texts`, as far as the first rows show it; while iterating, naming file, row and column.
+
+    Example:
+        >>> size = Path("pairs.jsonl").write_text('{"anchor": "what falls", "positive": "rain"}')
+        >>> next(iter(stream_texts("pairs.jsonl")))
+        {'anchor': 'what falls', 'positive': 'rain'}
+    """
+    source = str(source)
+    path = Path(source).expanduser()
+    if GROUP in _as_mapping(columns, source):
+        raise InputError(f"{source}: columns: group is read as a whole, to number it; leave out streaming.")
+    if _is_file(source, split, name):
+        return _stream_file(path, columns)
+    if path.is_dir():
+        raise InputError(f"{path}: a saved directory is mapped into memory, not read into it; leave out streaming.")
+    if path.exists():
+        raise InputError(f"{path}: unknown kind of file; it must end in one of {', '.join(SUFFIXES)}.")
+    return checked_stream(_from_hub(source, split, name, streaming=True), columns, f"{source}[{split}]")
+
+
+def checked_stream(dataset: IterableDataset, columns: ColumnNames | None, where: str) -> IterableDataset:
+    """The chosen columns of an iterable dataset under their new names, each row checked when it is met.
+
+    Args:
+        where: what to call the dataset in an error.
+    """
+    from datasets import Features, Value
+
+    if dataset.features is None:
+        # The first rows tell.
+        dataset = dataset._resolve_features()
+    chosen = choose_columns(list(dataset.features), columns, where)
+    # Of no rows: only the types are looked at, before the first row is read.
+    check_table(dataset.features.arrow_schema.empty_table(), chosen, where)
+    dataset = dataset.select_columns([c.source for c in chosen])
+    numbers = {c.source: Value("float64") for c in chosen if c.kind == "number"}
+    checked = dataset.with_format("arrow").map(
+        _Check(chosen, where),
+        batched=True,
+        batch_size=STREAM_ROWS,
+        with_indices=True,
+        features=Features({**dataset.features, **numbers}),
+    )
+    return _renamed(checked.with_format(None), chosen)
+
+
+class _Check:
+    """Checks rows of an iterable dataset; a class, because worker processes take it along."""
+
+    def __init__(self, columns: Sequence[Column], where: str) -> None:
+        self.columns, self.where = columns, where
+        self.widths: dict[str, int] = {}
+
+    def __call__(self, table: pa.Table, indices: Sequence[int]) -> pa.Table:
+        checked = check_table(table, self.columns, self.where, int(indices[0]) + 1, self.widths)
+        for column in self.columns:
+            if column.kind == "number":
+                place = table.schema.get_field_index(column.source)
+                table = table.set_column(place, column.source, checked.column(column.target))
+        return table
+
+
+def choose_columns(available: Sequence[str], columns: ColumnNames | None, where: str) -> list[Column]:
+    """Which of the available columns to take, and for what; see `load_texts`."""
+    roles = _as_mapping(columns, where)
+    taken = set(roles.values())
+    for column in available:
+        if is_text_role(column) and column not in roles and column not in taken:
+            roles[column] = column
+    for role in (ANCHOR, POSITIVE):
+        roles.setdefault(role, role)
+    for role, column in roles.items():
+        if column not in available:
+            raise InputError(_missing(role, column, available, where))
+    chosen = []
+    for role in sorted(roles, key=role_order):
+        column = roles[role]
+        chosen.append(Column(column, role, KINDS.get(role, "text")))
+    for role in sorted(roles, key=role_order):
+        embedding = roles[role] + GUIDE_SUFFIX
+        if embedding in available:
+            chosen.append(Column(embedding, role + GUIDE_SUFFIX, "vector"))
+    left = [column for column in available if column not in {c.source for c in chosen}]
+    if left:
+        logger.info("%s: columns left out: %s", where, ", ".join(left))
+    return chosen
+
+
+def _with_numbered_groups(dataset: Dataset) -> Dataset:
+    """The groups as numbers from 0, in the order in which they are met."""
+    values = dataset.select_columns([GROUP]).with_format("arrow")[:].column(GROUP)
+    codes = values.combine_chunks().dictionary_encode().indices.to_numpy()
+    return read_as_stored(dataset.remove_columns([GROUP]).add_column(GROUP, codes.astype("int64")))
+
+
+def _is_file(source: str, split: str | None, name: str | None) -> bool:
+    """Whether a source is to be read as a file; refuses what a file does not have."""
+    path = Path(source).expanduser()
+    if not suffix_of(path) or (_could_be_hub_name(source) and not path.exists()):
+        return False
+    if split or name:
+        option = "split" if split else "name"
+        raise InputError(f"{path}: a file has no {option}; leave out {option}={split or name!r}.")
+    return True
+
+
+def _as_mapping(columns: ColumnNames | None, where: str) -> dict[str, str]:
+    if columns is None:
+        return {}
+    if isinstance(columns, str):
+        raise InputError(f"{where}: columns: {columns!r} names one column; name at least the anchor and the positive.")
+    if not isinstance(columns, Mapping):
+        negatives = ("negative", *(f"negative_{k}" for k in range(1, len(columns))))
+        columns = dict(zip((ANCHOR, POSITIVE, *negatives), columns, strict=False))
+    for role, column in columns.items():
+        if not is_text_role(role) and role not in KINDS:
+            raise InputError(
+                f"{where}: columns: {role!r} is no role{nearest(role, (ANCHOR, POSITIVE, 'negative', 'negative_1'))}; "
+                "the roles are anchor, positive, negative, negative_1, negative_2 and so on, group and margin."
+            )
+        if not isinstance(column, str):
+            raise InputError(f"{where}: columns: expected the name of a column for {role}, got {column!r}.")
+    used = list(columns.values())
+    for column in used:
+        if used.count(column) > 1:
+            raise InputError(f"{where}: columns: {column!r} is named for more than one role.")
+    return dict(columns)
+
+
+def _missing(role: str, column: str, available: Sequence[str], where: str) -> str:
+    there = ", ".join(map(repr, available)) or "none"
+    if role == column:
+        return (
+            f"{where}: no column {column!r}{nearest(column, available)}; it has {there}. "
+            f"Rename one, or map it: columns: {{{role}: <name>}}."
+        )
+    return f"{where}: no column {column!r}, named for {role}{nearest(column, available)}; it has {there}."
+
+
+def _from_file(path: Path, choose: Callable[..., Sequence[Column]]) -> Dataset:
+    table = read_file(path, functools.partial(choose, where=str(path)))
+    from datasets import Dataset
+
+    return read_as_stored(Dataset(table))
+
+
+def _stream_file(path: Path, columns: ColumnNames | None) -> IterableDataset:
+    from datasets import Features, IterableDataset
+
+    # The first rows tell the columns and their types, and most that can be wrong with a file.
+    first = next(read_chunks(path, lambda names: choose_columns(names, columns, str(path))))
+    return IterableDataset.from_generator(
+        _rows, features=Features.from_arrow_schema(first.schema), gen_kwargs={"path": path, "columns": columns}
+    )
+
+
+def _rows(path: Path, columns: ColumnNames | None) -> Iterator[dict[str, Any]]:
+    for table in read_chunks(path, lambda names: choose_columns(names, columns, str(path))):
+        yield from table.to_pylist()
+
+
+def _from_directory(path: Path, split: str | None, name: str | None) -> Dataset:
+    if path.is_file():
+        raise InputError(f"{path}: unknown kind of file; it must end in one of {', '.join(SUFFIXES)}.")
+    if name:
+        raise InputError(f"{path}: name={name!r} chooses a configuration on the hub; a saved directory has none.")
+    if not any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
+        raise InputError(
+            f"{path}: a folder that `save_to_disk` did not write; name a file in it "
+            f"({', '.join(SUFFIXES)}), or a folder so written."
+        )
+    from datasets import load_from_disk
+
+    try:
+        loaded = load_from_disk(str(path))
+    except IndexError as error:
+        # `save_to_disk` writes no shard for an empty dataset, and `load_from_disk` wants a first one.
+        raise InputError(f"{path}: holds no rows; at least one is needed.") from error
+    except Exception as error:
+        raise InputError(f"{path}: not a readable saved dataset ({first_line(error)}).") from error
+    return _one_split(loaded, split, str(path))
+
+
+def _from_hub(source: str, split: str | None, name: str | None, streaming: bool = False) -> Any:
+    if not _could_be_hub_name(source):
+        raise InputError(f"{source}: no such file or folder{nearest_file(Path(source).expanduser())}.")
+    from datasets import load_dataset
+
+    try:
+        loaded = load_dataset(source, name=name, split=split, streaming=streaming)
+    except Exception as error:
+        # Whatever the hub's client raises (absent, private, offline, unknown split), the user's next step is the same.
+        raise InputError(
+            f"{source}: no such file or folder here{nearest_file(Path(source))}, and as a dataset of the hub it cannot "
+            f"be loaded ({first_line(error)})."
+        ) from error
+    return _one_split(loaded, None if split else split, source)
+
+
+def _one_split(loaded: object, split: str | None, where: str) -> Any:
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    if isinstance(loaded, (DatasetDict, IterableDatasetDict)):
+        if split is None and len(loaded) == 1:
+            return next(iter(loaded.values()))
+        if split is None:
+            raise InputError(f"{where}: has the splits {', '.join(map(repr, loaded))}; choose one with split.")
+        if split not in loaded:
+            raise InputError(
+                f"{where}: no split {split!r}{nearest(split, loaded)}; it has {', '.join(map(repr, loaded))}."
+            )
+        return loaded[split]
+    if not isinstance(loaded, (Dataset, IterableDataset)):
+        raise InputError(f"{where}: expected a dataset of one split, got a {type(loaded).__name__}.")
+    if split is not None and str(loaded.split) != split:
+        raise InputError(f"{where}: is a single dataset, without a split {split!r}; leave split out.")
+    return loaded
+
+
+def _checked(dataset: Dataset, choose: Callable[..., Sequence[Column]], where: str) -> Dataset:
+    """Chosen columns of a dataset under their new names, still memory-mapped; numbers in float64, as a file's are."""
+    import pyarrow as pa
+
+    chosen = choose(dataset.column_names, where=where)
+    if not len(dataset):
+        raise InputError(f"{where}: holds no rows; at least one is needed.")
+    first_row, widths = 1, dict[str, int]()
+    dataset = dataset.with_format(None).select_columns([c.source for c in chosen])
+    numbers: dict[str, list[pa.ChunkedArray]] = {c.source: [] for c in chosen if c.kind == "number"}
+    for table in dataset.with_format("arrow").iter(batch_size=16384):
+        checked = check_table(table, chosen, where, first_row, widths)
+        for column in chosen:
+            if column.kind == "number":
+                numbers[column.source].append(checked.column(column.target))
+        first_row += table.num_rows
+    for source, parts in numbers.items():
+        # Perhaps stored as texts, which the check took for numbers.
+        values = pa.chunked_array([chunk for part in parts for chunk in part.chunks]).to_numpy()
+        dataset = dataset.remove_columns([source]).add_column(source, values)
+    return read_as_stored(_renamed(dataset.select_columns([c.source for c in chosen]), chosen))
+
+
+def _renamed(dataset: Any, chosen: Sequence[Column]) -> Any:
+    # In two steps, since a name may be taken by a column that is itself renamed.
+    dataset = dataset.rename_columns({c.source: f"__{k}" for k, c in enumerate(chosen)})
+    return dataset.rename_columns({f"__{k}": c.target for k, c in enumerate(chosen)})
+
+
+def _could_be_hub_name(source: str) -> bool:
+    """``name`` or ``owner/name``, and not what only a path looks like."""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) is not None and suffix_of(source) is None

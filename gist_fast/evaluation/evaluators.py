@@ -1,0 +1,325 @@
+"""What to measure a model by, from files, and its scores by sentence-transformers' own evaluators."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gist_fast.config.schema import EvaluationConfig, SourceConfig
+from gist_fast.data.load import load_texts
+from gist_fast.data.names import ANCHOR, POSITIVE, text_columns
+from gist_fast.data.text_files import Column, read_file
+from gist_fast.evaluation.scored_pairs import ScoredPairs, load_labelled_pairs, load_sts
+from gist_fast.runtime.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.evaluation import BaseEvaluator
+
+logger = logging.getLogger(__name__)
+
+RETRIEVAL_METRICS = ("ndcg@10", "mrr@10", "accuracy@1", "recall@10", "map@100")
+METRICS = (
+    *RETRIEVAL_METRICS,
+    "triplet_accuracy",
+    *("sts_spearman", "sts_pearson"),
+    *("pair_accuracy", "pair_f1", "pair_ap"),
+)
+ID_NAMES = ("id", "_id")
+QUERY_ID_NAMES = ("query_id", "query-id", "qid")
+DOCUMENT_ID_NAMES = ("document_id", "corpus_id", "corpus-id", "doc_id")
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """A retrieval task: for each query, which documents of the corpus answer it.
+
+    Example:
+        >>> task = Retrieval({"q1": "what falls"}, {"d1": "rain", "d2": "rivers"}, {"q1": {"d1"}})
+        >>> list(evaluate(student, make_evaluator(task)))
+        ['ndcg@10', 'mrr@10', 'accuracy@1', 'recall@10', 'map@100']
+    """
+
+    queries: dict[str, str]
+    corpus: dict[str, str]
+    relevant: dict[str, set[str]]
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """All that a model is to be measured by, at most one of a kind, in the order in which it is measured.
+
+    Example:
+        >>> tasks = Tasks(sts=ScoredPairs(["rain", "rain", "ice"], ["a shower", "a desert", "snow"], [0.9, 0.1, 0.7]))
+        >>> tasks.sizes, list(evaluate(student, combined(make_evaluators(tasks))))
+        ({'sts_pairs': 3}, ['sts_spearman', 'sts_pearson'])
+    """
+
+    retrieval: Retrieval | None = None
+    triplet: Dataset | None = None
+    sts: ScoredPairs | None = None
+    pair_classification: ScoredPairs | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many texts and rows there are, by what they are."""
+        sizes: dict[str, int] = {}
+        if self.retrieval is not None:
+            sizes |= {"queries": len(self.retrieval.relevant), "documents": len(self.retrieval.corpus)}
+        if self.triplet is not None:
+            sizes["triplets"] = len(self.triplet)
+        if self.sts is not None:
+            sizes["sts_pairs"] = len(self.sts.scores)
+        if self.pair_classification is not None:
+            sizes["labelled_pairs"] = len(self.pair_classification.scores)
+        return sizes
+
+
+def load_tasks(config: EvaluationConfig) -> Tasks:
+    """The tasks that the section ``evaluation`` of a configuration names.
+
+    Raises:
+        InputError: a file is missing or wrong.
+    """
+    retrieval = None
+    if config.pairs is not None:
+        pairs = config.pairs
+        retrieval = retrieval_from_pairs(
+            load_texts(pairs.path, split=pairs.split, columns=pairs.columns, name=pairs.name)
+        )
+    elif config.queries is not None:
+        # That all three are given was checked where the configuration was read.
+        retrieval = load_retrieval(config.queries, config.corpus or "", config.relevant or "")
+    labelled = config.pair_classification
+    return Tasks(
+        retrieval=retrieval,
+        triplet=None if config.triplet is None else _load_triplets(config.triplet),
+        sts=None if config.sts is None else load_sts(config.sts),
+        pair_classification=None if labelled is None else load_labelled_pairs(labelled),
+    )
+
+
+def load_retrieval(queries: str | Path, corpus: str | Path, relevant: str | Path) -> Retrieval:
+    """A task from three files of any kind that `gist_fast.data.load_texts` reads.
+
+    Args:
+        queries: columns ``id`` (or ``_id``) and ``text``.
+        corpus: the same.
+        relevant: columns ``query_id`` and ``document_id`` (or ``query-id`` and ``corpus-id``), a row for each relevant
+            document, and perhaps ``score``: rows of score 0 are judged not relevant, and left out.
+
+    Raises:
+        InputError: a file or column is missing, an id stands twice, or a row names an id that is not there.
+    """
+    texts = {path: _texts_by_id(Path(path)) for path in (queries, corpus)}
+    path = Path(relevant)
+    table = read_file(path, lambda names: _relevant_columns(names, path))
+    scores = table["score"].to_pylist() if "score" in table.column_names else ["1"] * table.num_rows
+    found: dict[str, set[str]] = {}
+    rows = zip(table["query"].to_pylist(), table["document"].to_pylist(), scores, strict=True)
+    for row, (query, document, score) in enumerate(rows, 1):
+        for kind, identity, source in (("query", query, queries), ("document", document, corpus)):
+            if identity not in texts[source]:
+                near = nearest(identity, list(texts[source])[:5000])
+                raise InputError(f"{path}: row {row}: {kind} {identity!r} is not in {source}{near}.")
+        if _is_relevant(score, path, row):
+            found.setdefault(query, set()).add(document)
+    if not found:
+        raise InputError(f"{path}: names no relevant document; at least one row of a score above 0 is needed.")
+    without = len(texts[queries]) - len(found)
+    if without:
+        logger.info(
+            "%s: %d of %d queries have no relevant document and are left out", queries, without, len(texts[queries])
+        )
+    return Retrieval(texts[queries], texts[corpus], found)
+
+
+def retrieval_from_pairs(dataset: Dataset) -> Retrieval:
+    """A task from pairs: the distinct positives are the corpus, and each anchor's own positives are relevant to it.
+
+    The same text is one document (or query) wherever it stands, so that an anchor with several positives has several
+    relevant documents.
+    """
+    queries: dict[str, str] = {}
+    corpus: dict[str, str] = {}
+    relevant: dict[str, set[str]] = {}
+    for anchor, positive in zip(dataset[ANCHOR], dataset[POSITIVE], strict=True):
+        query = queries.setdefault(anchor, f"q{len(queries)}")
+        document = corpus.setdefault(positive, f"d{len(corpus)}")
+        relevant.setdefault(query, set()).add(document)
+    return Retrieval(
+        {key: text for text, key in queries.items()}, {key: text for text, key in corpus.items()}, relevant
+    )
+
+
+def make_evaluator(
+    task: Retrieval,
+    *,
+    batch_size: int = 64,
+    query_prompt: str | None = None,
+    corpus_prompt: str | None = None,
+    show_progress_bar: bool = False,
+) -> BaseEvaluator:
+    """sentence-transformers' evaluator of a task, with the metrics of `RETRIEVAL_METRICS`."""
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+    return InformationRetrievalEvaluator(
+        dict(task.queries),
+        dict(task.corpus),
+        task.relevant,
+        mrr_at_k=[10],
+        ndcg_at_k=[10],
+        accuracy_at_k=[1],
+        precision_recall_at_k=[10],
+        map_at_k=[100],
+        batch_size=batch_size,
+        query_prompt=query_prompt,
+        corpus_prompt=corpus_prompt,
+        show_progress_bar=show_progress_bar,
+    )
+
+
+def make_evaluators(
+    tasks: Tasks,
+    *,
+    batch_size: int = 64,
+    query_prompt: str | None = None,
+    corpus_prompt: str | None = None,
+    show_progress_bar: bool = False,
+) -> dict[str, BaseEvaluator]:
+    """sentence-transformers' evaluators of the tasks, by the names of `Tasks`' fields.
+
+    An evaluator settles on the similarity of the first model that it measures: make new ones for another model.
+    """
+    from sentence_transformers.sentence_transformer.evaluation import (
+        BinaryClassificationEvaluator,
+        EmbeddingSimilarityEvaluator,
+        TripletEvaluator,
+    )
+
+    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+    evaluators: dict[str, BaseEvaluator] = {}
+    if tasks.retrieval is not None:
+        evaluators["retrieval"] = make_evaluator(
+            tasks.retrieval, query_prompt=query_prompt, corpus_prompt=corpus_prompt, **options
+        )
+    if tasks.triplet is not None:
+        anchors, positives, negatives = (list(tasks.triplet[column]) for column in tasks.triplet.column_names)
+        evaluators["triplet"] = TripletEvaluator(anchors, positives, negatives, **options)
+    if (sts := tasks.sts) is not None:
+        evaluators["sts"] = EmbeddingSimilarityEvaluator(sts.first, sts.second, sts.scores, name="sts", **options)
+    if (labelled := tasks.pair_classification) is not None:
+        labels = [int(label) for label in labelled.scores]
+        # Named, because its accuracy would otherwise be called as the triplets' is.
+        evaluators["pair_classification"] = BinaryClassificationEvaluator(
+            labelled.first, labelled.second, labels, name="pair", **options
+        )
+    return evaluators
+
+
+def combined(evaluators: dict[str, BaseEvaluator], primary: str | None = None) -> BaseEvaluator:
+    """One evaluator that runs them all; where there are several, ``sequential_score`` is that of `primary`.
+
+    Args:
+        primary: one of the names; None: the first one.
+    """
+    from sentence_transformers.base.evaluation import SequentialEvaluator
+
+    if len(evaluators) == 1:
+        return next(iter(evaluators.values()))
+    place = list(evaluators).index(primary) if primary else 0
+    return SequentialEvaluator(list(evaluators.values()), main_score_function=lambda scores: scores[place])
+
+
+def configured_evaluator(config: EvaluationConfig) -> BaseEvaluator:
+    """The evaluator that the section ``evaluation`` of a configuration asks for."""
+    return combined(make_evaluators(load_tasks(config), batch_size=config.batch_size), config.primary)
+
+
+def evaluator_names(evaluator: BaseEvaluator) -> str:
+    """The classes of an evaluator, or of those it runs."""
+    return ", ".join(type(one).__name__ for one in getattr(evaluator, "evaluators", [evaluator]))
+
+
+def evaluate(model: SentenceTransformer, evaluator: BaseEvaluator) -> dict[str, float]:
+    """The model's scores, under their short names, those of `METRICS`."""
+    results = evaluator(model)
+    assert isinstance(results, dict)
+    return short_metrics(results)
+
+
+def short_metrics(results: dict[str, Any]) -> dict[str, float]:
+    """Scores under their short names, without the name of the similarity function; the best one's, were there two."""
+    scores: dict[str, float] = {}
+    for name, value in results.items():
+        short = _short_name(name)
+        if short in METRICS:
+            scores[short] = max(float(value), scores.get(short, float("-inf")))
+    return {name: scores[name] for name in METRICS if name in scores}
+
+
+def _short_name(name: str) -> str:
+    """The short name: ``cosine_ndcg@10`` is ``ndcg@10``, ``sts_pearson_cosine`` is ``sts_pearson``."""
+    kind, _, rest = name.partition("_")
+    if kind == "sts":
+        return f"sts_{rest.partition('_')[0]}"
+    last = name.rpartition("_")[2]
+    if kind == "pair":
+        return f"pair_{last}"
+    return "triplet_accuracy" if last == "accuracy" else last
+
+
+def _load_triplets(source: SourceConfig) -> Dataset:
+    """A dataset of three columns: anchor, positive, and the first of the negatives."""
+    dataset = load_texts(source.path, split=source.split, columns=source.columns, name=source.name)
+    negative = next((c for c in text_columns(dataset) if c not in (ANCHOR, POSITIVE)), None)
+    if negative is None:
+        raise InputError(f"{source.path}: no column 'negative'; triplets need anchor, positive and negative.")
+    return dataset.select_columns([ANCHOR, POSITIVE, negative])
+
+
+def _texts_by_id(path: Path) -> dict[str, str]:
+    table = read_file(
+        path,
+        lambda names: [
+            Column(_one_of(ID_NAMES, names, path), "id", "id"),
+            Column(_one_of(("text",), names, path), "text"),
+        ],
+    )
+    identities = table["id"].to_pylist()
+    texts = dict(zip(identities, table["text"].to_pylist(), strict=True))
+    if len(texts) < len(identities):
+        seen: set[str] = set()
+        for row, identity in enumerate(identities, 1):
+            if identity in seen:
+                raise InputError(f"{path}: row {row}: id {identity!r} stands twice; ids must differ.")
+            seen.add(identity)
+    return texts
+
+
+def _relevant_columns(names: list[str], path: Path) -> list[Column]:
+    columns = [
+        Column(_one_of(QUERY_ID_NAMES, names, path), "query", "id"),
+        Column(_one_of(DOCUMENT_ID_NAMES, names, path), "document", "id"),
+    ]
+    return [*columns, Column("score", "score", "id")] if "score" in names else columns
+
+
+def _one_of(wanted: Sequence[str], names: list[str], path: Path) -> str:
+    for name in wanted:
+        if name in names:
+            return name
+    raise InputError(
+        f"{path}: no column {wanted[0]!r}{nearest(wanted[0], names)}; it has {', '.join(map(repr, names)) or 'none'}."
+    )
+
+
+def _is_relevant(score: str, path: Path, row: int) -> bool:
+    try:
+        return float(score) > 0
+    except ValueError as error:
+        raise InputError(f"{path}: row {row}: score {score!r} is no number.") from error

@@ -1,0 +1,116 @@
+"""The ways to compute the loss, and which of them a call gets.
+
+``reference`` holds every score in memory; ``tiled`` streams tiles in plain PyTorch on any device; ``triton`` streams
+them through fused kernels on a GPU. The first is made of differentiable torch operations, the other two stand behind
+the custom operators of `gist_fast.functional.operator`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+
+import torch
+
+from gist_fast.functional.backends.interface import StreamingBackend
+from gist_fast.runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "triton", "tiled", "reference")
+ENVIRONMENT_VARIABLE = "GIST_FAST_BACKEND"
+"""Overrides ``auto``, and only that: a backend named in the call stays."""
+_failures: dict[tuple[str, torch.dtype], str] = {}
+"""Device and type of tensors that Triton could not be run on, though nothing spoke against it, and what it said."""
+
+
+def _from_environment() -> str:
+    return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+
+
+def choose_backend(requested: str, device_type: str, dtype: torch.dtype) -> str:
+    """The backend that a call runs on: `requested`, or what ``auto`` comes to.
+
+    Raises:
+        ValueError: `requested` (or `ENVIRONMENT_VARIABLE`) is no backend, or is ``triton`` and cannot run here.
+    """
+    source = "backend"
+    if requested == "auto" and (named := _from_environment()) != "auto":
+        source, requested = ENVIRONMENT_VARIABLE, named
+    if requested not in BACKENDS:
+        raise InputError(f"{source}: got {requested!r}; one of {', '.join(map(repr, BACKENDS))} would do.")
+    if requested == "auto":
+        return _automatic(device_type, dtype)
+    if requested == "triton" and (reason := triton_obstacle(device_type, dtype)):
+        raise InputError(f"{source}: 'triton' cannot run here: {reason}. 'auto' or 'tiled' would do.")
+    return requested
+
+
+# What `torch.compiler.assume_constant_result` does, without the seconds that its import costs: a compiled step runs
+# this while it is traced and keeps the answer, instead of tracing how a driver is asked for its GPU.
+choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def explain_choice(device_type: str, dtype: torch.dtype) -> tuple[str, str]:
+    """The backend that ``auto`` takes for embeddings of that type on that device, and why."""
+    named = _from_environment()
+    if named != "auto":
+        return choose_backend("auto", device_type, dtype), f"{ENVIRONMENT_VARIABLE}={named}"
+    reason = _failures.get((device_type, dtype)) or triton_obstacle(device_type, dtype)
+    if device_type != "cuda" and reason is None:
+        reason = "Triton's interpreter is for tests; ask for 'triton' by name to use it"
+    return ("tiled", reason) if reason else ("triton", "Triton kernels can run on this GPU")
+
+
+def may_fall_back(requested: str, chosen: str, error: Exception) -> bool:
+    """Whether a call that was left to ``auto`` and failed in Triton should be tried on ``tiled`` instead.
+
+    Memory that ran out is no failure of Triton's, and errors about arguments are the caller's.
+    """
+    named = requested != "auto" or _from_environment() != "auto"
+    return not (named or chosen != "triton" or isinstance(error, (torch.OutOfMemoryError, ValueError, TypeError)))
+
+
+def remember_failure(device_type: str, dtype: torch.dtype, error: Exception) -> None:
+    """From now on ``auto`` takes ``tiled`` for such tensors, which is said once.
+
+    To be called once ``tiled`` could do what failed: an error that it meets too is not Triton's.
+    """
+    if (device_type, dtype) not in _failures:
+        message = " ".join(str(error).split())[:500]
+        _failures[device_type, dtype] = f"Triton's kernels failed here ({type(error).__name__}: {message})"
+        _automatic.cache_clear()
+        choose_backend("auto", device_type, dtype)
+
+
+def streaming_backend(name: str) -> StreamingBackend:
+    """The module behind the name of a streaming backend, imported at its first use."""
+    # Import statements, because torch.compile traces through them and not through importlib.
+    if name == "triton":
+        from gist_fast.functional.backends import triton
+
+        return triton
+    from gist_fast.functional.backends import tiled
+
+    return tiled
+
+
+@functools.cache
+def triton_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot run on such tensors, or None where they can."""
+    if importlib.util.find_spec("gist_fast.functional.backends.triton") is None:
+        return "this version carries no Triton kernels"
+    from gist_fast.functional.backends import triton
+
+    return triton.obstacle(device_type, dtype)
+
+
+@functools.cache
+def _automatic(device_type: str, dtype: torch.dtype) -> str:
+    backend, reason = explain_choice(device_type, dtype)
+    if backend == "tiled" and (device_type == "cuda" or (device_type, dtype) in _failures):
+        # Once for each device and type, because this function is cached.
+        logger.warning("backend 'auto' falls back to 'tiled' on this GPU: %s.", reason)
+    return backend

@@ -1,0 +1,374 @@
+"""The streaming backend on Triton kernels: what operands and blocks become for `gist_fast.kernels`.
+
+Blocks become *parts*: a block ``pp`` that has more columns than rows (candidates gathered from all ranks) is a
+symmetric square and the plain rectangles left and right of it. Widths are filled up with zeros to what the kernels
+step by, which changes no product.
+
+A guide's unit vectors are held whole where they are few (`HELD_BYTES`), and else made for a chunk of pairs at a time:
+a pass over 2 x 16 MiB in front of a product of 8192 x 8192 x 1024, a twentieth of its time at most.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gist_fast.functional.backends.interface import Negatives
+from gist_fast.functional.blocks import ANCHORS, Block
+from gist_fast.functional.operands import Operands, UnitRows
+from gist_fast.kernels import tuning
+from gist_fast.kernels.config import Config, Generation, choose_config, generation_of
+from gist_fast.kernels.layout import mask_words
+from gist_fast.kernels.parts import Decision, Part, Rows
+
+MINIMUM_TRITON = (3, 6)
+MINIMUM_CAPABILITY = (8, 0)
+HELD_BYTES = 2**28
+"""Unit vectors of a guide that are held whole: those of 65,536 pairs of 1024 columns in a half type."""
+
+
+class Rectangle(NamedTuple):
+    """Where a part lies in its block."""
+
+    first: int
+    columns: int
+    excluded: int
+    symmetric: bool
+
+
+def obstacle(device_type: str, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot run on such tensors, or None where they can."""
+    if dtype == torch.float64:
+        return "the kernels compute in float32, and embeddings, the student's or the guide's, are float64"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    import triton
+
+    version = tuple(int(n) for n in triton.__version__.split(".")[:2])
+    if version < MINIMUM_TRITON:
+        return f"Triton {triton.__version__} is older than {'.'.join(map(str, MINIMUM_TRITON))}"
+    if interpreted():
+        if dtype == torch.bfloat16:
+            return "Triton's interpreter (TRITON_INTERPRET=1) multiplies bfloat16 wrongly"
+        return None
+    if device_type != "cuda":
+        return f"the tensors are on a {device_type} device, and Triton kernels need a GPU"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    capability = torch.cuda.get_device_capability()
+    if torch.version.hip is None and capability < MINIMUM_CAPABILITY:
+        return f"the GPU's compute capability {capability[0]}.{capability[1]} is below 8.0"
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:
+        return f"Triton has no driver or compiler for this GPU ({type(error).__name__}: {error})"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels are interpreted on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+
+
+def mask_bytes(blocks: Sequence[Block], widths: int) -> int:
+    """Bytes of the mask bits, which serve all widths; see `StreamingBackend`."""
+    return 4 * sum(_words(block, part) for block in blocks for part in _rectangles(block))
+
+
+def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
+    """The softmax over the negatives of each row; see `gist_fast.functional.backends.interface.StreamingBackend`."""
+    config = _config(
+        _forward_direction(operands, blocks), operands, blocks, lambda c: forward_with(c, operands, blocks, keep_bits)
+    )
+    return forward_with(config, operands, blocks, keep_bits)
+
+
+def backward(
+    operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, bits: Tensor | None
+) -> list[list[Tensor]]:
+    """Gradients by the student operands; see `gist_fast.functional.backends.interface.StreamingBackend`."""
+    direction = "recompute" if bits is None and operands.masks else "backward"
+    config = _config(direction, operands, blocks, lambda c: backward_with(c, operands, blocks, lse2, weights, bits))
+    return backward_with(config, operands, blocks, lse2, weights, bits)
+
+
+def mask_product(
+    blocks: Sequence[Block], widths: int, bits: Tensor, index: int, other: Tensor, transposed: bool
+) -> Tensor:
+    """A block's mask times a matrix; see `gist_fast.functional.backends.interface.StreamingBackend`."""
+    from gist_fast.kernels.unpack import add_masked
+
+    block = blocks[index]
+    total = torch.zeros(
+        block.columns if transposed else block.rows, other.shape[1], dtype=torch.float32, device=other.device
+    )
+    with _on(other.device):
+        for found, rectangle, words in _spans(blocks, bits):
+            if found is not block:
+                continue
+            assert words is not None, "masks are multiplied by where they are kept"
+            columns = slice(rectangle.first, rectangle.first + rectangle.columns)
+            shape = block.rows, rectangle.columns
+            add_masked(
+                words,
+                shape,
+                rectangle.excluded,
+                rectangle.symmetric,
+                other if transposed else other[columns],
+                transposed,
+                total[columns] if transposed else total,
+            )
+    return total
+
+
+def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
+    """`forward` by a given configuration."""
+    from gist_fast.kernels.forward import forward_part
+
+    work = _Padded(operands, config)
+    device = operands.student[0].device
+    maximum = torch.full((len(operands.ladder), blocks[0].rows), -torch.inf, device=device)
+    total = torch.zeros_like(maximum)
+    keep_bits = keep_bits and operands.masks
+    n_bytes = mask_bytes(blocks, len(operands.ladder)) if keep_bits else 0
+    bits = torch.empty(n_bytes, dtype=torch.uint8, device=device)
+    counts = torch.zeros(len(blocks), 2, dtype=torch.int64, device=device)
+    with _on(device):
+        for block, rectangle, words in _spans(blocks, bits if keep_bits else None):
+            part = work.part(block, rectangle, words, decide=operands.masks)
+            counts[blocks.index(block)] += forward_part(part, maximum, total, config)
+    masked, easy = counts.unbind(1)
+    return Negatives(maximum + total.log2(), maximum[0], masked.clone(), easy.clone(), bits)
+
+
+def backward_with(
+    config: Config,
+    operands: Operands,
+    blocks: Sequence[Block],
+    lse2: Tensor,
+    weights: Tensor,
+    bits: Tensor | None,
+) -> list[list[Tensor]]:
+    """`backward` by a given configuration."""
+    from gist_fast.kernels.backward import backward_part
+
+    work = _Padded(operands, config)
+    gradients = [[torch.zeros_like(u, dtype=torch.float32) for u in student] for student in work.ladder]
+    with _on(lse2.device):
+        for block, rectangle, words in _spans(blocks, bits):
+            part = work.part(block, rectangle, words, decide=bits is None and operands.masks)
+            rows = slice(block.row_start, block.row_start + block.rows)
+            columns = slice(rectangle.first, rectangle.first + rectangle.columns)
+            row_gradients = [level[block.row_operand][rows] for level in gradients]
+            column_gradients = [level[block.column_operand][columns] for level in gradients]
+            backward_part(part, lse2, weights, row_gradients, column_gradients, config)
+    # Contiguous, as the operator's fake implementation says.
+    return [
+        [gradient[:, : u.shape[1]].contiguous() for gradient, u in zip(level, student.operands, strict=True)]
+        for level, student in zip(gradients, operands.ladder, strict=True)
+    ]
+
+
+def _rectangles(block: Block) -> Iterator[Rectangle]:
+    """The block's parts, from left to right."""
+    if not block.symmetric or block.excluded is None:
+        none = block.columns
+        yield Rectangle(0, block.columns, none if block.excluded is None else block.excluded, symmetric=False)
+        return
+    square, right = block.excluded, block.excluded + block.rows
+    if square > 0:
+        yield Rectangle(0, square, excluded=square, symmetric=False)
+    yield Rectangle(square, block.rows, excluded=0, symmetric=True)
+    if right < block.columns:
+        yield Rectangle(right, block.columns - right, excluded=block.columns - right, symmetric=False)
+
+
+def _words(block: Block, rectangle: Rectangle) -> int:
+    """32-bit words of a part's bits."""
+    return mask_words(block.rows, rectangle.columns, rectangle.symmetric)
+
+
+def _spans(blocks: Sequence[Block], bits: Tensor | None) -> Iterator[tuple[Block, Rectangle, Tensor | None]]:
+    """Each part with its block and its words; the bits stand one part after the other."""
+    words = None if bits is None else bits.view(torch.int32)
+    cursor = 0
+    for block in blocks:
+        for rectangle in _rectangles(block):
+            size = _words(block, rectangle)
+            yield block, rectangle, None if words is None else words[cursor : cursor + size]
+            cursor += size
+
+
+class _Padded:
+    """Operands filled up to widths that the kernels step by, cut into the parts of each block."""
+
+    def __init__(self, operands: Operands, config: Config) -> None:
+        self.ladder = [tuple(_fill_up(u, config.block_k) for u in student.operands) for student in operands.ladder]
+        self._operands = operands
+        self._groups = None if operands.groups is None else _dense(operands.groups)
+        self._guide = None if operands.guide_rows is None else _Guide(operands.guide_rows, config.block_k)
+
+    def part(self, block: Block, rectangle: Rectangle, bits: Tensor | None, *, decide: bool) -> Part:
+        """A block's part; with `decide`, what masks its pairs goes with it."""
+        rows = slice(block.row_start, block.row_start + block.rows)
+        columns = slice(rectangle.first, rectangle.first + rectangle.columns)
+        return Part(
+            ladder=tuple((u[block.row_operand][rows], u[block.column_operand][columns]) for u in self.ladder),
+            decision=self._decision(block, rows, columns) if decide else None,
+            excluded=rectangle.excluded,
+            symmetric=rectangle.symmetric,
+            bits=bits,
+            boosts=self._boosts(block),
+            own=block.own,
+        )
+
+    def _decision(self, block: Block, rows: slice, columns: slice) -> Decision | None:
+        operands, guide = self._operands, self._guide
+        groups = None
+        if self._groups is not None:
+            groups = replace(operands, groups=self._groups).groups_of(block)
+        if not operands.guided and operands.floors is None and groups is None:
+            return None
+        return Decision(
+            limits=operands.limits,
+            self_guided=operands.self_guided,
+            guide_rows=None if guide is None else guide.within(block.row_operand, rows),
+            guide_columns=None if guide is None else guide.within(block.column_operand, columns),
+            floors=operands.floors,
+            row_groups=None if groups is None else groups[0],
+            column_groups=None if groups is None else groups[1][columns],
+        )
+
+    def _boosts(self, block: Block) -> Tensor | None:
+        """``[2]``: the factors of an anchor's own negative and of all others."""
+        factors = self._operands.boosts_of(block)
+        if factors == (None, None):
+            return None
+        one = torch.ones((), device=self.ladder[0][0].device)
+        return torch.stack([one if factor is None else factor for factor in factors])
+
+
+def _dense(groups: Tensor) -> Tensor:
+    """The groups numbered from 0 in int32, which a kernel compares at half the price; the host waits for nothing."""
+    ordered, order = groups.sort()
+    begins = torch.zeros_like(ordered, dtype=torch.int32)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    numbers = begins.cumsum(0, dtype=torch.int32)
+    return torch.empty_like(numbers).scatter_(0, order, numbers)
+
+
+class _Guide:
+    """The guide's unit vectors, filled up: whole, or a chunk's rows and a chunk's columns at a time."""
+
+    def __init__(self, guide: tuple[UnitRows, ...], step: int) -> None:
+        raw = guide[ANCHORS].raw
+        self._guide = guide
+        self._width = raw.shape[1] + -raw.shape[1] % step
+        n_bytes = self._width * raw.element_size() * sum(len(g.raw) for g in guide)
+        self._whole = [_fill_up(g.whole, step) for g in guide] if n_bytes <= HELD_BYTES else None
+        self._made: dict[tuple[int, int, int], Tensor] = {}
+
+    def within(self, operand: int, span: slice) -> Rows:
+        """Gives rows of `span` of an operand, which are numbered from its start and may be asked for beyond its end."""
+
+        def rows(wanted: slice) -> Tensor:
+            return self._rows(operand, span.start + wanted.start, min(span.start + wanted.stop, span.stop))
+
+        return rows
+
+    def _rows(self, operand: int, start: int, stop: int) -> Tensor:
+        if self._whole is not None:
+            return self._whole[operand][start:stop]
+        key = operand, start, stop
+        # The two asked for last are kept, the later one behind: a chunk's rows mostly are those of the chunk before.
+        made = self._made.pop(key, None)
+        if made is None:
+            while len(self._made) > 1:
+                del self._made[next(iter(self._made))]
+            made = self._guide[operand].rows(slice(start, stop), self._width)
+        self._made[key] = made
+        return made
+
+
+def _fill_up(operand: Tensor, step: int) -> Tensor:
+    """``[N, width]`` contiguous, with columns of zeros up to a multiple of `step`."""
+    missing = -operand.shape[1] % step
+    return torch.nn.functional.pad(operand, (0, missing)) if missing else operand.contiguous()
+
+
+def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Callable[[Config], object]) -> Config:
+    """The configuration of the table, or with ``GIST_FAST_AUTOTUNE=1`` the fastest known or found by `run`."""
+    student = operands.student[ANCHORS]
+    element_size, guide_width = student.element_size(), 0
+    dtypes = {str(student.dtype)}
+    if operands.guide_rows is not None:
+        guide = operands.guide_rows[ANCHORS].raw
+        element_size = max(element_size, guide.element_size())
+        guide_width = guide.shape[1]
+        dtypes.add(str(guide.dtype))
+    default = choose_config(generation(student.device), element_size, student.shape[1])
+    if not tuning.enabled() or student.device.type != "cuda":
+        return default
+
+    def key(direction: str) -> str:
+        return tuning.make_key(
+            direction,
+            device=torch.cuda.get_device_name(student.device),
+            versions=(torch.__version__, importlib.metadata.version("triton")),
+            dtypes=tuple(sorted(dtypes)),
+            widths=(*(level.operands[ANCHORS].shape[1] for level in operands.ladder), guide_width),
+            variant=" ".join(_variant(operands)),
+            rows=blocks[0].rows,
+            pairs=sum(block.rows * block.columns for block in blocks),
+        )
+
+    def seconds(config: Config) -> float:
+        with _on(student.device):
+            return tuning.time_on_device(lambda: run(config))
+
+    if direction != "recompute":
+        return tuning.tuned(key(direction), default, direction, seconds)
+    # Masks decided again must be summed in the forward pass's own steps.
+    step = tuning.recall(key(_forward_direction(operands, blocks)), default).block_k
+    return tuning.tuned(key(f"{direction} in steps of {step}"), tuning.with_step(default, step), direction, seconds)
+
+
+def _variant(operands: Operands) -> Iterator[str]:
+    """What of the loss's variants is on that changes which kernels run, or what they hold."""
+    if operands.self_guided:
+        yield "self-guided"
+    for name in ("floors", "groups", "boost"):
+        if getattr(operands, name) is not None:
+            yield name
+
+
+def _forward_direction(operands: Operands, blocks: Sequence[Block]) -> str:
+    """What the forward pass is to `gist_fast.kernels.tuning`."""
+    found = ["floors"] if operands.floors is not None else []
+    if any(block.own is not None for block in blocks):
+        found.append("own differs")
+    return ", ".join(found) or "forward"
+
+
+@functools.cache
+def generation(device: torch.device) -> Generation:
+    """The generation whose configurations a device gets; the interpreter takes any, and gets the newest common one."""
+    if device.type != "cuda":
+        return "sm_90"
+    if torch.version.hip is not None:
+        return "gfx942"
+    return generation_of(*torch.cuda.get_device_capability(device))
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device, which need not be that of the tensors."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

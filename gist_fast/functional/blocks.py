@@ -1,0 +1,80 @@
+"""The kinds of pairs that the guided loss compares, as rectangles of one score matrix each.
+
+A block is a (row operand, column operand) pair. Operands are numbered as the loss receives them: 0 the anchors,
+1 the positives, 2 and up the columns of negatives. Row ``i`` of every block belongs to anchor ``i``: it is compared
+with that anchor's threshold and feeds that anchor's logsumexp.
+
+==========  ===================  ===========================  ==============================================
+block       score of entry i, j  columns                      the entry of row i that never counts
+==========  ===================  ===========================  ==============================================
+``ap``      a_i . p_j            all M positives              j = offset + i, the positive itself
+``aa``      a_i . a_j            the B anchors                j = i, the pair of a row with itself
+``pp``      p_{offset+i} . p_j   all M positives              j = offset + i, the pair of a row with itself
+``an_k``    a_i . n_kj           the N_k negatives            none
+==========  ===================  ===========================  ==============================================
+
+The positive enters each row's softmax too, but not as an entry of a block: it is one number a row, which
+`gist_fast.functional.operator` adds to what the backends return for the negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gist_fast.functional.loss_config import Rule
+
+ANCHORS, POSITIVES, FIRST_NEGATIVES = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Block:
+    """One rectangle of scores, ``[rows, columns]``."""
+
+    name: str
+    row_operand: int
+    row_start: int
+    """Row ``i`` of the block is row ``row_start + i`` of the row operand."""
+    column_operand: int
+    rows: int
+    columns: int
+    excluded: int | None
+    """Column ``excluded + i`` never counts in row ``i``; None where every column counts."""
+    boosted: Literal["none", "all", "others", "own"] = "none"
+    """Which entries hardness weighting makes heavier: those of column ``own + i`` in row i, all others, or both."""
+    own: int | None = None
+    """Column ``own + i`` is the negative that came with anchor i; None where that makes no difference."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether rows and columns are of one operand, so that entry (i, j) equals entry (j, i)."""
+        return self.row_operand == self.column_operand
+
+    @property
+    def compared(self) -> int:
+        """How many pairs the block compares: all but the excluded ones."""
+        return self.rows * self.columns - (0 if self.excluded is None else self.rows)
+
+
+def make_blocks(rows: int, columns: Sequence[int], rule: Rule) -> list[Block]:
+    """The blocks of a problem with ``rows`` anchors and ``columns = (M, N_1, N_2, ...)`` candidates."""
+    positives, *negatives = columns
+    offset = rule.offset
+    in_batch = rule.hardness_mode in ("in_batch_negatives", "all_negatives")
+    own = rule.hardness_mode in ("hard_negatives", "all_negatives")
+    blocks = [
+        Block("ap", ANCHORS, 0, POSITIVES, rows, positives, excluded=offset, boosted="all" if in_batch else "none")
+    ]
+    if rule.contrast_anchors:
+        blocks.append(Block("aa", ANCHORS, 0, ANCHORS, rows, rows, excluded=0))
+    if rule.contrast_positives:
+        blocks.append(Block("pp", POSITIVES, offset, POSITIVES, rows, positives, excluded=offset))
+    boosted: Literal["none", "all", "others", "own"] = "none"
+    if in_batch or own:
+        boosted = "all" if in_batch and own else "others" if in_batch else "own"
+    differs = offset if boosted in ("others", "own") else None
+    for k, count in enumerate(negatives):
+        column = FIRST_NEGATIVES + k
+        blocks.append(Block(f"an_{k + 1}", ANCHORS, 0, column, rows, count, None, boosted=boosted, own=differs))
+    return blocks

@@ -1,0 +1,393 @@
+"""The guided contrastive loss as a function of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict, Unpack, overload
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from gist_fast.functional.backends import choose_backend, may_fall_back, reference, remember_failure, streaming_backend
+from gist_fast.functional.backends.interface import GuidedRows
+from gist_fast.functional.blocks import ANCHORS, Block, make_blocks
+from gist_fast.functional.checks import (
+    MASK_BITS,
+    REDUCTIONS,
+    check_choice,
+    check_combination,
+    check_embeddings,
+    check_flags,
+    check_groups,
+    check_hardness,
+    check_margin,
+    check_temperature,
+    check_widths,
+)
+from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.operands import accumulation_dtype, prepare
+from gist_fast.functional.operator import guided_forward
+from gist_fast.functional.stats import GuidedContrastiveStats, make_stats
+from gist_fast.functional.triplet import DenseMasks, KeptMasks, Masks, triplet_rows
+from gist_fast.runtime.errors import InputError
+
+BITS_SHARE = 8
+"""``mask_bits="auto"`` keeps the bits while they fill at most a `BITS_SHARE`-th of the device's memory."""
+
+
+class LossArguments(TypedDict, total=False):
+    """Arguments of `guided_contrastive_loss` as type checkers see them: once, for both types that it returns."""
+
+    temperature: float | Tensor
+    margin: float | Tensor
+    margin_strategy: Literal["absolute", "relative"]
+    contrast_anchors: bool
+    contrast_positives: bool
+    offset: int
+    reduction: Literal["mean", "sum", "none"]
+    backend: Literal["auto", "triton", "tiled", "reference"]
+    mask_bits: Literal["auto", "keep", "recompute"]
+    mask_ties: bool
+    groups: Tensor | None
+    hard: bool
+    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None
+    hardness_strength: float
+    triplet_margin: float | None
+    matryoshka_dims: Sequence[int] | None
+    matryoshka_weights: Sequence[float] | None
+
+
+@overload
+def guided_contrastive_loss(
+    anchors: Tensor,
+    positives: Tensor,
+    guide_anchors: Tensor | None = ...,
+    guide_positives: Tensor | None = ...,
+    negatives: Sequence[Tensor] | None = ...,
+    guide_negatives: Sequence[Tensor] | None = ...,
+    *,
+    return_stats: Literal[True],
+    **arguments: Unpack[LossArguments],
+) -> tuple[Tensor, GuidedContrastiveStats]: ...
+@overload
+def guided_contrastive_loss(
+    anchors: Tensor,
+    positives: Tensor,
+    guide_anchors: Tensor | None = ...,
+    guide_positives: Tensor | None = ...,
+    negatives: Sequence[Tensor] | None = ...,
+    guide_negatives: Sequence[Tensor] | None = ...,
+    *,
+    return_stats: Literal[False] = False,
+    **arguments: Unpack[LossArguments],
+) -> Tensor: ...
+
+
+def guided_contrastive_loss(
+    anchors: Tensor,  # [B, D]
+    positives: Tensor,  # [M, D], M >= offset + B
+    guide_anchors: Tensor | None = None,  # [B, G]
+    guide_positives: Tensor | None = None,  # [M, G]
+    negatives: Sequence[Tensor] | None = None,  # K of [N_k, D]
+    guide_negatives: Sequence[Tensor] | None = None,  # K of [N_k, G]
+    temperature: float | Tensor = 0.01,
+    margin: float | Tensor = 0.0,
+    margin_strategy: Literal["absolute", "relative"] = "absolute",
+    contrast_anchors: bool = True,
+    contrast_positives: bool = True,
+    offset: int = 0,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    backend: Literal["auto", "triton", "tiled", "reference"] = "auto",
+    return_stats: bool = False,
+    mask_bits: Literal["auto", "keep", "recompute"] = "auto",
+    *,
+    mask_ties: bool = False,
+    groups: Tensor | None = None,  # [M]
+    hard: bool = False,
+    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None = None,
+    hardness_strength: float = 0.0,
+    triplet_margin: float | None = None,
+    matryoshka_dims: Sequence[int] | None = None,
+    matryoshka_weights: Sequence[float] | None = None,
+) -> Tensor | tuple[Tensor, GuidedContrastiveStats]:
+    """In-batch contrastive loss whose false negatives a guide model removes (GISTEmbed, arXiv 2402.16829).
+
+    Every other text of the batch is a negative of anchor i, except those that the guide finds closer to the anchor
+    than the anchor's own positive. With cosine similarity ``sim`` by the student, ``g`` by the guide, the threshold
+    ``t_i = g(a_i, p_{offset+i})`` lowered by the margin, and entries (x, y) of the blocks ap (anchor, positive), aa
+    (anchor, anchor), pp (positive, positive) and an_k (anchor, negative):
+
+        loss_i = log(sum over entries of row i with not g(x, y) > t_i of exp(sim(x, y) / temperature))
+                 - sim(a_i, p_{offset+i}) / temperature
+
+    The positive itself is never masked, and the pair of a row with itself never counts. Embeddings need not be
+    normalised nor contiguous. Rows of zeros are defined: similarity 0 to everything, and no gradient.
+
+    Args:
+        anchors: ``[B, D]``, float32, float16, bfloat16 or float64.
+        positives: ``[M, D]`` of the same type; anchor i's positive is row ``offset + i``, all others are negatives.
+        guide_anchors: ``[B, G]``, the guide's embeddings of the same texts, in a type and width of their own. No
+            gradient reaches them. Pass the very tensors of the student (or their ``detach()``) to let it guide itself,
+            which costs no second product.
+        guide_positives: ``[M, G]``. Both guide arguments None: no guide, nothing is masked.
+        negatives: K columns of negatives, ``[N_k, D]`` each; every one of their rows is a negative of every anchor.
+        guide_negatives: K tensors ``[N_k, G]``; needed where there are negatives and a guide.
+        temperature: above 0; a 0-d tensor may require a gradient.
+        margin: lowers the threshold, so that a positive one masks more, in units of cosine similarity
+            (``"absolute"``: ``t - margin``) or as a share (``"relative"``: ``t - |t| * margin``). One for all rows, or
+            ``[B]``.
+        margin_strategy: ``"absolute"`` or ``"relative"``.
+        contrast_anchors: whether the block aa counts.
+        contrast_positives: whether the block pp counts.
+        offset: rows of `positives` that stand before the first anchor's positive: ``rank * B`` for candidates
+            gathered from all ranks.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for ``[B]``.
+        backend: ``"auto"`` takes ``"triton"`` where it can run and ``"tiled"`` elsewhere (the environment variable
+            ``GIST_FAST_BACKEND`` overrides it); ``"reference"`` holds all scores in memory, and alone has second
+            derivatives.
+        return_stats: also return `GuidedContrastiveStats`.
+        mask_bits: whether the masks are kept for the backward pass (``"keep"``) or decided again from the guide's
+            embeddings (``"recompute"``: no memory, one guide product more a block). Kept, they take one bit a pair;
+            ``"tiled"`` keeps the masked scores of up to 2**26 pairs instead, at four bytes each, and saves their
+            product. ``"auto"`` keeps up to an eighth of the device's memory.
+        mask_ties: whether what ties with the threshold is masked too, as another copy of the positive's text does.
+        groups: ``[M]``, int64 or int32: the group of each row of `positives`, and so of its anchor. Rows of one group
+            are no negatives of each other (in ap, aa and pp; a column of negatives stays one for all).
+        hard: whether negatives that the student already ranks below the positive are left out, too.
+        hardness_mode: makes negatives the heavier the more similar they are to the anchor, as in sentence-transformers'
+            ``MultipleNegativesRankingLoss``: ``hardness_strength * sim``, held constant, is added to their logits.
+            ``"in_batch_negatives"``: in ap, and in an_k but for the anchor's own row; ``"hard_negatives"``: for the
+            anchor's own rows (``offset + i``) of an_k; ``"all_negatives"``: both.
+        hardness_strength: 0 or more; published: 9 (arXiv 2503.04812, in-batch), 5 (arXiv 2509.20354, own).
+        triplet_margin: adds the soft triplet term of `gist_fast.functional.triplet` with this margin, in units of
+            cosine similarity; above 0.
+        matryoshka_dims: widths, for nested embeddings (Matryoshka, arXiv 2205.13147): the loss is the weighted sum of
+            those of the first so many columns, normalised anew. Masks are decided once, by the guide or, where the
+            student's scores decide, by the widest.
+        matryoshka_weights: one for each of the widths; None for 1.
+
+    Returns:
+        The loss, 0-d or ``[B]``, float32 (float64 for float64 embeddings); with `return_stats`, a pair of it and the
+        statistics.
+
+    Raises:
+        TypeError: an argument is of a wrong type, or embeddings of one model differ in type.
+        ValueError: shapes, widths or devices do not go together; a value is out of range; a CPU embedding is not
+            finite (its row is named; on an accelerator the loss is NaN instead); the backend cannot run here.
+
+    Example:
+        >>> anchors, positives = torch.eye(3, requires_grad=True), torch.eye(3)
+        >>> guide = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # finds the texts of rows 1 and 2 alike
+        >>> loss, stats = guided_contrastive_loss(anchors, positives, guide, guide, mask_ties=True, return_stats=True)
+        >>> stats.masked.tolist()  # their pairs are no negatives in any block
+        [2, 2, 2]
+    """
+    student, guide = check_embeddings(
+        anchors, positives, negatives, guide_anchors, guide_positives, guide_negatives, offset
+    )
+    check_temperature(temperature, anchors.dtype)
+    if isinstance(temperature, Tensor) and temperature.device != anchors.device:
+        raise InputError(
+            f"temperature: on {temperature.device}, but anchors are on {anchors.device}; use one device, or a float."
+        )
+    rows = anchors.shape[0]
+    check_margin(margin, margin_strategy, rows)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("mask_bits", mask_bits, MASK_BITS)
+    check_flags(
+        contrast_anchors=contrast_anchors, contrast_positives=contrast_positives, mask_ties=mask_ties, hard=hard
+    )
+    check_groups(groups, anchors, positives.shape[0])
+    check_hardness(hardness_mode, hardness_strength)
+    _check_own_negatives(hardness_mode, student, offset)
+    widths, width_weights = check_widths(matryoshka_dims, matryoshka_weights, anchors.shape[1])
+    self_guided = len(guide) > 0 and all(map(_same_tensor, student, guide))
+    check_combination(
+        guided=len(guide) > 0,
+        self_guided=self_guided,
+        margin=margin,
+        margin_strategy=margin_strategy,
+        mask_ties=mask_ties,
+        hard=hard,
+        triplet_margin=triplet_margin,
+        mask_bits=mask_bits,
+        grouped=groups is not None,
+    )
+    types = {x.dtype for x in (*student, *guide)}
+    chosen = choose_backend(backend, anchors.device.type, torch.float64 if torch.float64 in types else anchors.dtype)
+
+    if not isinstance(temperature, Tensor):
+        dtype = accumulation_dtype(anchors.dtype)
+        temperature = torch.full((), float(temperature), dtype=dtype, device=anchors.device)
+    rule = Rule(
+        margin=0.0 if isinstance(margin, Tensor) else float(margin),
+        relative=margin_strategy == "relative",
+        mask_ties=mask_ties,
+        self_guided=self_guided,
+        hard=hard,
+        contrast_anchors=contrast_anchors,
+        contrast_positives=contrast_positives,
+        offset=offset,
+        hardness_mode=hardness_mode or "",
+        hardness_strength=float(hardness_strength),
+    )
+    sizes = [x.shape[0] for x in student]
+    blocks = make_blocks(rows, sizes[1:], rule)
+    student, guide = tuple(map(_ordinary, student)), tuple(map(_ordinary, guide))
+    if self_guided:
+        guide = ()
+    margins = _ordinary(margin.to(anchors.device)) if isinstance(margin, Tensor) else None
+    groups = None if groups is None else _ordinary(groups).to(torch.int64)
+    found, masks = _guided_rows(
+        chosen, backend == "auto", student, guide, temperature, margins, groups, widths, rule, blocks, mask_bits,
+        triplet_margin is not None,
+    )  # fmt: skip
+    loss = found.loss
+    if triplet_margin is not None:
+        assert masks is not None
+        with torch.autocast(anchors.device.type, enabled=False):
+            terms = [
+                triplet_rows([x[:, :width] for x in student], rule, triplet_margin, masks)
+                for width in widths or (anchors.shape[1],)
+            ]
+        loss = loss + torch.stack(terms)
+    if widths:
+        # Weighed one by one: a tensor of the weights would have to be copied to the device, which waits.
+        loss = torch.stack([row * weight for row, weight in zip(loss.unbind(), width_weights, strict=True)]).sum(0)
+    else:
+        loss = loss[0]
+    loss = loss if reduction == "none" else getattr(loss, reduction)()
+    if not return_stats:
+        return loss
+    names, compared = zip(*((b.name, b.compared) for b in blocks), strict=True)
+    easy = found.easy if hard else None
+    return loss, make_stats(names, compared, found.masked, easy, found.positive, found.hardest)
+
+
+def _guided_rows(
+    chosen: str,
+    automatic: bool,
+    student: tuple[Tensor, ...],
+    guide: tuple[Tensor, ...],
+    temperature: Tensor,
+    margins: Tensor | None,
+    groups: Tensor | None,
+    widths: tuple[int, ...],
+    rule: Rule,
+    blocks: Sequence[Block],
+    mask_bits: str,
+    wants_masks: bool,
+) -> tuple[GuidedRows, Masks | None]:
+    """The loss of each row by a backend, and the masks it decided, where they are wanted."""
+    device, dtype = student[ANCHORS].device, student[ANCHORS].dtype
+    if chosen == "reference":
+        with torch.autocast(device.type, enabled=False):
+            operands = prepare(
+                student, guide, temperature, rule, margins=margins, groups=groups, widths=widths, differentiable=True
+            )
+            return reference.forward(operands, blocks, temperature), (
+                DenseMasks(operands, blocks) if wants_masks else None
+            )
+    _refuse_transforms((*student, temperature))
+    # What a traced graph runs is decided while it is traced.
+    automatic = automatic and chosen == "triton" and not torch.compiler.is_compiling()
+
+    def stream(streaming: str) -> tuple[GuidedRows, Masks | None]:
+        keep_bits = wants_masks or _keep_bits(mask_bits, streaming, blocks, max(1, len(widths)), device)
+        rows = GuidedRows(
+            *guided_forward(
+                streaming,
+                student,
+                guide,
+                temperature,
+                margins,
+                groups,
+                widths,
+                keep_bits,
+                automatic,
+                *rule.to_arguments(),
+            )
+        )
+        if not wants_masks:
+            return rows, None
+        sizes = [*(x.shape[0] for x in student), max(1, len(widths))]
+        return rows, KeptMasks(blocks, streaming, rows.bits, student[ANCHORS], sizes, rule)
+
+    if not automatic:
+        return stream(chosen)
+    try:
+        return stream(chosen)
+    except Exception as error:
+        if not may_fall_back("auto", chosen, error):
+            raise
+        found = stream("tiled")
+        remember_failure(device.type, dtype, error)
+        return found
+
+
+def _check_own_negatives(hardness_mode: str | None, student: Sequence[Tensor], offset: int) -> None:
+    """Raise unless the modes that look for an anchor's own negatives can find them."""
+    needed = offset + student[ANCHORS].shape[0]
+    if hardness_mode == "hard_negatives" and len(student) == 2:
+        raise InputError(
+            "hardness_mode: 'hard_negatives' without a column of negatives; 'in_batch_negatives' would do."
+        )
+    if hardness_mode not in ("hard_negatives", "in_batch_negatives"):
+        return
+    for k, negatives in enumerate(student[2:]):
+        if negatives.shape[0] < needed:
+            raise InputError(
+                f"negatives[{k}]: got {negatives.shape[0]} rows; hardness_mode {hardness_mode!r} takes row offset + i "
+                f"for anchor i's own negative, so at least {needed} are needed ('all_negatives' needs none)."
+            )
+
+
+def _same_tensor(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one, or a view of all of the same memory, as ``x`` and ``x.detach()`` are."""
+    if a is b:
+        return True
+    if torch.compiler.is_compiling() or _inside_transform():
+        return False  # no memory to compare there
+    return (
+        a.data_ptr() == b.data_ptr()
+        and (a.dtype, a.shape, a.stride(), a.device) == (b.dtype, b.shape, b.stride(), b.device)
+    )  # fmt: skip
+
+
+def _inside_transform() -> bool:
+    """Whether a transform of torch.func (``grad``, ``vmap``, ``jvp``) is running."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _refuse_transforms(tensors: Sequence[Tensor]) -> None:
+    """Raise where torch would take the operators' lack of a rule for a derivative of zero, or say nothing of use."""
+    if torch.compiler.is_compiling():
+        return
+    forward_mode = forward_ad._current_level >= 0
+    if _inside_transform() or (forward_mode and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)):
+        raise RuntimeError(
+            "guided_contrastive_loss: the streaming backends know ordinary backward passes only, no forward mode and "
+            "no transform of torch.func; backend='reference' is made of ordinary torch operations and knows them."
+        )
+
+
+def _ordinary(x: Tensor) -> Tensor:
+    """The tensor, or a copy that autograd can keep where it came out of inference mode, as ``encode`` leaves them."""
+    return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
+
+
+def _keep_bits(mask_bits: str, backend: str, blocks: Sequence[Block], widths: int, device: torch.device) -> bool:
+    if mask_bits != "auto":
+        return mask_bits == "keep"
+    return streaming_backend(backend).mask_bytes(blocks, widths) * BITS_SHARE <= _device_memory(device)
+
+
+@torch.compiler.assume_constant_result
+def _device_memory(device: torch.device) -> int:
+    """Bytes of memory that the device has in all."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    import psutil  # not where a GPU is measured by nothing but torch
+
+    return psutil.virtual_memory().total

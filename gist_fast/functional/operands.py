@@ -1,0 +1,389 @@
+"""From embeddings to operands: what every backend multiplies, and the way back for the gradient.
+
+Each student embedding ``x`` becomes ``u = x / |x| * sqrt(log2(e) / temperature)``. Then a plain dot product of two
+operands is a finished logit in base 2, for every block alike (``aa`` and ``pp`` stay symmetric, which scaling only
+one side would break), a backend never sees the temperature, and its softmax uses ``exp2``, which is the hardware's
+own instruction on a GPU and over twice as fast as ``exp`` in torch's CPU vectorisation.
+
+Guide embeddings become plain unit vectors. Each row's threshold is turned into a *limit*, the guide score above which
+an entry is masked, with the margin already taken off. Where only hard negatives count, each row has a *floor* too, the
+logit below which an entry is masked.
+
+**Widths.** Nested embeddings (Matryoshka) are a ladder of operands: the first columns of each embedding, normalised
+anew. Limits and floors are those of the widest, so that one mask serves the whole ladder.
+
+**Memory.** No step here makes a float32 copy of all rows: they are taken in pieces (`PIECE`). The guide's unit vectors
+are no more than the promise of them (`UnitRows`), which a backend multiplies out where and when it needs them.
+
+**Ties.** The rule is ``guide score > threshold``, strictly, so that another copy of the positive's text stays a
+negative. A dot product summed in another order differs in its last bits, and would decide such a tie at random: the
+limit therefore stands `tie_band` above the threshold, or as far below it where ties are to be masked. For sums in
+float32 that is 1.9e-6 up to a width of 256, 7.6e-6 at 1024; for float64 3.6e-15 and 1.4e-14.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gist_fast.functional.blocks import ANCHORS, POSITIVES, Block
+from gist_fast.functional.loss_config import Rule
+from gist_fast.runtime.errors import InputError
+
+ZERO_NORM = 1e-12
+"""Rows of a smaller norm are zero vectors: similarity 0 to everything, and no gradient."""
+PIECE = 2**24
+"""Elements that a step over rows takes at a time, so that what it holds in between is 64 MiB in float32, whatever the
+batch. On a GPU such a step still takes longer than its launch."""
+
+
+class UnitRows:
+    """Embeddings and the factor of each row, multiplied out as a whole or where rows are needed. Without gradient.
+
+    A row comes out the same, bit for bit, whichever others it is asked for with.
+
+    Args:
+        raw: ``[N, width]``
+        factors: ``[N, 1]``, accumulation type.
+    """
+
+    def __init__(self, raw: Tensor, factors: Tensor) -> None:
+        self.raw, self.factors = raw, factors
+        self._whole: Tensor | None = None
+
+    @property
+    def whole(self) -> Tensor:
+        """All rows, ``[N, width]``, in the type of `raw`; kept from then on."""
+        if self._whole is None:
+            self._whole = self._multiply(slice(0, self.raw.shape[0]), self.raw.shape[1])
+        return self._whole
+
+    def rows(self, rows: slice, width: int | None = None) -> Tensor:
+        """``[n, width]`` of the rows, contiguous; filled up with zeros where `width` is more than theirs."""
+        own_width = self.raw.shape[1]
+        if width in (None, own_width) and self.raw.numel() <= PIECE:
+            return self.whole[rows]
+        return self._multiply(rows, width or own_width)
+
+    def _multiply(self, rows: slice, width: int) -> Tensor:
+        raw, factors = self.raw[rows], self.factors[rows]
+        count, own_width = raw.shape
+        with torch.no_grad():
+            if (
+                torch.compiler.is_compiling()
+            ):  # In a traced graph only the reference comes here, and all it has is small.
+                unit = _as_multiplied((raw * factors).to(raw.dtype))
+                return torch.nn.functional.pad(unit, (0, width - own_width))
+            out = raw.new_empty(count, width)
+            out[:, own_width:] = 0
+            for piece in pieces(raw):
+                target = out[piece, :own_width]
+                # On a GPU one pass, which casts in registers; other devices make a copy of the piece.
+                torch.mul(raw[piece], factors[piece], out=target)
+                rounded = _as_multiplied(target)
+                if rounded is not target:
+                    target.copy_(rounded)
+        return out
+
+
+@dataclass(frozen=True)
+class Student:
+    """The student's operands of one width ``D``."""
+
+    operands: tuple[Tensor, ...]
+    """Anchors ``[B, D]``, positives ``[M, D]``, negatives ``[N_k, D]``, in the type of the embeddings. A dot product
+    of two rows is their logit in base 2."""
+    positives: Tensor
+    """``[B]``, accumulation type: the logit (base 2) of each anchor with its own positive."""
+    norms: tuple[Tensor, ...]
+    """Norms of the raw student rows, ``[.., 1]`` each, accumulation type."""
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What a backend computes with. ``B`` anchors, ``G`` guide width, ``L`` student widths."""
+
+    ladder: tuple[Student, ...]
+    """``[L]``, the widest first, which decides where the student's own scores decide."""
+    guide_rows: tuple[UnitRows, ...] | None
+    """The guide's unit vectors, same rows, ``[.., G]``; None without a guide that has embeddings of its own."""
+    self_guided: bool
+    """Whether the student guides itself."""
+    limits: Tensor | None
+    """``[B]``, accumulation type: entries of row i whose guide score exceeds ``limits[i]`` are masked."""
+    floors: Tensor | None = None
+    """``[B]``, accumulation type: entries of row i whose logit (of the widest) is below ``floors[i]`` are masked."""
+    groups: Tensor | None = None
+    """``[M]``, int64: of the candidates; entries of one group are masked."""
+    offset: int = 0
+    """Anchor i is in the group of candidate ``offset + i``."""
+    boost: Tensor | None = None
+    """0-d, accumulation type: what hardness weighting multiplies the logits of boosted entries by, without being
+    part of their derivative."""
+
+    @property
+    def student(self) -> tuple[Tensor, ...]:
+        """The widest operands."""
+        return self.ladder[0].operands
+
+    @property
+    def guide(self) -> tuple[Tensor, ...] | None:
+        """The guide's unit vectors, whole and kept; `student` where it guides itself; None without a guide."""
+        if self.self_guided:
+            return self.student
+        return None if self.guide_rows is None else tuple(rows.whole for rows in self.guide_rows)
+
+    @property
+    def guided(self) -> bool:
+        """Whether a guide decides masks, be it the student."""
+        return self.limits is not None
+
+    @property
+    def masks(self) -> bool:
+        """Whether there is anything to mask but what never counts."""
+        return self.guided or self.floors is not None or self.groups is not None
+
+    def groups_of(self, block: Block) -> tuple[Tensor, Tensor] | None:
+        """The groups of a block's rows ``[rows]`` and columns ``[columns]``; None where they do not matter."""
+        if self.groups is None or block.column_operand not in (ANCHORS, POSITIVES):
+            return None
+        rows = self.groups[self.offset : self.offset + block.rows]
+        return rows, rows if block.column_operand == ANCHORS else self.groups
+
+    def boosts_of(self, block: Block) -> tuple[Tensor | None, Tensor | None]:
+        """What multiplies the logits of a block's entries, 0-d: of an anchor's own negative, and of all others."""
+        own = self.boost if block.boosted in ("all", "own") else None
+        others = self.boost if block.boosted in ("all", "others") else None
+        return own, others
+
+
+def tie_band(dtype: torch.dtype, width: int) -> float:
+    """How far apart two cosines over `width` columns, summed in `dtype`, may be and still count as equal.
+
+    Sums that round to nearest stay within 16 units of the last place of 1.0. Matrix units are reported to cut off
+    instead, after each 8 (TF32) or 16 columns: of a sum below 1 half a unit at most each time, always downwards.
+    """
+    return max(16, width / 16) * torch.finfo(dtype).eps
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which dot products of this type are summed: float64 for float64, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def logit_scale(temperature: Tensor) -> Tensor:
+    """``sqrt(log2(e) / temperature)``: the norm of every student operand."""
+    return (math.log2(math.e) / temperature).sqrt()
+
+
+def prepare(
+    student: Sequence[Tensor],
+    guide: Sequence[Tensor],
+    temperature: Tensor,
+    rule: Rule,
+    *,
+    margins: Tensor | None = None,
+    groups: Tensor | None = None,
+    widths: Sequence[int] = (),
+    differentiable: bool = False,
+) -> Operands:
+    """Normalise, scale and round the embeddings, and work out each row's limit and floor.
+
+    Args:
+        student: anchors ``[B, D]``, positives ``[M, D]``, then any negatives ``[N_k, D]``, as the user gave them.
+        guide: the guide's embeddings of the same texts, or an empty sequence.
+        temperature: 0-d.
+        rule: where it is self-guided, the student's own scores decide the mask, and `guide` is empty.
+        margins: ``[B]``, in the place of the rule's one margin.
+        groups: ``[M]``, int64.
+        widths: of the ladder, the widest first; empty for the embeddings' whole width.
+        differentiable: keep to operations that autograd knows, by student and temperature, at the price of copies in
+            the accumulation type.
+
+    Raises:
+        ValueError: on the CPU, when a row is not finite; it is named. On an accelerator looking would make the host
+            wait, so the loss comes out as NaN instead.
+    """
+    dtype = accumulation_dtype(student[ANCHORS].dtype)
+    scale = logit_scale(temperature.to(dtype))
+    ladder = tuple(
+        _student([x[:, :width] for x in student], scale, rule.offset, differentiable)
+        for width in widths or (student[ANCHORS].shape[1],)
+    )
+    guides, limits, floors, boost = None, None, None, None
+    with torch.no_grad():
+        margin = rule.margin if margins is None else margins.to(dtype)
+        widest, squared = ladder[0].positives.detach(), scale.square()
+        student_band = tie_band(dtype, ladder[0].operands[ANCHORS].shape[1])
+        if rule.self_guided:
+            # The student's scores carry the factor scale**2, so the limits must carry it too.
+            limits = _limits(widest / squared, margin, rule, student_band) * squared
+        elif guide:
+            guides = tuple(UnitRows(x, _inverse(_norms(x, "guide_" + _student_name(k)))) for k, x in enumerate(guide))
+            own_scores = [
+                _row_dots(guides[ANCHORS].rows(piece), guides[POSITIVES].rows(_moved(piece, rule.offset)))
+                for piece in pieces(guide[ANCHORS])
+            ]
+            own = torch.cat(own_scores)
+            limits = _limits(own, margin, rule, tie_band(own.dtype, guide[ANCHORS].shape[1]))
+            # A guide row that is not finite would compare as false and mask nothing, unseen: make every limit NaN.
+            limits = limits + torch.stack([(g.factors - g.factors).sum() for g in guides]).sum()
+        if rule.hard:
+            floors = widest - student_band * squared
+        if rule.hardness_mode:
+            boost = 1 + rule.hardness_strength * temperature.to(dtype)
+    return Operands(ladder, guides, rule.self_guided, limits, floors, groups, rule.offset, boost)
+
+
+def _student(embeddings: Sequence[Tensor], scale: Tensor, offset: int, differentiable: bool) -> Student:
+    norms = tuple(_norms(x, _student_name(k)) for k, x in enumerate(embeddings))
+    if differentiable:
+        operands = tuple(
+            (x.to(norm.dtype) * (scale * _inverse(norm))).to(x.dtype) for x, norm in zip(embeddings, norms, strict=True)
+        )
+    else:
+        operands = tuple(UnitRows(x, scale * _inverse(norm)).whole for x, norm in zip(embeddings, norms, strict=True))
+    batch = embeddings[ANCHORS].shape[0]
+    positives = _row_dots(operands[ANCHORS], operands[POSITIVES][offset : offset + batch])
+    return Student(operands, positives, norms)
+
+
+def add_positives(gradients: Sequence[Tensor], operands: Sequence[Tensor], coefficients: Tensor, offset: int) -> None:
+    """Add ``coefficients_i * d (anchor_i . positive_{offset + i})`` to the gradients by anchors and positives."""
+    anchors, positives = operands[ANCHORS], operands[POSITIVES]
+    column = coefficients[:, None]
+    for piece in pieces(anchors):
+        own = _moved(piece, offset)
+        gradients[ANCHORS][piece].addcmul_(column[piece], positives[own])
+        gradients[POSITIVES][own].addcmul_(column[piece], anchors[piece])
+
+
+def embedding_gradients(
+    gradients: list[Tensor],
+    student: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    temperature: Tensor,
+    factor: Tensor,
+    *,
+    keep_wide: bool = False,
+) -> tuple[list[Tensor], Tensor]:
+    """Carry gradients by the operands back to the embeddings and the temperature.
+
+    With ``v = x / |x|`` and ``u = scale * v``: ``dx = scale / |x| * (du - v (v . du))``, and since ``scale`` goes as
+    ``temperature ** -0.5``, ``d temperature = -1 / (2 temperature) * sum(u . du)``. The rounding of ``u`` to the
+    embeddings' type is passed straight through.
+
+    Args:
+        gradients: by each operand, accumulation type. Emptied, so that each one's memory goes as soon as it can.
+        student: the raw embeddings of that width, as given to `prepare`.
+        norms: ``Operands.norms``.
+        factor: 0-d; all gradients are multiplied by it.
+        keep_wide: leave them in the accumulation type, for a sum that is yet to be made.
+
+    Returns:
+        The gradients by the embeddings, in their types, and the gradient by the temperature, 0-d.
+    """
+    temperature = temperature.to(accumulation_dtype(student[0].dtype))
+    scale = logit_scale(temperature)
+    by_embedding, along = [], torch.zeros_like(temperature)
+    for x, norm in zip(student, norms, strict=True):
+        gradient = gradients.pop(0)
+        inverse = _inverse(norm)
+        # Where the types are one, the gradient by the embedding takes the place of that by the operand.
+        in_place = keep_wide or x.dtype == gradient.dtype
+        out = gradient if in_place else torch.empty_like(gradient, dtype=x.dtype)
+        for piece in pieces(x):
+            du = gradient[piece]
+            direction = x[piece] * inverse[piece]
+            radial = (direction * du).sum(dim=1, keepdim=True)
+            along = along + radial.sum()
+            du.addcmul_(direction, radial, value=-1).mul_(factor * scale * inverse[piece])
+            if out is not gradient:
+                out[piece] = du
+        by_embedding.append(out)
+        del gradient, du
+    return by_embedding, -factor * scale * along / (2 * temperature)
+
+
+def operand_name(index: int) -> str:
+    """The argument of `gist_fast.guided_contrastive_loss` that operand `index` comes from."""
+    return _student_name(index)
+
+
+def _student_name(index: int) -> str:
+    return ("anchors", "positives")[index] if index < 2 else f"negatives[{index - 2}]"
+
+
+def _norms(x: Tensor, name: str) -> Tensor:
+    """``[N, 1]``, accumulation type."""
+    dtype = accumulation_dtype(x.dtype)
+    norms = [torch.linalg.vector_norm(x[piece], dim=1, keepdim=True, dtype=dtype) for piece in pieces(x)]
+    norm = norms[0] if len(norms) == 1 else torch.cat(norms)
+    # A traced graph cannot branch on values; there, as on an accelerator, the loss comes out as NaN.
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_finite(x, norm, name)
+    return norm
+
+
+def _inverse(norm: Tensor) -> Tensor:
+    # The inner where keeps the derivative of the branch not taken finite. Infinite and NaN norms become NaN (the
+    # difference is 0 for all others): 1 / inf would make a zero vector of an overflow, silently.
+    zero = norm <= ZERO_NORM
+    return torch.where(zero, 0.0, 1.0 / torch.where(zero, 1.0, norm)) + (norm - norm)
+
+
+def _check_finite(x: Tensor, norm: Tensor, name: str) -> None:
+    if torch.isfinite(norm).all():
+        return
+    row = int(torch.nonzero(~torch.isfinite(norm[:, 0]))[0, 0])
+    bad = torch.nonzero(~torch.isfinite(x[row]))
+    if len(bad):
+        column = int(bad[0, 0])
+        found = f"row {row}, column {column} is {x[row, column].item()}"
+    else:
+        found = f"the norm of row {row} overflows {norm.dtype}"
+    raise InputError(f"{name}: {found}. Embeddings must be finite; look at the model or the text of that row.")
+
+
+def _row_dots(a: Tensor, b: Tensor) -> Tensor:
+    accumulate = accumulation_dtype(a.dtype)
+    dots = [(a[piece].to(accumulate) * b[piece].to(accumulate)).sum(dim=1) for piece in pieces(a)]
+    return dots[0] if len(dots) == 1 else torch.cat(dots)
+
+
+def _moved(rows: slice, by: int) -> slice:
+    return slice(rows.start + by, rows.stop + by)
+
+
+def _limits(thresholds: Tensor, margin: float | Tensor, rule: Rule, band: float) -> Tensor:
+    lowered = thresholds - (thresholds.abs() * margin if rule.relative else margin)
+    return lowered - band if rule.mask_ties else lowered + band
+
+
+def _as_multiplied(unit: Tensor) -> Tensor:
+    """Round as the matrix units will, so that thresholds (summed here) and scores (summed there) see equal factors."""
+    if unit.dtype == torch.float32 and unit.is_cuda and multiplies_in_tf32():
+        # TF32 keeps 10 of float32's 23 mantissa bits: add half of the last kept one, and cut.
+        return ((unit.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    return unit
+
+
+def multiplies_in_tf32() -> bool:
+    """Whether torch's own setting has float32 matrices of a CUDA device multiplied in TF32.
+
+    Where that was set through ``fp32_precision`` (since torch 2.9), reading the older ``allow_tf32`` raises.
+    """
+    matmul = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)
+    return matmul.allow_tf32 if precision is None else precision == "tf32"
+
+
+def pieces(x: Tensor) -> Iterator[slice]:
+    """Cut the rows of ``x [N, width]`` into slices of at most `PIECE` elements, or a row."""
+    step = max(1, PIECE // max(1, x.shape[1]))
+    for start in range(0, max(1, x.shape[0]), step):
+        yield slice(start, min(start + step, x.shape[0]))

@@ -1,0 +1,279 @@
+"""The guided loss as two custom operators, with fake implementations and an autograd formula.
+
+Custom operators are opaque to ``torch.compile``: it sees two calls with known output shapes instead of a loop over
+tiles, so a compiled training step has no graph break. ``torch.library`` builds the ``torch.autograd.Function`` out of
+the formula registered here.
+
+With ``S`` the natural-log logits of row i's unmasked negatives and ``s`` that of its positive:
+
+    loss_i = log(sum(exp(S)) + exp(s)) - s = log(1 + exp(lse_negatives - s))
+    d loss_i / d S_j = exp(S_j - lse_i),    d loss_i / d s = -sigmoid(lse_negatives - s)
+
+The first is the backend's to multiply out (it needs the tiles again); the second is a single number a row, done here.
+Masks are decided once, in the forward pass, and have no derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gist_fast.functional.backends import may_fall_back, remember_failure, streaming_backend
+from gist_fast.functional.backends.interface import LARGEST_WEIGHT, LN2
+from gist_fast.functional.blocks import ANCHORS, Block, make_blocks
+from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.operands import accumulation_dtype, add_positives, embedding_gradients, prepare
+
+_ARGUMENTS = (
+    "str backend, Tensor[] student, Tensor[] guide, Tensor temperature, Tensor? margins, Tensor? groups, "
+    f"SymInt[] widths, bool keep_bits, bool automatic, {Rule.schema()}"
+)
+
+
+def forward_rows(
+    backend: str,
+    student: Sequence[Tensor],
+    guide: Sequence[Tensor],
+    temperature: Tensor,
+    margins: Tensor | None,
+    groups: Tensor | None,
+    widths: Sequence[int],
+    keep_bits: bool,
+    automatic: bool,
+    *rule_arguments: Any,
+) -> tuple[Tensor, ...]:
+    """The fields of `GuidedRows`.
+
+    Args:
+        backend: the streaming backend.
+        student: anchors, positives and columns of negatives.
+        guide: the same of the guide, or empty.
+        margins: ``[B]`` or None.
+        groups: ``[M]``, int64, or None.
+        widths: of the ladder, the widest first; empty for the whole width alone.
+        keep_bits: whether what was masked is kept for the backward pass.
+        automatic: the backend was nobody's choice by name, so that a backward pass that fails may take another.
+        rule_arguments: see `gist_fast.functional.loss_config.Rule`.
+    """
+    rule = Rule.from_arguments(rule_arguments)
+    blocks = _blocks(student, rule)
+    with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):
+        operands = prepare(student, guide, temperature, rule, margins=margins, groups=groups, widths=widths)
+        negatives = streaming_backend(backend).forward(operands, blocks, keep_bits)
+        positives = torch.stack([width.positives for width in operands.ladder])
+        loss = torch.logaddexp(LN2 * (negatives.lse2 - positives), torch.zeros_like(negatives.lse2))
+        if operands.limits is not None:
+            # NaN limits mask nothing; carry them into the loss, where they are seen.
+            loss = loss + (operands.limits - operands.limits).to(loss.dtype)
+        to_cosine = LN2 * temperature.to(loss.dtype)
+        return (
+            loss,
+            negatives.lse2,
+            positives[0] * to_cosine,
+            negatives.hardest * to_cosine,
+            negatives.masked,
+            negatives.easy,
+            negatives.bits,
+        )
+
+
+guided_forward = torch.library.custom_op(
+    "gist_fast::guided_forward",
+    forward_rows,
+    mutates_args=(),
+    schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@guided_forward.register_fake
+def _(backend, student, guide, temperature, margins, groups, widths, keep_bits, automatic, *rule_arguments):
+    rule = Rule.from_arguments(rule_arguments)
+    blocks = _blocks(student, rule)
+    count = max(1, len(widths))
+    masks = rule.self_guided or len(guide) > 0 or groups is not None or rule.hard
+    n_bytes = streaming_backend(backend).mask_bytes(blocks, count) if keep_bits and masks else 0
+    a = student[ANCHORS]
+    rows = a.new_empty((count, a.shape[0]), dtype=accumulation_dtype(a.dtype))
+    counts = a.new_empty(len(blocks), dtype=torch.int64)
+    return (
+        rows,
+        torch.empty_like(rows),
+        rows.new_empty(a.shape[0]),
+        rows.new_empty(a.shape[0]),
+        counts,
+        torch.empty_like(counts),
+        a.new_empty(n_bytes, dtype=torch.uint8),
+    )
+
+
+def backward_rows(
+    grad_loss: Tensor,
+    lse2: Tensor,
+    bits: Tensor,
+    backend: str,
+    student: Sequence[Tensor],
+    guide: Sequence[Tensor],
+    temperature: Tensor,
+    margins: Tensor | None,
+    groups: Tensor | None,
+    widths: Sequence[int],
+    keep_bits: bool,
+    automatic: bool,
+    *rule_arguments: Any,
+) -> list[Tensor]:
+    """Gradients by each of `student` and, last, by `temperature`, given ``grad_loss [L, B]``."""
+    rule = Rule.from_arguments(rule_arguments)
+    blocks = _blocks(student, rule)
+
+    def run(backend: str, lse2: Tensor | None, bits: Tensor | None) -> list[Tensor]:
+        # With the bits at hand nothing needs to be decided again.
+        decided = bits is not None
+        operands = prepare(
+            student,
+            () if decided else guide,
+            temperature,
+            rule.decided() if decided else rule,
+            margins=None if decided else margins,
+            groups=None if decided else groups,
+            widths=widths,
+        )
+        if lse2 is None:
+            lse2 = streaming_backend(backend).forward(operands, blocks, False).lse2
+        # d loss / d base-2 logit carries ln 2.
+        weights = LN2 * grad_loss.to(lse2.dtype)
+        largest = weights.abs().amax().clamp_min(torch.finfo(weights.dtype).tiny)
+        weights = weights / largest * LARGEST_WEIGHT
+        positives = torch.stack([width.positives for width in operands.ladder])
+        total = torch.logaddexp2(lse2, positives)
+        found = streaming_backend(backend).backward(operands, blocks, total, weights, bits)
+        coefficients = weights * -torch.sigmoid(LN2 * (lse2 - positives))
+        ladder = [(width.operands, width.norms) for width in operands.ladder]
+        del operands
+        return _by_embedding(found, ladder, coefficients, student, temperature, rule.offset, largest / LARGEST_WEIGHT)
+
+    with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):
+        try:
+            found = run(backend, lse2, bits if len(bits) > 0 else None)
+        except Exception as error:
+            spared = len(bits) > 0 and not guide and _kernels(backend, student, rule) in _proven
+            if spared or not automatic or not may_fall_back("auto", backend, error):
+                raise
+            # Decides the masks again, so its own logsumexp goes with them: a pair on the threshold that is in one and
+            # not in the other could have any weight.
+            found = run("tiled", None, None)
+            remember_failure(student[ANCHORS].device.type, student[ANCHORS].dtype, error)
+        else:
+            _proven.add(_kernels(backend, student, rule))
+        return found
+
+
+def _by_embedding(
+    found: list[list[Tensor]],
+    ladder: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]],
+    coefficients: Tensor,
+    student: Sequence[Tensor],
+    temperature: Tensor,
+    offset: int,
+    factor: Tensor,
+) -> list[Tensor]:
+    """The gradients by the embeddings, summed over the ladder, and by the temperature.
+
+    Args:
+        found: by each width's operands, those of the positives left out; emptied.
+        ladder: each width's operands and norms, the widest first; emptied.
+        coefficients: ``[L, B]``, the derivative by each positive's logit.
+        factor: 0-d; all gradients are multiplied by it.
+    """
+    sums: list[Tensor] = []
+    by_temperature = torch.zeros_like(temperature)
+    one = len(found) == 1
+    for coefficient in coefficients:
+        gradients, (operands, norms) = found.pop(0), ladder.pop(0)
+        add_positives(gradients, operands, coefficient, offset)
+        width = operands[ANCHORS].shape[1]
+        del operands
+        by_width, along = embedding_gradients(
+            gradients, [x[:, :width] for x in student], norms, temperature, factor, keep_wide=not one
+        )
+        by_temperature = by_temperature + along
+        if not sums:
+            # Sums of several widths are rounded once, at the end.
+            sums = by_width
+            whole = [x.shape[1] - width for x in student]
+            sums = [torch.nn.functional.pad(g, (0, more)) if more else g for g, more in zip(sums, whole, strict=True)]
+        else:
+            for total, narrow in zip(sums, by_width, strict=True):
+                total[:, :width] += narrow
+    by_embedding = [total.to(x.dtype) for total, x in zip(sums, student, strict=True)]
+    return [*by_embedding, by_temperature.to(temperature.dtype)]
+
+
+guided_backward = torch.library.custom_op(
+    "gist_fast::guided_backward",
+    backward_rows,
+    mutates_args=(),
+    schema=f"(Tensor grad_loss, Tensor lse2, Tensor bits, {_ARGUMENTS}) -> Tensor[]",
+)
+
+
+@guided_backward.register_fake
+def _(grad_loss, lse2, bits, backend, student, guide, temperature, *static):
+    return [*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in student), temperature.new_empty(())]
+
+
+def _blocks(student: Sequence[Tensor], rule: Rule) -> list[Block]:
+    rows, *columns = (x.shape[0] for x in student)
+    return make_blocks(rows, columns, rule)
+
+
+_proven: set[tuple] = set()
+"""The `_kernels` whose backward pass has run: they are known to compile and start here."""
+
+
+def _kernels(backend: str, student: Sequence[Tensor], rule: Rule) -> tuple:
+    """What decides which kernels a backward pass from bits compiles."""
+    x = student[ANCHORS]
+    return backend, x.device.type, x.dtype, x.shape[1], rule.hardness_mode
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    backend, student, guide, temperature, margins, groups, *static = inputs
+    _, lse2, *_, bits = output
+    # Where the bits are kept the guide is done with, and its memory can go; but for the first backward pass of its
+    # kind, which may have to fall back on a backend that does not know these bits.
+    _, _, automatic, *rule_arguments = static
+    spared = len(bits) > 0 and (
+        not automatic or _kernels(backend, student, Rule.from_arguments(rule_arguments)) in _proven
+    )
+    needed = () if spared else guide
+    ctx.backend, ctx.static, ctx.students, ctx.guides = backend, static, len(student), len(guide)
+    ctx.save_for_backward(lse2, bits, temperature, margins, groups, *student, *needed)
+
+
+def _backward(ctx, grad_loss, *_):
+    lse2, bits, temperature, margins, groups, *embeddings = ctx.saved_tensors
+    student, guide = embeddings[: ctx.students], embeddings[ctx.students :]
+    *by_student, by_temperature = torch.ops.gist_fast.guided_backward(
+        grad_loss, lse2, bits, ctx.backend, student, guide, temperature, margins, groups, *ctx.static
+    )
+    return (None, by_student, [None] * ctx.guides, by_temperature, None, None, *no_gradients(ctx.static))
+
+
+def no_gradients(arguments: Sequence[Any]) -> list[Any]:
+    """What an operator's autograd formula returns for arguments that are no tensors: None, and for an empty list, which
+    torch takes for one of tensors, an empty list."""
+    return [[] if isinstance(x, list | tuple) and not x else None for x in arguments]
+
+
+def _refuse_double_backward(ctx, *_):
+    raise RuntimeError(
+        "guided_contrastive_loss: the streaming backends are differentiable once; second derivatives need "
+        "backend='reference', which is made of ordinary torch operations."
+    )
+
+
+guided_forward.register_autograd(_backward, setup_context=_setup_context)
+guided_backward.register_autograd(_refuse_double_backward)

@@ -1,0 +1,147 @@
+"""The soft triplet term of the guided loss: anchors closer to what the guide calls positive than to what it does not.
+
+GISTEmbed's training code calls it ``guided-triplet-soft``. For row i, over the entries of the blocks ap, aa and an_k
+(all whose row is the anchor), with P_i the positive and what the guide or the group masked, and N_i all others that
+count:
+
+    term_i = max(0, mean of sim over N_i - mean of sim over P_i + triplet_margin)
+
+and 0 where N_i is empty. Means are linear in the embeddings, so no matrix of scores is needed: with the mask ``M`` of 0
+and 1, ``sum over masked j of sim(a_i, y_j) = a_i . (M y)_i``, one product of the bits that the softmax left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+from gist_fast.functional.backends import reference, streaming_backend
+from gist_fast.functional.blocks import ANCHORS, POSITIVES, Block, make_blocks
+from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.operands import ZERO_NORM, Operands, accumulation_dtype
+from gist_fast.functional.operator import no_gradients
+
+COUNTERS = 8
+"""Columns of ones behind an operand, whose product is the number of masked entries; eight, to keep rows aligned."""
+
+
+def triplet_rows(student: Sequence[Tensor], rule: Rule, margin: float, masks: Masks) -> Tensor:
+    """The term of each row, ``[B]``, accumulation type, differentiable by the embeddings.
+
+    Args:
+        student: embeddings of one width: anchors ``[B, D]``, positives ``[M, D]``, negatives.
+        margin: in units of cosine similarity.
+        masks: of the same batch.
+    """
+    dtype = accumulation_dtype(student[ANCHORS].dtype)
+    unit = [normalize(x.to(dtype), dim=1, eps=ZERO_NORM) for x in student]
+    anchors = unit[ANCHORS]
+    rows = anchors.shape[0]
+    own = slice(rule.offset, rule.offset + rows)
+    positive = (anchors * unit[POSITIVES][own]).sum(1)
+    masked, everything, masked_count = (torch.zeros_like(positive) for _ in range(3))
+    count = 0
+    for index, block in enumerate(masks.blocks):
+        if block.row_operand != ANCHORS:
+            continue
+        columns = unit[block.column_operand]
+        found = masks.product(index, pad(columns, (0, COUNTERS), value=1.0))
+        masked = masked + (anchors * found[:, :-COUNTERS]).sum(1)
+        masked_count = masked_count + found[:, -1].detach()
+        everything = everything + anchors @ columns.sum(0)
+        count += block.columns
+        if block.excluded is not None:
+            everything = everything - (anchors * columns[block.excluded : block.excluded + rows]).sum(1)
+            count -= 1
+    negatives = count - masked_count
+    gap = (everything - masked) / negatives.clamp_min(1) - (positive + masked) / (1 + masked_count)
+    return torch.where(negatives > 0, (gap + margin).clamp_min(0), 0.0)
+
+
+class Masks:
+    """What a guide or their group masked in each block of a batch, to be multiplied by."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self.blocks = blocks
+
+    def product(self, index: int, columns: Tensor) -> Tensor:
+        """``[rows, E]``: the mask of block `index`, of 0 and 1, times ``columns [columns, E]``; differentiable."""
+        raise NotImplementedError
+
+
+class DenseMasks(Masks):
+    """The reference's: one bool a pair."""
+
+    def __init__(self, operands: Operands, blocks: Sequence[Block]) -> None:
+        super().__init__(blocks)
+        self._masked = [reference.decide(operands, block)[1] for block in blocks]
+
+    def product(self, index: int, columns: Tensor) -> Tensor:
+        return self._masked[index].to(columns.dtype) @ columns
+
+
+class KeptMasks(Masks):
+    """Those that a streaming backend kept for its backward pass."""
+
+    def __init__(
+        self, blocks: Sequence[Block], backend: str, bits: Tensor, like: Tensor, sizes: Sequence[int], rule: Rule
+    ) -> None:
+        super().__init__(blocks)
+        self._arguments = (backend, bits, like.dtype, sizes, rule.to_arguments())
+
+    def product(self, index: int, columns: Tensor) -> Tensor:
+        backend, bits, dtype, sizes, rule = self._arguments
+        return mask_product(backend, bits, columns, False, index, dtype, sizes, *rule)
+
+
+def _mask_product(backend, bits, other, transposed, index, dtype, sizes, *rule_arguments):
+    """A block's mask, or its transpose, times ``other [.., E]``; operands are rounded to `dtype`.
+
+    `sizes` are the rows of anchors, positives and each column of negatives, then the number of the ladder's widths.
+    """
+    blocks, widths = _read_sizes(sizes, rule_arguments)
+    # A float16 operand knows no small gradients.
+    largest = other.abs().amax().clamp_min(torch.finfo(other.dtype).tiny)
+    narrow = (other / largest).to(dtype)
+    with torch.autocast(other.device.type, enabled=False):
+        found = streaming_backend(backend).mask_product(blocks, widths, bits, index, narrow, transposed)
+    return found.to(other.dtype) * largest
+
+
+def _read_sizes(sizes: Sequence[int], rule_arguments: Sequence) -> tuple[list[Block], int]:
+    rows, *columns, widths = sizes
+    return make_blocks(rows, columns, Rule.from_arguments(rule_arguments)), widths
+
+
+mask_product = torch.library.custom_op(
+    "gist_fast::mask_product",
+    _mask_product,
+    mutates_args=(),
+    schema="(str backend, Tensor bits, Tensor other, bool transposed, int index, ScalarType dtype, SymInt[] sizes, "
+    f"{Rule.schema()}) -> Tensor",
+)
+
+
+@mask_product.register_fake
+def _(backend, bits, other, transposed, index, dtype, sizes, *rule_arguments):
+    blocks, _ = _read_sizes(sizes, rule_arguments)
+    block = blocks[index]
+    return other.new_empty(block.columns if transposed else block.rows, other.shape[1])
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    backend, bits, _, transposed, *static = inputs
+    ctx.backend, ctx.transposed, ctx.static = backend, transposed, static
+    ctx.save_for_backward(bits)
+
+
+def _backward(ctx, gradient):
+    (bits,) = ctx.saved_tensors
+    by_other = mask_product(ctx.backend, bits, gradient, not ctx.transposed, *ctx.static)
+    return (None, None, by_other, None, *no_gradients(ctx.static))
+
+
+mask_product.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,173 @@
+"""A profile as tables and pictures, the same regions under the same names and colours in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gist_fast.report.page import Section, Table, make_page, shown
+from gist_fast.report.plots import PALETTE
+from gist_fast.runtime.profiler_regions import IDLE, MEANINGS, NAMES, OTHER
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from gist_fast.profiling.run import Profile
+
+HOST_PICTURE, DEVICE_PICTURE = "steps", "steps-device"
+"""Files' names without their ending."""
+COLOURS = {name: PALETTE[place % len(PALETTE)] for place, name in enumerate((*NAMES, OTHER, IDLE))}
+"""Of the bars and of the table's marks."""
+_LONGEST_NAME = 90
+_UNITS = {
+    "pairs_per_second": "pairs a second",
+    "tokens_per_second": "tokens a second",
+    "process_memory_mib": "memory of the process, MiB",
+    "gpu_allocated_peak_mib": "GPU memory of tensors at most, MiB",
+    "gpu_reserved_peak_mib": "GPU memory reserved at most, MiB",
+    "gpu_power_w": "power of the card, W",
+    "gpu_energy_j": "energy of the card, J",
+    "energy_per_pair_j": "energy a pair, J",
+    "gpu_sm_clock_mhz": "clock of the card's cores, MHz",
+    "gpu_memory_clock_mhz": "clock of the card's memory, MHz",
+}
+
+
+def parts_table(profile: Profile) -> Table:
+    """Where the time of a step goes; the last row is the whole step."""
+    device = profile.steps[0].device is not None
+    columns = ["region", "calls", "ms a step", "share", "least", "most"]
+    columns += ["device ms", "of device"] if device else []
+    rows: list[list[object]] = []
+    for part in profile.parts:
+        on_host = part.name != IDLE
+        row: list[object] = [
+            part.name,
+            shown(part.calls) if part.calls else None,
+            shown(part.host_ms) if on_host else None,
+            f"{part.host_share:.1%}" if on_host else None,
+            shown(part.least_ms) if on_host else None,
+            shown(part.most_ms) if on_host else None,
+        ]
+        if part.device_ms is not None and part.device_share is not None:
+            row += [shown(part.device_ms), f"{part.device_share:.1%}"]
+        rows.append(row)
+    walls = [step.wall_ms for step in profile.steps]
+    mean = sum(walls) / len(walls)
+    whole: list[object] = ["the step", None, shown(mean), "100.0%", shown(min(walls)), shown(max(walls))]
+    rows.append([*whole, *((shown(mean), "100.0%") if device else ())])
+    return Table(columns, rows, f"Wall time, means of {len(walls)} steps")
+
+
+def machine_table(profile: Profile) -> Table:
+    """What the steps took of the machine."""
+    rows = [(_UNITS.get(name, name), shown(float(value))) for name, value in profile.machine.items()]
+    return Table(("what", "value"), rows, "The profiled steps")
+
+
+def busiest_table(profile: Profile) -> Table:
+    """Kernels or operators that took the most time."""
+    count, wall = len(profile.steps), sum(step.wall_ms for step in profile.steps)
+    rows = [
+        (_short(work.name), work.part, shown(work.calls / count), shown(work.ms / count), f"{work.ms / wall:.1%}")
+        for work in profile.busiest
+    ]
+    what = "kernel" if profile.steps[0].device is not None else "operator"
+    return Table((what, "mostly in", "calls", "ms a step", "share"), rows, f"Busiest {what}s, mean of a step")
+
+
+def draw_steps(profile: Profile, *, device: bool = False, narrow: bool = False) -> Figure:
+    """A bar for each step and one for the median step, stacked of its parts.
+
+    Args:
+        device: the device's time instead of the host's.
+        narrow: so that a phone shows all of it.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    from gist_fast.report.plots import figure, stacked_bars
+
+    names = (*NAMES, OTHER, IDLE) if device else (*NAMES, OTHER)
+    bars: dict[str, Mapping[str, float]] = {}
+    for step in profile.steps:
+        bars[f"step {step.step}"] = (step.device or {}) if device else step.host
+    bars[f"median ({profile.median.step})"] = (profile.median.device or {}) if device else profile.median.host
+    columns = 2 if narrow else 3
+    picture = figure(4.6 if narrow else 8.0, 1.2 + 0.32 * len(bars) + 0.2 * -(-len(names) // columns))
+    axes = picture.subplots()
+    # All parts in all bars, so that a part's colour is the same in every picture.
+    stacked_bars(
+        axes,
+        {name: {part: lengths.get(part, 0.0) for part in names} for name, lengths in bars.items()},
+        columns=columns,
+    )
+    axes.set_title("What the device works on, by step" if device else "Where the wall time goes, by step")
+    return picture
+
+
+def save_pictures(profile: Profile, folder: Path) -> list[Path]:
+    """Write each picture as SVG and PNG.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    written = []
+    for name, device in _pictures(profile):
+        picture = draw_steps(profile, device=device)
+        for ending in ("svg", "png"):
+            path = folder / f"{name}.{ending}"
+            picture.savefig(path, facecolor="white", dpi=150)
+            written.append(path)
+    return written
+
+
+def report_page(profile: Profile, facts: Mapping[str, str], settings: Mapping[str, object]) -> str:
+    """The profile as an HTML page.
+
+    Args:
+        facts: names and values of what ran, and where.
+        settings: of the run, other than by default.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    from gist_fast.report.plots import to_svg
+
+    host, *others = (
+        to_svg(draw_steps(profile, device=device, narrow=True), _in_words(profile, device=device))
+        for _, device in _pictures(profile)
+    )
+    device = bool(others)
+    text = "Each moment of a step belongs to the innermost region that is running, so that the shares sum to the step."
+    if device:
+        text += (
+            " The device's columns divide the same wall time by the region that launched the kernel running at each"
+            " moment; on a GPU the host waits wherever it needs a result, so these say where the time goes."
+        )
+    sections = [
+        Section("Where the time goes", text, (parts_table(profile), host, *others)),
+        Section("The machine", "", (machine_table(profile),)),
+        Section("Busiest kernels" if device else "Busiest operators", "", (busiest_table(profile),)),
+        Section("The regions", "", (Table(("region", "meaning"), list(MEANINGS.items())),)),
+        Section("Settings", "", (Table(("setting", "value"), [(k, str(v)) for k, v in settings.items()], prose=True),)),
+    ]
+    return make_page("Profile of a training run", facts, sections)
+
+
+def _pictures(profile: Profile) -> list[tuple[str, bool]]:
+    both = profile.steps[0].device is not None
+    return [(HOST_PICTURE, False), *([(DEVICE_PICTURE, True)] if both else [])]
+
+
+def _in_words(profile: Profile, *, device: bool) -> str:
+    step = profile.median
+    times = (step.device or {}) if device else step.host
+    largest = sorted(((ms, name) for name, ms in times.items() if ms > 0), reverse=True)[:3]
+    said = ", ".join(f"{name} {ms / step.wall_ms:.0%}" for ms, name in largest)
+    return f"{'Device' if device else 'Wall'} time of each step by region; in the median step {said}."
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

@@ -1,0 +1,220 @@
+"""The way of the guide's view of a text through a batch.
+
+The trainer hands a loss features and never texts, so what the guide needs is added where the texts still are. A key
+``{column}_{name}`` of the collated batch arrives in the loss as ``features[name]`` of that column: `EMBEDDING` holds
+the guide's embeddings that the dataset carries, `TOKENS`, `ROWS` and `SOURCE` the guide's own tokens (see
+`gist_fast.losses.guide`), `EXTENTS` where each text begins and ends, so that micro-batches can be cut without asking
+the device. (No name may end in ``_input_ids`` or ``_sentence_embedding``, which the trainer would take for a column of
+its own.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from torch import Tensor
+
+from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN
+from gist_fast.data.per_column import guide_prompt, value_for
+from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route, tokenized
+from gist_fast.losses.micro_batches import EXTENTS, extents
+from gist_fast.losses.variants import Groups
+from gist_fast.runtime.errors import InputError, shown
+from gist_fast.runtime.profiler_regions import TOKENISE, named
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+@dataclass
+class GuideTokenizer:
+    """Tokenises raw texts as the guide wants them: its tokenizer, its prompt, its maximum length.
+
+    Example:
+        >>> tokenize = GuideTokenizer(guide, prompts={"anchor": "query: "}, max_length=8)
+        >>> tokenize.settings("anchor", position=0)
+        ('query: ', 8)
+    """
+
+    guide: SentenceTransformer
+    prompts: Mapping[str, str | dict[str, str]] | str | None = None
+    max_length: int | Mapping[str, int | dict[str, int]] | None = None
+    with_keys: bool = False
+    """Whether to say which text each one is, for a loss that remembers them (``guide_cache``)."""
+
+    def __post_init__(self) -> None:
+        check_one_route(self.guide)
+
+    def settings(self, column: str, position: int, dataset: str | None = None) -> tuple[str, int | None]:
+        """Prompt and maximum length for a column: what makes one text the same to the guide as another's copy."""
+        prompt = guide_prompt(self.guide, column, position, self.prompts, dataset)
+        return prompt, value_for(self.max_length, column, dataset)
+
+    def __call__(self, texts: list[str], prompt: str, max_length: int | None) -> dict[str, Any]:
+        """Features of the guide: tensors of ``len(texts)`` rows, and host arrays `EXTENTS` and perhaps `KEYS`."""
+        features = tokenized(self.guide, texts, prompt, max_length)
+        features[EXTENTS] = extents(features)
+        if self.with_keys:
+            features[KEYS] = np.array([_digest(t, prompt, max_length) for t in texts], dtype="V16")
+        return features
+
+
+@dataclass
+class GISTDataCollator(SentenceTransformerDataCollator):
+    """sentence-transformers' collator, which also carries guide embeddings, or else the guide's own tokens.
+
+    Of the texts that the guide is to read, each distinct one of a batch is tokenised, and encoded by the loss, once.
+
+    Example:
+        >>> collate = GISTDataCollator(student.preprocess, tokenize_for_guide=GuideTokenizer(guide))
+        >>> batch = collate([{"anchor": "rain", "positive": "a shower"}, {"anchor": "a shower", "positive": "rain"}])
+        >>> batch["anchor_guide_rows"].tolist(), batch["positive_guide_rows"].tolist()  # two distinct texts
+        ([0, 1], [1, 0])
+    """
+
+    tokenize_for_guide: GuideTokenizer | None = field(default=None, repr=False)
+    groups: Groups | None = None
+    """Where the rows' groups come from; see `gist_fast.losses.variants`."""
+    row_margins: bool = False
+    """Whether the rows bring margins."""
+
+    _dataset: str | None = field(default=None, init=False, repr=False)
+    _column: str = field(default="", init=False, repr=False)
+
+    @named(TOKENISE)
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch out of rows.
+
+        Raises:
+            ValueError: a row's guide embedding is missing, or has another width than the first row's; groups or
+                margins came that no loss asks for, or are no numbers.
+        """
+        if not features:
+            return super().__call__(features)
+        self._dataset = features[0].get("dataset_name")
+        embeddings = [c for c in features[0] if c.endswith(GUIDE_SUFFIX)]
+        beside = self._beside_texts(features[0])
+        rows = [{c: v for c, v in row.items() if c not in embeddings and c not in beside} for row in features]
+        batch = super().__call__(rows)
+        for column in embeddings:
+            _refuse_missing(features, column)
+            batch[column] = _stack([row[column] for row in features], column)
+        columns = [c for c in rows[0] if c != "dataset_name" and c not in self.valid_label_columns]
+        if MARGIN in beside:
+            batch[f"{columns[0]}_{MARGIN}"] = _numbers(features, MARGIN, torch.float32)
+        if self.groups == "column":
+            batch[f"{columns[0]}_{GROUP}"] = _numbers(features, GROUP, torch.int64)
+        elif self.groups == "anchor":
+            digests = b"".join(_digest(row[columns[0]])[:8] for row in rows)
+            batch[f"{columns[0]}_{GROUP}"] = torch.from_numpy(np.frombuffer(digests, np.int64).copy())
+        for column in columns:
+            # Static embeddings have neither, and cannot be cut either.
+            own = {k: batch[f"{column}_{k}"] for k in ("attention_mask", "cu_seq_lens_q") if f"{column}_{k}" in batch}
+            if own:
+                batch[f"{column}_{EXTENTS}"] = extents(own)
+        if self.tokenize_for_guide is not None:
+            texts = {c: [row[c] for row in rows] for c in columns}
+            name = rows[0].get("dataset_name")
+            batch.update(_distinct_for_guide(self.tokenize_for_guide, texts, skip=embeddings, dataset=name))
+        return batch
+
+    def _beside_texts(self, row: dict[str, Any]) -> list[str]:
+        """Columns that hold a row's group or margin."""
+        found = []
+        for name, wanted, remedy in (
+            (GROUP, self.groups == "column", "groups='column'"),
+            (MARGIN, self.row_margins, "row_margins=True"),
+        ):
+            if wanted and name not in row:
+                raise InputError(f"{name}: the loss has {remedy}, and the dataset no column {name!r}.")
+            # A text may be called so too.
+            if not wanted and isinstance(row.get(name), int | float):
+                raise InputError(
+                    f"{name}: the dataset has a column of numbers of that name, and the loss does not ask for it. Set "
+                    f"{remedy}, or leave out the column."
+                )
+            if wanted:
+                found.append(name)
+        return found
+
+    def _get_task_for_column(
+        self, column_name: str, column_position: int, router_mapping: dict[str, str]
+    ) -> str | None:
+        # The parent asks this first of each column, and then for the maximum length by the task alone.
+        self._column = column_name
+        return super()._get_task_for_column(column_name, column_position, router_mapping)
+
+    def _get_max_length_for_task(self, task: str | None) -> int | None:
+        length = value_for(self.max_length, self._column, self._dataset)
+        return super()._get_max_length_for_task(task) if length is None else length
+
+
+def _distinct_for_guide(
+    tokenize: GuideTokenizer, texts: dict[str, list[str]], skip: list[str], dataset: str | None
+) -> dict[str, Any]:
+    """The guide's tokens of the distinct texts of some columns, and which of them each row is.
+
+    Columns with the same settings share them; they lie with the first one. See `gist_fast.losses.guide`.
+    """
+    places: dict[tuple[str, int | None], dict[str, int]] = {}
+    source: dict[tuple[str, int | None], int] = {}
+    batch: dict[str, Any] = {}
+    for position, (column, rows) in enumerate(texts.items()):
+        if column + GUIDE_SUFFIX in skip:
+            continue
+        settings = tokenize.settings(column, position, dataset)
+        place = places.setdefault(settings, {})
+        batch[f"{column}_{SOURCE}"] = source.setdefault(settings, position)
+        batch[f"{column}_{ROWS}"] = torch.tensor([place.setdefault(text, len(place)) for text in rows])
+    for settings, place in places.items():
+        batch[f"{list(texts)[source[settings]]}_{TOKENS}"] = tokenize(list(place), *settings)
+    return batch
+
+
+def _digest(text: str, *settings: object) -> bytes:
+    return hashlib.blake2b(repr((text, *settings)).encode(), digest_size=16).digest()
+
+
+def _numbers(features: list[dict[str, Any]], column: str, dtype: torch.dtype) -> Tensor:
+    """``[B]``, of a column that is no text."""
+    kinds = (int,) if dtype is torch.int64 else (int, float)
+    values = [x.item() if isinstance(x := row[column], np.generic | Tensor) else x for row in features]
+    for i, value in enumerate(values):
+        if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
+            wanted = "a whole number" if dtype is torch.int64 else "a finite number"
+            raise InputError(f"{column}: expected {wanted} in each row, got {value!r} in row {i} of the batch.")
+    return torch.tensor(values, dtype=dtype)
+
+
+def _refuse_missing(features: list[dict[str, Any]], column: str) -> None:
+    for i, row in enumerate(features):
+        # Numbers cannot say how many they are: NaN is how some formats show a missing list.
+        if not hasattr(row[column], "__len__"):
+            text = row.get(column.removesuffix(GUIDE_SUFFIX))
+            raise InputError(
+                f"{column}: row {i} of the batch, of the text {shown(text)}, is {row[column]}; every row "
+                "needs the guide's embedding (gist_fast.embed_guide), so embed it again, or leave out that row."
+            )
+
+
+def _stack(rows: list[Any], column: str) -> Tensor:
+    """``[B, G]`` in the type the dataset holds."""
+    widths = {len(row) for row in rows}
+    if len(widths) > 1:
+        bad = next(i for i, row in enumerate(rows) if len(row) != len(rows[0]))
+        raise InputError(
+            f"{column}: row {bad} of the batch has {len(rows[bad])} numbers and row 0 has {len(rows[0])}; all guide "
+            "embeddings have one width."
+        )
+    if isinstance(rows[0], Tensor):
+        return torch.stack(rows)
+    array = np.asarray(rows)
+    # Python lists of floats come as float64; the dataset held at most float32.
+    return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else array)

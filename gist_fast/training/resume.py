@@ -1,0 +1,298 @@
+"""What `gist_fast.GISTTrainer` adds to a trainer so that a run may be cut off anywhere and ends as if it had not been.
+
+transformers' checkpoints hold weights, optimizer, scheduler, gradient scaler, the random state of every process, and
+the step, from which the place in the epoch follows. What they lack is added here:
+
+- the loss's own parameters (a learnt temperature), which are none of the model's;
+- sums that the next log needs: the loss, its parts and the guide's statistics since the last one;
+- the epoch of samplers behind several wrappers, which would draw the first epoch's order when a run of several
+  processes goes on in a later one;
+- an evaluation that was due after the very step of the checkpoint;
+- and an evaluation draws no random numbers from training, so that neither its presence nor its repetition shows.
+
+A mixin, so that the trainer's own file stays about the guide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
+
+from gist_fast.functional.stats import StatsAverage
+from gist_fast.runtime.errors import InputError
+from gist_fast.training.checkpoints import UNFINISHED, delete_old, explained, fault, last_whole, publish, tidy
+from gist_fast.training.resume_checks import check_settings, run_settings, write_settings
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformerTrainer
+
+    _Trainer = SentenceTransformerTrainer
+else:
+    _Trainer = object
+
+
+class LongRunMixin(_Trainer):
+    """Goes before a ``SentenceTransformerTrainer`` among the bases."""
+
+    _writing_to: Path | None = None
+    _resumed_from: Path | None = None
+    _settings: dict[str, Any] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(_RestoreState(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, from the beginning or from a checkpoint (its path, or True for the last whole one).
+
+        Raises:
+            InputError: the checkpoint is not whole, or was made with settings that would change the results.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(last_whole(Path(self._get_output_dir(None))))
+        self._settings = run_settings(self)
+        self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        if self._resumed_from is not None:
+            broken = fault(self._resumed_from)
+            if broken:
+                raise InputError(f"{self._resumed_from}: is no whole checkpoint ({broken}); name another one.")
+            check_settings(self._resumed_from, self._settings, getattr(self.args, "resume_with_changes", False))
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    # --- saving ---
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._writing_to is None else str(self._writing_to)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        saves = self.args.should_save
+        if saves:
+            tidy(run)
+        self._wait_for_all()
+        self._writing_to = run / UNFINISHED
+        try:
+            with explained(run, name, self._bytes_of_a_checkpoint()):
+                super()._save_checkpoint(model, trial)
+                self._name_the_best(run)
+                self._save_own_state(run / UNFINISHED / name)
+                # The checkpoint is whole when every process has written its part.
+                self._wait_for_all()
+                if saves:
+                    publish(run / UNFINISHED / name, run / name)
+        finally:
+            self._writing_to = None
+        if saves:
+            shutil.rmtree(run / UNFINISHED, ignore_errors=True)
+            delete_old(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self._wait_for_all()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run / name))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # sentence-transformers' takes it that only one process comes here; with transformers 5.23 all do.
+        if self.args.should_save:
+            super()._save(output_dir, state_dict)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Pushed in the background, so only once the folder keeps its name.
+        if self._writing_to is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _name_the_best(self, run: Path) -> None:
+        """Undo that the parent looked for the best checkpoint where this one is written."""
+        best = self.state.best_global_step
+        if best and (best == self.state.global_step or (run / f"checkpoint-{best}").exists()):
+            self.state.best_model_checkpoint = str(run / f"checkpoint-{best}")
+
+    def _save_own_state(self, folder: Path) -> None:
+        torch.save(_own_state(self), folder / _state_file(self.args.process_index))
+        if self.args.should_save:
+            write_settings(folder, self._settings or run_settings(self))
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def _bytes_of_a_checkpoint(self) -> int:
+        tensors: list[Any] = [*self.model.parameters(), *self.model.buffers()]
+        if self.optimizer is not None:
+            tensors += [t for state in self.optimizer.state.values() for t in state.values()]
+        return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+    def _wait_for_all(self) -> None:
+        if self.args.world_size > 1:
+            self.accelerator.wait_for_everyone()
+
+    # --- going on ---
+
+    def get_train_dataloader(self) -> Any:
+        """The parent's; with workers that outlive an epoch, not drawing from the training's random numbers."""
+        loader = super().get_train_dataloader()
+        if self.args.dataloader_persistent_workers:
+            # They draw a seed when they start, which is once, unless the run is cut off and goes on.
+            base = getattr(loader, "base_dataloader", loader)
+            base.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        epoch = kwargs.get("epoch")
+        if epoch is not None:
+            _set_epoch(kwargs.get("train_dataloader"), epoch)
+            if kwargs.get("resume_from_checkpoint") and epoch == kwargs.get("epochs_trained"):
+                self._evaluate_what_was_due(kwargs)
+        super()._run_epoch(*args, **kwargs)
+
+    def _evaluate_what_was_due(self, now: dict[str, Any]) -> None:
+        """Evaluate after the step of the checkpoint, where that ended an epoch and the run did not get there."""
+        step = self.state.global_step
+        due = (
+            self.args.eval_strategy == IntervalStrategy.EPOCH
+            and step > 0
+            and now.get("steps_trained_in_current_epoch") == 0
+            and self.args.eval_delay <= (self.state.epoch or 0)
+        )
+        if not due or any(
+            entry.get("step") == step and any(key.startswith("eval_") for key in entry)
+            for entry in self.state.log_history
+        ):
+            return
+        trial = now.get("trial")
+        metrics = self._evaluate(trial, now.get("ignore_keys_for_eval"))
+        if self._determine_best_metric(metrics=metrics, trial=trial):
+            self.state.best_model_checkpoint = str(self._resumed_from)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The parent's evaluation, which leaves the random state as it was, and none of its dataloaders behind."""
+        prepared = self.accelerator._dataloaders
+        before = len(prepared)
+        try:
+            with _random_state_kept():
+                return super().evaluate(*args, **kwargs)
+        finally:
+            # accelerate would hold each one for the rest of the run, with its sampler and what that knows of every row.
+            del prepared[before:]
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # With a limit of 1 the parent leaves the best checkpoint only; a run that is to go on needs the last one.
+        limit = self.args.save_total_limit
+        if self.state.global_step < self.state.max_steps:
+            self.args.save_total_limit = None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+
+class _RestoreState(TrainerCallback):
+    """Puts back what `_own_state` saved, once the trainer has set all of it to zero."""
+
+    def __init__(self, trainer: LongRunMixin) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        trainer = self.trainer
+        for average in dict(_averages(trainer.loss)).values():
+            average.pop()  # what an earlier training left
+        if trainer._resumed_from is None:
+            return
+        file = trainer._resumed_from / _state_file(args.process_index)
+        if not file.is_file():
+            return
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        device = trainer.args.device
+        trainer._tr_loss = saved["loss_since_log"].to(device)
+        trainer._globalstep_last_logged = saved["last_logged_step"]
+        trainer.accum_loss_components = {
+            kind: {name: value.to(device) for name, value in parts.items()}
+            for kind, parts in saved["loss_components"].items()
+        }
+        for name, average in _averages(trainer.loss):
+            if name in saved["statistics"]:
+                average.load_state_dict(saved["statistics"][name], device)
+        for name, tensor in _own_tensors(trainer.loss, trainer.model):
+            if name not in saved["loss_tensors"]:
+                raise InputError(f"{file}: lacks {name} of the loss; the run was started with another one.")
+            with torch.no_grad():
+                tensor.copy_(saved["loss_tensors"][name])
+
+
+def _state_file(rank: int) -> str:
+    return f"gist_fast_state_{rank}.pt"
+
+
+def _own_state(trainer: LongRunMixin) -> dict[str, Any]:
+    return {
+        "loss_since_log": trainer._tr_loss.detach().cpu(),
+        "last_logged_step": int(trainer._globalstep_last_logged),
+        "loss_components": {
+            kind: {name: value.detach().cpu() for name, value in parts.items()}
+            for kind, parts in trainer.accum_loss_components.items()
+        },
+        "statistics": {name: average.state_dict() for name, average in _averages(trainer.loss)},
+        "loss_tensors": {name: t.detach().cpu() for name, t in _own_tensors(trainer.loss, trainer.model)},
+    }
+
+
+def _modules(loss: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Every module of a loss, or of the losses of a dictionary, with a name of its own."""
+    for key, module in loss.items() if isinstance(loss, dict) else [("", loss)]:
+        if isinstance(module, nn.Module):
+            yield from ((f"{key}/{name}", part) for name, part in module.named_modules())
+
+
+def _averages(loss: Any) -> Iterator[tuple[str, StatsAverage]]:
+    for name, module in _modules(loss):
+        average = getattr(module, "statistics", None)
+        if isinstance(average, StatsAverage):
+            yield name, average
+
+
+def _own_tensors(loss: Any, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters that are trained, and buffers that are saved, which a loss has beside the model's."""
+    of_model = {id(t) for t in (*model.parameters(), *model.buffers())}
+    for name, module in _modules(loss):
+        if "model" in name.partition("/")[2].split("."):
+            # The student by its place in a loss: a wrapper that shards it may hold tensors of its own.
+            continue
+        parameters = [(n, p) for n, p in module.named_parameters(recurse=False) if p.requires_grad]
+        lasting = [
+            (n, b) for n, b in module.named_buffers(recurse=False) if n not in module._non_persistent_buffers_set
+        ]
+        yield from ((f"{name}.{n}", t) for n, t in (*parameters, *lasting) if id(t) not in of_model)
+
+
+def _set_epoch(loader: Any, epoch: int) -> None:
+    """Tell every sampler that a dataloader wraps which epoch it is."""
+    waiting, seen = [loader], set()
+    while waiting:
+        sampler = waiting.pop()
+        if sampler is None or id(sampler) in seen:
+            continue
+        seen.add(id(sampler))
+        if sampler is not loader and hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        waiting += [getattr(sampler, name, None) for name in ("batch_sampler", "sampler")]
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Python's, numpy's and torch's random numbers go on after the block where they were before it."""
+    import random
+
+    import numpy as np
+
+    python, numbers = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)

@@ -1,0 +1,3 @@
+"""The version of gist_fast."""
+
+__version__ = "0.1.0"
