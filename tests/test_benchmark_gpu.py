@@ -26,6 +26,7 @@ def part(out: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.longest
 def test_parts_write_results_and_the_table_shows_them(tmp_path: Path) -> None:
     for name in ("environment", "check", "speed"):
         run = part(tmp_path, name, "--toy")
@@ -134,6 +135,7 @@ def test_what_is_wrong_is_not_timed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_the_whole_script_runs_without_a_gpu(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TOY": "1", "OUT": str(tmp_path), "PYTHON": sys.executable}
     # On a machine with other work.
