@@ -13,4 +13,5 @@ KERNELS = ["gist_fast.kernels", *(f"gist_fast.kernels.{name}" for name in find_p
 setup(
     packages=PACKAGES + KERNELS,
     package_dir={"gist_fast": "gist_fast", "gist_fast.kernels": "kernels"},
+    package_data={"gist_fast.report": ["*.j2"]},
 )

@@ -9,7 +9,7 @@ set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 export HF_HUB_OFFLINE=1
-DEVICE=$("$PYTHON" -c 'from gist_fast.bench.results import device_name; print(device_name())')
+DEVICE=$("$PYTHON" -c 'from gist_fast.runtime.environment import device_name; print(device_name())')
 OUT=benchmarks/results/$DEVICE
 mkdir -p "$OUT"
 

@@ -19,7 +19,7 @@ limited() { # seconds, command...
     timeout --signal=KILL "$(($1 * ${PATIENCE:-1}))" "${@:2}"
 }
 
-OUT=${OUT:-benchmarks/results/$(limited $NAMING "$PYTHON" benchmarks/gpu.py device || echo unnamed-device)}
+OUT=${OUT:-benchmarks/results/$(limited $NAMING "$PYTHON" -m benchmarks.gpu device || echo unnamed-device)}
 if ! why=$(mkdir -p "$OUT" 2>&1) || ! why=$(touch "$OUT/environment.log" 2>&1); then
     echo "benchmarks/gpu.sh: OUT: no results can be written to $OUT ($why); name another folder." >&2
     exit 2
@@ -35,19 +35,19 @@ part() { # seconds, name, command...
     timeout --kill-after=$ENDING "$limit" "$@" >"$OUT/$name.log" 2>&1
     local code=$?
     tail -n 25 "$OUT/$name.log"
-    limited $NOTING "$PYTHON" benchmarks/gpu_results.py ended --out "$OUT" --part "$name" --code "$code"
+    limited $NOTING "$PYTHON" -m benchmarks.gpu.results ended --out "$OUT" --part "$name" --code "$code"
 }
 
-part 20 environment "$PYTHON" benchmarks/gpu.py environment $TOY --out "$OUT"
-part 60 check "$PYTHON" benchmarks/gpu.py check $TOY --out "$OUT"
-part 85 speed "$PYTHON" benchmarks/gpu.py speed $TOY --out "$OUT"
-part 30 memory "$PYTHON" benchmarks/gpu.py memory $TOY --out "$OUT"
-part 60 peers "$PYTHON" benchmarks/gpu.py peers $TOY --out "$OUT"
-part 45 suites "$PYTHON" benchmarks/gpu.py suites $TOY --out "$OUT"
-part 30 profile "$PYTHON" benchmarks/gpu.py profile $TOY --out "$OUT"
-part 30 tests "$PYTHON" benchmarks/gpu.py tests $TOY --out "$OUT"
+part 20 environment "$PYTHON" -m benchmarks.gpu environment $TOY --out "$OUT"
+part 60 check "$PYTHON" -m benchmarks.gpu check $TOY --out "$OUT"
+part 85 speed "$PYTHON" -m benchmarks.gpu speed $TOY --out "$OUT"
+part 30 memory "$PYTHON" -m benchmarks.gpu memory $TOY --out "$OUT"
+part 60 peers "$PYTHON" -m benchmarks.gpu peers $TOY --out "$OUT"
+part 45 suites "$PYTHON" -m benchmarks.gpu suites $TOY --out "$OUT"
+part 30 profile "$PYTHON" -m benchmarks.gpu profile $TOY --out "$OUT"
+part 30 tests "$PYTHON" -m benchmarks.gpu tests $TOY --out "$OUT"
 if command -v compute-sanitizer >/dev/null; then
-    part 25 sanitize compute-sanitizer --error-exitcode 3 "$PYTHON" benchmarks/gpu.py sanitize $TOY --out "$OUT"
+    part 25 sanitize compute-sanitizer --error-exitcode 3 "$PYTHON" -m benchmarks.gpu sanitize $TOY --out "$OUT"
 fi
-part 70 tuned env GIST_FAST_AUTOTUNE=1 "$PYTHON" benchmarks/gpu.py tuned $TOY --out "$OUT"
-limited $SHOWING "$PYTHON" benchmarks/gpu_results.py table --out "$OUT"
+part 70 tuned env GIST_FAST_AUTOTUNE=1 "$PYTHON" -m benchmarks.gpu tuned $TOY --out "$OUT"
+limited $SHOWING "$PYTHON" -m benchmarks.gpu.results table --out "$OUT"

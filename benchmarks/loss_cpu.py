@@ -1,110 +1,88 @@
 """The loss on a CPU against what others compute: ``python -m benchmarks.loss_cpu [--rounds N]``.
 
-Each case is checked against float64 before it is timed. Competitors take turns in one process, and every figure that
-is quoted is a ratio within a round. The table is printed; ``--keep`` stores the results too, under
-``benchmarks/results/<device>/loss_cpu.json``, of which the README's table is made (``--table`` prints that one).
+The cases are those of `gist_fast.bench`: each is checked against float64 before it is timed, competitors are timed in
+the same rounds of one process, and every figure that is quoted is a ratio within a round. The table is printed.
+``--keep`` stores the results too, under ``benchmarks/results/<device>/loss_cpu.json``, of which the README's table is
+made; ``--table`` prints that one.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-import gist_fast
-from benchmarks.machine import command, machine, measured_on, told
-from benchmarks.measure import alternate, peak_memory
-from benchmarks.peers import TEMPERATURE, Embeddings, make_embeddings, plain_matmul, sentence_transformers_gist
-from gist_fast.bench.cases import LossCase
+from benchmarks.machine import command, machine, measured_on, quartiles, told
+from gist_fast.bench.cases import LossCase, WrongResult
+from gist_fast.bench.loss import LossSuite, matmul
+from gist_fast.bench.peers import OURS
+from gist_fast.bench.results import WHOLE
+from gist_fast.bench.timing import BOTH, Stopwatch, Timing, time_iterations
 from gist_fast.functional.backends.tiled import _cpu_has_bf16
+from gist_fast.runtime.memory import peak_memory
 
 RESULTS = Path(__file__).parent / "results"
-WIDTH = 384
-LADDERS = ((384, 192, 96, 48), (384, 256, 128, 64))
-"""Widths of nested embeddings: halved, and as published models have them."""
+SUITE = LossSuite()
+DIMS = ((384, 192, 96, 48), (384, 256, 128, 64))
+"""Matryoshka dims: halved, and as published models have them."""
 
 
-def ours(e: Embeddings) -> torch.Tensor:
-    return gist_fast.guided_contrastive_loss(*e, temperature=TEMPERATURE, backend="tiled")
+def seconds(compared: dict[str, tuple[LossCase, str]], rounds: int, square: int = 0) -> dict[str, Timing]:
+    """Forward and backward of each competitor on its case, checked before they are timed in the same rounds.
+
+    Args:
+        square: the side of a matrix product that is timed beside them, as ``sgemm``.
+    """
+    for case, name in compared.values():
+        SUITE.check(case, name)
+        SUITE.check_whole(case, name)
+    calls = {label: SUITE.build(case, name) for label, (case, name) in compared.items()}
+    if square:
+        calls["sgemm"], _ = matmul(LossCase(square), square)
+    timed = time_iterations(calls, stopwatch=Stopwatch(), most=rounds, least=rounds)
+    return {label: found.parts[WHOLE if label == "sgemm" else BOTH] for label, found in timed.items()}
 
 
-def ladder(widths: tuple[int, ...] | None, self_guided: bool, e: Embeddings) -> torch.Tensor:
-    """At nested widths, or at the whole one alone; guided by embeddings of its own, or by the student's."""
-    if self_guided:
-        e = Embeddings(e.anchors, e.positives, e.anchors, e.positives)
-    return gist_fast.guided_contrastive_loss(*e, temperature=TEMPERATURE, backend="tiled", matryoshka_dims=widths)
-
-
-def step(loss: Callable[[Embeddings], torch.Tensor], e: Embeddings) -> Callable[[], None]:
-    """Forward and backward."""
-
-    def run() -> None:
-        e.anchors.grad = e.positives.grad = None
-        loss(e).backward()
-
-    return run
-
-
-def minimal_flops(rows: int, width: int, guide_width: int) -> float:
-    """2 (D + G) for the forward pass and 8 D for the backward pass, in units of 2 B^2."""
-    return LossCase(rows, width, guide_width).flops()
-
-
-def check(loss: Callable[[Embeddings], torch.Tensor], e: Embeddings, tolerance: float) -> None:
-    """Raise unless loss and gradients are those of float64 on the same (rounded) values, masks decided there too."""
-    exact = Embeddings(*(x.detach().double() for x in e))
-    exact.anchors.requires_grad_(), exact.positives.requires_grad_()
-    gist_fast.guided_contrastive_loss(*exact, temperature=TEMPERATURE, backend="reference").backward()
-    step(loss, e)()
-    for got, want in ((e.anchors.grad, exact.anchors.grad), (e.positives.grad, exact.positives.grad)):
-        error = ((got.double() - want).norm() / want.norm()).item()
-        if not error < tolerance:
-            raise SystemExit(f"wrong before fast: a gradient's relative error is {error}, allowed {tolerance}")
+def peak(case: LossCase, name: str) -> int:
+    """Bytes that forward and backward add to the inputs."""
+    parts = SUITE.build(case, name)
+    return peak_memory(lambda: [call() for call in parts.values()])
 
 
 def against_plain(rounds: int) -> dict:
     """B 4096, float32: the plain version, and the share of the machine's own matrix product."""
-    rows = 4096
-    e = make_embeddings(rows, WIDTH, WIDTH)
-    check(ours, make_embeddings(1000, WIDTH, WIDTH), 1e-4)
-    check(plain_matmul, make_embeddings(1000, WIDTH, WIDTH), 1e-4)
-    square = torch.randn(2048, 2048)
-    times = alternate(
-        {"ours": step(ours, e), "plain": step(plain_matmul, e), "sgemm": partial(torch.mm, square, square)}, rounds
-    )
-    flops = minimal_flops(rows, WIDTH, WIDTH)
-    # seconds per FLOP of the product over those of the loss, counted minimally
-    low, middle, high = times["sgemm"].ratio_to(times["ours"])
-    share = flops / (2 * 2048**3)
+    case, square = LossCase(4096), 2048
+    times = seconds({"ours": (case, OURS), "plain": (case, "plain")}, rounds, square)
+    work = 2 * square**3
+    # Seconds per FLOP of the product over those of the loss, counted minimally.
+    share = times["sgemm"].against(times["ours"]).scaled(case.flops() / work)
     return {
-        "rows": rows,
+        "rows": case.rows,
         "seconds": times["ours"].median,
         "seconds_plain": times["plain"].median,
-        "speedup": times["plain"].ratio_to(times["ours"]),
-        "share_of_sgemm": [x * share for x in (low, middle, high)],
-        "sgemm_gflops": 2 * 2048**3 / times["sgemm"].median / 1e9,
+        "speedup": quartiles(times["plain"], times["ours"]),
+        "share_of_sgemm": [share.low, share.median, share.high],
+        "sgemm_gflops": work / times["sgemm"].median / 1e9,
     }
 
 
 def against_sentence_transformers(rounds: int) -> dict:
     """B 512, float32: sentence-transformers' own loss."""
-    e = make_embeddings(512, WIDTH, WIDTH)
-    theirs = sentence_transformers_gist()
+    case, theirs = LossCase(512), "st GISTEmbedLoss"
     # Memory first: what a call leaves with the allocator, the next one takes without asking for more.
-    memory_ours, memory_theirs = peak_memory(step(ours, e)), peak_memory(step(theirs, e))
-    check(ours, e, 1e-4)
-    check(theirs, e, 1e-4)
-    times = alternate({"ours": step(ours, e), "theirs": step(theirs, e)}, rounds)
+    memory_ours, memory_theirs = peak(case, OURS), peak(case, theirs)
+    times = seconds({"ours": (case, OURS), "theirs": (case, theirs)}, rounds)
     return {
-        "rows": 512,
+        "rows": case.rows,
         "seconds": times["ours"].median,
         "seconds_theirs": times["theirs"].median,
-        "speedup": times["theirs"].ratio_to(times["ours"]),
+        "speedup": quartiles(times["theirs"], times["ours"]),
         "memory": memory_ours,
         "memory_theirs": memory_theirs,
     }
@@ -112,55 +90,29 @@ def against_sentence_transformers(rounds: int) -> dict:
 
 def bfloat16(rounds: int) -> dict:
     """B 4096: bfloat16 embeddings against float32 ones."""
-    narrow, wide = (make_embeddings(4096, WIDTH, WIDTH, dtype) for dtype in (torch.bfloat16, torch.float32))
-    check(ours, make_embeddings(1000, WIDTH, WIDTH, torch.bfloat16), 2e-2)
-    times = alternate({"bfloat16": step(ours, narrow), "float32": step(ours, wide)}, rounds)
-    return {
-        "rows": 4096,
-        "cpu_has_bfloat16": _cpu_has_bf16(),
-        "speedup": times["float32"].ratio_to(times["bfloat16"]),
-    }
+    times = seconds({dtype: (LossCase(4096, dtype=dtype), OURS) for dtype in ("bfloat16", "float32")}, rounds)
+    speedup = quartiles(times["float32"], times["bfloat16"])
+    return {"rows": 4096, "cpu_has_bfloat16": _cpu_has_bf16(), "speedup": speedup}
 
 
-def nested_widths(rounds: int) -> list[dict]:
-    """float32: four widths against the whole one alone, in a large batch and a small one; guided by embeddings of its
-    own and by the student's, where one width has no second product to share."""
-    few = make_embeddings(1000, WIDTH, WIDTH)
+def matryoshka(rounds: int) -> list[dict]:
+    """float32: four dims against the whole width alone, in a large batch and a small one; guided by embeddings of its
+    own and by the student's, where one dim has no second product to share."""
     found = []
-    for self_guided in (False, True):
-        for widths in LADDERS:
-            check_ladder(widths, self_guided, few)
-        for rows in (4096, 1024):
-            e = make_embeddings(rows, WIDTH, WIDTH)
-            steps = {str(w): step(partial(ladder, w, self_guided), e) for w in (None, *LADDERS)}
-            times = alternate(steps, rounds)
-            found += [
-                {
-                    "rows": rows, "self_guided": self_guided, "widths": list(widths),
-                    "cost": times[str(widths)].ratio_to(times["None"]),
-                }
-                for widths in LADDERS
-            ]  # fmt: skip
+    for self_guided, rows in itertools.product((False, True), (4096, 1024)):
+        case = LossCase(rows, guide="self" if self_guided else "model")
+        every = {str(dims): (replace(case, matryoshka_dims=dims), OURS) for dims in ((), *DIMS)}
+        times = seconds(every, rounds)
+        for dims in DIMS:
+            about = {"rows": rows, "self_guided": self_guided, "widths": list(dims)}
+            found.append({**about, "cost": quartiles(times[str(dims)], times["()"])})
     return found
-
-
-def check_ladder(widths: tuple[int, ...], self_guided: bool, e: Embeddings) -> None:
-    """Raise unless the sum over the widths is that of separate losses whose guide is the same."""
-    guide = (e.anchors.detach(), e.positives.detach()) if self_guided else e[2:]
-    parts = [
-        gist_fast.guided_contrastive_loss(e.anchors[:, :w], e.positives[:, :w], *guide, temperature=TEMPERATURE)
-        for w in widths
-    ]
-    got, want = ladder(widths, self_guided, e).item(), sum(part.item() for part in parts)
-    if not abs(got - want) < 1e-4 * want:
-        raise SystemExit(f"wrong before fast: widths {widths} give {got}, one by one {want}")
 
 
 def memory() -> dict:
     """B 32,768, float32, forward and backward: what is added to the inputs."""
-    step(ours, make_embeddings(512, WIDTH, WIDTH))()  # thread pools and libraries come up before the count
-    e = make_embeddings(32768, WIDTH, WIDTH)
-    return {"rows": 32768, "memory": peak_memory(step(ours, e))}
+    peak(LossCase(512), OURS)  # thread pools and libraries come up before the count
+    return {"rows": 32768, "memory": peak(LossCase(32768), OURS)}
 
 
 def table(results: dict) -> str:
@@ -214,10 +166,13 @@ def main() -> None:
             "sentence_transformers": partial(against_sentence_transformers, max(3, arguments.rounds // 3)),
             "plain": partial(against_plain, arguments.rounds),
             "bfloat16": partial(bfloat16, arguments.rounds),
-            "nested": partial(nested_widths, arguments.rounds),
+            "nested": partial(matryoshka, arguments.rounds),
         }.items():
             print(f"{name} ...", file=sys.stderr)
-            results[name] = run()
+            try:
+                results[name] = run()
+            except WrongResult as error:
+                raise SystemExit(f"wrong before fast: {error}") from error
         if arguments.keep:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(results, indent=2) + "\n")

@@ -7,10 +7,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from gist_fast.bench.results import machine as described
-from gist_fast.bench.timing import NOT_SEEN, Ratio
-
-VERSIONS = ("torch", "triton", "sentence-transformers", "transformers", "memeff", "inf-cl")
+from gist_fast.bench.timing import NOT_SEEN, Ratio, Timing
+from gist_fast.runtime.environment import MEASURED
+from gist_fast.runtime.environment import machine as described
 
 
 def machine() -> dict[str, Any]:
@@ -27,14 +26,20 @@ def measured_on(about: Mapping[str, Any], command: str, versions: Mapping[str, A
     """Device, versions, commit and command, as they stand below a table."""
     found = {**about, **(versions or {})}
     where = found["gpu"] if found.get("gpu") else f"{found['cpu']}, {found['threads']} threads"
-    known = [f"{name} {found[name]}" for name in VERSIONS if found.get(name)]
+    known = [f"{name} {found[name]}" for name in MEASURED if found.get(name)]
     ours = f"gist_fast {about['gist_fast']} at {about['commit'] or 'no commit'}"
     return f"{where}; {', '.join([*known, ours])}; `{command}`."
 
 
-def told(quartiles: list[float], digits: int = 1, rounds: int = 3) -> str:
+def quartiles(theirs: Timing, ours: Timing) -> list[float]:
+    """Lower quartile, median and upper quartile of ``theirs / ours``, paired round by round."""
+    ratio = theirs.against(ours)
+    return [ratio.low, ratio.median, ratio.high]
+
+
+def told(ratio: list[float], digits: int = 1, rounds: int = 3) -> str:
     """A ratio by its lower quartile, median and upper quartile; refused where it is not larger than its noise."""
-    low, middle, high = quartiles
+    low, middle, high = ratio
     if not Ratio(low, middle, high, rounds).seen:
         return NOT_SEEN
     return f"{middle:.{digits}f}x ({low:.{digits}f} to {high:.{digits}f})"

@@ -17,5 +17,5 @@ def put(text: str, parts: Mapping[str, str | None]) -> str:
         between = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
         text, times = re.subn(between, lambda old, new=new: old[0] if new is None else new, text, flags=re.DOTALL)
         if times != 1:
-            raise ValueError(f"the marks of the part {name!r} stand there {times} times; once would do.")
+            raise ValueError(f"the marks of the part {name!r} stand there {times} times; expected once.")
     return text

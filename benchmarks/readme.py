@@ -42,7 +42,7 @@ def device_of(text: str) -> str:
     """Whose figures this README shows."""
     found = DEVICE.findall(text)
     if len(found) != 1:
-        raise SystemExit(f"{README}: <!-- figures of DEVICE --> stands there {len(found)} times; once would do.")
+        raise SystemExit(f"{README}: <!-- figures of DEVICE --> stands there {len(found)} times; expected once.")
     return found[0]
 
 

@@ -25,6 +25,16 @@ const ground = (element, view) => {
   return [255, 255, 255];
 };
 
+// A picture's elements in the place of the image that it is, so that what it holds can be looked at.
+const unfold = (image, page, view) => {
+  const bytes = Uint8Array.from(atob(image.src.split(",")[1]), (letter) => letter.charCodeAt(0));
+  const parsed = new view.DOMParser().parseFromString(new TextDecoder().decode(bytes), "image/svg+xml");
+  const svg = page.importNode(parsed.documentElement, true), width = image.getBoundingClientRect().width;
+  for (const size of ["width", "height"]) svg.removeAttribute(size);
+  svg.style.cssText = `display: block; width: ${width}px; height: auto`;
+  image.replaceWith(svg);
+};
+
 const examine = (frame) => {
   const page = frame.contentDocument, view = frame.contentWindow, root = page.documentElement;
   const found = {
@@ -33,16 +43,18 @@ const examine = (frame) => {
     ground: ground(page.body, view), sticksOut: [], faint: [], small: [], leastContrast: 99, leastLetters: 99, texts: 0,
     scrolling: [], ids: [...page.querySelectorAll("[id]")].map((e) => e.id),
     headings: [...page.querySelectorAll("h1, h2, h3, h4, h5, h6")].map((e) => e.tagName),
-    pictures: [...page.querySelectorAll("svg")].map((svg) => ({
-      role: svg.getAttribute("role"), name: page.getElementById(svg.getAttribute("aria-labelledby"))?.textContent,
-      width: svg.getBoundingClientRect().width, shown: (svg.closest(".scroll") ?? root).clientWidth,
+    pictures: [...page.querySelectorAll("img")].map((image) => ({
+      name: image.alt, loaded: image.complete && image.naturalWidth > 0,
+      width: image.getBoundingClientRect().width, shown: (image.closest(".scroll") ?? root).clientWidth,
     })),
-    dangling: [...page.querySelectorAll("svg use")].filter((e) => !page.getElementById(e.getAttribute("href").slice(1))).length,
     requests: view.performance.getEntriesByType("resource").map((e) => e.name), scripts: page.scripts.length,
   };
   for (const box of page.querySelectorAll(".scroll")) {
     if (box.scrollWidth > box.clientWidth) found.scrolling.push(box.firstElementChild.tagName);
   }
+  for (const image of page.querySelectorAll('img[src^="data:image/svg+xml;base64,"]')) unfold(image, page, view);
+  const goal = (use) => (use.getAttribute("href") ?? use.getAttribute("xlink:href")).slice(1);
+  found.dangling = [...page.querySelectorAll("svg use")].filter((e) => !e.closest("svg").querySelector(`[id="${goal(e)}"]`)).length;
   const texts = page.createTreeWalker(page.body, NodeFilter.SHOW_TEXT);
   while (texts.nextNode()) {
     const element = texts.currentNode.parentElement, said = texts.currentNode.data.trim();

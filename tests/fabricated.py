@@ -5,7 +5,7 @@ from __future__ import annotations
 from gist_fast.bench.results import OUT_OF_MEMORY, UNSUPPORTED, Results, Row
 from gist_fast.bench.run import fits
 from gist_fast.profiling.run import Profile
-from gist_fast.profiling.trace import StepTimes, Work, parts
+from gist_fast.profiling.trace import StepTimes, Work, regions
 from gist_fast.runtime.profiler_regions import IDLE, NAMES, OTHER
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
@@ -51,7 +51,9 @@ def bench_results() -> Results:
                 if what != "gist_fast":
                     row.ratio = {"low": 0.9 + place, "median": 1.0 + place, "high": 1.1 + place, "rounds": 3}
                 rows.append(row)
-    rows[-1] = Row("step", {"size": 128}, 128, "st CachedGISTEmbed", "not run", "a turn would take 9.0 s: no time left")
+    rows[-1] = Row(
+        "step", {"size": 128}, 128, "st CachedGISTEmbed", "not run", "an iteration would take 9.0 s: no time left"
+    )
     for what in ("gist-fast --version", "import sentence_transformers"):
         rows.append(Row("start", {"size": 0}, 0, what, seconds={"whole": [0.1, 0.11, 0.12]}, memory=20 << 20))
     about = {"device": "cpu-2-threads", "cpu": "A CPU of some name", "threads": 2, "platform": "Linux x86_64"}
@@ -76,6 +78,6 @@ def profiled() -> Profile:
     walls = [step.wall_ms for step in steps]
     long = "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>(int, float)" * 2
     return Profile(
-        steps, parts(steps), walls, [900.0, 120.0], [512] * 5, [40_000] * 5, figures,
+        steps, regions(steps), walls, [900.0, 120.0], [512] * 5, [40_000] * 5, figures,
         [Work(long, 700, 80.0, "student forward"), Work("gemm", 300, 60.0, "student backward")],
     )  # fmt: skip

@@ -15,8 +15,8 @@ from gist_fast.runtime.errors import InputError
     ("device", "half", "installed", "implementation", "reason"),
     [
         ("cpu", True, True, None, "runs on GPUs, not on cpu"),
-        ("cuda", False, True, None, "half precision only; training with bf16 would do"),
-        ("cuda", True, False, None, r"not installed; pip install 'gist_fast\[flash\]'"),
+        ("cuda", False, True, None, "half precision only; train with bf16"),
+        ("cuda", True, False, None, r"not installed; run pip install 'gist_fast\[flash\]'"),
         ("cuda", True, True, FLASH, "is installed"),
     ],
 )
@@ -28,11 +28,12 @@ def test_choice(device, half, installed, implementation, reason, monkeypatch):
         raise AssertionError(choice.reason)
 
 
-def test_a_model_without_it_is_padded_and_says_so(tiny_student, capsys):
+def test_a_model_without_it_is_padded_and_says_so(tiny_student, caplog):
+    caplog.set_level("INFO", "gist_fast")
     # Here flash-attn is not installed, so transformers refuses it as it does for a model that lacks it.
     model = load_with_attention(str(tiny_student), "student", Attention(FLASH, ""), device="cpu")
     assert model[0].auto_model.config._attn_implementation == "sdpa"
-    assert f"does not know {FLASH}, so its texts are padded" in capsys.readouterr().err
+    assert f"does not know {FLASH}, so its texts are padded" in caplog.text
 
 
 def test_what_the_user_asked_for_wins(tiny_student):

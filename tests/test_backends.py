@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import largest_errors, make_problem, oracle, values_and_gradients
+from oracle import Problem, largest_errors, make_problem, oracle, values_and_gradients
 
 import gist_fast.functional.backends as backends
 from gist_fast import guided_contrastive_loss
-from gist_fast.functional.backends import choose_backend, explain_choice, tiled
+from gist_fast.functional.backends import choose_backend, explain_choice, kept, tiled
 from gist_fast.functional.blocks import make_blocks
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import prepare
 
 
@@ -41,7 +42,7 @@ def test_the_environment_overrides_auto_and_only_auto(monkeypatch):
 
 def test_triton_asked_for_by_name_is_refused_where_it_cannot_run(monkeypatch):
     monkeypatch.setattr(backends, "triton_obstacle", lambda *_: "there is no GPU")
-    with pytest.raises(ValueError, match=r"backend: 'triton' cannot run here: there is no GPU.*'tiled' would do"):
+    with pytest.raises(ValueError, match=r"backend: 'triton' cannot run here: there is no GPU.*Use 'auto' or 'tiled'"):
         choose_backend("triton", "cpu", torch.float32)
 
 
@@ -63,6 +64,24 @@ def test_auto_falls_back_on_a_gpu_with_one_warning(monkeypatch, caplog):
     backends._automatic.cache_clear()
 
 
+def values(problem: Problem, backend: str) -> list[torch.Tensor]:
+    loss = guided_contrastive_loss(**problem.arguments(), backend=backend, reduction="none")
+    return values_and_gradients(loss, problem)
+
+
+@cache
+def in_exact_arithmetic(shape, temperature: float, dtype: torch.dtype):
+    """A problem rounded to the type, and exactly so in float64: what both backends strive for; what it comes to, and
+    how far the reference is from that."""
+    rows, columns, negatives, width, guide_width = shape
+    rounded = make_problem(
+        rows, columns, negatives, width, guide_width, temperature=temperature, offset=(columns - rows) // 2
+    ).to(dtype)
+    exact = rounded.to(torch.float64)
+    expected = values_and_gradients(oracle(exact)[0], exact)
+    return rounded, exact, expected, largest_errors(values(rounded, "reference"), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("shape", [(252, 507, (123,), 96, 40), (64, 64, (), 7, 300)])
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
@@ -71,21 +90,8 @@ def test_tiled_is_no_worse_than_the_reference_of_its_type(monkeypatch, dtype, sh
     monkeypatch.setattr(tiled, "TILE", 64)
     if kept == "bits":
         monkeypatch.setattr(tiled, "SCORES_PAIRS", 0)
-    rows, columns, negatives, width, guide_width = shape
-    rounded = make_problem(
-        rows, columns, negatives, width, guide_width, temperature=temperature, offset=(columns - rows) // 2
-    ).to(dtype)
-    exact = rounded.to(torch.float64)  # the rounded inputs, in exact arithmetic: what both backends strive for
-    expected = values_and_gradients(oracle(exact)[0], exact)
-    ours, theirs = (
-        largest_errors(
-            values_and_gradients(
-                guided_contrastive_loss(**rounded.arguments(), backend=backend, reduction="none"), rounded
-            ),
-            expected,
-        )
-        for backend in ("tiled", "reference")
-    )
+    rounded, exact, expected, theirs = in_exact_arithmetic(shape, temperature, dtype)
+    ours = largest_errors(values(rounded, "tiled"), expected)
     *_, by_temperature = expected
     # "A little" is a step of the type that the result is stored in. The temperature's gradient is a sum over rows of
     # weight * (mean logit - positive's logit) / temperature, in which most of it cancels: its step is that of the sum,
@@ -104,20 +110,20 @@ def test_tiled_is_no_worse_than_the_reference_of_its_type(monkeypatch, dtype, sh
     negatives=st.lists(st.integers(1, 300), max_size=2),
 )
 def test_the_bound_on_mask_bytes_holds(rows, offset, more, negatives):
-    tiled.SCORES_PAIRS, before = 0, tiled.SCORES_PAIRS
+    kept.SCORES_PAIRS, before = 0, kept.SCORES_PAIRS
     try:
         check_mask_bytes(rows, offset, more, negatives)
     finally:
-        tiled.SCORES_PAIRS = before
+        kept.SCORES_PAIRS = before
 
 
 def check_mask_bytes(rows, offset, more, negatives):
     columns = [offset + rows + more, *negatives]
-    blocks = make_blocks(rows, columns, Rule(offset=offset))
+    blocks = make_blocks(rows, columns, LossConfig(), offset)
     needed = 0
     for block in blocks:
         for tile in tiled._tiles(block):
-            r, c = tiled._shape(tile)
+            r, c = tile.shape
             needed += len(list(tiled._sides(block, tile))) * r * ((c + 7) // 8)
     bound = tiled.mask_bytes(blocks, 1)
     assert needed <= bound
@@ -128,7 +134,7 @@ def check_mask_bytes(rows, offset, more, negatives):
 @given(rows=st.integers(1, 90), offset=st.integers(0, 50), more=st.integers(0, 50))
 def test_tiles_cover_every_pair_once(rows, offset, more):
     columns = offset + rows + more
-    blocks = make_blocks(rows, [columns], Rule(offset=offset))
+    blocks = make_blocks(rows, [columns], LossConfig(), offset)
     before, tiled.TILE = tiled.TILE, 16
     try:
         for block in blocks:
@@ -148,14 +154,14 @@ def test_masks_are_the_references_outside_a_band_around_the_threshold():
     """In bfloat16 the two sum the same products in another order, so only ties within rounding may part."""
     problem = make_problem(400, width=48, guide_width=64, learned_temperature=False).to(torch.bfloat16)
     student = (problem.anchors.detach(), problem.positives.detach())
-    operands = prepare(student, (problem.guide_anchors, problem.guide_positives), torch.tensor(0.05), Rule())
+    operands = prepare(student, (problem.guide_anchors, problem.guide_positives), torch.tensor(0.05), LossConfig())
     exact = operands.guide[0].double() @ operands.guide[1].double().T
     band = 4 * torch.finfo(torch.float32).eps * 64**0.5
-    near = ((exact - operands.limits[:, None].double()).abs() < band).fill_diagonal_(False)
+    near = ((exact - operands.guide_thresholds[:, None].double()).abs() < band).fill_diagonal_(False)
     inside = near.sum().item()  # the positives themselves, on the diagonal, stand at their threshold
     assert inside < 1e-3 * exact.numel()
-    clear = (exact > operands.limits[:, None].double() + band).fill_diagonal_(False)
-    possible = (exact > operands.limits[:, None].double() - band).fill_diagonal_(False)
+    clear = (exact > operands.guide_thresholds[:, None].double() + band).fill_diagonal_(False)
+    possible = (exact > operands.guide_thresholds[:, None].double() - band).fill_diagonal_(False)
     _, stats = guided_contrastive_loss(
         **problem.arguments() | {"contrast_anchors": False, "contrast_positives": False},
         backend="tiled",

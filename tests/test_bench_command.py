@@ -14,11 +14,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from browser import pictures_of
 from fabricated import bench_results
 
 from gist_fast.bench import run as runs
 from gist_fast.bench.cases import LossCase
 from gist_fast.bench.isolated import check_and_measure
+from gist_fast.bench.loss import LossSuite
 from gist_fast.bench.peers import PEERS, Peer, plain_matmul
 from gist_fast.bench.results import (
     NOT_RUN,
@@ -27,18 +29,18 @@ from gist_fast.bench.results import (
     WRONG,
     Results,
     Row,
-    machine,
     read,
     write,
-    write_new,
     write_numbered,
 )
-from gist_fast.bench.run import SUITES, Entrant, fits, run, suites_named
+from gist_fast.bench.run import SUITES, Candidate, fits, run, suites_named
 from gist_fast.bench.start import StartCase
-from gist_fast.bench.suite import SCALES, Plan
+from gist_fast.bench.suite import SCALES, Scope
 from gist_fast.bench.tables import facts, fit_table, markdown, notes, suite_table
 from gist_fast.bench.timing import LEAST_ROUNDS
+from gist_fast.runtime.environment import machine
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import write_whole
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,7 +53,7 @@ def few_peers(monkeypatch):
         return check_and_measure(suite, case, name, patience=patience, **options)
 
     monkeypatch.setattr(runs, "in_own_process", here)
-    monkeypatch.setattr(runs, "matmul_side", lambda device: 64)
+    monkeypatch.setattr(LossSuite, "matmul_side", lambda *_: 64)
     for name in ("plain compiled", "st GISTEmbedLoss", "st CachedGISTEmbed"):
         monkeypatch.delitem(PEERS, name)
 
@@ -93,7 +95,7 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
         "bench.json", "bench-loss-time.svg", "bench-loss-memory.svg", "bench-loss-share.svg",
     }  # fmt: skip
     page = report.read_text()
-    assert "share of the roofline" in page
+    assert any("share of the roofline" in svg for svg in pictures_of(page))
     assert "matrix product, float32" in page
     assert "gist_fast reference" in page
 
@@ -114,15 +116,18 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
         (("--sizes", "a"), "whole numbers from 2"),
         (("--sizes", "1,8"), "whole numbers from 2"),
         (("--dtype", "int8"), "--dtype: got 'int8'"),
-        (("--device", "tpu"), "cpu or cuda would do"),
+        (("--device", "tpu"), "--device: expected cpu or cuda, got 'tpu'"),
         (("--report", "."), "is a folder"),
-        (("--report", "bench.json", "--overwrite"), "--report: got bench.json; a page of HTML"),
+        (
+            ("--report", "bench.json", "--overwrite"),
+            "--report: expected a file that ends in .html or .htm, such as bench.html, got bench.json",
+        ),
         (("--report", "x/bench-loss-time.svg"), "such as bench-loss-time.html"),
         (("--report", "page"), "such as page.html"),
         (("--sizes", ""), "whole numbers from 2"),
         (("--sizes", "8,1e3"), "whole numbers from 2"),
-        (("--suite", ""), "--suite: got ''"),
-        (("--suite", "loss,"), "--suite: got ''"),
+        (("--suite", ""), "step, start, got ''"),
+        (("--suite", "loss,"), "step, start, got ''"),
         (
             ("--suite", "start", "--sizes", "8"),
             "--sizes: says nothing to --suite start; leave it out, or name any of loss",
@@ -134,7 +139,7 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
         (("--scale", "huge"), "--scale: got 'huge'"),
         (("--scale", "large", "--quick"), "keep one of the two"),
         (("--seconds", "nan"), "--seconds"),
-        (("--seconds", "inf"), "--seconds: got inf"),
+        (("--seconds", "inf"), "--seconds: expected a number such as 60, got inf"),
         (("--seconds", "0"), "--seconds"),
         (("--seconds", "soon"), "--seconds"),
         (("--output", "taken"), "taken is a file"),
@@ -173,11 +178,11 @@ def timed(size=16) -> Results:
 
 
 def test_what_was_measured_is_shown_where_it_cannot_be_written(run_command, tmp_path, monkeypatch):
-    def full(path, text):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runs, "run", lambda *_, **__: timed())
-    monkeypatch.setattr("gist_fast.bench.results.write_new", full)
+    monkeypatch.setattr("gist_fast.runtime.files.put", full)
     found = run_command("bench", "--output", tmp_path)
     assert found.code == 2
     assert "cannot be written (No space left on device)" in found.err
@@ -230,10 +235,10 @@ class TestShow:
         assert read(file) == bench_results()
 
     def test_plots_that_cannot_be_written_are_an_error(self, run_command, file, monkeypatch):
-        def full(path, text):
+        def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("gist_fast.bench.results.write_new", full)
+        monkeypatch.setattr("gist_fast.runtime.files.put", full)
         found = run_command("bench", "show", file, "--plots")
         assert (found.code, found.out) == (2, "")
         assert "bench-2-loss-time.svg cannot be written (No space left on device)" in found.err
@@ -267,7 +272,7 @@ def test_plots_without_their_results_are_not_replaced(tmp_path):
     (tmp_path / "bench-3-engine-time.svg").write_text("of another suite")
     assert write_numbered(tmp_path, timed()).name == "bench-3.json"
     with pytest.raises(FileExistsError):
-        write_new(tmp_path / "bench-loss-time.svg", "")
+        write_whole(tmp_path / "bench-loss-time.svg", "")
     assert (tmp_path / "bench-loss-time.svg").read_text() == "an earlier one"
 
 
@@ -279,27 +284,27 @@ def test_without_any_figure_the_command_fails_and_says_what_would_do(run_command
     found = run_command("bench", "--seconds", "8", "--output", tmp_path)
     assert (found.code, found.out) == (2, "")
     assert (
-        "nothing was timed within the 8 s that were planned (gist_fast in the suite loss not run: the time was up); a "
-        "larger --seconds, smaller --sizes or fewer suites would do." in found.err
+        "nothing was timed within the 8 s that were planned (gist_fast in the suite loss not run: the time was up); "
+        "give a larger --seconds, smaller --sizes or fewer suites." in found.err
     )
     for row in results.rows:
         row.outcome, row.why = "wrong", "by far"
     found = run_command("bench", "--output", tmp_path)
-    assert "(gist_fast in the suite loss wrong: by far); other --sizes" in found.err
+    assert "(gist_fast in the suite loss wrong: by far); give other --sizes" in found.err
     assert not list(tmp_path.iterdir())
 
 
 def test_sizes_by_scale():
-    sizes = {scale: [case.size for case in SUITES["loss"].cases(Plan((), scale=scale))] for scale in SCALES}
+    sizes = {scale: [case.size for case in SUITES["loss"].cases(Scope((), scale=scale))] for scale in SCALES}
     assert sizes["small"] == [256, 512, 1024, 2048]
     assert sizes["medium"] == [256, 512, 1024, 2048, 4096, 8192]
     assert sizes["large"] == [4 * size for size in sizes["medium"]]
-    assert [case.size for case in SUITES["step"].cases(Plan((), scale="large"))] == [128, 256, 512, 1024]
-    assert [case.size for case in SUITES["step"].cases(Plan((8,), scale="large"))] == [8]
+    assert [case.size for case in SUITES["step"].cases(Scope((), scale="large"))] == [128, 256, 512, 1024]
+    assert [case.size for case in SUITES["step"].cases(Scope((8,), scale="large"))] == [8]
 
 
 def test_once_the_time_is_up_nothing_is_begun(monkeypatch, few_peers):
-    results = run([SUITES["loss"], SUITES["start"]], Plan((16, 24)), command="", budget=1e-9)
+    results = run([SUITES["loss"], SUITES["start"]], Scope((16, 24)), command="", budget=1e-9)
     assert {row.outcome for row in results.rows} == {"not run", "not supported"}
     assert {row.why for row in results.rows if row.size == 16 and row.outcome == "not run"} == {"the time was up"}
     assert suite_table(results, "loss")[1][0][:2] == ["16", "gist_fast"]
@@ -318,7 +323,7 @@ def test_what_cannot_fit_is_a_row_by_formula_and_larger_cases_too(monkeypatch, f
         return 1e18 if case.rows > 20 else 0.0
 
     monkeypatch.setitem(PEERS, "plain", Peer("plain", lambda case: None, plain_matmul, huge))
-    results = run([SUITES["loss"]], Plan((16, 24, 40)), command="", budget=300.0)
+    results = run([SUITES["loss"]], Scope((16, 24, 40)), command="", budget=300.0)
     rows = [row for row in results.rows if row.what == "plain"]
     assert [row.outcome for row in rows] == ["ok", "out of memory", "out of memory"]
     assert re.fullmatch(
@@ -333,27 +338,29 @@ def test_what_cannot_fit_is_a_row_by_formula_and_larger_cases_too(monkeypatch, f
 
 def test_what_would_take_too_long_is_left_out(monkeypatch, few_peers):
     monkeypatch.setattr(runs, "_expected", lambda smaller, size, *_, **__: 0.0 if smaller is None else 1e4)
-    results = run([SUITES["loss"]], Plan((16, 24)), command="", budget=300.0)
+    results = run([SUITES["loss"]], Scope((16, 24)), command="", budget=300.0)
     whys = {row.outcome: row.why for row in results.rows if row.what == "gist_fast"}
-    assert re.search(r"a turn would take some 10000\.0 s, and 3 of them more than the [\d.]+ s for it", whys["not run"])
+    assert re.search(
+        r"an iteration would take some 10000\.0 s, and 3 of them more than the [\d.]+ s for it", whys["not run"]
+    )
 
 
-def entrant(size, seconds, smaller=None):
-    return Entrant(Row("loss", {}, size, "x", seconds={"both": [seconds] * 3}), 9.0, smaller)
+def candidate(size, seconds, smaller=None):
+    return Candidate(Row("loss", {}, size, "x", seconds={"both": [seconds] * 3}), 9.0, smaller)
 
 
 @pytest.mark.parametrize(
     ("smaller", "baseline", "expected"),
     [
         (None, False, 0.0),
-        (entrant(16, 1e-3), False, 1e-3 * 16**2),
-        (entrant(16, 1e-3), True, 0.0),  # it may be all overhead
-        (entrant(16, 1e-3, entrant(4, 0.9e-3)), True, 1e-3 * 16),  # no less than in proportion
-        (entrant(16, 8e-3, entrant(4, 1e-3)), True, 8e-3 * 16**1.5),
-        (entrant(16, 8e-3, entrant(4, 1e-3)), False, 8e-3 * 16**1.5),
-        (entrant(16, 1.0, entrant(4, 1e-3)), False, 1.0 * 16**2),  # no more than it is known to grow
-        (entrant(16, 1e-3, entrant(0, 1e-3)), False, 1e-3 * 16**2),
-        (entrant(512, 1e-3), False, 0.0),
+        (candidate(16, 1e-3), False, 1e-3 * 16**2),
+        (candidate(16, 1e-3), True, 0.0),  # it may be all overhead
+        (candidate(16, 1e-3, candidate(4, 0.9e-3)), True, 1e-3 * 16),  # no less than in proportion
+        (candidate(16, 8e-3, candidate(4, 1e-3)), True, 8e-3 * 16**1.5),
+        (candidate(16, 8e-3, candidate(4, 1e-3)), False, 8e-3 * 16**1.5),
+        (candidate(16, 1.0, candidate(4, 1e-3)), False, 1.0 * 16**2),  # no more than it is known to grow
+        (candidate(16, 1e-3, candidate(0, 1e-3)), False, 1e-3 * 16**2),
+        (candidate(512, 1e-3), False, 0.0),
     ],
 )
 def test_what_a_turn_is_expected_to_take(smaller, baseline, expected):
@@ -369,10 +376,10 @@ def test_ours_is_not_left_out_for_a_small_size_that_is_all_overhead(monkeypatch,
         return expected(smaller, size, *grows, baseline=baseline)
 
     monkeypatch.setattr(runs, "_expected", watched)
-    results = run([SUITES["loss"]], Plan((2, 512, 600)), command="", budget=20.0)
+    results = run([SUITES["loss"]], Scope((2, 512, 600)), command="", budget=20.0)
     assert known == [(512, 2, None), (600, 512, 2)]
     rows = [row for row in results.rows if row.what == "gist_fast"]
-    # By the square of the sizes' ratio its turns would have taken more than there was.
+    # By the square of the sizes' ratio its iterations would have taken more than there was.
     assert [row.outcome for row in rows] == [OK] * 3, rows
     assert LEAST_ROUNDS * rows[0].timing().median * 256**2 > 20.0
 
@@ -381,7 +388,7 @@ def test_the_start_of_the_server_is_not_on_the_clock(monkeypatch, few_peers):
     late = [0.0]
     monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(late)))
     monkeypatch.setattr(runs, "start_server", lambda: late.append(1e6))
-    results = run([SUITES["loss"]], Plan((16,)), command="", budget=300.0)
+    results = run([SUITES["loss"]], Scope((16,)), command="", budget=300.0)
     assert {row.outcome for row in results.rows if row.what == "gist_fast"} == {OK}
     assert results.seconds > 1e6
 
@@ -391,8 +398,8 @@ def test_the_cheap_are_timed_however_long_entering_took(monkeypatch, few_peers):
         time.sleep(1.5)
 
     monkeypatch.setattr(SUITES["loss"], "check", slow_to_enter)
-    monkeypatch.setattr(runs, "take_turns", partial(runs.take_turns, budget=0.0))
-    results = run([SUITES["loss"]], Plan((16,)), command="", budget=60.0)
+    monkeypatch.setattr(runs, "time_iterations", partial(runs.time_iterations, budget=0.0))
+    results = run([SUITES["loss"]], Scope((16,)), command="", budget=60.0)
     assert {row.outcome for row in results.rows} == {OK, UNSUPPORTED}
 
 
@@ -432,7 +439,7 @@ def test_suites_by_name():
     assert [suite.name for suite in suites_named("step,step")] == ["step"]
     assert [suite.name for suite in suites_named(None)] == ["loss", "engine", "guide", "step", "start"]
     assert [suite.name for suite in suites_named(None, "cuda:0")] == list(SUITES)
-    with pytest.raises(InputError, match="loss, self, unguided, engine, guide, step, start would do"):
+    with pytest.raises(InputError, match="expected any of loss, self, unguided, engine, guide, step, start, got"):
         suites_named("")
 
 
@@ -449,7 +456,7 @@ def test_waiting_threads_sleep_unless_told_otherwise(tmp_path, given, found):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == found, done.stderr
-    assert "--device: got 'no device'" in done.stderr
+    assert "--device: expected cpu or cuda, got 'no device'" in done.stderr
 
 
 def test_all_that_the_command_needs_is_installed_with_it():
@@ -464,7 +471,7 @@ def test_all_that_the_command_needs_is_installed_with_it():
 @pytest.mark.slow
 def test_every_suite_runs_at_its_smallest(run_command, tmp_path):
     chosen = ("--suite", ",".join(SUITES), "--sizes", "8")
-    found = run_command("bench", *chosen, "--seconds", "900", "--output", tmp_path, "--json")
+    found = run_command("bench", *chosen, "--seconds", "150", "--output", tmp_path, "--json")
     assert found.code == 0, found.err
     rows = json.loads(found.out)["rows"]
     assert {row["suite"] for row in rows} == set(SUITES)

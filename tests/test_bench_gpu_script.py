@@ -16,11 +16,12 @@ PARTS = ("environment", "check", "speed", "memory", "peers", "suites", "profile"
 # Stands for Python: notes its part, and does to it what BREAK asks for. What gathers results is the real thing.
 STUB = f"""#!{sys.executable}
 import json, os, pathlib, runpy, signal, sys, time
-if sys.argv[1].endswith("gpu_results.py"):
-    sys.argv = sys.argv[1:]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+if sys.argv[2] == "benchmarks.gpu.results":
+    sys.argv = sys.argv[2:]
+    sys.path.insert(0, os.getcwd())
+    runpy.run_module(sys.argv[0], run_name="__main__")
     sys.exit()
-what, arguments = sys.argv[2], sys.argv[3:]
+what, arguments = sys.argv[3], sys.argv[4:]
 out = pathlib.Path(arguments[arguments.index("--out") + 1])
 (out / "parts").mkdir(exist_ok=True)
 (out / "parts" / (what + ".json")).write_text(json.dumps({{"begun": what}}))

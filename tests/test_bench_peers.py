@@ -17,8 +17,8 @@ from gist_fast.bench import exact, isolated, peers
 from gist_fast.bench.cases import BLOCKS, LossCase, WrongResult, coarse, exact_gradients
 from gist_fast.bench.isolated import check_and_measure, in_own_process
 from gist_fast.bench.loss import LossSuite
-from gist_fast.bench.memory import available_memory, is_out_of_memory, peak_memory
 from gist_fast.bench.peers import PEERS, Peer
+from gist_fast.runtime.memory import free_memory, is_out_of_memory, peak_memory
 
 SUITE = LossSuite()
 KINDS = [(guide, blocks) for guide, blocks in product(("model", "self", "none"), (BLOCKS, ("ap",), ("ap", "pp")))]
@@ -127,18 +127,20 @@ def test_the_tiled_backend_is_a_competitor_on_a_card_alone(monkeypatch):
     assert peer.obstacle(LossCase(64)) == "where there is no card, it is what auto takes"
     assert peer.obstacle(LossCase(64, device="cuda:0")) is None
     taken = []
-    monkeypatch.setattr("gist_fast.guided_contrastive_loss", lambda *_, backend, **__: taken.append(backend))
+    function = "gist_fast.functional.function.guided_contrastive_loss"
+    monkeypatch.setattr(function, lambda *_, backend, **__: taken.append(backend))
     case = LossCase(61, 24, 17)
     peer.make(case)(case.embeddings())
     assert taken == ["tiled"]
 
 
-def test_sentence_transformers_has_a_size_that_fits_the_card_s_memory(monkeypatch):
-    from benchmarks import gpu_suites
+def test_sentence_transformers_has_a_size_that_fits_the_card_s_memory(monkeypatch, tmp_path):
+    from benchmarks.gpu import suites
+    from benchmarks.gpu.bench import Bench
 
     plans = []
-    monkeypatch.setattr("gist_fast.bench.run.run", lambda suites, plan, **_: plans.append(plan))
-    gpu_suites.peers(SimpleNamespace(toy=False))
+    monkeypatch.setattr("benchmarks.gpu.bench.run", lambda suites, plan, **_: plans.append(plan))
+    suites.peers(Bench(tmp_path, "peers", toy=False))
     cases = SUITE.cases(plans[0])
     bytes_of = [PEERS["st GISTEmbedLoss"].least_memory(case) for case in cases]
     assert bytes_of[0] == 13.5 * 2**30 < 0.8 * 80e9 < bytes_of[1]
@@ -207,7 +209,7 @@ def test_a_call_that_takes_too_much_is_an_outcome_and_the_process_lives():
 @pytest.mark.parametrize(
     ("cold", "budget", "patience", "found"),
     [
-        (7.2, 12.0, 60.0, 0.1),  # 2 x 7.2 s are more than 12: a second turn tells
+        (7.2, 12.0, 60.0, 0.1),  # 2 x 7.2 s are more than 12: a second iteration tells
         (7.2, 15.0, 60.0, 7.2),  # no need of one
         (7.2, 7.0, 60.0, 7.2),  # the first alone is more than there is
         (4.9, 1.0, 60.0, 0.1),  # so little is worth it anyhow
@@ -215,24 +217,24 @@ def test_a_call_that_takes_too_much_is_an_outcome_and_the_process_lives():
     ],
 )
 def test_who_was_slow_because_it_was_cold_takes_a_second_turn(monkeypatch, cold, budget, patience, found):
-    now, turns = [0.0], iter((cold, 0.1))
+    now, iterations = [0.0], iter((cold, 0.1))
 
-    def turn():
-        now[0] += next(turns)
+    def iteration():
+        now[0] += next(iterations)
 
     monkeypatch.setattr(isolated, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     for name in ("check", "check_whole"):
         monkeypatch.setattr(SUITE, name, lambda case, name: None)
-    monkeypatch.setattr(SUITE, "build", lambda case, name: {"whole": turn})
+    monkeypatch.setattr(SUITE, "build", lambda case, name: {"whole": iteration})
     outcome = check_and_measure(SUITE, LossCase(8), "plain", budget=budget, patience=patience)
     assert (outcome.outcome, outcome.seconds) == ("ok", pytest.approx(found))
 
 
 def test_what_torch_holds_of_a_card_counts_as_free(monkeypatch):
-    held = [3 << 30]
-    monkeypatch.setattr(torch.cuda, "empty_cache", held.clear)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((8 << 30) - sum(held), 8 << 30))
-    assert available_memory("cuda:0") == 8 << 30
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 4 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 << 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 << 30, 9 << 30))
+    assert free_memory("cuda:0") == 8 << 30
 
 
 def test_patience_ends():

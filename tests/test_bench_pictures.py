@@ -8,8 +8,8 @@ import pytest
 from fabricated import bench_results
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra bench)")
+from gist_fast.bench import plots as pictures
 from gist_fast.bench.results import NOT_RUN, OUT_OF_MEMORY, WRONG
-from gist_fast.report import bench as pictures
 from gist_fast.report import plots
 
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from gist_fast.bench.results import _commit
+from gist_fast.runtime.environment import commit as _commit
 
 FILES = (
     "gist_fast/__init__.py",

@@ -1,4 +1,4 @@
-"""Timing: turns, budgets, quartiles, and when a ratio is too noisy to print; on a clock made here."""
+"""Timing: iterations, budgets, quartiles, and when a ratio is too noisy to print; on a clock made here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gist_fast.bench.timing import (
     Stopwatch,
     Timing,
     log_quartiles,
-    take_turns,
+    time_iterations,
 )
 
 
@@ -79,45 +79,47 @@ def test_ratios_are_paired_within_rounds_that_both_took_part_in():
 
 def test_turns_alternate_and_turn_round():
     clock = Clock()
-    turns = take_turns({"a": constant("a", 1.0), "b": constant("b", 2.0)}, stopwatch=clock, most=3)
-    assert clock.calls[4:] == ["a", "b", "b", "a", "a", "b"]  # after two turns each to warm up
-    assert turns["a"].parts["whole"].rounds == (1.0,) * 3
+    iterations = time_iterations({"a": constant("a", 1.0), "b": constant("b", 2.0)}, stopwatch=clock, most=3)
+    assert clock.calls[4:] == ["a", "b", "b", "a", "a", "b"]  # after two iterations each to warm up
+    assert iterations["a"].parts["whole"].rounds == (1.0,) * 3
 
 
 def test_the_slow_take_fewer_turns_and_the_slowest_none():
     clock = Clock()
     competitors = {"fast": constant("fast", 0.1), "slow": constant("slow", 2.0), "never": constant("never", 9.0)}
-    turns = take_turns(competitors, stopwatch=clock, budget=20.0, most=15)
-    rounds = {name: len(turn.parts["whole"].rounds) for name, turn in turns.items() if turn.parts}
+    iterations = time_iterations(competitors, stopwatch=clock, budget=20.0, most=15)
+    rounds = {name: len(one.parts["whole"].rounds) for name, one in iterations.items() if one.parts}
     assert rounds == {"fast": 15, "slow": 9}  # of the 18.5 s that the fast leaves
-    assert turns["never"].left_out == "a turn takes 9.0 s, and 3 of them more than the 13.7 s that are left for it"
+    assert iterations["never"].skipped == (
+        "an iteration takes 9.0 s, and 3 of them more than the 13.7 s that are left for it"
+    )
     assert clock.calls.count("never") == 2
 
 
 def test_everyone_who_takes_part_takes_enough_turns():
-    turns = take_turns({n: constant(n, 5.0) for n in "abc"}, stopwatch=Clock(), budget=46.0, most=15)
-    assert {len(turn.parts["whole"].rounds) for turn in turns.values()} == {LEAST_ROUNDS}
+    iterations = time_iterations({n: constant(n, 5.0) for n in "abc"}, stopwatch=Clock(), budget=46.0, most=15)
+    assert {len(one.parts["whole"].rounds) for one in iterations.values()} == {LEAST_ROUNDS}
 
 
 def test_all_that_take_part_stay_within_the_budget_but_for_those_that_ratios_need():
     competitors = {"late": constant("late", 4.0), "ours": constant("ours", 9.0), "early": constant("early", 3.0)}
     clock = Clock()
-    turns = take_turns(competitors, stopwatch=clock, budget=36.0, always=("ours",))
+    iterations = time_iterations(competitors, stopwatch=clock, budget=36.0, always=("ours",))
     assert clock.calls[:2] == ["ours", "ours"]
-    assert {name: len(turn.parts["whole"].rounds) for name, turn in turns.items() if turn.parts} == {
+    assert {name: len(one.parts["whole"].rounds) for name, one in iterations.items() if one.parts} == {
         "ours": LEAST_ROUNDS,
         "early": LEAST_ROUNDS,
     }
-    assert "a turn takes 4.0 s" in turns["late"].left_out
+    assert "an iteration takes 4.0 s" in iterations["late"].skipped
     # Twice the budget for ours alone: it is timed all the same.
-    assert take_turns(competitors, stopwatch=Clock(), budget=13.0, always=("ours",))["ours"].parts
+    assert time_iterations(competitors, stopwatch=Clock(), budget=13.0, always=("ours",))["ours"].parts
 
 
 def test_beyond_some_seconds_nobody_takes_more_than_the_least():
     def rounds(beyond: float) -> list[int]:
         competitors = {"a": constant("a", 1.0), "b": constant("b", 2.0)}
-        turns = take_turns(competitors, stopwatch=Clock(), budget=100.0, beyond=beyond)
-        return [len(turns[name].parts["whole"].rounds) for name in "ab"]
+        iterations = time_iterations(competitors, stopwatch=Clock(), budget=100.0, beyond=beyond)
+        return [len(iterations[name].parts["whole"].rounds) for name in "ab"]
 
     assert rounds(9.0) == [3, 3]
     assert rounds(15.0) == [6, 4]
@@ -126,36 +128,38 @@ def test_beyond_some_seconds_nobody_takes_more_than_the_least():
 
 def test_a_first_turn_that_compiles_is_not_what_is_to_be_expected():
     seconds = iter([8.0, *[0.5] * 20])
-    turns = take_turns({"a": {"whole": lambda: ("a", next(seconds))}}, stopwatch=Clock(), budget=30.0)
-    assert len(turns["a"].parts["whole"].rounds) == 15
+    iterations = time_iterations({"a": {"whole": lambda: ("a", next(seconds))}}, stopwatch=Clock(), budget=30.0)
+    assert len(iterations["a"].parts["whole"].rounds) == 15
     # Also where the first alone, three times over, would be more than the budget; not where it is the budget.
     for cold, rounds in ((20.0, 15), (31.0, 0)):
         seconds = iter([cold, *[0.5] * 20])
-        found = take_turns({"a": {"whole": lambda: ("a", next(seconds))}}, stopwatch=Clock(), budget=30.0)  # noqa: B023
+        found = time_iterations({"a": {"whole": lambda: ("a", next(seconds))}}, stopwatch=Clock(), budget=30.0)  # noqa: B023
         assert len(found["a"].parts["whole"].rounds if found["a"].parts else ()) == rounds
 
 
 def test_second_turns_after_long_ones_take_no_more_than_the_budget_once_over():
     clock = Clock()
-    take_turns({name: constant(name, 4.0) for name in "abcd"}, stopwatch=clock, budget=11.0)
+    time_iterations({name: constant(name, 4.0) for name in "abcd"}, stopwatch=clock, budget=11.0)
     assert clock.calls == ["a", "a", "b", "b", "c", "d"]
 
 
 def test_the_cheap_have_three_rounds_whatever_is_left():
     competitors = {"ours": constant("ours", 4.0), "cheap": constant("cheap", 0.3), "dear": constant("dear", 0.4)}
-    turns = take_turns(competitors, stopwatch=Clock(), budget=11.0, always=("ours",))
-    assert [len(turns[name].parts["whole"].rounds) for name in ("ours", "cheap")] == [LEAST_ROUNDS] * 2
-    assert turns["dear"].left_out == "a turn takes 0.4 s, and 3 of them more than the 0.0 s that are left for it"
+    iterations = time_iterations(competitors, stopwatch=Clock(), budget=11.0, always=("ours",))
+    assert [len(iterations[name].parts["whole"].rounds) for name in ("ours", "cheap")] == [LEAST_ROUNDS] * 2
+    assert iterations["dear"].skipped == (
+        "an iteration takes 0.4 s, and 3 of them more than the 0.0 s that are left for it"
+    )
 
 
 def test_once_the_time_is_up_no_turn_begins():
     clock = Clock()
     up = {"out_of_time": lambda: len(clock.calls) >= 7}
-    turns = take_turns({"a": constant("a", 1.0), "b": constant("b", 1.0)}, stopwatch=clock, **up)
+    iterations = time_iterations({"a": constant("a", 1.0), "b": constant("b", 1.0)}, stopwatch=clock, **up)
     assert len(clock.calls) == 7
-    assert [len(turns[name].parts["whole"].rounds) for name in "ab"] == [1, 2]
+    assert [len(iterations[name].parts["whole"].rounds) for name in "ab"] == [1, 2]
     clock.calls *= 9
-    assert {turn.left_out for turn in take_turns({"a": constant("a", 1.0)}, stopwatch=clock, **up).values()} == {
+    assert {one.skipped for one in time_iterations({"a": constant("a", 1.0)}, stopwatch=clock, **up).values()} == {
         NO_TIME
     }
 
@@ -163,8 +167,12 @@ def test_once_the_time_is_up_no_turn_begins():
 def test_parts_are_timed_apart_and_together():
     clock = Clock()
     parts = {"forward": lambda: ("f", 1.0), "backward": lambda: ("b", 3.0)}
-    turns = take_turns({"a": parts}, stopwatch=clock, most=3)
-    assert {name: timing.median for name, timing in turns["a"].parts.items()} == {"forward": 1, "backward": 3, BOTH: 4}
+    iterations = time_iterations({"a": parts}, stopwatch=clock, most=3)
+    assert {name: timing.median for name, timing in iterations["a"].parts.items()} == {
+        "forward": 1,
+        "backward": 3,
+        BOTH: 4,
+    }
 
 
 def test_a_card_that_is_not_the_current_one_is_timed_on_itself(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -11,17 +12,21 @@ from pathlib import Path
 
 import pytest
 
+from gist_fast.bench.results import OUT_OF_MEMORY, Results, Row, read, write
+
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 
 
 def part(out: Path, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    script = SCRIPT.with_name("gpu_results.py") if arguments[0] in ("ended", "table") else SCRIPT
-    command = [sys.executable, str(script), *arguments, "--out", str(out)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    module = "benchmarks.gpu.results" if arguments[0] in ("ended", "table") else "benchmarks.gpu"
+    command = [sys.executable, "-m", module, *arguments, "--out", str(out)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.longest
 def test_parts_write_results_and_the_table_shows_them(tmp_path: Path) -> None:
     for name in ("environment", "check", "speed"):
         run = part(tmp_path, name, "--toy")
@@ -35,15 +40,18 @@ def test_parts_write_results_and_the_table_shows_them(tmp_path: Path) -> None:
     assert {"commit", "torch", "triton", "matmul_tflops"} <= set(results["environment"])
     assert not results["check"]["wrong"]
     assert all(error < 1e-5 for name, error in results["check"]["relative_errors"].items() if "float32" in name)
-    for row in results["speed"]["rows"]:
-        batch, guide, width = 40, 16, row["width"]
+    found = read(tmp_path / results["speed"]["file"])
+    assert {row.what for row in found.rows} >= {"gist_fast", "gist_fast recompute", "plain"}
+    for row, rate in itertools.product(found.rows, found.rates):
+        assert row.outcome == "ok", row
+        batch, guide, width = 40, 16, row.case["width"]
         flops = 2 * batch * batch * (10 * width + 2 * guide)
-        seconds = (row["forward_ms"] + row["backward_ms"]) / 1e3
         for name in ("forward", "backward"):
-            low, median, high = row[f"{name}_ms_quartiles"]
-            assert low <= median == row[f"{name}_ms"] <= high
-        assert row["tflops"] == pytest.approx(flops / seconds / 1e12)
-        assert row["share_of_matmul"] == pytest.approx(row["tflops"] / results["speed"]["matmul_tflops"])
+            assert len(row.seconds[name]) >= 3
+        both = zip(rate["seconds"], row.seconds["both"], strict=False)
+        shares = [flops / taken * product / rate["flops"] for product, taken in both]
+        assert row.share["low"] <= row.share["median"] <= row.share["high"]
+        assert min(shares) <= row.share["median"] * (1 + 1e-9) and row.share["median"] <= max(shares) * (1 + 1e-9)
     assert results["memory"] == {"ended": "exit code 1", "log": "out of memory"}
 
     counted = {"batch": 9, "keep_bytes": 7e9, "keep_as_promised": True, "recompute_bytes": 2e9}
@@ -52,15 +60,25 @@ def test_parts_write_results_and_the_table_shows_them(tmp_path: Path) -> None:
     table = part(tmp_path, "table").stdout
     assert "keep: 7.00 GB, as promised" in table
     assert "recompute: 2.00 GB, MORE THAN PROMISED" in table
-    assert "triton recompute" in table
-    # Of one repeat there is no spread.
-    assert re.search(r"eager .* forward no difference seen, backward no difference seen", table)
+    assert "gist_fast recompute" in table
     assert "guide by chunks" in table
     assert "memory: exit code 1" in table
 
 
+def test_a_checkout_is_enough() -> None:
+    """Where nothing is installed, importing the benchmark is what makes the kernels known."""
+    code = (
+        "import sys; sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]; "
+        "import benchmarks.gpu, gist_fast, gist_fast.kernels.config as config; "
+        "print(gist_fast.__file__, config.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    found = [Path(name) for name in done.stdout.split()]
+    assert found == [ROOT / "gist_fast" / "__init__.py", ROOT / "kernels" / "config.py"], done.stderr[-2000:]
+
+
 def test_the_limits_of_all_parts_stay_under_nine_minutes() -> None:
-    script = SCRIPT.with_name("gpu.sh").read_text()
+    script = SCRIPT.read_text()
     limits = [int(line.split()[1]) for line in script.splitlines() if line.strip().startswith("part ")]
     assert len(limits) == 10
     between = {name: int(seconds) for name, seconds in re.findall(r"\b([A-Z]+ING)=(\d+)", script)}
@@ -74,51 +92,64 @@ def test_the_limits_of_all_parts_stay_under_nine_minutes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "repeats", "ratio"),
+    ("ratio", "told"),
     [
-        ([1.9, 2.0, 2.1], [0.9, 1.0, 1.1], 5, 2.0),
-        ([0.9, 1.0, 1.1], [1.9, 2.0, 2.1], 5, 0.5),
-        ([1.9, 2.0, 2.1], [0.9, 1.0, 1.1], 2, None),
-        # Together they spread by more than they differ, though either alone does not.
-        ([1.3, 1.5, 1.7], [0.9, 1.0, 1.1], 5, None),
+        ({"low": 1.9, "median": 2.0, "high": 2.1, "rounds": 5}, "2.0x (1.9 to 2.1)"),
+        ({"low": 0.4, "median": 0.5, "high": 0.6, "rounds": 5}, "0.5x (0.4 to 0.6)"),
+        ({"low": 1.9, "median": 2.0, "high": 2.1, "rounds": 2}, "no difference seen"),
+        ({"low": 1.1, "median": 1.5, "high": 1.9, "rounds": 5}, "no difference seen"),
+        (None, None),
     ],
 )
-def test_no_ratio_within_the_spread(theirs, ours, repeats, ratio) -> None:
-    from benchmarks.gpu import over, to_ours
+def test_no_ratio_within_the_spread(ratio, told, tmp_path, capsys) -> None:
+    from benchmarks.gpu.results import table
 
-    assert over(theirs, ours, repeats) == ratio
+    seconds = {"forward": [1e-3] * 5, "backward": [2e-3] * 5}
     rows = [
-        {"what": what, "width": 24, "forward_ms_quartiles": times, "backward_ms_quartiles": times}
-        for what, times in (("triton", ours), ("eager", theirs))
+        Row("speed", {"width": 24}, 40, "plain", seconds=seconds, ratio=ratio),
+        Row("speed", {"width": 24}, 40, "plain compiled", OUT_OF_MEMORY, "ran out"),
     ]
-    assert to_ours(rows[1], rows[:1], repeats) == {"forward_over_ours": ratio, "backward_over_ours": ratio}
-    assert to_ours({"what": "eager", "width": 24, "failed": "no memory"}, rows[:1], repeats) == {}
+    write(tmp_path / "bench-speed.json", Results({}, "benchmarks/gpu.sh", rows=rows))
+    (tmp_path / "results.json").write_text(json.dumps({"speed": {"file": "bench-speed.json"}}))
+    table(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("plain  ")]
+    assert "1.00 (1.00 to 1.00)" in line and "2.00 (2.00 to 2.00)" in line
+    assert line.endswith(told) if told else line.endswith("-")
+    assert any(line.startswith("plain compiled") and line.endswith("out of memory: ran out") for line in lines)
 
 
 def test_what_is_wrong_is_not_timed(tmp_path: Path) -> None:
-    from benchmarks.gpu import Bench, plain_loss, time_both
+    from benchmarks.gpu.bench import Bench
+    from benchmarks.gpu.speed import SpeedSuite
+    from gist_fast.bench.peers import PEERS, Peer
 
+    plain = PEERS["plain"]
+    wrong = Peer("wrong", plain.obstacle, lambda case: lambda e: 1.1 * plain.make(case)(e))
     bench = Bench(tmp_path, "speed", toy=True)
-    times = {f"{name}_ms{more}" for name in ("forward", "backward") for more in ("", "_quartiles")}
-    assert set(time_both(bench, plain_loss, 24)) == times
-    off = time_both(bench, lambda *given: 1.01 * plain_loss(*given), 24)
-    assert off == {"failed": "wrong: relative error 1.0e-02 at B 20"}
+    bench.measure([SpeedSuite(bench, {"plain": plain, "wrong": wrong})], "found.json", 1.0)
+    right, off = read(tmp_path / "found.json").rows
+    assert (right.outcome, set(right.seconds)) == ("ok", {"forward", "backward", "both"})
+    assert (off.outcome, off.seconds) == ("wrong", {})
+    assert off.why == "relative error of the loss 1.0e-01 at B 40, allowed 2e-02"
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_the_whole_script_runs_without_a_gpu(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TOY": "1", "OUT": str(tmp_path), "PYTHON": sys.executable}
     # On a machine with other work.
     environment |= {"PATIENCE": "5", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([SCRIPT.with_suffix(".sh")], env=environment, capture_output=True, text=True)
+    run = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     results = json.loads((tmp_path / "results.json").read_text())
     assert {"environment", "check", "speed", "memory", "peers", "suites", "profile", "tests", "tuned"} <= set(results)
     assert {name: part["ended"] for name, part in results.items() if "ended" in part} == {}
-    assert all("failed" not in row for name in ("speed", "tuned") for row in results[name]["rows"])
+    for name in ("speed", "tuned"):
+        rows = read(tmp_path / f"bench-{name}.json").rows
+        assert rows and all(row.outcome == "ok" and row.seconds for row in rows)
     for file, suites in (("bench.json", {"loss"}), ("bench-models.json", {"step", "engine"})):
-        rows = json.loads((tmp_path / file).read_text())["rows"]
-        assert {row["suite"] for row in rows if row["outcome"] == "ok"} == suites
+        assert {row.suite for row in read(tmp_path / file).rows if row.outcome == "ok"} == suites
     assert (tmp_path / "profile" / "trace.json.gz").exists()
     assert not list(tmp_path.rglob("*.safetensors")), "weights of a model that is of no use"
     assert "share" in run.stdout

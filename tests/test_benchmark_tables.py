@@ -29,7 +29,7 @@ def results() -> Results:
         rows.append(plain)
         rows.append(Row("loss", case, size, "memeff", UNSUPPORTED, "it knows no guide model"))
         slow = [
-            Row("loss", case, size, "slow", NOT_RUN, "a turn takes 7 s"),
+            Row("loss", case, size, "slow", NOT_RUN, "an iteration takes 7 s"),
             Row("loss", case, size, "slow", NOT_RUN, "at B 128 already"),
             Row("loss", case, size, "slow", OUT_OF_MEMORY, "needs 2 GiB"),
             Row("loss", case, size, "slow", OUT_OF_MEMORY, "needs 8 GiB"),
@@ -37,7 +37,7 @@ def results() -> Results:
         rows.append(slow[(128, 256, 512, 1024).index(size)])
         off = Row("loss", case, size, "off", seconds=plain.seconds, memory=0, ratio=SLOWER)
         rows.append(off if size == 256 else Row("loss", case, size, "off", WRONG, "relative error"))
-    rows.append(Row("start", {"size": 0}, 0, "import torch", NOT_RUN, "a turn takes 6 s"))
+    rows.append(Row("start", {"size": 0}, 0, "import torch", NOT_RUN, "an iteration takes 6 s"))
     rows.append(Row("start", {"size": 0}, 0, "gist-fast --version", seconds={"whole": [0.1] * 3}, memory=20 << 20))
     return Results(ABOUT, "gist-fast bench", 12.0, rows, fits(rows))
 
@@ -67,11 +67,11 @@ def test_who_was_not_timed_is_listed_with_the_reason():
         "| loss | plain | 1,024 | out of memory: needs 9.0 GiB at least, by formula; 10.0 GiB are free, of which 80 % "
         "may be taken |",
         "| loss | memeff | 128 to 1,024 | it knows no guide model |",
-        "| loss | slow | 128 to 256 | a turn takes 7 s |",
+        "| loss | slow | 128 to 256 | an iteration takes 7 s |",
         "| loss | slow | 512 to 1,024 | out of memory: needs 2 GiB |",
         "| loss | off | 128 | wrong: relative error |",
         "| loss | off | 512 to 1,024 | wrong: relative error |",
-        "| start | import torch | - | a turn takes 6 s |",
+        "| start | import torch | - | an iteration takes 6 s |",
     ]
 
 
@@ -186,7 +186,7 @@ def test_the_loss_s_figures_are_kept_only_if_asked(tmp_path, monkeypatch, capsys
         "against_sentence_transformers": "sentence_transformers",
         "against_plain": "plain",
         "bfloat16": "bfloat16",
-        "nested_widths": "nested",
+        "matryoshka": "nested",
     }
     for function, name in parts.items():
         monkeypatch.setattr(loss_cpu, function, lambda *_, result=found[name]: result)

@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from gist_fast import GISTTrainer, GISTTrainingArguments
-from gist_fast.data.per_column import check_lengths, check_names, columns_by_dataset, value_for
+from gist_fast.data.named import columns_by_dataset
+from gist_fast.data.per_column import check_lengths, check_names, value_for
 from gist_fast.runtime.errors import InputError
 
 
@@ -68,9 +69,9 @@ def test_names_of_several():
 
 def test_lengths():
     check_lengths("it", {"a": 4, "x": {"b": 5}}, most=5)
-    with pytest.raises(InputError, match=r"it\.x\.b: got 0; 1 or more"):
+    with pytest.raises(InputError, match=r"it\.x\.b: expected at least 1, got 0"):
         check_lengths("it", {"a": 4, "x": {"b": 0}})
-    with pytest.raises(InputError, match=r"it: got 6, but the student reads at most 5 tokens"):
+    with pytest.raises(InputError, match=r"it: expected at most 5, the tokens that the student reads, got 6"):
         check_lengths("it", 6, most=5)
 
 
@@ -99,8 +100,8 @@ class TestInTheTrainer:
         ("settings", "says"),
         [
             ({"max_length": {"anchr": 5}}, "max_length: 'anchr' is no column of the data"),
-            ({"max_length": 49}, "max_length: got 49, but the student reads at most 48 tokens"),
-            ({"guide_max_length": {"positive": 0}}, "guide_max_length.positive: got 0; 1 or more"),
+            ({"max_length": 49}, "max_length: expected at most 48, the tokens that the student reads, got 49"),
+            ({"guide_max_length": {"positive": 0}}, "guide_max_length.positive: expected at least 1, got 0"),
             ({"guide_prompts": {"passage": "x"}}, "guide_prompts: 'passage' is no column of the data"),
         ],
     )

@@ -13,7 +13,8 @@ from transformers import ProgressCallback, TrainerCallback
 from gist_fast import GISTTrainer, GISTTrainingArguments
 from gist_fast.losses import GISTEmbedLoss
 from gist_fast.runtime import power as meters
-from gist_fast.runtime.power import PowerMeter, power_meter, process_memory_mib
+from gist_fast.runtime.memory import process_memory_mib
+from gist_fast.runtime.power import PowerMeter, power_meter
 from gist_fast.training.callbacks import (
     DeviceCallback,
     ThroughputCallback,

@@ -80,14 +80,14 @@ def test_nothing_else_is_ever_replaced(embed, tmp_path):
     other.mkdir()
     (other / "chapter-1.txt").write_text("years of work")
     refused(embed("--overwrite", output=other), "holds other things than a saved dataset")
-    refused(embed("--overwrite", output=other / "chapter-1.txt"), "is a file")
+    refused(embed("--overwrite", output=other / "chapter-1.txt"), "got the file")
     assert (other / "chapter-1.txt").read_text() == "years of work"
 
 
 def test_wrong_usage(embed, run_command, data, tiny_guide, tmp_path):
-    refused(embed("--dtype", "int8"), "dtype: got 'int8'; one of 'float16', 'float32' would do")
+    refused(embed("--dtype", "int8"), "dtype: expected one of 'float16', 'float32', got 'int8'.")
     refused(embed("--max-length", "0"), "--max-length")
-    refused(embed("--max-length", "1000"), "max_length: got 1000; the guide has 64 positions")
+    refused(embed("--max-length", "1000"), "max_length: expected at most 64, the positions that")
     refused(embed(columns="question,anser"), "did you mean 'answer'?")
     refused(embed("--prompt", "anchor=q: ", "--prompt", "nobody=d: "), "'nobody=d: ' is for no column")
     out = ("--output", tmp_path / "out")

@@ -225,13 +225,11 @@ class TestReport:
         assert page.read_text().startswith("<!DOCTYPE html>")
 
     def test_ctrl_c_leaves_no_half_page(self, run, tmp_path, monkeypatch):
-        from gist_fast.report import page
-
-        def interrupted(*_):
+        def interrupted(*_, **__):
             raise KeyboardInterrupt
 
         folder = tmp_path / "pages"
-        monkeypatch.setattr(page, "_put", interrupted)
+        monkeypatch.setattr("gist_fast.runtime.files.put", interrupted)
         result = run("--report", folder / "page.html")
         assert (result.code, result.out) == (130, "")
         assert list(folder.iterdir()) == []
@@ -240,24 +238,24 @@ class TestReport:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--margins", "0.1,nan"), "--margins: got nan among them; finite numbers would do"),
-        (("--margins", "0.1,x"), "--margins: got '0.1,x'; numbers such as 0,0.05,0.1 would do"),
-        (("--margins", ""), "--margins: got ''; numbers such as"),
-        (("--near", "1.5"), "near: got 1.5; a cosine similarity above 0 and below 1"),
-        (("--near", "nan"), "near: got nan"),
-        (("--duplicates", "some"), "--duplicates: got 'some'; batch, all, or a number of rows from 2 on would do"),
-        (("--duplicates", "1"), "--duplicates: got '1'"),
-        (("--duplicates", "-3"), "--duplicates: got '-3'"),
-        (("--batch", "3"), "batch: got 3; the 66 rows make batches 1 to 2"),
-        (("--margin", "inf"), "margin: got inf; a finite float would do"),
+        (("--margins", "0.1,nan"), "--margins: expected a finite float, got nan"),
+        (("--margins", "0.1,x"), "--margins: expected numbers such as 0,0.05,0.1, got '0.1,x'."),
+        (("--margins", ""), "--margins: expected numbers such as 0,0.05,0.1, got ''."),
+        (("--near", "1.5"), "near: expected a finite float above 0 and below 1, got 1.5"),
+        (("--near", "nan"), "near: expected a finite float above 0 and below 1, got nan"),
+        (("--duplicates", "some"), "--duplicates: expected batch, all, or a number of rows of at least 2, got 'some'."),
+        (("--duplicates", "1"), "rows of at least 2, got '1'."),
+        (("--duplicates", "-3"), "rows of at least 2, got '-3'."),
+        (("--batch", "3"), "batch: expected 1 to 2, the batches that 66 rows make at a batch size of 64, got 3"),
+        (("--margin", "inf"), "margin: expected a finite float, got inf"),
         (
             ("--columns", "margin=trust"),
             "--columns: margin=trust would be ignored; give --row-margins too, or leave it out",
         ),
         (("--columns", "group=id"), "--columns: group=id would be ignored; give --groups column too, or leave it out"),
         (("--columns", "group=id", "--groups", "anchor"), "group=id would be ignored; give --groups column too"),
-        (("--row-margins",), "--row-margins needs the column of it; --columns margin=COLUMN would do"),
-        (("--groups", "column"), "--groups column needs the column of it; --columns group=COLUMN would do"),
+        (("--row-margins",), "--row-margins needs a column to read; give --columns margin=COLUMN."),
+        (("--groups", "column"), "--groups column needs a column to read; give --columns group=COLUMN."),
         (("--hard",), "--hard goes by the student's ranking; give --student too"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from gist_fast.cli import profile as command
+from gist_fast.report import profile as report
 from gist_fast.runtime import profiler_regions as ranges
 
 FILES = ["profile.json", "steps.png", "steps.svg", "trace.json.gz"]
@@ -167,14 +168,14 @@ class TestProfile:
     @pytest.mark.parametrize("report", ["mine/page.html", "mine", "deep"])
     def test_a_report_in_the_way_of_the_profile_is_refused(self, run, config, tmp_path, report):
         output = "deep/mine" if report == "deep" else "mine"
-        refused(run(config, "--output", output, "--report", report), f"such as {output}.html, would do")
+        refused(run(config, "--output", output, "--report", report), f"such as {output}.html.")
         assert names(tmp_path) == ["pairs.jsonl", "tiny.yaml"]
 
     def test_processes_that_train_together_are_refused(self, run, config, monkeypatch):
         from gist_fast.training.arguments import GISTTrainingArguments
 
         monkeypatch.setattr(GISTTrainingArguments, "world_size", property(lambda self: 2))
-        refused(run(config), "2 processes")
+        refused(run(config), "expected one process, got 2")
 
     def test_interrupted_while_training(self, run, config, tmp_path, monkeypatch):
         from gist_fast.training.trainer import GISTTrainer
@@ -238,4 +239,4 @@ def test_the_folder_of_a_profile_holds_no_other_names():
     from gist_fast.report.profile import DEVICE_PICTURE, HOST_PICTURE
 
     pictures = {f"{name}.{ending}" for name in (HOST_PICTURE, DEVICE_PICTURE) for ending in ("svg", "png")}
-    assert {command.TRACE, command.FIGURES} | pictures == command._OURS
+    assert {report.TRACE, report.FIGURES} | pictures == report._OURS

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import types
 from pathlib import Path
@@ -16,11 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from prestarted import Command
 from sentence_transformers import SentenceTransformer
 
-from gist_fast.pipeline.run_folder import checkpoints, clear_folder, prepare_folder, replace_folder
+from gist_fast.pipeline.run_folder import clear_folder, prepare_folder
 from gist_fast.runtime.errors import InputError
-from gist_fast.training.stop_on_signal import StopOnInterrupt
+from gist_fast.runtime.files import replace_folder
+from gist_fast.training.checkpoints import whole_checkpoints
+from gist_fast.training.stop_on_signal import StopOnSignal
 
 
 @pytest.fixture
@@ -210,7 +211,7 @@ class TestRunFolder:
             (tmp_path / f"checkpoint-{step}").mkdir()
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
         (tmp_path / "checkpoint-old").mkdir()
-        assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
+        assert [path.name for path in whole_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
         assert prepare_folder(tmp_path, resume=True, overwrite=False) == tmp_path / "checkpoint-10"
         (tmp_path / "final").mkdir()
         (tmp_path / "final" / "old").write_text("")
@@ -247,7 +248,7 @@ class TestDryRun:
             (["--data.train.columns.anchor", "question"], "no column 'question', named for anchor"),
             (["--data.train.split", "train"], "a file has no split"),
             (["--lerning_rate", "1"], "(did you mean '--learning_rate'?)"),
-            (["--temperature", "0"], "temperature: got 0; a float above 0"),
+            (["--temperature", "0"], "temperature: expected a finite float above 0, got 0."),
             (["--load_best_model_at_end"], "training: --load_best_model_at_end"),
             (["--resume_from_checkpoint", "x"], "the command continues a run with --resume instead"),
             (["--max_steps", "many"], "training.max_steps takes a whole number; got 'many'"),
@@ -259,25 +260,37 @@ class TestDryRun:
     @pytest.mark.parametrize(
         ("overrides", "says"),
         [
-            (["--self_guided"], "loss.self_guided: True, though a guide came"),
-            (["--guide", "null", "--margin", "0.1"], "loss.margin: got 0.1 without a guide"),
+            (["--self_guided"], "loss.self_guided: expected False with a guide, got True"),
+            (
+                ["--guide", "null", "--margin", "0.1"],
+                "loss.margin: expected 0.0 without a guide, whose thresholds it is about, got 0.1",
+            ),
             (["--matryoshka_weights", "[1, 2]"], "loss.matryoshka_weights: "),
             (["--hardness_mode", "hard_negatives"], "loss.hardness_strength: "),
-            (["--hardness_strength", "-1", "--hardness_mode", "all_negatives"], "loss.hardness_strength: got -1"),
-            (["--hard", "--triplet_margin", "0.3"], "loss.hard: with triplet_margin"),
-            (["--triplet_margin", "-1"], "loss.triplet_margin: got -1"),
-            (["--learn_temperature", "--temperature", "5"], "loss.temperature: got 5"),
+            (
+                ["--hardness_strength", "-1", "--hardness_mode", "all_negatives"],
+                "loss.hardness_strength: expected a finite float of at least 0, got -1",
+            ),
+            (["--hard", "--triplet_margin", "0.3"], "loss.hard: expected False with triplet_margin"),
+            (["--triplet_margin", "-1"], "loss.triplet_margin: expected a finite float above 0, got -1"),
+            (
+                ["--learn_temperature", "--temperature", "5"],
+                "loss.temperature: expected a start between temperature_min 0.001 and temperature_max 1.0, got 5",
+            ),
             (
                 ["--learn_temperature", "--temperature_schedule", "linear", "--temperature_end", "0.9"],
-                "loss.temperature_schedule: with learn_temperature",
+                "loss.temperature_schedule: expected None with learn_temperature",
             ),
             (
                 ["--temperature_schedule", "exponential", "--temperature_end", "0.5"],
-                "loss.temperature_end: got 0.5, above",
+                "loss.temperature_end: expected at most the temperature 0.05,",
             ),
-            (["--temperature_end", "0.001"], "loss.temperature_end: got 0.001, which no schedule reads"),
+            (["--temperature_end", "0.001"], "loss.temperature_end: got 0.001, which only the schedule"),
             (["--backend", "triton"], "loss.backend: 'triton' cannot run here"),
-            (["--guide", "null", "--self_guided"], "loss.self_guided: True, though training without any guide was"),
+            (
+                ["--guide", "null", "--self_guided"],
+                "loss.self_guided: expected False where training without any guide was",
+            ),
         ],
     )
     def test_finds_a_loss_that_makes_no_sense(self, run, config, overrides, says):
@@ -285,13 +298,13 @@ class TestDryRun:
 
     def test_finds_a_student_that_would_guide_itself_while_hard(self, run, config):
         change(config, guide=yaml.safe_load(config.read_text())["student"])
-        refused(run(config, "--dry-run", "--hard"), "loss.hard: the guide")
+        refused(run(config, "--dry-run", "--hard"), "loss.hard: expected a guide other than the student, got ")
 
     @pytest.mark.parametrize(
         ("part", "says"),
         [
-            ("group", "has a column 'group', and the loss does not ask for it; groups: 'column' would do"),
-            ("margin", "has a column 'margin', and the loss does not ask for it; row_margins: True would do"),
+            ("group", "has a column 'group', and the loss does not ask for it. Set groups: 'column'"),
+            ("margin", "has a column 'margin', and the loss does not ask for it. Set row_margins: True"),
         ],
     )
     def test_finds_a_column_that_nothing_reads(self, run, config, tmp_path, pairs, part, says):
@@ -306,7 +319,7 @@ class TestDryRun:
             (["--row_margins"], "row_margins: True, and data.train has no column 'margin'"),
             (
                 ["--hardness_mode", "hard_negatives", "--hardness_strength", "5"],
-                "hardness_mode: 'hard_negatives', and data.train has no column of negatives",
+                "hardness_mode: expected 'in_batch_negatives', as data.train has no column of negatives",
             ),
         ],
     )
@@ -318,12 +331,10 @@ class TestDryRun:
         assert kept.exists()
 
     def test_widths_above_the_student_s_are_found_before_texts_are_embedded(self, run, config, monkeypatch):
-        monkeypatch.setattr(
-            "gist_fast.pipeline.datasets.with_guide_columns", lambda *_: pytest.fail("texts were embedded")
-        )
+        monkeypatch.setattr("gist_fast.pipeline.plan.with_guide_columns", lambda *_: pytest.fail("texts were embedded"))
         refused(
             run(config, "--guide.columns", "true", "--matryoshka_dims", "[4096]"),
-            "matryoshka_dims: got 4096, but the embeddings are",
+            "matryoshka_dims: expected at most 32, the width of the embeddings, got 4096",
         )
 
     def test_finds_wrong_data(self, run, config):
@@ -339,16 +350,7 @@ class TestDryRun:
         refused(run(config, "--dry-run"), "'guide' is missing, and the training data carry no embeddings of one")
 
 
-def start(config: Path, *overrides: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "gist_fast.cli.main", "train", str(config), *overrides],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def read_until(process: subprocess.Popen, text: bytes, seen: bytes = b"") -> bytes:
+def read_until(process: Command, text: bytes, seen: bytes = b"") -> bytes:
     """What the process says on stderr, up to and with `text`."""
     deadline = time.monotonic() + 120
     while text not in seen:
@@ -361,12 +363,12 @@ def read_until(process: subprocess.Popen, text: bytes, seen: bytes = b"") -> byt
 
 class TestCtrlC:
     def test_once_saves_and_the_run_goes_on_from_there(self, run, config, tmp_path):
-        process = start(config, "--max_steps", "1000000", "--save_strategy", "no")
+        process = Command("train", config, "--max_steps", "1000000", "--save_strategy", "no")
         seen = read_until(process, b"'loss':")
         process.send_signal(signal.SIGINT)
         out, rest = process.communicate(timeout=120)
         last = (seen + rest).decode().strip().splitlines()[-1]
-        (checkpoint,) = checkpoints(tmp_path / "out")
+        (checkpoint,) = whole_checkpoints(tmp_path / "out")
         step = int(checkpoint.name.removeprefix("checkpoint-"))
         assert process.returncode == 130
         assert out == b""
@@ -380,7 +382,9 @@ class TestCtrlC:
         assert json.loads(result.out)["steps"] == step + 1
 
     def test_twice_stops_at_once_and_says_so(self, config, tmp_path):
-        process = start(config, "--max_steps", "1000000", "--save_strategy", "no", "--gradient_accumulation_steps", "4")
+        process = Command(
+            "train", config, "--max_steps", "1000000", "--save_strategy", "no", "--gradient_accumulation_steps", "4"
+        )
         seen = read_until(process, b"'loss':")
         process.send_signal(signal.SIGINT)
         seen = read_until(process, b"Ctrl-C again stops at once", seen)
@@ -390,11 +394,11 @@ class TestCtrlC:
         assert b"Traceback" not in seen + rest
         # Whether the first step's end or the second signal came first is the machine's business; both keep their word.
         said = (seen + rest).decode()
-        kept = checkpoints(tmp_path / "out")
+        kept = whole_checkpoints(tmp_path / "out")
         assert ("holds no checkpoint." in said) == (not kept)
 
     def test_the_signal_s_bookkeeping(self):
-        stop = StopOnInterrupt()
+        stop = StopOnSignal()
         before = signal.getsignal(signal.SIGINT)
         control = types.SimpleNamespace(should_training_stop=False, should_save=False, should_evaluate=True)
         with stop:
@@ -606,9 +610,9 @@ class TestStreaming:
         change(config, data={"train": {"path": "pairs.jsonl", "streaming": True}}, training={"save_steps": 5})
         run(config, "--max_steps", "7", "--lr_scheduler_type", "constant", "--save_strategy", "steps")
         whole = [[row["anchor"] for row in features] for features, _ in seen]
-        for later in checkpoints(config.parent / "out")[1:]:
+        for later in whole_checkpoints(config.parent / "out")[1:]:
             shutil.rmtree(later)
-        assert [path.name for path in checkpoints(config.parent / "out")] == ["checkpoint-5"]
+        assert [path.name for path in whole_checkpoints(config.parent / "out")] == ["checkpoint-5"]
         final = weights(config.parent / "out" / "final")
         seen.clear()
         result = run(config, "--max_steps", "7", "--lr_scheduler_type", "constant", "--resume")
@@ -629,7 +633,7 @@ class TestStreaming:
             patch.setattr(gist_fast.data.text_files, "CHUNK_ROWS", 8)
             result = run(config, "--max_steps", "4", "--save_strategy", "steps")
         refused(result, "pairs.jsonl: row 48 (line 48), column 'positive': is 5; a text is needed there")
-        kept = checkpoints(tmp_path / "out")
+        kept = whole_checkpoints(tmp_path / "out")
         # The wrong batch is the third, and is fetched before the second is trained on.
         assert [path.name for path in kept] == ["checkpoint-1"]
         weights(kept[-1])

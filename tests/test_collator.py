@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
+from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, guide_memory
 from gist_fast.losses.guide_memory import GuideMemory
 from gist_fast.training.collator import GISTDataCollator, GuideTokenizer
 
@@ -112,25 +112,51 @@ def test_a_guide_that_trains_cannot_be_remembered(student):
         GISTEmbedLoss(student, student, guide_cache=True)
 
 
-def test_memory_grows_and_keeps_order():
-    memory = GuideMemory()
-    encoded = []
+class Numbers:
+    """Recalls embeddings of numbers, and notes which of them had to be encoded."""
 
-    def recall(numbers):
+    def __init__(self) -> None:
+        self.memory = GuideMemory()
+        self.encoded: list[list[int]] = []
+
+    def recall(self, numbers: list[int]) -> list[float]:
         keys = np.array([int(n).to_bytes(16, "little") for n in numbers], dtype="V16")
 
         def encode(places):
-            encoded.append([numbers[p] for p in places])
+            self.encoded.append([numbers[p] for p in places])
             return torch.tensor([[float(numbers[p]), -1.0] for p in places])
 
-        return memory.recall(keys, encode, torch.device("cpu"))[:, 0].tolist()
+        return self.memory.recall(keys, encode, torch.device("cpu"))[:, 0].tolist()
 
-    many = list(range(3000))
-    assert recall(many) == many
-    assert recall([7, 5000, 2, 4000]) == [7, 5000, 2, 4000]
-    assert recall([4000, 1, 5000]) == [4000, 1, 5000]
-    assert encoded == [many, [5000, 4000]]
-    assert len(memory) == 3002
+
+def test_memory_grows_and_keeps_order():
+    numbers, many = Numbers(), list(range(3000))
+    assert numbers.recall(many) == many
+    assert numbers.recall([7, 5000, 2, 4000]) == [7, 5000, 2, 4000]
+    assert numbers.recall([4000, 1, 5000]) == [4000, 1, 5000]
+    assert numbers.encoded == [many, [5000, 4000]]
+    assert len(numbers.memory) == 3002
+
+
+def test_memory_stops_growing_where_none_is_free(monkeypatch, caplog):
+    numbers, first, later = Numbers(), list(range(1024)), list(range(1024, 1500))
+    numbers.recall(first)
+    monkeypatch.setattr(guide_memory, "free_memory", lambda: 0)
+    for _ in range(2):
+        assert numbers.recall(later) == later
+        assert numbers.recall([3, 1400, 5]) == [3, 1400, 5]
+    assert numbers.encoded == [first, later, [1400], later, [1400]]
+    assert len(numbers.memory) == len(first)
+    assert [record.message for record in caplog.records] == [
+        "guide_cache: no memory for embeddings of more than 1024 texts; the guide encodes the others anew each time."
+    ]
+
+
+def test_without_any_memory_nothing_is_remembered(monkeypatch):
+    numbers = Numbers()
+    monkeypatch.setattr(guide_memory, "free_memory", lambda: 0)
+    assert numbers.recall([1, 2]) == numbers.recall([1, 2]) == [1, 2]
+    assert numbers.encoded == [[1, 2], [1, 2]]
 
 
 def test_negatives_with_numbered_names_do_not_mix(student, guide, tmp_path):

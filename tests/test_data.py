@@ -20,11 +20,10 @@ from gist_fast.data import text_files
 from gist_fast.data.load import (
     checked_stream,
     choose_columns,
-    guide_columns,
     load_texts,
     stream_texts,
-    text_columns,
 )
+from gist_fast.data.names import guide_columns, text_columns
 from gist_fast.runtime.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
@@ -156,9 +155,9 @@ class TestColumns:
 
     @pytest.mark.parametrize(("columns", "says"), [
         ({"anchor": "qestion"}, "no column 'qestion', named for anchor (did you mean 'question'?); it has 'quest"),
-        ({"ancor": "question"}, "'ancor' is no part (did you mean 'anchor'?)"),
-        ({"anchor": "question", "positive": "question"}, "'question' is named for more than one part"),
-        ({"anchor": 3}, "anchor is 3; the name of a column would do"),
+        ({"ancor": "question"}, "'ancor' is no role (did you mean 'anchor'?)"),
+        ({"anchor": "question", "positive": "question"}, "'question' is named for more than one role"),
+        ({"anchor": 3}, "expected the name of a column for anchor, got 3"),
         ("question", "'question' names one column"),
         (None, "no column 'anchor'; it has 'question', 'positive'. Rename one, or map it: columns: {anchor: <name>}"),
     ])  # fmt: skip
@@ -294,8 +293,8 @@ def test_missing_files(tmp_path):
 
 @pytest.mark.parametrize(("rows", "says"), [
     ([[1.0, 2.0], [1.0]], "row 2 (line 2), column 'anchor_guide_embedding': an embedding of 1 numbers, where the ro"),
-    ([[1.0], "x"], "row 2 (line 2), column 'anchor_guide_embedding': 'x' is no embedding"),
-    ([[]], "[] is no embedding"),
+    ([[1.0], "x"], "row 2 (line 2), column 'anchor_guide_embedding': expected a list of numbers, got 'x'"),
+    ([[]], "expected a list of numbers, got []"),
 ])  # fmt: skip
 def test_embeddings_that_are_none(tmp_path, rows, says):
     path = tmp_path / "x.jsonl"

@@ -13,6 +13,7 @@ import torch
 import gist_fast
 from gist_fast.functional.backends import explain_choice
 from gist_fast.pipeline import doctor
+from gist_fast.runtime import environment
 
 
 def test_versions_are_those_installed():
@@ -52,8 +53,11 @@ def fake_torch(available: bool, cuda: str | None = "13.0", hip: str | None = Non
 
 
 def test_gpus_as_torch_tells_them():
-    assert doctor._gpus(fake_torch(True)) == [{"name": "NVIDIA H200", "architecture": "sm_90", "memory_gib": 140.0}] * 2
-    assert doctor._gpus(fake_torch(False)) == []
+    assert (
+        environment.gpus(fake_torch(True))
+        == [{"name": "NVIDIA H200", "architecture": "sm_90", "memory_gib": 140.0}] * 2
+    )
+    assert environment.gpus(fake_torch(False)) == []
 
 
 @pytest.mark.parametrize(
@@ -66,11 +70,11 @@ def test_gpus_as_torch_tells_them():
     ],
 )
 def test_why_there_is_no_gpu(torch_, says):
-    assert doctor._runtime(torch_) == says
+    assert environment.gpu_runtime(torch_) == says
 
 
 def test_bf16_of_the_cpu_in_newer_and_older_torch():
     newer = types.SimpleNamespace(cpu=types.SimpleNamespace(get_capabilities=lambda: {"avx512_bf16": True}))
     older = types.SimpleNamespace(cpu=types.SimpleNamespace(_is_amx_tile_supported=lambda: True))
-    assert doctor._capabilities(newer) == {"avx512_bf16": True}
-    assert doctor._capabilities(older) == {"avx512_bf16": False, "amx_bf16": True}
+    assert environment.cpu_capabilities(newer) == {"avx512_bf16": True}
+    assert environment.cpu_capabilities(older) == {"avx512_bf16": False, "amx_bf16": True}

@@ -10,7 +10,8 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
-from gist_fast.data.load import load_texts, read_as_stored, without_embeddings
+from gist_fast.data.embedded_rows import read_as_stored, without_embeddings
+from gist_fast.data.load import load_texts
 from gist_fast.training.collator import GISTDataCollator
 
 COLUMNS = ("anchor_guide_embedding", "positive_guide_embedding")

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from benchmarks.gpu_processes import outcomes
+from benchmarks.gpu.processes import outcomes
 
 
 @pytest.mark.parametrize("here", [True, False])

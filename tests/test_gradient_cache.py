@@ -247,7 +247,7 @@ def test_a_learnt_temperature_is_refused_under_matryoshka(student, guide, pairs)
     """Its weights would not reach the temperature's gradient."""
     inner = cached(student, guide, learn_temperature=True)
     loss = MatryoshkaLoss(student, inner, [32, 8], [1.0, 0.3])
-    with pytest.raises(InputError, match=r"learn_temperature: a decorator, .* matryoshka_dims in its place would do"):
+    with pytest.raises(InputError, match=r"learn_temperature: a decorator, .* Use matryoshka_dims in its place"):
         loss(batch(student, pairs), None)
 
 
@@ -349,7 +349,7 @@ def test_weights_do_not_depend_on_the_memory_that_was_free(student, guide, pairs
 
 
 def test_limits_of_control_groups(tmp_path, monkeypatch):
-    from gist_fast.losses import activation_memory
+    from gist_fast.runtime import memory
 
     (tmp_path / "memory" / "job" / "task").mkdir(parents=True)
     (tmp_path / "memory" / "job" / "memory.limit_in_bytes").write_text("1000\n")
@@ -358,15 +358,15 @@ def test_limits_of_control_groups(tmp_path, monkeypatch):
     (tmp_path / "slice" / "memory.max").write_text("max\n")
     processes = tmp_path / "cgroup"
     processes.write_text("4:memory:/job/task\n3:cpu:/\n0::/slice\n")
-    groups = activation_memory._control_groups(processes, tmp_path)
+    groups = memory._control_groups(processes, tmp_path)
     assert tmp_path / "memory" / "job" in groups
     assert tmp_path / "slice" in groups
-    assert activation_memory._control_groups(tmp_path / "none") == []
-    monkeypatch.setattr(activation_memory, "_control_groups", lambda: groups)
-    assert activation_memory.free_memory() == 600
+    assert memory._control_groups(tmp_path / "none") == []
+    monkeypatch.setattr(memory, "_control_groups", lambda: groups)
+    assert memory.free_memory() == 600
 
 
 @pytest.mark.parametrize("name", ["gather_across_devices", "contrast_anchors", "guide_cache", "sort_by_length"])
 def test_a_word_is_no_flag(name, student, guide):
-    with pytest.raises(TypeError, match=rf"{name}: got 'no' of type str; True or False would do"):
+    with pytest.raises(TypeError, match=rf"{name}: expected True or False, got 'no' \(str\)"):
         CachedGISTEmbedLoss(student, guide, **{name: "no"})

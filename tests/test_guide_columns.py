@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -16,9 +15,10 @@ import torch.distributed as dist
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 
 from gist_fast import embed_guide
+from gist_fast.bench import isolated
+from gist_fast.data.per_column import guide_prompt
 from gist_fast.guide_columns import Report, job
 from gist_fast.guide_columns.progress import Progress
-from gist_fast.training.collator import guide_prompt
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def killed_while_writing(guide_path, rows, folder, survives):
 
 
 def test_a_killed_run_goes_on_where_it_was(tiny_guide, guide, encoded, pairs, tmp_path, small_windows):
-    process = multiprocessing.get_context("spawn").Process(
+    process = isolated._context().Process(
         target=killed_while_writing, args=(str(tiny_guide), pairs.to_list(), str(tmp_path), 5)
     )
     process.start()
@@ -346,7 +346,7 @@ def one_rank(rank, folder, guide_path, rows):
 def test_two_processes_give_what_one_gives(tiny_guide, guide, pairs, tmp_path, monkeypatch):
     folder = tmp_path / "two"
     folder.mkdir()
-    context = torch.multiprocessing.get_context("spawn")
+    context = isolated._context()  # forked from a process that has imported torch
     processes = [
         context.Process(target=one_rank, args=(rank, str(folder), str(tiny_guide), pairs.to_list())) for rank in (0, 1)
     ]
@@ -372,8 +372,8 @@ def test_two_processes_give_what_one_gives(tiny_guide, guide, pairs, tmp_path, m
     [
         (lambda x: x * torch.nan, "holds NaN or infinity"),
         (lambda x: x * torch.inf, "holds NaN or infinity"),
-        (lambda x: x * 0 + 70000.0, r"holds 70000, above the largest float16, 65504; dtype='float32' would do"),
-        (lambda x: x * 1e-5, r"norm of .*, too small for float16 .* dtype='float32' would do"),
+        (lambda x: x * 0 + 70000.0, r"holds 70000, above the largest float16, 65504; set dtype='float32'"),
+        (lambda x: x * 1e-5, r"norm of .*, too small for float16 .* set dtype='float32'"),
     ],
 )
 def test_what_cannot_be_stored_is_named(change, says, guide, encoded, pairs, monkeypatch, tmp_path):
@@ -399,26 +399,26 @@ def test_what_cannot_be_stored_is_named(change, says, guide, encoded, pairs, mon
 def test_wrong_input_is_named(guide, pairs, tmp_path):
     with pytest.raises(ValueError, match=r"columns: the dataset has no 'query', only anchor, positive"):
         embed(pairs, guide, tmp_path, ["query"])
-    with pytest.raises(ValueError, match=r"dataset: row 1, column 'anchor' is None; a text would do"):
+    with pytest.raises(ValueError, match=r"dataset: row 1, column 'anchor': expected a text, got None"):
         embed(Dataset.from_dict({"anchor": ["a", None]}), guide, tmp_path)
-    with pytest.raises(ValueError, match=r"dataset: row 0, column 'label' is 3; a text would do"):
+    with pytest.raises(ValueError, match=r"dataset: row 0, column 'label': expected a text, got 3"):
         embed(Dataset.from_dict({"anchor": ["a"], "label": [3]}), guide, tmp_path, ["anchor", "label"])
     with pytest.raises(ValueError, match="dataset: it has no rows"):
         embed(pairs.select([]), guide, tmp_path)
     with pytest.raises(ValueError, match=r"columns: none to embed; the dataset has label"):
         embed(Dataset.from_dict({"label": [3]}), guide, tmp_path)
-    with pytest.raises(ValueError, match=r"dtype: got 'int8'; one of 'float16', 'float32'"):
+    with pytest.raises(ValueError, match=r"dtype: expected one of 'float16', 'float32', got 'int8'"):
         embed(pairs, guide, tmp_path, dtype="int8")
     for name in ("batch_size", "batch_tokens", "max_length"):
-        with pytest.raises(ValueError, match=rf"{name}: got 0; at least 1 would do, or None"):
+        with pytest.raises(ValueError, match=rf"{name}: expected at least 1, or None, got 0"):
             embed(pairs, guide, tmp_path, **{name: 0})
-    with pytest.raises(ValueError, match=r"max_length: got 65; the guide has 64 positions"):
+    with pytest.raises(ValueError, match=r"max_length: expected at most 64, the positions that the guide has, got 65"):
         embed(pairs, guide, tmp_path, max_length=65)
     with pytest.raises(ValueError, match=r"'anchor' has guide embeddings already"):
         embed(embed(pairs, guide, tmp_path, ["anchor"]), guide, tmp_path, ["anchor"])
-    with pytest.raises(TypeError, match=r"dataset: got DatasetDict; a datasets.Dataset would do"):
+    with pytest.raises(TypeError, match=r"dataset: expected a datasets.Dataset, .* got DatasetDict"):
         embed(DatasetDict(train=pairs), guide, tmp_path)
-    with pytest.raises(TypeError, match=r"columns: got the text 'anchor'; a list of names would do"):
+    with pytest.raises(TypeError, match=r"columns: expected a list of names, as \['anchor'\], got the text 'anchor'"):
         embed(pairs, guide, tmp_path, "anchor")
     with pytest.raises(ValueError, match=r"prompts: one is for 'anchr', .*did you mean 'anchor'"):
         embed(pairs, guide, tmp_path, prompts={"anchr": "q: "})

@@ -16,11 +16,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from prestarted import Command, on_ranks
 from sentence_transformers import SentenceTransformer
 
 from gist_fast.pipeline.run_folder import clear_folder, prepare_folder
 from gist_fast.training.checkpoints import UNFINISHED, last_whole, step_of, whole_checkpoints
-from gist_fast.training.stop_on_signal import StopOnInterrupt
+from gist_fast.training.stop_on_signal import StopOnSignal
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def torchrun(*arguments: str) -> list[str]:
     ]
 
 
-def read_until(process: subprocess.Popen, text: bytes, seen: bytes = b"") -> bytes:
+def read_until(process: subprocess.Popen | Command, text: bytes, seen: bytes = b"") -> bytes:
     """What the process says on stderr, up to and with `text`."""
     deadline = time.monotonic() + 180
     while text not in seen:
@@ -103,7 +104,7 @@ class TestOneProcess:
         assert f"max_steps was 1000000, is {step + 1}" in result.err
 
     def test_the_flags_at_the_ends_of_steps_and_epochs(self):
-        stop = StopOnInterrupt()
+        stop = StopOnSignal()
         state = SimpleNamespace(global_step=5, max_steps=9)
 
         def flags():
@@ -127,12 +128,12 @@ class TestOneProcess:
         assert (control.should_save, control.should_evaluate) == (True, True)
 
     def test_ctrl_c_after_sigterm_stops_at_once_but_not_where_others_would_wait(self):
-        with StopOnInterrupt() as stop:
+        with StopOnSignal() as stop:
             signal.raise_signal(signal.SIGTERM)
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         assert stop.exit_code == 143
-        with StopOnInterrupt(processes=2) as stop:
+        with StopOnSignal(processes=2) as stop:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
         assert stop.exit_code == 130
@@ -155,12 +156,15 @@ class TestOneProcess:
 
 class TestSeveralProcesses:
     @pytest.mark.parametrize(
-        ("number", "code"),
-        [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+        ("number", "code", "launched"),
+        [
+            (signal.SIGTERM, 143, lambda *command: Command(*command, first=on_ranks(2, "gist_fast.cli.main"))),
+            pytest.param(signal.SIGINT, 130, lambda *command: start(*torchrun(*command)), marks=pytest.mark.slow),
+        ],
         ids=["SIGTERM", "SIGINT"],
     )
-    def test_one_is_told_and_all_stop_after_the_same_step(self, number, code, config, tmp_path):
-        process = start(*torchrun("train", str(config)))
+    def test_one_is_told_and_all_stop_after_the_same_step(self, number, code, launched, config, tmp_path):
+        process = launched("train", str(config))
         seen = read_until(process, b"'loss':")
         ranks = [int(pid) for pid in _children(process.pid)]
         assert len(ranks) == 2

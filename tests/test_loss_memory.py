@@ -26,7 +26,7 @@ from gist_fast.kernels.launch import record_launches
 from gist_fast.functional import operands, operator, triplet
 from gist_fast.functional.backends import triton
 from gist_fast.functional.blocks import make_blocks
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 
 GB = 10**9
 
@@ -85,8 +85,8 @@ def peaks(
     width: int,
     guide_width: int,
     *,
-    keep_bits: bool,
-    rule: Rule = Rule(margin=0.05),  # noqa: B008
+    keep_mask_bits: bool,
+    config: LossConfig = LossConfig(margin=0.05),  # noqa: B008
     grouped: bool = False,
     widths: tuple[int, ...] = (),
 ) -> tuple[int, int]:
@@ -95,7 +95,7 @@ def peaks(
     guide = [torch.empty(batch, guide_width, dtype=torch.bfloat16) for _ in range(2)]
     temperature = torch.empty(())
     groups = torch.empty(batch, dtype=torch.int64) if grouped else None
-    others = (None, groups, widths, keep_bits, False, *rule.to_arguments())
+    others = (None, groups, widths, keep_mask_bits, False, 0, *config.to_arguments())
     with Peak() as peak:
         peak.ignore([*student, *guide, temperature, *([groups] if grouped else [])])
         loss, lse2, *statistics, bits = operator.forward_rows("triton", student, guide, temperature, *others)
@@ -116,18 +116,21 @@ def peaks(
 
 
 @pytest.mark.usefixtures("no_memory")
-@pytest.mark.parametrize(("keep_bits", "limit"), [(False, GB), (True, 8 * GB)])
-def test_the_largest_batch_adds_less_than_is_promised(keep_bits: bool, limit: int) -> None:
-    forward, both = peaks(131_072, 384, 1024, keep_bits=keep_bits)
-    print(f"bits kept: {keep_bits}; forward {forward / GB:.3f} GB, with backward {both / GB:.3f} GB")
+@pytest.mark.parametrize(("keep_mask_bits", "limit"), [(False, GB), (True, 8 * GB)])
+def test_the_largest_batch_adds_less_than_is_promised(keep_mask_bits: bool, limit: int) -> None:
+    forward, both = peaks(131_072, 384, 1024, keep_mask_bits=keep_mask_bits)
+    print(f"bits kept: {keep_mask_bits}; forward {forward / GB:.3f} GB, with backward {both / GB:.3f} GB")
     assert forward <= both < limit
     # The bits alone, or the gradients in float32 and the operands: less would mean that the count misses them.
-    assert both > (6.4 * GB if keep_bits else 0.6 * GB)
+    assert both > (6.4 * GB if keep_mask_bits else 0.6 * GB)
 
 
 VARIANTS = {
-    "hard, of groups": ({"rule": Rule(margin=0.05, hard=True), "grouped": True}, GB),
-    "hardness weighting": ({"rule": Rule(margin=0.05, hardness_mode="in_batch_negatives", hardness_strength=5.0)}, GB),
+    "hard, of groups": ({"config": LossConfig(margin=0.05, hard=True), "grouped": True}, GB),
+    "hardness weighting": (
+        {"config": LossConfig(margin=0.05, hardness_mode="in_batch_negatives", hardness_strength=5.0)},
+        GB,
+    ),
     # Of each narrower dim: its operands, and gradients in float32 that are summed in float32.
     "Matryoshka dims": ({"widths": (384, 192, 96)}, 1.8 * GB),
 }
@@ -138,21 +141,21 @@ VARIANTS = {
 def test_variants_hold_no_matrix_and_never_ask_the_device(name: str) -> None:
     """Fake tensors have no values: a host that waited for one would raise."""
     options, limit = VARIANTS[name]
-    _, both = peaks(131_072, 384, 1024, keep_bits=False, **options)
+    _, both = peaks(131_072, 384, 1024, keep_mask_bits=False, **options)
     print(f"{name}: {both / GB:.3f} GB")
     assert both < limit
 
 
 @pytest.mark.usefixtures("no_memory")
 def test_a_mask_is_multiplied_chunk_by_chunk() -> None:
-    rule = Rule()
-    blocks = make_blocks(131_072, (131_072,), rule)
+    config = LossConfig()
+    blocks = make_blocks(131_072, (131_072,), config)
     bits = torch.empty(triton.mask_bytes(blocks, 1), dtype=torch.uint8)
     other = torch.empty(131_072, 392)
     with Peak() as peak:
         peak.ignore([bits, other])
-        found = triplet._mask_product("triton", bits, other, False, 1, torch.bfloat16, [131_072, 131_072, 1],
-            *rule.to_arguments())  # fmt: skip
+        found = triplet._mask_product("triton", bits, other, False, 1, torch.bfloat16, [131_072, 131_072, 1, 0],
+            *config.to_arguments())  # fmt: skip
         assert found.shape == (131_072, 392)
     print(f"{peak.most / GB:.3f} GB")
     assert peak.most < 0.8 * GB

@@ -143,7 +143,7 @@ def test_a_model_trained_anew_is_measured_anew(tasks, student):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("STSBenchmrk", "mteb: no task 'STSBenchmrk' (did you mean 'STSBenchmark'?); one of its "),
+        ("STSBenchmrk", "for one of your own, got 'STSBenchmrk' (did you mean 'STSBenchmark'?)."),
         # Offline, and in no cache.
         (
             "{folder}/away.py:Away",

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 from gist_fast.profiling import trace as step_times
 from gist_fast.profiling.run import Profile, _of_card, _Watch
-from gist_fast.profiling.trace import Span, StepTimes, busiest, innermost, median_step, parts, read_trace
+from gist_fast.profiling.trace import Span, StepTimes, busiest, innermost, median_step, read_trace, regions
 from gist_fast.runtime import profiler_regions as ranges
 from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.power import PowerMeter
@@ -141,7 +141,7 @@ class TestStepTimes:
         # The host's times are as without a device.
         assert [step.host for step in (first, second)] == [s.host for s in step_times.step_times(host_events())]
 
-        whole = {part.name: part for part in parts([first, second])}
+        whole = {part.name: part for part in regions([first, second])}
         assert sum(part.device_share for part in whole.values()) == pytest.approx(1)
         assert sum(part.host_share for part in whole.values()) == pytest.approx(1)
         assert whole[IDLE].device_share == pytest.approx((58 + 45) / 160)
@@ -365,10 +365,10 @@ def lies_across(events: list) -> list[tuple[str, str]]:
 
 def where(events: list, name: str) -> Counter[str]:
     """Of the events of a name, the parts that the step was in at their begin and at their end."""
-    timeline = step_times._Timeline(step_times._windows(events), step_times._ranges(events))
+    timeline = step_times._Timeline(step_times._windows(events), step_times._region_spans(events))
     found: Counter[str] = Counter()
     for one in (e for e in events if e.get("name") == name):
-        at = {timeline.part_at(float(one["ts"])), timeline.part_at(float(one["ts"]) + float(one["dur"]))}
+        at = {timeline.region_at(float(one["ts"])), timeline.region_at(float(one["ts"]) + float(one["dur"]))}
         found[" and ".join(sorted(at))] += 1
     return found
 
@@ -557,7 +557,7 @@ def fabricated(*, device: bool) -> Profile:
     steps = step_times.step_times(events)
     return Profile(
         steps=steps,
-        parts=parts(steps),
+        parts=regions(steps),
         measured_ms=[0.1, 0.06],
         warmup_ms=[1.0],
         pairs=[16, 16],
@@ -586,7 +586,7 @@ class TestReport:
             assert names == {path.name for path in folder.iterdir()}
             assert ("steps-device.svg" in names) == device
             page = report_page(found, {"configuration": "a.yaml"}, {"learning_rate": 1e-4})
-            assert page.count("<svg") == 1 + device
+            assert page.count("<img") == 1 + device
             assert ("power of the card" in page) == device
             assert ("Busiest kernels" in page) == device
         assert machine_table(found).rows[1] == ("energy a pair, J", "0.25")

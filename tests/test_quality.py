@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from benchmarks import quality, quality_report
-from benchmarks import quality_data as data
-from benchmarks.quality_arms import ARMS, CONTROL, STUDIES, Setting, Study
-from benchmarks.quality_train import (
+from benchmarks.quality import __main__ as quality
+from benchmarks.quality import data
+from benchmarks.quality import report as quality_report
+from benchmarks.quality.arms import ARMS, CONTROL, STUDIES, Setting, Study
+from benchmarks.quality.train import (
     COLUMNS,
     Workshop,
     mask_quality,
@@ -26,9 +27,9 @@ from benchmarks.quality_train import (
     perfectly_guided,
     run_arm,
 )
+from gist_fast.data.names import GUIDE_SUFFIX
 from gist_fast.demo.texts import held_out_texts
 from gist_fast.evaluation.evaluators import Retrieval, make_evaluator, retrieval_from_pairs
-from gist_fast.training.collator import SUFFIX
 from tests.conftest import PAIRS
 
 scores = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=9)
@@ -190,7 +191,7 @@ def test_masks_are_those_of_a_loop():
                 same, copy = ROWS[i].concept == ROWS[j].concept, {i, j} == {0, 1}
                 over = cosine[j] > cosine[i] and not copy
                 dropped, false, both, ties = dropped + over, false + same, both + (over and same), ties + copy
-    got = mask_quality({name + SUFFIX: rows for name, rows in embeddings.items()}, ROWS, 16)
+    got = mask_quality({name + GUIDE_SUFFIX: rows for name, rows in embeddings.items()}, ROWS, 16)
     expected = {"masked": dropped / (64 * 15), "found": both / false, "right": both / dropped, "ties": ties / false}
     assert got == pytest.approx(expected)
     assert ties == 2

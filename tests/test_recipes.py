@@ -14,9 +14,9 @@ import yaml
 from conftest import PAIRS, _save_model, _words
 from sentence_transformers import SentenceTransformer
 
-from gist_fast.cli import train
 from gist_fast.config.load import load_config
 from gist_fast.config.schema import LoraConfig
+from gist_fast.pipeline import plan
 from gist_fast.runtime.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -49,15 +49,15 @@ def trained(run_command, monkeypatch, tmp_path, pairs, tiny_student, tiny_guide)
         if load_config(path).guide:
             models += ["--guide.path", tiny_guide]
         kept = {}
-        make = train._make_trainer
+        make = plan.make_trainer
 
-        def keep(plan):
-            trainer, before = make(plan)
+        def keep(ready):
+            trainer = make(ready)
             kept["trainer"] = trainer
             kept["before"] = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
-            return trainer, before
+            return trainer
 
-        monkeypatch.setattr(train, "_make_trainer", keep)
+        monkeypatch.setattr(plan, "make_trainer", keep)
         result = run_command("train", path, *models, *SMALL, *overrides, "--json")
         assert result.code == 0, result.err
         summary = json.loads(result.out)
@@ -142,7 +142,7 @@ def test_self_guided(trained):
     # The best checkpoint is kept, which may be the first; without a warm-up it has moved too.
     overrides += ["--warmup_steps", "0"]
     trainer, summary, _ = trained("self-guided", *overrides)
-    assert trainer.loss.variants.self_guided
+    assert trainer.loss.config.self_guided
     assert trainer.loss.guide is None
     assert trainer.loss.margin == -0.1
     # What to watch is logged.
@@ -155,15 +155,15 @@ def test_retrieval(trained):
     trainer, summary, _ = trained("retrieval")
     loss = trainer.loss
     assert (loss.contrast_positives, loss.margin, loss.margin_strategy) == (False, 0.05, "relative")
-    assert loss.variants.groups == "anchor"
+    assert loss.config.groups == "anchor"
     assert trainer.data_collator.groups == "anchor"
     assert "masked_pp" not in summary["masked"]
 
 
 def test_matryoshka(trained, wide_student):
     trainer, *_ = trained("matryoshka", student=wide_student)
-    assert trainer.loss.variants.matryoshka_dims == [384, 256, 128, 64]
-    assert trainer.loss.variants.matryoshka_weights == [1, 1, 1, 1]
+    assert trainer.loss.config.matryoshka_dims == [384, 256, 128, 64]
+    assert trainer.loss.config.matryoshka_weights == [1, 1, 1, 1]
 
 
 class TestLora:
@@ -254,7 +254,7 @@ class TestLora:
         models = ["--student.path", tiny_student, "--guide.path", tiny_guide]
         result = run_command("train", path, *models, *SMALL, "--dry-run")
         assert result.code == 2
-        assert "gist-fast: student.lora: peft is not installed; pip install peft would do." in result.err
+        assert "gist-fast: student.lora: peft is not installed; run pip install peft." in result.err
 
 
 def test_the_data_of_the_paper_are_cut_by_task(monkeypatch, tmp_path, capsys):

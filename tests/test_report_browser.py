@@ -117,7 +117,7 @@ def bench() -> str:
     """What ``gist-fast bench`` writes of all its suites."""
     from fabricated import bench_results
 
-    from gist_fast.report.bench import page, pictures
+    from gist_fast.bench.plots import page, pictures
 
     results = bench_results()
     return page(results, pictures(results))
@@ -175,7 +175,7 @@ def test_says_what_it_shows(seen):
         assert len(view["ids"]) == len(set(view["ids"]))
         assert view["dangling"] == 0
         assert view["pictures"]
-        assert all(picture["role"] == "img" and picture["name"] for picture in view["pictures"])
+        assert all(picture["loaded"] and picture["name"] for picture in view["pictures"])
 
 
 def test_pictures_fill_a_phone_and_only_wide_ones_scroll(seen):
@@ -183,9 +183,9 @@ def test_pictures_fill_a_phone_and_only_wide_ones_scroll(seen):
         assert all(picture["width"] >= min(picture["shown"], 300) for picture in view["pictures"])
         if view["width"] == 360:
             scrolling = [picture for picture in view["pictures"] if picture["width"] > picture["shown"]]
-            assert len(scrolling) == view["scrolling"].count("svg") == WIDE.get(view["title"], 0)
+            assert len(scrolling) == view["scrolling"].count("IMG") == WIDE.get(view["title"], 0)
         else:
-            assert "svg" not in view["scrolling"]
+            assert "IMG" not in view["scrolling"]
 
 
 def test_opens_from_the_disk(tmp_path):

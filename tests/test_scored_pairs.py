@@ -93,14 +93,17 @@ def test_what_is_wrong_in_a_file(tmp_path, rows, says):
 @pytest.mark.parametrize(
     ("columns", "says"),
     [
-        ({"sentence3": "sentence1"}, "'sentence3' is no part (did you mean 'sentence2'?)"),
+        ({"sentence3": "sentence1"}, "'sentence3' is no role (did you mean 'sentence2'?)"),
         ({"sentence1": "q"}, "no column 'q'; it has 'sentence1', 'sentence2', 'score'."),
-        ({"sentence1": "sentence2"}, "'sentence2' is named for more than one part."),
+        ({"sentence1": "sentence2"}, "'sentence2' is named for more than one role."),
         (
             {"sentence1": "sentence1", "anchor": "sentence1"},
-            "sentence1 and anchor are two names of one part; keep one.",
+            "sentence1 and anchor are two names of one role; keep one.",
         ),
-        (["sentence1", "sentence2"], "three names would do: sentence1, sentence2, score."),
+        (
+            ["sentence1", "sentence2"],
+            "expected three names (sentence1, sentence2, score), got ['sentence1', 'se",
+        ),
     ],
 )
 def test_wrong_columns(tmp_path, columns, says):

@@ -16,7 +16,7 @@ from gist_fast.functional import backends, operator
 from gist_fast.functional.backends import tiled, triton
 from gist_fast.functional.backends.interface import Negatives
 from gist_fast.functional.blocks import Block, make_blocks
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import Operands
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
@@ -74,14 +74,14 @@ def test_what_is_too_old_is_an_obstacle(found: dict, complaint: str, monkeypatch
 
 
 def test_mask_bytes_are_a_tile_s_worth_for_each_tile() -> None:
-    blocks = make_blocks(130, (400, 5), Rule(offset=100))
+    blocks = make_blocks(130, (400, 5), LossConfig(), 100)
     # ap: 2 x 4 tiles; aa: 2 x 2 and 2 of the diagonal; pp: 2 x 1 left, 2 x 2 + 2 square, 2 x 2 right; an_1: 2 x 1.
     # One mask serves all Matryoshka dims.
     assert triton.mask_bytes(blocks, 1) == triton.mask_bytes(blocks, 3) == 4 * TILE_WORDS * (8 + 6 + (2 + 6 + 4) + 2)
 
 
 def test_bits_of_the_largest_batch_leave_room_in_8_gb() -> None:
-    blocks = make_blocks(131_072, (131_072,), Rule())
+    blocks = make_blocks(131_072, (131_072,), LossConfig())
     assert triton.mask_bytes(blocks, 1) < 6.5e9
 
 
@@ -139,10 +139,10 @@ def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("PTX was compiled for another card")
 
-    def forward(operands: Operands, blocks: list[Block], keep_bits: bool) -> Negatives:
+    def forward(operands: Operands, blocks: list[Block], keep_mask_bits: bool) -> Negatives:
         found = tiled.forward(operands, blocks, False)
         # Bits that `tiled` would choke on, or take for other masks.
-        size = triton.mask_bytes(blocks, 1) if keep_bits and operands.guided else 0
+        size = triton.mask_bytes(blocks, 1) if keep_mask_bits and operands.guided else 0
         return found._replace(bits=torch.full((size,), 255, dtype=torch.uint8))
 
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)

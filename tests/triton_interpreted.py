@@ -33,8 +33,8 @@ from gist_fast.functional import operands as operand_module
 from gist_fast.functional.backends import choose_backend, triton
 from gist_fast.functional.backends.interface import LARGEST_WEIGHT
 from gist_fast.functional.blocks import Block, make_blocks
-from gist_fast.functional.loss_config import Rule
-from gist_fast.functional.operands import Operands, logit_scale, prepare
+from gist_fast.functional.loss_config import LossConfig
+from gist_fast.functional.operands import Operands, operand_norm, prepare
 
 assert triton.interpreted(), "run me with TRITON_INTERPRET=1"
 
@@ -114,22 +114,21 @@ class Problem:
     hardness_strength: float = 0.0
     widths: tuple[int, ...] = ()
 
-    def rule(self) -> Rule:
-        return Rule(
+    def config(self) -> LossConfig:
+        return LossConfig(
             margin=self.margin,
-            relative=self.relative,
+            margin_strategy="relative" if self.relative else "absolute",
             mask_ties=self.mask_ties,
             self_guided=self.guide == "self",
             hard=self.hard,
             contrast_anchors=self.contrast_anchors,
             contrast_positives=self.contrast_positives,
-            offset=self.offset,
-            hardness_mode=self.hardness_mode,
+            hardness_mode=self.hardness_mode or None,
             hardness_strength=self.hardness_strength,
         )
 
     def blocks(self) -> list[Block]:
-        return make_blocks(self.rows, (self.rows + self.extra, *self.negatives), self.rule())
+        return make_blocks(self.rows, (self.rows + self.extra, *self.negatives), self.config(), self.offset)
 
     def embeddings(self) -> tuple[list[Tensor], list[Tensor]]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -149,10 +148,11 @@ class Problem:
             student,
             guide if self.guide == "own" else (),
             torch.tensor(self.temperature),
-            self.rule(),
+            self.config(),
+            self.offset,
             margins=margins,
             groups=groups if self.groups else None,
-            widths=self.widths,
+            dims=self.widths,
         )
 
 
@@ -287,11 +287,11 @@ def boosted(logits: Tensor, block: Block, operands: Operands) -> Tensor:
     """The logits times what hardness weighting makes of them, by its definition."""
     factor = torch.ones_like(logits)
     place = torch.zeros(logits.shape, dtype=torch.bool)
-    if block.own is not None:
-        place.diagonal(block.own).fill_(True)
-    if block.boosted != "none":
-        chosen = {"all": torch.ones_like(place), "own": place, "others": ~place}[block.boosted]
-        factor[chosen] = operands.boost.to(logits.dtype)
+    if block.own_negative is not None:
+        place.diagonal(block.own_negative).fill_(True)
+    if block.scaled != "none":
+        chosen = {"all": torch.ones_like(place), "own": place, "others": ~place}[block.scaled]
+        factor[chosen] = operands.logit_scale.to(logits.dtype)
     return logits * factor
 
 
@@ -299,7 +299,7 @@ def plain_softmax(
     operands: Operands, blocks: list[Block], hidden: list[Tensor], level: int, dtype: torch.dtype
 ) -> Tensor:
     """All unmasked logits, ``[rows, all columns]``, -inf where hidden, computed in `dtype`."""
-    student = tuple(u.to(dtype) for u in operands.ladder[level].operands)
+    student = tuple(u.to(dtype) for u in operands.matryoshka[level].operands)
     logits = [
         boosted(
             student[b.row_operand][b.row_start : b.row_start + b.rows] @ student[b.column_operand].T, b, operands
@@ -318,7 +318,7 @@ def plain_gradients(
     weights: Tensor,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    student = tuple(u.to(dtype) for u in operands.ladder[level].operands)
+    student = tuple(u.to(dtype) for u in operands.matryoshka[level].operands)
     gradients = [torch.zeros_like(u) for u in student]
     for block, mask in zip(blocks, hidden, strict=True):
         rows = slice(block.row_start, block.row_start + block.rows)
@@ -333,7 +333,7 @@ def plain_gradients(
 
 def check_masks(problem: Problem, operands: Operands, hidden: list[Tensor], masked: list[int], easy: list[int]) -> None:
     """Masks and counts against exact scores of the operands that the kernels multiplied."""
-    unit = logit_scale(torch.tensor(problem.temperature)).item() ** 2
+    unit = operand_norm(torch.tensor(problem.temperature)).item() ** 2
     for block, mask, by_guide, by_floor in zip(problem.blocks(), hidden, masked, easy, strict=True):
         excluded = excluded_pairs(block)
         assert mask[excluded].all(), f"{block.name}: a pair counts that never should"
@@ -343,7 +343,7 @@ def check_masks(problem: Problem, operands: Operands, hidden: list[Tensor], mask
         expected = torch.zeros_like(mask)
         near = torch.zeros_like(mask)
         if operands.guide is not None:
-            distance = exact_scores(operands.guide, block) - operands.limits.double()[:, None]
+            distance = exact_scores(operands.guide, block) - operands.guide_thresholds.double()[:, None]
             expected |= distance > 0
             near |= distance.abs() <= BAND * (unit if problem.guide == "self" else 1.0)
         if (groups := operands.groups_of(block)) is not None:
@@ -352,8 +352,8 @@ def check_masks(problem: Problem, operands: Operands, hidden: list[Tensor], mask
             near &= ~same
         by_guide_alone = int((expected & ~excluded).sum())
         assert abs(by_guide - by_guide_alone) <= int((near & ~excluded).sum()), f"{block.name}: too many are masked"
-        if operands.floors is not None:
-            distance = exact_scores(operands.student, block) - operands.floors.double()[:, None]
+        if operands.student_thresholds is not None:
+            distance = exact_scores(operands.student, block) - operands.student_thresholds.double()[:, None]
             expected |= distance < 0
             near |= distance.abs() <= BAND * unit
         near &= ~excluded
@@ -383,14 +383,17 @@ def check(problem: Problem, method: str = "staged", columns: int = TILE) -> None
     shared = {name: replace(getattr(config, name), columns=columns) for name in ("staged", "staged_symmetric")}
     config = replace(config, backward_method=method, narrow=0 if method == "staged" else config.narrow, **shared)
     kept = triton.forward_with(config, operands, blocks, True)
-    hidden = masks_of(problem, operands, kept.bits)
-    check_masks(problem, operands, hidden, kept.masked.tolist(), kept.easy.tolist())
-    if operands.masks and operands.floors is None:
-        check_products(problem, kept.bits, hidden)
+    hidden = masks_of(problem, operands, kept.mask_bits)
+    check_masks(problem, operands, hidden, kept.masked.tolist(), kept.easy_negatives.tolist())
+    if operands.masks and operands.student_thresholds is None:
+        check_products(problem, kept.mask_bits, hidden)
 
-    totals, weights = [], torch.randn(len(operands.ladder), problem.rows, generator=torch.Generator().manual_seed(1))
+    totals, weights = (
+        [],
+        torch.randn(len(operands.matryoshka), problem.rows, generator=torch.Generator().manual_seed(1)),
+    )
     weights = weights.double() / weights.abs().max()
-    for level, student in enumerate(operands.ladder):
+    for level, student in enumerate(operands.matryoshka):
         logits = plain_softmax(operands, blocks, hidden, level, torch.float64)
         plain = plain_softmax(operands, blocks, hidden, level, problem.dtype).float()
         exact_lse = torch.logsumexp(logits * math.log(2), 1) / math.log(2)
@@ -402,7 +405,7 @@ def check(problem: Problem, method: str = "staged", columns: int = TILE) -> None
         totals.append(torch.logaddexp2(exact_lse, student.positives.double()))
 
     lse2 = torch.stack(totals)
-    bits = kept.bits if operands.masks else None
+    bits = kept.mask_bits if operands.masks else None
     arguments = operands, blocks, lse2.float(), (weights * LARGEST_WEIGHT).float()
     found = triton.backward_with(config, *arguments, bits)
     # A coefficient 2^(s - lse) carries the absolute error of s and of lse, float32 of up to 1.44 / temperature, with
@@ -420,8 +423,8 @@ def check(problem: Problem, method: str = "staged", columns: int = TILE) -> None
 
     if operands.masks:
         empty = triton.forward_with(config, operands, blocks, False)
-        assert torch.equal(empty.lse2, kept.lse2) and empty.bits.numel() == 0
-        assert torch.equal(empty.masked, kept.masked) and torch.equal(empty.easy, kept.easy)
+        assert torch.equal(empty.lse2, kept.lse2) and empty.mask_bits.numel() == 0
+        assert torch.equal(empty.masked, kept.masked) and torch.equal(empty.easy_negatives, kept.easy_negatives)
         config = replace(config, backward_method="staged", narrow=0)
         from_bits = found if method == "staged" else triton.backward_with(config, *arguments, bits)
         again = triton.backward_with(config, *arguments, None)
@@ -498,9 +501,11 @@ def test_a_guide_multiplied_out_chunk_by_chunk_decides_as_one_held_whole(
         monkeypatch.setattr(operand_module, "PIECE", piece)
         operands, blocks = problem.operands(), problem.blocks()
         config = replace(choose_config("sm_90", 4, problem.width), backward_method="staged")
-        lse2, weights = operands.ladder[0].positives[None] + 3, torch.ones(1, problem.rows)
+        lse2, weights = operands.matryoshka[0].positives[None] + 3, torch.ones(1, problem.rows)
         kept = triton.forward_with(config, operands, blocks, True)
-        found.append([operands.limits, *kept, *triton.backward_with(config, operands, blocks, lse2, weights, None)[0]])
+        found.append(
+            [operands.guide_thresholds, *kept, *triton.backward_with(config, operands, blocks, lse2, weights, None)[0]]
+        )
     for whole, chunked in zip(*found, strict=True):
         assert torch.equal(whole, chunked)
 
@@ -515,9 +520,9 @@ def test_an_exact_duplicate_of_the_positive_stays() -> None:
     problem = Problem(rows=40, guide_width=1024, margin=0.0, contrast_positives=False, dtype=torch.float16)
     student, guide = problem.embeddings()
     student[1][20:], guide[1][20:] = student[1][:20].clone(), guide[1][:20].clone()
-    operands = prepare(student, guide, torch.tensor(0.05), Rule())
+    operands = prepare(student, guide, torch.tensor(0.05), LossConfig())
     config = choose_config("sm_90", 4, problem.width)
-    hidden = hidden_pairs(triton.forward_with(config, operands, problem.blocks(), True).bits, problem.blocks())[0]
+    hidden = hidden_pairs(triton.forward_with(config, operands, problem.blocks(), True).mask_bits, problem.blocks())[0]
     row = torch.arange(20)
     assert not hidden[row, row + 20].any() and not hidden[row + 20, row].any()
 
@@ -628,11 +633,11 @@ def test_runs_are_bitwise_the_same(method: str) -> None:
     problem = Problem(rows=140, extra=30, offset=11, negatives=(50,))
     operands, blocks = problem.operands(), problem.blocks()
     config = replace(choose_config("sm_90", 4, problem.width), backward_method=method)
-    lse2, weights = operands.ladder[0].positives[None] + 3, torch.ones(1, 140)
+    lse2, weights = operands.matryoshka[0].positives[None] + 3, torch.ones(1, 140)
     runs = []
     for _ in range(2):
         kept = triton.forward_with(config, operands, blocks, True)
-        runs.append([*kept, *triton.backward_with(config, operands, blocks, lse2, weights, kept.bits)[0]])
+        runs.append([*kept, *triton.backward_with(config, operands, blocks, lse2, weights, kept.mask_bits)[0]])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from gist_fast.bench.isolated import LIMIT_SHARE, check_and_measure, in_own_process
-from gist_fast.bench.memory import available_memory
 from gist_fast.bench.results import OK
 from gist_fast.bench.run import does_not_fit
 from gist_fast.bench.timing import Parts, Stopwatch
+from gist_fast.runtime.memory import free_memory
 
 SCALES = ("tiny", "small", "medium", "large")
 PATIENCE = {"tiny": 60.0, "small": 60.0, "medium": 180.0, "large": 600.0}
@@ -52,7 +52,7 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., Non
         if reason is not None:
             pytest.skip(f"{name}: {reason}")
         device = suite.device_of(case)
-        free, least = available_memory(device), suite.least_memory(case, name)
+        free, least = free_memory(device), suite.least_memory(case, name)
         limit = int(free * LIMIT_SHARE)
         if least > limit:
             pytest.skip(f"out of memory: {name} {does_not_fit(least, free)}")
@@ -78,7 +78,7 @@ def _flat(value: object) -> str:
 
 
 def time_part(benchmark: Any, parts: Parts, part: str, device: str, rounds: int) -> None:
-    """Give pytest-benchmark one part of a turn, the parts before it untimed; on a GPU device events come beside it."""
+    """Give pytest-benchmark one part of an iteration, those before it untimed; on a GPU device events too."""
     names = list(parts)
     timed = names if part not in parts else [part]
     before = [] if part not in parts else names[: names.index(part)]
@@ -91,7 +91,7 @@ def time_part(benchmark: Any, parts: Parts, part: str, device: str, rounds: int)
 
             torch.cuda.synchronize()
 
-    def turn() -> None:
+    def iteration() -> None:
         for name in timed:
             parts[name]()
         if device.startswith("cuda"):
@@ -99,7 +99,7 @@ def time_part(benchmark: Any, parts: Parts, part: str, device: str, rounds: int)
 
             torch.cuda.synchronize()
 
-    benchmark.pedantic(turn, setup=setup, rounds=rounds, iterations=1, warmup_rounds=1)
+    benchmark.pedantic(iteration, setup=setup, rounds=rounds, iterations=1, warmup_rounds=1)
     if device.startswith("cuda"):
         stopwatch = Stopwatch(device)
         events = []

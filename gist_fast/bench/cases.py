@@ -33,6 +33,13 @@ class WrongResult(Exception):  # noqa: N818 - an outcome
     """A competitor's result is not that of the reference: it is not timed."""
 
 
+def hold_to(what: str, found: Tensor, wanted: Tensor, allowed: float, where: str = "") -> None:
+    """Raise `WrongResult` unless the relative error of what was found, by its norm, is allowed."""
+    error = ((found.double() - wanted).norm() / wanted.norm()).item()
+    if not error <= allowed:
+        raise WrongResult(f"relative error of {what} {error:.1e}{where}, allowed {allowed:.0e}")
+
+
 @dataclass(frozen=True)
 class LossCase:
     """What is computed."""
@@ -44,6 +51,7 @@ class LossCase:
     device: str = "cpu"
     guide: Literal["model", "self", "none"] = "model"
     blocks: tuple[str, ...] = BLOCKS
+    matryoshka_dims: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -62,10 +70,14 @@ class LossCase:
             "margin": self.margin,
             "contrast_anchors": "aa" in self.blocks,
             "contrast_positives": "pp" in self.blocks,
+            "matryoshka_dims": self.matryoshka_dims or None,
         }
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "blocks": list(self.blocks)}
+        about = {**asdict(self), "blocks": list(self.blocks)}
+        if not about.pop("matryoshka_dims"):
+            return about
+        return {**about, "matryoshka_dims": list(self.matryoshka_dims)}
 
     def flops(self, part: str = "both") -> float:
         """The least that the mathematics asks for, whatever is really computed.
@@ -124,12 +136,12 @@ def exact_gradients(case: LossCase, e: Embeddings) -> list[Tensor]:
     """The loss and its gradients by the reference in float64, from the same (rounded) values."""
     import torch
 
-    import gist_fast
+    from gist_fast.functional.function import guided_contrastive_loss
 
     a, p = (x.detach().double().requires_grad_() for x in (e.anchors, e.positives))
     if case.guide == "self":
-        guide: list[Tensor | None] = [a.detach(), p.detach()]
+        e = Embeddings(a, p, a.detach(), p.detach())
     else:
-        guide = [None if x is None else x.double() for x in (e.guide_anchors, e.guide_positives)]
-    loss = gist_fast.guided_contrastive_loss(a, p, *guide, backend="reference", **case.options)
+        e = Embeddings(a, p, *(None if x is None else x.double() for x in (e.guide_anchors, e.guide_positives)))
+    loss = guided_contrastive_loss(*e, backend="reference", **case.options)
     return [loss.detach(), *torch.autograd.grad(loss, (a, p))]

@@ -1,4 +1,4 @@
-"""A competitor in a process of its own, under a limit of memory: is it right, and what does a turn add at its peak.
+"""A competitor in a process of its own, under a limit of memory: is it right, and what does it add at its peak.
 
 The process is forked from a server that has imported the packages and computed nothing, so that each starts alike and
 in a few hundredths of a second. (A GPU's memory needs no process of its own: torch counts its tensors.)
@@ -20,9 +20,9 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.bench.cases import WrongResult
-from gist_fast.bench.memory import is_out_of_memory, limit_memory, peak_memory
 from gist_fast.bench.results import FAILED, NOT_RUN, OK, OUT_OF_MEMORY, WRONG
-from gist_fast.bench.timing import COLD, hopeless
+from gist_fast.bench.timing import COLD, to_skip
+from gist_fast.runtime.memory import is_out_of_memory, limit_memory, peak_memory
 
 if TYPE_CHECKING:
     from gist_fast.bench.suite import Suite
@@ -40,7 +40,7 @@ class Outcome:
     why: str = ""
     memory: int | None = None
     seconds: float = 0.0
-    """Of its first turn; of a second, where one was taken to see whether the first took long only because it was."""
+    """Of its first iteration; of a second, where one was run to see whether the first was long only for being first."""
 
 
 def start_server() -> None:
@@ -93,7 +93,7 @@ def in_own_process(
     theirs.close()
     try:
         if not ours.poll(patience):
-            return Outcome(NOT_RUN, f"the check and one turn took more than {patience:.0f} s")
+            return Outcome(NOT_RUN, f"the check and one iteration took more than {patience:.0f} s")
         found = ours.recv()
         process.join(5)
         return found
@@ -139,7 +139,7 @@ def check_and_measure(
     budget: float = math.inf,
     patience: float = math.inf,
 ) -> Outcome:
-    """Check a competitor's result at a small size, which also brings up threads and libraries, then take one turn.
+    """Check a competitor's result at a small size, which also brings up threads and libraries, then run one iteration.
 
     A second is taken where the first alone would have it left out, and may have taken long only because it compiled
     and filled caches.
@@ -147,8 +147,8 @@ def check_and_measure(
     Args:
         limit: bytes that this process may take from now on, or None for no limit.
         known_right: it was checked before; the baseline's check, a quick one, then brings up what is needed.
-        budget: seconds that there are for its rounds; a first turn that takes more (and more than `COLD`) is not taken
-            again.
+        budget: seconds that there are for its rounds; a first iteration that takes more (and more than `COLD`) is not
+            repeated.
         patience: seconds that all of this may take, as far as that is in its hands.
     """
     begin = time.perf_counter()
@@ -160,16 +160,16 @@ def check_and_measure(
             return Outcome(OK, memory=suite.memory(case, name))
         parts, seconds = suite.build(case, name), 0.0
 
-        def turn() -> None:
+        def iteration() -> None:
             nonlocal seconds
             start = time.perf_counter()
             for call in parts.values():
                 call()
             seconds = time.perf_counter() - start
 
-        added = peak_memory(turn, suite.device_of(case))
-        if hopeless(seconds, budget) and seconds <= min(max(budget, COLD), patience - (time.perf_counter() - begin)):
-            turn()
+        added = peak_memory(iteration, suite.device_of(case))
+        if to_skip(seconds, budget) and seconds <= min(max(budget, COLD), patience - (time.perf_counter() - begin)):
+            iteration()
         suite.check_whole(case, name)
         return Outcome(OK, memory=added, seconds=seconds)
     except WrongResult as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,13 +12,13 @@ from gist_fast.bench.cases import (
     TOLERANCES,
     Embeddings,
     LossCase,
-    WrongResult,
     coarse,
     exact_gradients,
+    hold_to,
 )
-from gist_fast.bench.peers import OURS, PEERS
+from gist_fast.bench.peers import OURS, PEERS, Peer
 from gist_fast.bench.results import WHOLE
-from gist_fast.bench.suite import Plan
+from gist_fast.bench.suite import Scope, Suite
 from gist_fast.bench.timing import BOTH, Parts
 
 CPU_SIZES = (256, 512, 1024, 2048, 4096, 8192)
@@ -29,17 +29,16 @@ SMALL = 4
 """Sizes at the scale small: the smallest so many."""
 
 
-class LossSuite:
+class LossSuite(Suite):
     """Every peer of `gist_fast.bench.peers`.
 
     Args:
         guide: of its cases, as `LossCase` has it.
+        peers: other ones, which do not travel to other processes.
     """
 
-    isolated = True
     grows = 2.0
-    baseline: str | None = OURS
-    looks_at: tuple[str, ...] = ("sizes", "dtype")
+    looks_at = ("sizes", "dtype")
 
     def __init__(
         self,
@@ -47,53 +46,51 @@ class LossSuite:
         title: str = "The loss: embeddings to gradients",
         guide: Literal["model", "self", "none"] = "model",
         blocks: tuple[str, ...] = BLOCKS,
+        peers: Mapping[str, Peer] | None = None,
     ) -> None:
-        self.name, self.title, self._guide, self._blocks = name, title, guide, blocks
+        self.name, self.title, self._guide, self._blocks, self._peers = name, title, guide, blocks, peers
 
-    def cases(self, plan: Plan) -> Sequence[LossCase]:
-        cuda = plan.device.startswith("cuda")
-        sizes = plan.sizes_of(CUDA_SIZES if cuda else CPU_SIZES, SMALL)
+    @property
+    def peers(self) -> Mapping[str, Peer]:
+        return PEERS if self._peers is None else self._peers
+
+    def cases(self, scope: Scope) -> Sequence[LossCase]:
+        cuda = scope.device.startswith("cuda")
+        sizes = scope.sizes_of(CUDA_SIZES if cuda else CPU_SIZES, SMALL)
         width, guide_width = (768, 1024) if cuda else (384, 384)
         return [
-            LossCase(rows, width, guide_width, plan.dtype, plan.device, self._guide, self._blocks) for rows in sizes
+            LossCase(rows, width, guide_width, scope.dtype, scope.device, self._guide, self._blocks) for rows in sizes
         ]
 
     def competitors(self, case: LossCase) -> Sequence[str]:
         # What a compiler makes of the plain version is seen where there is a guide, and costs much of a run's time.
-        return [name for name in PEERS if case.guide == "model" or name != "plain compiled"]
+        return [name for name in self.peers if case.guide == "model" or name != "plain compiled"]
 
     def obstacle(self, case: LossCase, name: str) -> str | None:
-        return PEERS[name].obstacle(case)
+        if case.matryoshka_dims and not name.startswith(OURS):
+            return "it knows no Matryoshka dims"
+        return self.peers[name].obstacle(case)
 
     def least_memory(self, case: LossCase, name: str) -> float:
-        return PEERS[name].least_memory(case)
-
-    def device_of(self, case: LossCase) -> str:
-        return case.device
-
-    def memory(self, case: LossCase, name: str) -> int | None:
-        return None
+        return self.peers[name].least_memory(case)
 
     def check(self, case: LossCase, name: str) -> None:
         small = replace(case, rows=min(case.rows, CHECKED_ROWS))
         e = coarse(small.embeddings())
         if small.guide == "self":
             e = small.embeddings()
-        loss = _value(small, name, e)
+        loss = self._value(small, name, e)
         self._compare(small, (loss, e.anchors.grad, e.positives.grad), exact_gradients(small, e))
 
     @staticmethod
     def _compare(case: LossCase, found: Sequence[Any], wanted: Sequence[Any]) -> None:
         names = ("loss", "gradient of the anchors", "gradient of the positives")
-        allowed = TOLERANCES[case.dtype]
         for what, got, want in zip(names, found, wanted, strict=True):
-            error = ((got.double() - want).norm() / want.norm()).item()
-            if not error <= allowed:
-                raise WrongResult(f"relative error of the {what} {error:.1e} at B {case.rows}, allowed {allowed:.0e}")
+            hold_to(f"the {what}", got, want, TOLERANCES[case.dtype], f" at B {case.rows}")
 
     def check_whole(self, case: LossCase, name: str) -> None:
         """Ours also at its full size, in which it has many tiles and other ways to keep its masks: by sampled rows."""
-        if name != OURS or case.rows <= CHECKED_ROWS:
+        if name != OURS or case.rows <= CHECKED_ROWS or case.matryoshka_dims:
             return
         import torch
 
@@ -101,13 +98,13 @@ class LossSuite:
 
         e = case.embeddings() if case.guide == "self" else coarse(case.embeddings())
         rows = torch.randperm(case.rows, generator=torch.Generator().manual_seed(0))[:SAMPLED_ROWS].to(case.device)
-        loss = _value(case, name, e)
+        loss = self._value(case, name, e)
         gradients = [x.grad[rows] for x in (e.anchors, e.positives) if x.grad is not None]
         self._compare(case, (loss, *gradients), exact_sample(case, e, rows))
 
     def build(self, case: LossCase, name: str) -> Parts:
         e = case.embeddings()
-        loss = PEERS[name].make(case)
+        loss = self.peers[name].make(case)
         kept: list[Any] = []
 
         def forward() -> None:
@@ -117,7 +114,18 @@ class LossSuite:
         def backward() -> None:
             kept.pop().backward()
 
-        return {BOTH: forward} if PEERS[name].whole else {"forward": forward, "backward": backward}
+        return {BOTH: forward} if self.peers[name].whole else {"forward": forward, "backward": backward}
+
+    def _value(self, case: LossCase, name: str, e: Embeddings) -> Any:
+        """The loss, with the gradients left in the leaves."""
+        loss = self.peers[name].make(case)(e)
+        if not self.peers[name].whole:
+            loss.backward()
+        return loss.detach()
+
+    def matmul_side(self, case: LossCase) -> int:
+        """Of a square product that is large enough for the full rate."""
+        return 8192 if case.device.startswith("cuda") else 2048
 
 
 def matmul(case: LossCase, side: int) -> tuple[Parts, float]:
@@ -128,16 +136,3 @@ def matmul(case: LossCase, side: int) -> tuple[Parts, float]:
     a, b = torch.randn(2, side, side, generator=generator, device=case.device).to(getattr(torch, case.dtype))
     out = torch.empty_like(a)
     return {WHOLE: lambda: torch.mm(a, b, out=out)}, 2.0 * side**3
-
-
-def matmul_side(device: str) -> int:
-    """Large enough for the full rate."""
-    return 8192 if device.startswith("cuda") else 2048
-
-
-def _value(case: LossCase, name: str, e: Embeddings) -> Any:
-    """The loss, with the gradients left in the leaves."""
-    loss = PEERS[name].make(case)(e)
-    if not PEERS[name].whole:
-        loss.backward()
-    return loss.detach()

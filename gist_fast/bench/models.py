@@ -6,13 +6,13 @@ with a tail up to the maximum.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import random
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gist_fast.runtime.progress_bars import without_progress_bars
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -83,24 +83,11 @@ def build_model(
         )
     with tempfile.TemporaryDirectory() as folder:
         parts = Path(folder)
-        with _without_progress_bars():
+        with without_progress_bars():
             bert.save_pretrained(parts)
             tokenizer.save_pretrained(parts)
             modules = [Transformer(str(parts), max_seq_length=MAX_TOKENS), Pooling(width)]
         return SentenceTransformer(modules=modules, device=device).eval()
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @functools.cache

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import itertools
 import json
 import math
-import os
-import platform
-import subprocess
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gist_fast
 from gist_fast.bench.growth import Power, Split
 from gist_fast.bench.timing import BOTH, Ratio, Timing
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import write_whole
 
 FORMAT = 1
 OK, OUT_OF_MEMORY, NOT_RUN, WRONG, FAILED = "ok", "out of memory", "not run", "wrong", "failed"
@@ -27,7 +22,6 @@ COUNTED = (OK, NOT_RUN)
 WHOLE = "whole"
 PLOTS = ("time", "memory", "share")
 """What is plotted of a suite."""
-PACKAGES = ("torch", "triton", "sentence-transformers", "transformers", "memeff", "inf-cl")
 
 
 @dataclass
@@ -53,7 +47,7 @@ class Row:
     """Of the measured rate of a matrix product, by minimal FLOPs."""
 
     def timing(self, part: str | None = None) -> Timing | None:
-        """Of a part, by default of the whole turn."""
+        """Of a part, by default of the whole iteration."""
         chosen = part or (BOTH if BOTH in self.seconds else WHOLE)
         return Timing(tuple(self.seconds[chosen])) if self.seconds.get(chosen) else None
 
@@ -86,7 +80,7 @@ def ratio_of(entry: dict[str, Any] | None) -> Ratio | None:
 
 def write(path: Path, results: Results) -> None:
     """Write a file that is not there yet: all of it, or nothing."""
-    write_new(path, json.dumps(results.as_dict(), indent=1) + "\n")
+    write_whole(path, json.dumps(results.as_dict(), indent=1) + "\n")
 
 
 def write_numbered(folder: Path, results: Results) -> Path:
@@ -113,28 +107,6 @@ def plot_path(path: Path, name: str) -> Path:
     return path.with_name(f"{path.stem}-{name}.svg")
 
 
-def write_new(path: Path, text: str) -> None:
-    """Write a file by another name, and then put it in place.
-
-    Raises:
-        FileExistsError: there is one; it stays as it is.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        try:
-            os.link(part, path)  # unlike a rename it never replaces
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links
-            if path.exists():
-                raise FileExistsError(f"{path}: exists") from None
-            part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def read(path: Path) -> Results:
     """The results of a file.
 
@@ -149,7 +121,7 @@ def read(path: Path) -> Results:
         raise InputError(f"{path}: cannot be read as results of gist-fast bench ({error}).") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         given = found.get("format") if isinstance(found, dict) else type(found).__name__
-        raise InputError(f"{path}: format {given!r}; results of gist-fast bench of format {FORMAT} would do.")
+        raise InputError(f"{path}: expected results of gist-fast bench in format {FORMAT}, got format {given!r}.")
     try:
         rows = [_row(row) for row in found.pop("rows")]
         del found["format"]
@@ -209,64 +181,3 @@ def _is_count(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def machine(device: str = "cpu") -> dict[str, Any]:
-    """What figures depend on."""
-    import torch
-
-    about = {
-        "device": device_name(device),
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "gist_fast": gist_fast.__version__,
-        "commit": _commit(),
-    }
-    if device.startswith("cuda"):
-        about["gpu"] = torch.cuda.get_device_name(device)
-        about["gpu_memory"] = torch.cuda.get_device_properties(device).total_memory
-    for package in PACKAGES:
-        try:
-            about[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            about[package] = None
-    return about
-
-
-def device_name(device: str = "cpu") -> str:
-    """A folder's name: ``cpu-2-threads``, or the card's."""
-    import torch
-
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device).lower().replace(" ", "-").replace("/", "-")
-    return f"cpu-{torch.get_num_threads()}-threads"
-
-
-def _commit(package: Path = Path(gist_fast.__file__).parent) -> str | None:
-    """The commit of the checkout that this package is part of, marked where what is measured or measures was changed;
-    None elsewhere."""
-    checkout = package.parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=False)
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    # Installed under some other project's folder, it is that project whose commit git would tell.
-    if git("ls-files", "--error-unmatch", f"{package.name}/__init__.py") is None:
-        return None
-    commit = git("rev-parse", "--short", "HEAD")
-    # Results of earlier runs change with every run, and no figure depends on them.
-    measured = (package.name, "kernels", "benchmarks", ":(exclude)benchmarks/results")
-    return f"{commit} with changes" if commit and git("status", "--porcelain", "--", *measured) else commit
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

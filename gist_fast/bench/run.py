@@ -10,8 +10,7 @@ from typing import Any
 
 from gist_fast.bench.growth import fit_power, fit_split
 from gist_fast.bench.isolated import LIMIT_SHARE, TAKEN, check_and_measure, in_own_process, start_server
-from gist_fast.bench.loss import LossSuite, matmul, matmul_side
-from gist_fast.bench.memory import available_memory
+from gist_fast.bench.loss import LossSuite, matmul
 from gist_fast.bench.results import (
     COUNTED,
     FAILED,
@@ -23,13 +22,24 @@ from gist_fast.bench.results import (
     WRONG,
     Results,
     Row,
-    machine,
 )
 from gist_fast.bench.start import StartSuite
-from gist_fast.bench.suite import Plan, Suite
-from gist_fast.bench.timing import CHEAP, LEAST_ROUNDS, NO_TIME, Parts, Stopwatch, Turns, hopeless, take_turns, too_slow
+from gist_fast.bench.suite import Scope, Suite
+from gist_fast.bench.timing import (
+    CHEAP,
+    LEAST_ROUNDS,
+    NO_TIME,
+    Iterations,
+    Parts,
+    Stopwatch,
+    time_iterations,
+    to_skip,
+    too_slow,
+)
 from gist_fast.bench.training import EngineSuite, GuideSuite, StepSuite
+from gist_fast.runtime.environment import machine
 from gist_fast.runtime.errors import InputError, nearest
+from gist_fast.runtime.memory import free_memory
 
 _ALL: tuple[Suite, ...] = (
     LossSuite(),
@@ -46,7 +56,7 @@ SUITES = {suite.name: suite for suite in _ALL}
 ON_A_CARD = ("self", "unguided")
 """Suites that are there for peers which need a card: elsewhere they are measured only if they are asked for."""
 WEIGHTS = {"loss": 6.0, "self": 2.0, "unguided": 2.0, "engine": 2.5, "guide": 1.5, "step": 3.5, "start": 2.0}
-"""How the budget is shared."""
+"""How the budget is shared; a suite of another name counts 1."""
 BUDGETS = {"small": 45.0, "medium": 225.0, "large": 1800.0}
 """Seconds that are planned for, by scale."""
 OVERRUN = 1.25
@@ -54,7 +64,7 @@ OVERRUN = 1.25
 SMALLEST_MEMORY = 1 << 20
 """Bytes: growth of less is that of allocators."""
 PATIENCE = 30.0
-"""Seconds, at least, until a first turn is given up: a compiler may be at work in it."""
+"""Seconds, at least, until a first iteration is given up: a compiler may be at work in it."""
 FIRST_CASE = 12
 """The first case of a suite gets as much of its budget as this many more: libraries load and compilers work in it, and
 it is the one that slow peers can do."""
@@ -65,18 +75,18 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Candidate:
     """A competitor that fits and is right."""
 
     row: Row
     seconds: float
-    """Of a turn, as `gist_fast.bench.isolated.Outcome` has it; 0 if it took none."""
-    smaller: Entrant | None = None
+    """Of an iteration, as `gist_fast.bench.isolated.Outcome` has it; 0 if it took none."""
+    smaller: Candidate | None = None
     """The same competitor in the case before."""
 
     @property
-    def turn(self) -> float:
-        """Seconds of a turn: of its rounds, where it was timed."""
+    def iteration(self) -> float:
+        """Seconds of an iteration: of its rounds, where it was timed."""
         timing = self.row.timing()
         return timing.median if timing else self.seconds
 
@@ -92,14 +102,14 @@ def suites_named(names: str | None, device: str = "cpu") -> list[Suite]:
     chosen = []
     for name in (part.strip() for part in names.split(",")):
         if name not in SUITES:
-            raise InputError(f"--suite: got {name!r}{nearest(name, SUITES)}; {', '.join(SUITES)} would do.")
+            raise InputError(f"--suite: expected any of {', '.join(SUITES)}, got {name!r}{nearest(name, SUITES)}.")
         chosen.append(SUITES[name])
     return list(dict.fromkeys(chosen))
 
 
 def run(
     suites: Sequence[Suite],
-    plan: Plan,
+    scope: Scope,
     *,
     command: str,
     budget: float,
@@ -117,24 +127,28 @@ def run(
         keep: given what there is so far whenever a case is done.
     """
     started = time.monotonic()
-    results = Results(machine(plan.device), command)
-    if not plan.device.startswith("cuda") and any(suite.isolated for suite in suites):
+    results = Results(machine(scope.device), command)
+    if not scope.device.startswith("cuda") and any(suite.isolated for suite in suites):
         start_server()
     begin = time.monotonic()
     clock = _Clock(begin + OVERRUN * budget)
     for place, suite in enumerate(suites):
         left = budget - (time.monotonic() - begin)
-        share = WEIGHTS[suite.name] / sum(WEIGHTS[other.name] for other in suites[place:])
-        for _ in _run_suite(suite, plan, results, max(5.0, left * share), clock, rounds, say):
+        share = _weight(suite) / sum(map(_weight, suites[place:]))
+        for _ in _run_suite(suite, scope, results, max(5.0, left * share), clock, rounds, say):
             results.fits = fits(results.rows)
             results.seconds = time.monotonic() - started
             keep(results)
     return results
 
 
+def _weight(suite: Suite) -> float:
+    return WEIGHTS.get(suite.name, 1.0)
+
+
 @dataclass(frozen=True)
 class _Clock:
-    """When a run ends at the latest, turns that are under way then aside."""
+    """When a run ends at the latest, what is under way then aside."""
 
     end: float
 
@@ -166,47 +180,47 @@ def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _run_suite(
-    suite: Suite, plan: Plan, results: Results, budget: float, clock: _Clock, rounds: int, say: Say
+    suite: Suite, scope: Scope, results: Results, budget: float, clock: _Clock, rounds: int, say: Say
 ) -> Iterator[None]:
     begin = time.monotonic()
-    cases = list(suite.cases(plan))
-    stopwatch = Stopwatch(plan.device if suite.isolated else "cpu")
+    cases = list(suite.cases(scope))
+    stopwatch = Stopwatch(scope.device if suite.isolated else "cpu")
     # The larger a case, the more of the budget it gets; the first one has more to do than its size says.
     floor = max(1.0, budget / (4 * len(cases)))
     weights = [1.0 + FIRST_CASE, *(place + 1.0 for place in range(1, len(cases)))]
-    last: dict[str, Entrant] = {}
+    last: dict[str, Candidate] = {}
     for place, case in enumerate(cases):
         # However long the cases before took, each has a quarter of an even share; the clock says when a run ends.
         left = max(floor, budget - (time.monotonic() - begin))
         share = max(floor, left * weights[place] / sum(weights[place:]))
         beyond = share if place else max(floor, left / (sum(weights) - FIRST_CASE))
         say(f"{suite.name} {case.size or ''}".rstrip() + " ...")
-        entrants: dict[str, Entrant] = {}
+        candidates: dict[str, Candidate] = {}
         for name in suite.competitors(case):
             # Ours may take from the cases to come: without it no row says anything.
             allowed = left if name == suite.baseline else share
-            entrants[name] = _enter(suite, case, name, allowed, last.get(name), clock)
-        last = entrants
-        # What entering took is not taken from the turns, as long as the suite has time left.
+            candidates[name] = _qualify(suite, case, name, allowed, last.get(name), clock)
+        last = candidates
+        # What qualifying took is not taken from the rounds, as long as the suite has time left.
         share = max(floor, min(share, budget - (time.monotonic() - begin)))
-        _time(suite, case, entrants, results, stopwatch, (share, beyond), clock, rounds)
-        results.rows += [entrant.row for entrant in entrants.values()]
+        _time(suite, case, candidates, results, stopwatch, (share, beyond), clock, rounds)
+        results.rows += [candidate.row for candidate in candidates.values()]
         yield
 
 
-def _enter(suite: Suite, case: Any, name: str, budget: float, smaller: Entrant | None, clock: _Clock) -> Entrant:
+def _qualify(suite: Suite, case: Any, name: str, budget: float, smaller: Candidate | None, clock: _Clock) -> Candidate:
     """Whether a competitor fits and is right, and what memory it takes."""
     row = Row(suite.name, case.as_dict(), case.size, name)
 
-    def ends(outcome: str, why: str, seconds: float = 0.0) -> Entrant:
+    def ends(outcome: str, why: str, seconds: float = 0.0) -> Candidate:
         row.outcome, row.why = outcome, why
-        return Entrant(row, seconds, smaller and replace(smaller, smaller=None))
+        return Candidate(row, seconds, smaller and replace(smaller, smaller=None))
 
     reason = suite.obstacle(case, name)
     if reason is not None:
         return ends(UNSUPPORTED, reason)
     device = suite.device_of(case)
-    free, least = available_memory(device), suite.least_memory(case, name)
+    free, least = free_memory(device), suite.least_memory(case, name)
     limit = int(free * LIMIT_SHARE)
     if least > limit:
         row.least_memory = least
@@ -217,12 +231,13 @@ def _enter(suite: Suite, case: Any, name: str, budget: float, smaller: Entrant |
         return ends(smaller.row.outcome, why)
     expected = _expected(smaller, case.size, suite.grows, baseline=name == suite.baseline)
     if expected * LEAST_ROUNDS > max(budget, CHEAP):
-        why = f"a turn would take some {expected:.1f} s, and {LEAST_ROUNDS} of them more than the {budget:.1f} s for it"
+        why = f"an iteration would take some {expected:.1f} s, and {LEAST_ROUNDS} of them more than the "
+        why += f"{budget:.1f} s for it"
         return ends(NOT_RUN, why, expected)
     if clock.is_up():
         return ends(NOT_RUN, NO_TIME)
     if suite.isolated and not device.startswith("cuda"):
-        # Whoever hangs leaves half of a run's time to those that have entered already.
+        # Whoever hangs leaves half of a run's time to those that have qualified already.
         patience = min(max(PATIENCE, budget), clock.left * (1.0 if name == suite.baseline else 0.5))
         outcome = in_own_process(suite, case, name, limit, patience, known_right=smaller is not None, budget=budget)
     else:
@@ -236,8 +251,8 @@ def does_not_fit(least: float, free: int) -> str:
     return f"needs {least / 2**30:.1f} GiB at least, by formula; {free / 2**30:.1f} GiB are free, of which {TAKEN}"
 
 
-def _expected(smaller: Entrant | None, size: int, grows: float, *, baseline: bool = False) -> float:
-    """Seconds of a turn by those of smaller cases, at least; 0 where they say nothing.
+def _expected(smaller: Candidate | None, size: int, grows: float, *, baseline: bool = False) -> float:
+    """Seconds of an iteration by those of smaller cases, at least; 0 where they say nothing.
 
     It grows on as it grew between the last two, by a power from 1 to `grows`. Of one alone that power is not known: by
     the largest, a small case that is all overhead would say far too much, on which the baseline is not left out.
@@ -245,44 +260,44 @@ def _expected(smaller: Entrant | None, size: int, grows: float, *, baseline: boo
     if smaller is None or not smaller.row.size or size <= smaller.row.size:
         return 0.0
     before = smaller.smaller
-    if before is not None and 0 < before.row.size < smaller.row.size and min(before.turn, smaller.turn) > 0:
-        seen = math.log(smaller.turn / before.turn) / math.log(smaller.row.size / before.row.size)
+    if before is not None and 0 < before.row.size < smaller.row.size and min(before.iteration, smaller.iteration) > 0:
+        seen = math.log(smaller.iteration / before.iteration) / math.log(smaller.row.size / before.row.size)
         power = min(max(seen, 1.0), grows)
     elif baseline:
         return 0.0
     else:
         power = grows
-    return smaller.turn * (size / smaller.row.size) ** power
+    return smaller.iteration * (size / smaller.row.size) ** power
 
 
 def _time(
     suite: Suite,
     case: Any,
-    entrants: dict[str, Entrant],
+    candidates: dict[str, Candidate],
     results: Results,
     stopwatch: Stopwatch,
     seconds: tuple[float, float],
     clock: _Clock,
     rounds: int,
 ) -> None:
-    """Let all that are left take turns, and write down what they took.
+    """Time all that are left, and write down what they took.
 
     Args:
         seconds: the budget, and what there is of it for more than the least number of rounds.
     """
     budget, beyond = seconds
     calls: dict[str, Parts] = {}
-    for name, entrant in entrants.items():
-        if entrant.row.outcome != OK:
+    for name, candidate in candidates.items():
+        if candidate.row.outcome != OK:
             continue
-        if hopeless(entrant.seconds, budget) and name != suite.baseline:
-            entrant.row.outcome, entrant.row.why = NOT_RUN, too_slow(entrant.seconds, budget - entrant.seconds)
+        if to_skip(candidate.seconds, budget) and name != suite.baseline:
+            candidate.row.outcome, candidate.row.why = NOT_RUN, too_slow(candidate.seconds, budget - candidate.seconds)
             continue
         calls[name] = suite.build(case, name)
     work = 0.0
     if isinstance(suite, LossSuite) and calls:
-        calls[_MATMUL], work = matmul(case, matmul_side(case.device))
-    turns = take_turns(
+        calls[_MATMUL], work = matmul(case, suite.matmul_side(case))
+    iterations = time_iterations(
         calls,
         stopwatch=stopwatch,
         budget=budget,
@@ -291,23 +306,23 @@ def _time(
         always=(suite.baseline or "", _MATMUL),
         out_of_time=clock.is_up,
     )
-    product = turns.get(_MATMUL, Turns()).parts.get(WHOLE)
+    product = iterations.get(_MATMUL, Iterations()).parts.get(WHOLE)
     if product is not None:
         results.rates.append({"case": case.as_dict(), "flops": work, "seconds": list(product.rounds)})
-    for name, turn in turns.items():
+    for name, timed in iterations.items():
         if name == _MATMUL:
             continue
-        row = entrants[name].row
-        if turn.left_out:
-            row.outcome, row.why = NOT_RUN, turn.left_out
+        row = candidates[name].row
+        if timed.skipped:
+            row.outcome, row.why = NOT_RUN, timed.skipped
             continue
-        row.seconds = {part: list(timing.rounds) for part, timing in turn.parts.items()}
-    first = entrants[suite.baseline].row.timing() if suite.baseline in entrants else None
-    for name, entrant in entrants.items():
-        timing = entrant.row.timing()
+        row.seconds = {part: list(timing.rounds) for part, timing in timed.parts.items()}
+    first = candidates[suite.baseline].row.timing() if suite.baseline in candidates else None
+    for name, candidate in candidates.items():
+        timing = candidate.row.timing()
         if timing is None:
             continue
         if first is not None and name != suite.baseline:
-            entrant.row.ratio = timing.against(first).as_dict()
+            candidate.row.ratio = timing.against(first).as_dict()
         if product is not None:
-            entrant.row.share = product.against(timing).scaled(case.flops() / work).as_dict()
+            candidate.row.share = product.against(timing).scaled(case.flops() / work).as_dict()

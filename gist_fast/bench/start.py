@@ -11,7 +11,7 @@ from typing import Any
 
 from gist_fast.bench.cases import WrongResult
 from gist_fast.bench.results import WHOLE
-from gist_fast.bench.suite import Plan
+from gist_fast.bench.suite import Scope, Suite
 from gist_fast.bench.timing import Parts
 
 COMMANDS = {
@@ -46,27 +46,21 @@ class StartCase:
         return asdict(self)
 
 
-class StartSuite:
+class StartSuite(Suite):
     """Processes."""
 
     name = "start"
     title = "Cold start: a fresh process until it has answered"
     isolated = False
     grows = 0.0
-    baseline: str | None = None
-    looks_at: tuple[str, ...] = ()
+    baseline = None
+    looks_at = ()
 
-    def cases(self, plan: Plan) -> Sequence[StartCase]:
+    def cases(self, scope: Scope) -> Sequence[StartCase]:
         return [StartCase()]
 
     def competitors(self, case: StartCase) -> Sequence[str]:
         return list(COMMANDS)
-
-    def obstacle(self, case: StartCase, name: str) -> str | None:
-        return None
-
-    def least_memory(self, case: StartCase, name: str) -> float:
-        return 0.0
 
     def device_of(self, case: StartCase) -> str:
         return "cpu"
@@ -77,9 +71,6 @@ class StartSuite:
         if done.returncode != 0 or not done.stdout.lstrip().startswith(begins):
             said = " ".join((done.stderr or done.stdout).split())[-200:]
             raise WrongResult(f"exit code {done.returncode}: {said}")
-
-    def check_whole(self, case: StartCase, name: str) -> None:
-        """`check` has seen all of it."""
 
     def build(self, case: StartCase, name: str) -> Parts:
         arguments, _ = COMMANDS[name]

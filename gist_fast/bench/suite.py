@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from gist_fast.bench.timing import Parts
 
@@ -13,7 +13,7 @@ SCALES = ("small", "medium", "large")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Scope:
     """What is asked of a suite."""
 
     sizes: tuple[int, ...]
@@ -31,50 +31,52 @@ class Plan:
         return tuple(chosen[self.scale])
 
 
-class Case(Protocol):
-    """Something to compute."""
+class Suite:
+    """Cases, competitors, and the calls to time. It travels to other processes: no state.
 
-    @property
-    def size(self) -> int: ...
-
-    def as_dict(self) -> dict[str, Any]: ...
-
-
-class Suite(Protocol):
-    """Cases, competitors, and the calls to time. It travels to other processes: no state."""
+    A case has a ``size`` (rows of a batch, texts; 0 where nothing grows) and an ``as_dict``.
+    """
 
     name: str
     title: str
-    isolated: bool
+    isolated = True
     """Whether memory is measured in a process of its own by `build`; else `memory` tells."""
-    grows: float
-    """The power of the size that a turn's time is expected to grow with, at most."""
-    baseline: str | None
+    grows = 1.0
+    """The power of the size that an iteration's time is expected to grow with, at most."""
+    baseline: str | None = "gist_fast"
     """The competitor that ratios are taken to."""
-    looks_at: tuple[str, ...]
-    """What of a plan its cases depend on, beside the device: ``sizes``, ``dtype``."""
+    looks_at: tuple[str, ...] = ("sizes",)
+    """What of a scope its cases depend on, beside the device: ``sizes``, ``dtype``."""
 
-    def cases(self, plan: Plan) -> Sequence[Any]: ...
+    def cases(self, scope: Scope) -> Sequence[Any]:
+        raise NotImplementedError
 
     def competitors(self, case: Any) -> Sequence[str]:
         """In the order of the table."""
+        raise NotImplementedError
 
     def obstacle(self, case: Any, name: str) -> str | None:
         """Why a competitor cannot compute a case."""
+        return None
 
     def least_memory(self, case: Any, name: str) -> float:
         """Bytes, a lower bound by formula."""
+        return 0.0
 
     def check(self, case: Any, name: str) -> None:
         """Raise `gist_fast.bench.cases.WrongResult` unless the competitor's result is the reference's."""
+        raise NotImplementedError
 
     def check_whole(self, case: Any, name: str) -> None:
-        """The same at the case's own size, as far as that can be afforded."""
+        """The same at the case's own size, as far as that can be afforded and `check` has not seen all of it."""
 
     def build(self, case: Any, name: str) -> Parts:
-        """What one turn does."""
+        """What one iteration does."""
+        raise NotImplementedError
 
-    def device_of(self, case: Any) -> str: ...
+    def device_of(self, case: Any) -> str:
+        return case.device
 
     def memory(self, case: Any, name: str) -> int | None:
         """Bytes, of a suite that is not `isolated`."""
+        return None

@@ -10,6 +10,7 @@ from gist_fast.bench.growth import Power, Split
 from gist_fast.bench.results import OK, UNSUPPORTED, Results, Row, ratio_of
 from gist_fast.bench.run import ALREADY, SUITES
 from gist_fast.bench.timing import log_quartiles
+from gist_fast.runtime.environment import MEASURED
 
 Cells = list[str]
 
@@ -78,9 +79,7 @@ def facts(results: Results) -> dict[str, str]:
         "python": "Python",
     }
     found = {label: str(about[name]) for name, label in names.items() if about.get(name)}
-    for name in ("torch", "triton", "sentence-transformers", "transformers", "memeff", "inf-cl"):
-        if about.get(name):
-            found[name] = str(about[name])
+    found |= {name: str(about[name]) for name in MEASURED if about.get(name)}
     found["gist_fast"] = f"{about.get('gist_fast') or 'unknown'}, commit {about.get('commit') or 'unknown'}"
     return {**found, **_products(results), "command": results.command, "took": duration(results.seconds)}
 

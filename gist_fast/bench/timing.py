@@ -1,4 +1,4 @@
-"""Timing on machines that are never quiet: who is compared takes turns, and ratios are taken round by round.
+"""Timing on machines that are never quiet: all are timed once a round, and ratios are taken within rounds.
 
 A ratio is worth printing only if it is larger than its own noise. `Ratio.seen` says so, on logarithms, so that a and b
 may change places: with the quartiles q1, q2, q3 of ln(a / b) over the rounds, a difference is seen if there are at
@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 LEAST_ROUNDS = 3
@@ -19,8 +19,7 @@ LEAST_ROUNDS = 3
 CHEAP = 1.0
 """Seconds: whose least rounds take no more together has them, however little of a budget is left."""
 COLD = 5.0
-"""Seconds: a first turn of no more is taken again whatever the budget, since it may have been long for being the first.
-"""
+"""Seconds: a first iteration of no more is run again whatever the budget: it may have been long for being first."""
 L2_SPARE = 4
 """The L2 cache is overwritten this many times over between two calls on a GPU."""
 NOT_SEEN = "no difference seen"
@@ -28,9 +27,9 @@ NO_TIME = "the time was up"
 
 Call = Callable[[], object]
 Parts = Mapping[str, Call]
-"""What one turn does, in this order, each timed by itself: ``{"forward": ..., "backward": ...}`` or one part."""
+"""What one iteration does, in this order, each timed by itself: ``{"forward": ..., "backward": ...}`` or one part."""
 BOTH = "both"
-"""The parts of a turn together, where there are several."""
+"""The parts of an iteration together, where there are several."""
 
 
 def log_quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -63,7 +62,7 @@ class Ratio:
         return Ratio(self.low * factor, self.median * factor, self.high * factor, self.rounds)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"low": self.low, "median": self.median, "high": self.high, "rounds": self.rounds}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -84,23 +83,17 @@ class Timing:
 
     def against(self, other: Timing) -> Ratio:
         """``self / other``, over the rounds that both took part in."""
-        pairs = zip(self.rounds, other.rounds, strict=False)
-        ratios = [a / b for a, b in pairs]
+        ratios = [a / b for a, b in zip(self.rounds, other.rounds, strict=False)]
         low, middle, high = map(math.exp, log_quartiles(ratios))
         return Ratio(low, middle, high, len(ratios))
 
-    def ratio_to(self, other: Timing) -> tuple[float, float, float]:
-        """Lower quartile, median and upper quartile of ``self / other``, paired round by round."""
-        ratio = self.against(other)
-        return ratio.low, ratio.median, ratio.high
-
 
 @dataclass
-class Turns:
-    """What one competitor's turns took, by part; or why it took none."""
+class Iterations:
+    """What one competitor's iterations took, by part; or why it took none."""
 
     parts: dict[str, Timing] = field(default_factory=dict)
-    left_out: str = ""
+    skipped: str = ""
 
 
 class Stopwatch:
@@ -133,7 +126,7 @@ class Stopwatch:
         return begin.elapsed_time(end) / 1e3
 
 
-def take_turns(
+def time_iterations(
     competitors: Mapping[str, Parts],
     *,
     stopwatch: Callable[[Call], float],
@@ -143,7 +136,7 @@ def take_turns(
     least: int = LEAST_ROUNDS,
     always: Collection[str] = (),
     out_of_time: Callable[[], bool] = lambda: False,
-) -> dict[str, Turns]:
+) -> dict[str, Iterations]:
     """Time competitors round by round, within a budget.
 
     Each is warmed up first. Then the fast take part in `most` rounds and slow ones in as many as their share of the
@@ -152,30 +145,30 @@ def take_turns(
 
     Args:
         budget: seconds for all rounds.
-        beyond: seconds after which nobody takes more turns than `least`.
+        beyond: seconds after which nobody takes more iterations than `least`.
         always: who is never left out for the budget's sake, such as the one that ratios are taken to.
-        out_of_time: asked before each turn; once it is true, what was had until then is all.
+        out_of_time: asked before each iteration; once it is true, what was had until then is all.
     """
-    turns = {name: Turns() for name in competitors}
+    iterations = {name: Iterations() for name in competitors}
     expected: dict[str, float] = {}
     spare = max(budget, COLD)
     for name in sorted(competitors, key=lambda name: name not in always):
         if out_of_time():
-            turns[name].left_out = NO_TIME
+            iterations[name].skipped = NO_TIME
             continue
         parts = competitors[name]
-        seconds = sum(_turn(parts, stopwatch).values())
-        # A first turn compiles and fills caches: what is to be expected is the second. After long ones, which may have
-        # been long for nothing else, second turns take no more than the budget (or `COLD`) once over.
+        seconds = sum(_iteration(parts, stopwatch).values())
+        # A first iteration compiles and fills caches: what is to be expected is the second. After long ones, which may
+        # have been long for nothing else, second ones take no more than the budget (or `COLD`) once over.
         long = seconds * least > max(budget, CHEAP)
         if not (long and seconds > spare) and not out_of_time():
-            seconds = sum(_turn(parts, stopwatch).values())
+            seconds = sum(_iteration(parts, stopwatch).values())
             spare -= seconds if long else 0.0
         expected[name] = seconds
     left, rounds = budget, {}
     for name, seconds in sorted(expected.items(), key=lambda item: (item[0] not in always, item[1])):
         if seconds * least > max(left, CHEAP) and name not in always:
-            turns[name].left_out = too_slow(seconds, left, least)
+            iterations[name].skipped = too_slow(seconds, left, least)
             continue
         rounds[name] = least
         left = max(0.0, left - least * seconds)
@@ -190,43 +183,31 @@ def take_turns(
         names = [name for name in competitors if rounds.get(name, 0) > number]
         for name in names if number % 2 == 0 else reversed(names):
             if not out_of_time():
-                taken[name].append(_turn(competitors[name], stopwatch))
+                taken[name].append(_iteration(competitors[name], stopwatch))
     for name, rows in taken.items():
         if rows:
-            turns[name].parts = {part: Timing(tuple(row[part] for row in rows)) for part in rows[0]}
+            iterations[name].parts = {part: Timing(tuple(row[part] for row in rows)) for part in rows[0]}
         else:
-            turns[name].left_out = NO_TIME
-    return turns
+            iterations[name].skipped = NO_TIME
+    return iterations
 
 
-def hopeless(seconds: float, budget: float) -> bool:
-    """Whether whoever took so long for a turn in another process has no chance here.
+def to_skip(seconds: float, budget: float) -> bool:
+    """Whether a competitor that took so long for an iteration in another process is skipped here.
 
-    Here a turn may be much shorter than there (sentence-transformers' losses take a third), so there is one to be
+    Here an iteration may be much shorter than there (sentence-transformers' losses take a third), so there is one to be
     warmed up by as long as two of there fit.
     """
     return 2 * seconds > budget and LEAST_ROUNDS * seconds > CHEAP
 
 
 def too_slow(seconds: float, left: float, least: int = LEAST_ROUNDS) -> str:
-    """Why somebody whose turn takes so long is left out where only so much time is left."""
+    """Why somebody whose iteration takes so long is left out where only so much time is left."""
     left = max(0.0, left)
-    return f"a turn takes {seconds:.1f} s, and {least} of them more than the {left:.1f} s that are left for it"
+    return f"an iteration takes {seconds:.1f} s, and {least} of them more than the {left:.1f} s that are left for it"
 
 
-def alternate(functions: Mapping[str, Call], rounds: int) -> dict[str, Timing]:
-    """Time each function once a round on the CPU, after one round that does not count."""
-    stopwatch = Stopwatch()
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for number in range(rounds + 1):
-        for name, function in functions.items():
-            taken = stopwatch(function)
-            if number > 0:
-                seconds[name].append(taken)
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
-
-
-def _turn(parts: Parts, stopwatch: Callable[[Call], float]) -> dict[str, float]:
+def _iteration(parts: Parts, stopwatch: Callable[[Call], float]) -> dict[str, float]:
     seconds = {name: stopwatch(call) for name, call in parts.items()}
     return {**seconds, BOTH: sum(seconds.values())} if len(seconds) > 1 else seconds
 

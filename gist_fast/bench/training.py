@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from gist_fast.bench.cases import TEMPERATURE, WrongResult
+from gist_fast.bench.cases import TEMPERATURE, hold_to
 from gist_fast.bench.models import about, build_model, texts
 from gist_fast.bench.results import WHOLE
-from gist_fast.bench.suite import Plan
+from gist_fast.bench.suite import Scope, Suite
 from gist_fast.bench.timing import Parts
+from gist_fast.data.names import GUIDE_SUFFIX
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
 OURS = "gist_fast"
+COLUMNS = ("anchor", "positive")
+_QUIET: Any = {"show_progress_bar": False}
 CHECKED_PAIRS = 23
 MINI_BATCH = 32
 GRADIENT_TOLERANCE = 1e-3
@@ -39,36 +43,16 @@ class TextCase:
         return {**asdict(self), "models": about(self.device)}
 
     def columns(self, count: int | None = None) -> list[list[str]]:
-        return [texts(count or self.size, role) for role in ("anchor", "positive")]
+        return [texts(count or self.size, role) for role in COLUMNS]
 
 
-class _ModelSuite:
-    isolated = True
-    grows = 1.0
-    baseline: str | None = OURS
-    looks_at: tuple[str, ...] = ("sizes",)
-
+class _ModelSuite(Suite):
     def __init__(self, cpu: Sequence[int], cuda: Sequence[int], small: int) -> None:
         self._cpu, self._cuda, self._small = tuple(cpu), tuple(cuda), small
 
-    def cases(self, plan: Plan) -> Sequence[TextCase]:
-        own = self._cuda if plan.device.startswith("cuda") else self._cpu
-        return [TextCase(size, plan.device) for size in plan.sizes_of(own, self._small)]
-
-    def obstacle(self, case: TextCase, name: str) -> str | None:
-        return None
-
-    def least_memory(self, case: TextCase, name: str) -> float:
-        return 0.0
-
-    def device_of(self, case: TextCase) -> str:
-        return case.device
-
-    def memory(self, case: TextCase, name: str) -> int | None:
-        return None
-
-    def check_whole(self, case: TextCase, name: str) -> None:
-        """`check` has seen all of it."""
+    def cases(self, scope: Scope) -> Sequence[TextCase]:
+        own = self._cuda if scope.device.startswith("cuda") else self._cpu
+        return [TextCase(size, scope.device) for size in scope.sizes_of(own, self._small)]
 
 
 class EngineSuite(_ModelSuite):
@@ -93,23 +77,16 @@ class EngineSuite(_ModelSuite):
         loss = self._loss(name, model, _small_guide(case.device), MINI_BATCH)
         features = _features(model, case.columns())
 
-        def turn() -> None:
+        def iteration() -> None:
             model.zero_grad(set_to_none=True)
             loss([dict(f) for f in features], None).backward()
 
-        return {WHOLE: turn}
+        return {WHOLE: iteration}
 
     @staticmethod
     def _loss(name: str, model: SentenceTransformer, guide: SentenceTransformer, rows: int) -> Any:
-        if name.startswith("st "):
-            return _theirs(model, guide, rows)
-        return _ours(
-            model,
-            guide,
-            rows,
-            sort_by_length=name != "gist_fast, data order",
-            activation_memory=0.0 if name == "gist_fast, two passes" else "auto",
-        )
+        memory = 0.0 if name == "gist_fast, two passes" else "auto"
+        return _loss(name, model, guide, rows, sort_by_length=name != "gist_fast, data order", activation_memory=memory)
 
 
 class GuideSuite(_ModelSuite):
@@ -125,27 +102,24 @@ class GuideSuite(_ModelSuite):
         return [OURS, "gist_fast, known texts", "st encode"]
 
     def check(self, case: TextCase, name: str) -> None:
-        import numpy as np
+        import torch
 
         columns = case.columns(min(case.size, CHECKED_PAIRS))
         guide = build_model(seed=1, device=case.device)
-        wanted = np.concatenate([guide.encode(column, show_progress_bar=False) for column in columns])
+        wanted = torch.cat([guide.encode(column, **_QUIET, convert_to_tensor=True).cpu() for column in columns])
+        if name.startswith("st "):
+            return
         with tempfile.TemporaryDirectory() as cache:
-            if name.startswith("st "):
-                found = wanted
-            else:
-                for _ in range(1 + (name != OURS)):
-                    made = _embed(columns, guide, cache)
-                found = np.concatenate([made[f"{c}_guide_embedding"] for c in ("anchor", "positive")])
-        error = np.linalg.norm(found.astype("float64") - wanted) / np.linalg.norm(wanted)
-        if not error <= EMBEDDING_TOLERANCE:
-            raise WrongResult(f"relative error of the embeddings {error:.1e}, allowed {EMBEDDING_TOLERANCE:.0e}")
+            for _ in range(1 + (name != OURS)):
+                made = _embed(columns, guide, cache)
+            found = torch.cat([torch.tensor(made[f"{name}{GUIDE_SUFFIX}"][:]) for name in COLUMNS])
+        hold_to("the embeddings", found, wanted, EMBEDDING_TOLERANCE)
 
     def build(self, case: TextCase, name: str) -> Parts:
         columns = case.columns()
         guide = build_model(seed=1, device=case.device)
         if name.startswith("st "):
-            return {WHOLE: lambda: [guide.encode(column, show_progress_bar=False) for column in columns]}
+            return {WHOLE: lambda: [guide.encode(column, **_QUIET) for column in columns]}
         if name == OURS:
 
             def fresh() -> None:
@@ -187,30 +161,24 @@ class StepSuite(_ModelSuite):
         loss = self._loss(name, model, guide, MINI_BATCH)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
-        def turn() -> None:
+        def iteration() -> None:
             optimizer.zero_grad(set_to_none=True)
             loss(_features(model, columns, known), None).backward()
             optimizer.step()
 
-        return {WHOLE: turn}
+        return {WHOLE: iteration}
 
     @staticmethod
     def _loss(name: str, model: SentenceTransformer, guide: SentenceTransformer, rows: int) -> Any:
-        if name.startswith("st "):
-            return _theirs(model, guide, rows)
-        return _ours(model, None if "columns" in name else guide, rows, activation_memory="auto")
+        return _loss(name, model, None if "columns" in name else guide, rows, activation_memory="auto")
 
 
-def _ours(model: SentenceTransformer, guide: SentenceTransformer | None, rows: int, **options: Any) -> Any:
-    from gist_fast.losses import CachedGISTEmbedLoss
-
-    return CachedGISTEmbedLoss(model, guide, temperature=TEMPERATURE, mini_batch_size=rows, **options)
-
-
-def _theirs(model: SentenceTransformer, guide: SentenceTransformer, rows: int) -> Any:
-    from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss
-
-    return CachedGISTEmbedLoss(model, guide, temperature=TEMPERATURE, mini_batch_size=rows)
+def _loss(name: str, model: SentenceTransformer, guide: SentenceTransformer | None, rows: int, **options: Any) -> Any:
+    """Ours with these options, or sentence-transformers' as it comes."""
+    library = "sentence_transformers.sentence_transformer" if name.startswith("st ") else "gist_fast"
+    kind = importlib.import_module(f"{library}.losses").CachedGISTEmbedLoss
+    options = options if library == "gist_fast" else {}
+    return kind(model, guide, temperature=TEMPERATURE, mini_batch_size=rows, **options)
 
 
 @functools.cache
@@ -247,9 +215,9 @@ def _known(name: str, guide: SentenceTransformer, columns: Sequence[list[str]]) 
 def _embed(columns: Sequence[list[str]], guide: SentenceTransformer, cache: str) -> Any:
     from datasets import Dataset
 
-    from gist_fast import embed_guide
+    from gist_fast.guide_columns import embed_guide
 
-    data = Dataset.from_dict(dict(zip(("anchor", "positive"), columns, strict=True)))
+    data = Dataset.from_dict(dict(zip(COLUMNS, columns, strict=True)))
     return embed_guide(data, guide, cache_dir=cache, show_progress_bar=False)
 
 
@@ -276,6 +244,4 @@ def _check_gradients(
     make()(_features(model, columns, known), None).backward()
     wanted = torch.cat([p.grad.flatten() for p in exact.parameters() if p.grad is not None])
     found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    error = ((found.double() - wanted).norm() / wanted.norm()).item()
-    if not error <= GRADIENT_TOLERANCE:
-        raise WrongResult(f"relative error of the student's gradient {error:.1e}, allowed {GRADIENT_TOLERANCE:.0e}")
+    hold_to("the student's gradient", found, wanted, GRADIENT_TOLERANCE)

@@ -13,6 +13,8 @@ import typer
 
 from gist_fast.cli.ctrl_c import interruptible
 from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, print_json, print_table
+from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import try_to_write, write_whole
 
 if TYPE_CHECKING:
     from gist_fast.bench.compare import Change, Comparison
@@ -69,9 +71,9 @@ def bench(
     failed: Exception | None = None
     with only_results_on_stdout(), interruptible(done, sigterm=True) as ctrl_c:
         _check(device, dtype, seconds, report, overwrite)
-        from gist_fast.bench.results import device_name
         from gist_fast.bench.run import BUDGETS, run, suites_named
-        from gist_fast.bench.suite import Plan
+        from gist_fast.bench.suite import Scope
+        from gist_fast.runtime.environment import device_name
 
         place, extent = _device(device), _scale(scale, quick)
         chosen = suites_named(suite, place)
@@ -81,7 +83,7 @@ def bench(
         budget = seconds or BUDGETS[extent]
         results = run(
             chosen,
-            Plan(given, place, dtype, extent),
+            Scope(given, place, dtype, extent),
             command=shlex.join(["gist-fast", *sys.argv[1:]]),
             budget=budget,
             say=note,
@@ -128,8 +130,8 @@ def show(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report that is there.")] = False,
 ) -> None:
     """Print the tables of a run again; draw what it has no pictures of, as on a machine without matplotlib."""
+    from gist_fast.bench.plots import page, pictures
     from gist_fast.bench.results import read
-    from gist_fast.report.bench import page, pictures
     from gist_fast.report.page import write_page
     from gist_fast.report.plots import check_matplotlib
 
@@ -219,7 +221,9 @@ def _sizes(text: str | None) -> tuple[int, ...]:
     except ValueError:
         sizes = (0,)
     if min(sizes) < 2:
-        raise typer.BadParameter(f"{text!r}; whole numbers from 2, such as 256,1024, would do.", param_hint="--sizes")
+        raise typer.BadParameter(
+            f"expected whole numbers from 2, such as 256,1024, got {text!r}.", param_hint="--sizes"
+        )
     return sizes
 
 
@@ -231,8 +235,7 @@ def _device(device: str | None) -> str:
 
 def _scale(scale: str | None, quick: bool) -> str:
     from gist_fast.bench.suite import SCALES
-    from gist_fast.functional.checks import check_choice
-    from gist_fast.runtime.errors import InputError
+    from gist_fast.functional.values import check_choice
 
     if scale is not None:
         check_choice("--scale", scale, SCALES)
@@ -248,16 +251,15 @@ def _check(device: str | None, dtype: str, seconds: float | None, report: Path |
     import torch
 
     from gist_fast.bench.cases import ITEM_SIZES
-    from gist_fast.functional.checks import check_choice
-    from gist_fast.runtime.errors import InputError
+    from gist_fast.functional.values import check_choice
 
     check_choice("--dtype", dtype, tuple(ITEM_SIZES))
     if seconds is not None and not math.isfinite(seconds):
-        raise InputError(f"--seconds: got {seconds}; a number such as 60 would do.")
+        raise InputError(f"--seconds: expected a number such as 60, got {seconds}.")
     if device is not None and device != "cpu" and not device.startswith("cuda"):
-        raise InputError(f"--device: got {device!r}; cpu or cuda would do.")
+        raise InputError(f"--device: expected cpu or cuda, got {device!r}.")
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device: got {device!r}, but this torch finds no GPU; cpu would do.")
+        raise InputError(f"--device: expected cpu, got {device!r}; this torch finds no GPU.")
     if report is not None:
         _check_report(report, overwrite)
 
@@ -265,7 +267,6 @@ def _check(device: str | None, dtype: str, seconds: float | None, report: Path |
 def _check_looked_at(context: typer.Context, chosen: Sequence[Suite]) -> None:
     """Refuse an option that none of the suites looks at."""
     from gist_fast.bench.run import SUITES
-    from gist_fast.runtime.errors import InputError
 
     for option in ("sizes", "dtype"):
         if _is_given(context, option) and not any(option in suite.looks_at for suite in chosen):
@@ -282,20 +283,18 @@ def _is_given(context: typer.Context, parameter: str) -> bool:
 def _check_report(report: Path, overwrite: bool) -> None:
     from gist_fast.report.page import check_path
     from gist_fast.report.plots import check_matplotlib
-    from gist_fast.runtime.errors import InputError
 
     check_matplotlib()
     # Anything else might be, or come to be, results or a plot: what was measured must not be lost to --overwrite.
     if report.suffix.lower() not in PAGES and not report.is_dir():
         raise InputError(
-            f"--report: got {report}; a page of HTML goes into a file that says so, such as {report.stem}.html."
+            f"--report: expected a file that ends in {' or '.join(PAGES)}, such as {report.stem}.html, got {report}."
         )
     check_path(report, overwrite=overwrite)
 
 
 def _refuse_options(context: typer.Context) -> None:
     """Options before a command of ``bench`` are for measuring, and would say nothing."""
-    from gist_fast.runtime.errors import InputError
 
     for parameter in context.command.params:
         if _is_given(context, parameter.name or ""):
@@ -311,12 +310,10 @@ def _check_folder(folder: Path) -> None:
 
     Nothing is left there: a run that is interrupted leaves no empty folder.
     """
-    from gist_fast.runtime.errors import InputError
-    from gist_fast.runtime.files import try_to_write
 
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise InputError(f"--output: {there} is a file; a folder, or one that does not exist yet, would do.")
+        raise InputError(f"--output: expected a folder, or one that does not exist yet; {there} is a file.")
     try:
         try_to_write(there)
     except OSError as error:
@@ -328,7 +325,6 @@ def _check_folder(folder: Path) -> None:
 def _check_timed(results: Results, budget: float) -> None:
     """Raise `InputError` where there is no figure at all."""
     from gist_fast.bench.results import NOT_RUN, UNSUPPORTED
-    from gist_fast.runtime.errors import InputError
 
     if any(row.seconds for row in results.rows):
         return
@@ -336,17 +332,16 @@ def _check_timed(results: Results, budget: float) -> None:
     why = f"{row.what} in the suite {row.suite} {row.outcome}: {row.why}"
     if any(row.outcome == NOT_RUN for row in results.rows):
         raise InputError(
-            f"nothing was timed within the {budget:g} s that were planned ({why}); a larger --seconds, smaller --sizes "
-            "or fewer suites would do."
+            f"nothing was timed within the {budget:g} s that were planned ({why}); give a larger --seconds, "
+            "smaller --sizes or fewer suites."
         )
-    raise InputError(f"nothing was timed ({why}); other --sizes or another --suite would do.")
+    raise InputError(f"nothing was timed ({why}); give other --sizes or another --suite.")
 
 
 def _write(folder: Path, results: Results, report: Path | None, overwrite: bool, done: list[str]) -> None:
     """Add each file that is in place to `done`."""
-    from gist_fast.bench.results import plot_path, write_new, write_numbered
-    from gist_fast.report.bench import on_white, page, pictures
-    from gist_fast.runtime.errors import InputError
+    from gist_fast.bench.plots import on_white, page, pictures
+    from gist_fast.bench.results import plot_path, write_numbered
 
     drawn: dict[str, Picture] = {}
     try:
@@ -358,7 +353,7 @@ def _write(folder: Path, results: Results, report: Path | None, overwrite: bool,
         except InputError as error:
             note(f"no plots: {error}")
         for name, picture in drawn.items():
-            write_new(plot_path(path, name), on_white(picture.svg))
+            write_whole(plot_path(path, name), on_white(picture.svg))
     except OSError as error:
         raise InputError(f"--output: {folder} cannot be written ({error.strerror or error}).") from error
     if drawn:
@@ -374,21 +369,20 @@ def _write(folder: Path, results: Results, report: Path | None, overwrite: bool,
 
 def _add_plots(path: Path, drawn: dict[str, Picture]) -> None:
     """Write those that are not there."""
-    from gist_fast.bench.results import plot_path, write_new
-    from gist_fast.report.bench import on_white
-    from gist_fast.runtime.errors import InputError
+    from gist_fast.bench.plots import on_white
+    from gist_fast.bench.results import plot_path
 
     added = []
     for name, picture in drawn.items():
         try:
-            write_new(plot_path(path, name), on_white(picture.svg))
+            write_whole(plot_path(path, name), on_white(picture.svg))
             added.append(name)
         except FileExistsError:
             continue
         except OSError as error:
             where, why = plot_path(path, name), error.strerror or error
             raise InputError(
-                f"--plots: {where} cannot be written ({why}); a copy of {path} elsewhere would do."
+                f"--plots: {where} cannot be written ({why}); copy {path} elsewhere and draw there."
             ) from error
     note(f"plots: {_names(path, added)}" if added else f"plots: {'all are there' if drawn else 'nothing to draw'}")
 

@@ -16,9 +16,7 @@ from typing import Any
 
 import typer
 
-from gist_fast.cli.output import note
-
-INTERRUPTED = 130
+from gist_fast.cli.output import INTERRUPTED, note
 
 
 class CtrlC:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gist_fast.cli.output import (
+    INTERRUPTED,
     Columns,
+    Device,
     Json,
     note,
     only_results_on_stdout,
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
     from gist_fast.guide_columns import Report
     from gist_fast.guide_columns.share import Team
-
-INTERRUPTED = 130
-_MARKERS = ("state.json", "dataset_info.json")
 
 
 def embed_guide(
@@ -49,7 +45,7 @@ def embed_guide(
     cache_dir: Annotated[
         Path | None, typer.Option(help="Where embeddings are kept for the next time; else the cache of datasets.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cpu and so on; else the best there is.")] = None,
+    device: Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that output holds.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not tell how far it is.")] = False,
     as_json: Json = False,
@@ -63,51 +59,39 @@ def embed_guide(
     """
     with only_results_on_stdout():
         from gist_fast.data.load import load_texts
+        from gist_fast.data.save import check_folder, save_whole
         from gist_fast.pipeline.models import check_model
 
         check_model(guide, "guide")
-        _check_output(output, overwrite)
+        check_folder(output, overwrite)
         dataset = load_texts(data, split=split, columns=parse_columns(columns))
         from gist_fast.guide_columns import Report
+        from gist_fast.guide_columns.share import Team
 
         report = Report()
         try:
-            with _team() as team:
-                embedded = _embed(
-                    team,
-                    dataset,
-                    guide,
-                    device,
-                    prompts=_prompts(prompt, dataset.column_names),
-                    batch_size=batch_size,
-                    batch_tokens=batch_tokens,
-                    max_length=max_length,
-                    dtype=dtype,
-                    cache_dir=None if cache_dir is None else cache_dir.expanduser(),
-                    show_progress_bar=not quiet,
-                    report=report,
-                )
-                team.first(lambda: _save(embedded, output, quiet))
-                first = team.rank == 0
+            team = Team()
+            embedded = _embed(
+                team,
+                dataset,
+                guide,
+                device,
+                prompts=_prompts(prompt, dataset.column_names),
+                batch_size=batch_size,
+                batch_tokens=batch_tokens,
+                max_length=max_length,
+                dtype=dtype,
+                cache_dir=None if cache_dir is None else cache_dir.expanduser(),
+                show_progress_bar=not quiet,
+                report=report,
+            )
+            team.first(lambda: save_whole(embedded, output, show_progress_bar=not quiet))
+            team.part()
         except KeyboardInterrupt:
             note(f"gist-fast: interrupted; {_kept(report)}")
             raise typer.Exit(INTERRUPTED) from None
-    if first:
+    if team.rank == 0:
         _print(_summary(embedded, output, report), as_json)
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    """Whether the result may go there; nothing is written or removed."""
-    from gist_fast.runtime.errors import InputError
-
-    if output.exists() and not output.is_dir():
-        raise InputError(f"--output: {output} is a file; a folder would do, or a name that is free.")
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    if not all((output / marker).is_file() for marker in _MARKERS):
-        raise InputError(f"--output: {output} holds other things than a saved dataset; choose another folder.")
-    if not overwrite:
-        raise InputError(f"--output: {output} already holds a dataset; replace it with --overwrite, or choose another.")
 
 
 def _prompts(given: list[str] | None, columns: list[str]) -> dict[str, str] | str | None:
@@ -121,24 +105,10 @@ def _prompts(given: list[str] | None, columns: list[str]) -> dict[str, str] | st
         return {name: text for name, _, text in parts}
     if len(given) > 1:
         raise InputError(
-            f"--prompt: got {len(given)}, but {given[named.index(False)]!r} is for no column; one for all columns "
-            f"would do, or COLUMN=TEXT, with a column of {', '.join(columns)}."
+            f"--prompt: expected one for all columns, or COLUMN=TEXT with a column of {', '.join(columns)}, got "
+            f"{len(given)}, of which {given[named.index(False)]!r} is for no column."
         )
     return given[0]
-
-
-@contextlib.contextmanager
-def _team() -> Iterator[Team]:
-    """The processes of this job, which part again afterwards if they met here."""
-    import torch.distributed as dist
-
-    from gist_fast.guide_columns.share import Team
-
-    met = dist.is_available() and dist.is_initialized()
-    team = Team()
-    yield team
-    if team.size > 1 and not met:
-        dist.destroy_process_group()
 
 
 def _embed(team: Team, dataset: Dataset, name: str, device: str | None, **options: Any) -> Dataset:
@@ -153,27 +123,6 @@ def _embed(team: Team, dataset: Dataset, name: str, device: str | None, **option
     return embed_guide(dataset, load_model(name, "guide", device=device), **options)
 
 
-def _save(dataset: Dataset, output: Path, quiet: bool) -> None:
-    """Write the dataset beside its place, and put it there when it is whole."""
-    import datasets
-
-    from gist_fast.pipeline.run_folder import replace_folder
-
-    part = output.with_name(output.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    were_on = datasets.are_progress_bars_disabled() is False
-    if quiet:
-        datasets.disable_progress_bars()
-    try:
-        dataset.save_to_disk(str(part))
-        replace_folder(part, output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        if quiet and were_on:
-            datasets.enable_progress_bars()
-
-
 def _kept(report: Report) -> str:
     if not report.folders:
         return "nothing was written."
@@ -182,7 +131,7 @@ def _kept(report: Report) -> str:
 
 
 def _summary(dataset: Dataset, output: Path, report: Report) -> dict[str, Any]:
-    from gist_fast.data.load import guide_columns
+    from gist_fast.data.names import guide_columns
 
     added = guide_columns(dataset)
     feature = dataset.features[added[0]]
@@ -210,5 +159,5 @@ def _print(summary: dict[str, Any], as_json: bool) -> None:
         if value is not None:
             shown = f"{value:.4g}" if isinstance(value, float) else value
             rows.append((name.replace("_", " "), ", ".join(shown) if isinstance(shown, list) else str(shown)))
-    print_table("Guide columns", ("what", "value"), rows)
+    print_table("Precomputed guide embeddings", ("what", "value"), rows)
     typer.echo(f"Train on it: data: {{train: {summary['output']}}}, without a guide")

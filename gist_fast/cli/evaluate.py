@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gist_fast.cli.ctrl_c import interruptible
-from gist_fast.cli.output import Columns, Json, only_results_on_stdout, parse_columns, print_json, print_table
+from gist_fast.cli.output import Columns, Device, Json, only_results_on_stdout, parse_columns, print_json, print_table
 
 if TYPE_CHECKING:
     from gist_fast.config.schema import EvaluationConfig
@@ -49,7 +49,7 @@ def evaluate(
         str | None, typer.Option(help="Retrieval: put before each document; else the model's own.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded at a time.")] = 64,
-    device: Annotated[str | None, typer.Option(help="cuda, cpu and so on; else the best there is.")] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Measure retrieval, triplets, likeness (STS), pair classification and tasks of mteb; any of them at once.
@@ -59,10 +59,10 @@ def evaluate(
     are taken too.
     """
     with only_results_on_stdout(), interruptible() as ctrl_c:
-        from gist_fast.evaluation.evaluators import combined, load_tasks, make_evaluators
-        from gist_fast.evaluation.evaluators import evaluate as score
-        from gist_fast.evaluation.mteb_tasks import find_tasks, load_data, measure
-        from gist_fast.pipeline.models import check_model, load_model
+        from gist_fast.evaluation.evaluators import load_tasks
+        from gist_fast.evaluation.mteb_tasks import find_tasks, load_data
+        from gist_fast.pipeline.evaluate import evaluate_models
+        from gist_fast.pipeline.models import check_model
 
         files = {"--queries": queries, "--corpus": corpus, "--relevant": relevant}
         sources = {"pairs": pairs, "triplet": triplet, "sts": sts, "pair_classification": pair_classification}
@@ -79,25 +79,16 @@ def evaluate(
         if mteb:
             mteb_tasks = find_tasks(mteb)
             load_data(mteb_tasks)
-        results: dict[str, dict[str, Any]] = {}
-        for role, name in names.items():
-            loaded = load_model(name, role, device=device)
-            loaded.register_forward_pre_hook(ctrl_c.check)
-            metrics: dict[str, float] = {}
-            if tasks is not None:
-                evaluators = make_evaluators(
-                    tasks,
-                    batch_size=batch_size,
-                    query_prompt=query_prompt,
-                    corpus_prompt=corpus_prompt,
-                    show_progress_bar=True,
-                )
-                metrics |= score(loaded, combined(evaluators))
-            results[role] = {"name": name, "metrics": metrics}
-            if mteb_tasks:
-                found = measure(loaded, mteb_tasks, batch_size=batch_size, show_progress_bar=True)
-                metrics |= {task: result["main_score"] for task, result in found.items()}
-                results[role]["mteb"] = found
+        results = evaluate_models(
+            names,
+            tasks,
+            mteb_tasks,
+            batch_size=batch_size,
+            device=device,
+            query_prompt=query_prompt,
+            corpus_prompt=corpus_prompt,
+            before_forward=ctrl_c.check,
+        )
     sizes = {} if tasks is None else tasks.sizes
     if as_json:
         print_json({**sizes, **results})

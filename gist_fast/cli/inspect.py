@@ -6,7 +6,6 @@ import functools
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,8 +13,10 @@ import typer
 from gist_fast.cli.ctrl_c import CtrlC, interruptible
 from gist_fast.cli.output import (
     Columns,
+    Device,
     Json,
-    expanded,
+    Report,
+    check_report,
     note,
     only_results_on_stdout,
     parse_columns,
@@ -25,12 +26,9 @@ from gist_fast.cli.output import (
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer
 
     from gist_fast.inspection import Duplicates, Encode, Inspection
 
-MANY = 1000
-"""Texts from which on encoding them shows its progress."""
 CELL = 240
 """Characters of a text in a table of the terminal."""
 BATCH = "batch"
@@ -85,11 +83,8 @@ def inspect(
     guide_max_length: Annotated[int | None, typer.Option(min=1, help="Tokens that the guide reads.")] = None,
     student_prompt: Annotated[str | None, typer.Option(help="Put before each text for the student.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Rows of a table, and entries of a list in JSON; 0 for all.")] = 20,
-    device: Annotated[str | None, typer.Option(help="cuda, cpu and so on; else the best there is.")] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="OUT.html", callback=expanded, help="Also write all of it as one HTML page."),
-    ] = None,
+    device: Device = None,
+    report: Report = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -102,35 +97,31 @@ def inspect(
     done: list[str] = []
     with only_results_on_stdout(), interruptible(None if report is None else done) as ctrl_c:
         from gist_fast.data.load import load_texts
-        from gist_fast.pipeline.models import check_model
+        from gist_fast.pipeline.models import check_model, reader
 
         tried = _margins(margins)
         rows = _duplicate_rows(duplicates)
-        parts = parse_columns(columns)
-        _check_beside(parts, groups, row_margins)
+        roles = parse_columns(columns)
+        _check_beside(roles, groups, row_margins)
         if hard and student is None:
             raise typer.BadParameter("--hard goes by the student's ranking; give --student too.")
-        if report is not None:
-            from gist_fast.report.page import check_path
-            from gist_fast.report.plots import check_matplotlib
-
-            check_matplotlib()
-            check_path(report, overwrite=overwrite)
+        check_report(report, overwrite)
         for role, name in (("guide", guide), ("student", student)):
             if name is not None:
                 check_model(name, role)
-        dataset = load_texts(data, split=split, columns=parts)
+        dataset = load_texts(data, split=split, columns=roles)
         from gist_fast.inspection import inspect_batch
         from gist_fast.inspection.advice import advice
         from gist_fast.report.inspection import PAIRS
 
-        read = None if guide is None else _guide(guide, guide_prompt, guide_max_length, device, ctrl_c)
+        make = functools.partial(reader, device=device, before_forward=ctrl_c.check)
+        read = None if guide is None else make(guide, "guide", guide_prompt, max_length=guide_max_length)
         # A page shows its own number of pairs, whatever the terminal shows.
         most = None if limit == 0 else max(limit, PAIRS if report is not None else 0)
         found = inspect_batch(
             dataset,
             read,
-            None if student is None else _student(student, student_prompt, device, ctrl_c),
+            None if student is None else make(student, "student", student_prompt),
             batch=batch,
             batch_size=batch_size,
             margin=margin,
@@ -180,32 +171,32 @@ def inspect(
 
 
 def _margins(text: str | None) -> list[float]:
-    from gist_fast.inspection.margins import LADDER, check_margins
+    from gist_fast.inspection.margins import MARGINS, check_margins
     from gist_fast.runtime.errors import InputError, shown
 
     if text is None:
-        return list(LADDER)
+        return list(MARGINS)
     try:
         return check_margins([float(part) for part in text.split(",")], "--margins")
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"--margins: got {shown(text)}; numbers such as 0,0.05,0.1 would do.") from None
+        raise InputError(f"--margins: expected numbers such as 0,0.05,0.1, got {shown(text)}.") from None
 
 
-def _check_beside(parts: dict[str, str] | list[str] | None, groups: str | None, row_margins: bool) -> None:
+def _check_beside(roles: dict[str, str] | list[str] | None, groups: str | None, row_margins: bool) -> None:
     """Refuse a group or a margin a row that would be read and ignored, and options that lack theirs."""
-    named = parts if isinstance(parts, dict) else {}
-    for part, wanted, option in (
+    named = roles if isinstance(roles, dict) else {}
+    for role, wanted, option in (
         ("group", groups == "column", "--groups column"),
         ("margin", row_margins, "--row-margins"),
     ):
-        if part in named and not wanted:
+        if role in named and not wanted:
             raise typer.BadParameter(
-                f"{part}={named[part]} would be ignored; give {option} too, or leave it out.", param_hint="--columns"
+                f"{role}={named[role]} would be ignored; give {option} too, or leave it out.", param_hint="--columns"
             )
-        if wanted and part not in named:
-            raise typer.BadParameter(f"{option} needs the column of it; --columns {part}=COLUMN would do.")
+        if wanted and role not in named:
+            raise typer.BadParameter(f"{option} needs a column to read; give --columns {role}=COLUMN.")
 
 
 def _duplicate_rows(text: str) -> int | None:
@@ -215,7 +206,7 @@ def _duplicate_rows(text: str) -> int | None:
     if text in (BATCH, "all"):
         return None
     if not (text.isascii() and text.isdigit() and int(text) >= 2):
-        raise InputError(f"--duplicates: got {shown(text)}; batch, all, or a number of rows from 2 on would do.")
+        raise InputError(f"--duplicates: expected batch, all, or a number of rows of at least 2, got {shown(text)}.")
     return int(text)
 
 
@@ -344,39 +335,3 @@ def _print_dropped(found: Inspection, limit: int | None, shown: Callable[[str], 
             f"The student ranks {found.student_above} of the {found.total_dropped} dropped pairs above the row's own "
             "positive."
         )
-
-
-def _guide(name: str, prompt: str | None, max_length: int | None, device: str | None, ctrl_c: CtrlC) -> Encode:
-    """The guide, reading texts as it does in training; loaded at its first use, after the cheaper checks."""
-    from gist_fast.pipeline.models import load_model
-    from gist_fast.training.collator import guide_prompt
-
-    @functools.cache
-    def model() -> SentenceTransformer:
-        loaded = load_model(name, "guide", device=device)
-        loaded.register_forward_pre_hook(ctrl_c.check)
-        if max_length is not None:
-            loaded.max_seq_length = max_length
-        return loaded
-
-    def encode(texts: list[str], column: str, position: int) -> Any:
-        own = guide_prompt(model(), column, position, prompt)
-        # An empty prompt, not None, for which encode would take the model's default one.
-        return model().encode(texts, prompt=own, convert_to_tensor=True, show_progress_bar=len(texts) > MANY)
-
-    return encode
-
-
-def _student(name: str, prompt: str | None, device: str | None, ctrl_c: CtrlC) -> Encode:
-    from gist_fast.pipeline.models import load_model
-
-    @functools.cache
-    def model() -> SentenceTransformer:
-        loaded = load_model(name, "student", device=device)
-        loaded.register_forward_pre_hook(ctrl_c.check)
-        return loaded
-
-    def encode(texts: list[str], column: str, position: int) -> Any:
-        return model().encode(texts, prompt=prompt, convert_to_tensor=True, show_progress_bar=len(texts) > MANY)
-
-    return encode

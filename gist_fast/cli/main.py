@@ -5,7 +5,7 @@ code  meaning
 ====  ==================================================================================================
 0     done
 1     something failed that the user did not type: one line, and how to get the traceback
-2     wrong usage or input: one line that says what came and what would do
+2     wrong usage or input: one line that says what was expected and what came
 130   Ctrl-C
 141   whoever read the output, such as ``head``, has closed it
 143   SIGTERM (while training: a checkpoint is saved first)
@@ -27,10 +27,10 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-import gist_fast
 from gist_fast.cli import bench, demo, doctor, embed_guide, evaluate, inspect, kernels, profile, train
-from gist_fast.cli.output import note
+from gist_fast.cli.output import INTERRUPTED, note
 from gist_fast.runtime.errors import WrongInput
+from gist_fast.version import __version__
 
 app = typer.Typer(name="gist-fast", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -45,7 +45,6 @@ app.command("kernels")(kernels.kernels)
 app.add_typer(bench.app, name="bench")
 app.command("demo")(demo.demo)
 
-INTERRUPTED = 130
 CLOSED = 141
 # typer carries its own copy of click in newer versions; this is the base class of usage errors in whichever it
 # uses.
@@ -54,7 +53,7 @@ UsageError: Any = typer.BadParameter.__mro__[2]
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"gist-fast {gist_fast.__version__}")
+        typer.echo(f"gist-fast {__version__}")
         raise typer.Exit
 
 

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, alone on stdout.")]
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
 PIPE_WIDTH = 120
 """Columns of a table where stdout is no terminal."""
 
@@ -22,7 +24,17 @@ def expanded(path: Path | None) -> Path | None:
     try:
         return path and path.expanduser()
     except RuntimeError:
-        raise typer.BadParameter(f"{str(path)!r}: there is no such home directory; a whole path would do.") from None
+        raise typer.BadParameter(f"expected a path below an existing home directory, got {str(path)!r}.") from None
+
+
+def check_report(path: Path | None, overwrite: bool) -> None:
+    """Raise `InputError` where a report could not be written, before any work."""
+    if path is not None:
+        from gist_fast.report.page import check_path
+        from gist_fast.report.plots import check_matplotlib
+
+        check_matplotlib()
+        check_path(path, overwrite=overwrite)
 
 
 def note(text: str) -> None:
@@ -42,8 +54,14 @@ def print_json(result: Any) -> None:
     print(json.dumps(_finite(result), ensure_ascii=False, indent=2))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on stdout; numbers stand to the right, floats with four digits."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], words: Sequence[str] | None = None
+) -> None:
+    """A table on stdout; numbers stand to the right, floats with four digits.
+
+    Args:
+        words: the columns that stand to the left, where numbers come as texts.
+    """
     from rich import console as rich
     from rich.table import Table
     from rich.text import Text
@@ -58,10 +76,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     table = Table(header_style="bold")
     for place, name in enumerate(columns):
         numbers = bool(rows) and all(isinstance(row[place], (int, float)) or row[place] is None for row in rows)
+        numbers = numbers if words is None else name not in words
         table.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         # Text, not str: square brackets in a user's texts are no markup.
-        table.add_row(*(Text(_cell(value)) for value in row))
+        table.add_row(*(value if isinstance(value, Text) else Text(_cell(value)) for value in row))
     console.print(table)
 
 
@@ -75,11 +94,16 @@ def parse_columns(text: str | None) -> dict[str, str] | list[str] | None:
         return {name.strip(): column.strip() for name, _, column in (part.partition("=") for part in parts)}
     if any(named) or not all(parts):
         raise typer.BadParameter(
-            f"{text!r}; 'question,answer' or 'anchor=question,positive=answer' would do.", param_hint="--columns"
+            f"expected 'question,answer' or 'anchor=question,positive=answer', got {text!r}.", param_hint="--columns"
         )
     return parts
 
 
+Device = Annotated[str | None, typer.Option("--device", help="cuda, cpu and so on; else the best there is.")]
+Report = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="OUT.html", callback=expanded, help="Also write all of it as one HTML page."),
+]
 Columns = Annotated[
     str | None,
     typer.Option("--columns", help="Which column is which: anchor=question,positive=answer, or names in that order."),

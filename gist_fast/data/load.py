@@ -7,16 +7,25 @@ stand in ``{column}_guide_embedding`` and come along with their column.
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from gist_fast.data.embedded_rows import read_as_stored
+from gist_fast.data.names import (
+    ANCHOR,
+    GROUP,
+    GUIDE_SUFFIX,
+    KINDS,
+    POSITIVE,
+    is_text_role,
+    role_order,
+)
 from gist_fast.data.text_files import SUFFIXES, Column, check_table, read_chunks, read_file, suffix_of
-from gist_fast.runtime.errors import InputError, first_line, nearest
+from gist_fast.runtime.errors import InputError, first_line, nearest, nearest_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,16 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ANCHOR, POSITIVE = "anchor", "positive"
-GUIDE_SUFFIX = "_guide_embedding"
 STREAM_ROWS = 256
 """Rows of a streamed hub dataset that are checked at a time."""
-_NEGATIVE = re.compile(r"negative(?:_(\d+))?")
-
-GROUP, MARGIN = "group", "margin"
-KINDS: dict[str, Literal["id", "number"]] = {GROUP: "id", MARGIN: "number"}
-"""Parts that are no texts, and what they hold."""
-
 ColumnNames = Mapping[str, str] | Sequence[str]
 
 
@@ -46,9 +47,9 @@ def load_texts(
         source: a ``.jsonl``, ``.csv``, ``.tsv`` (each also with ``.gz``) or ``.parquet`` file, a directory written by
             ``save_to_disk``, or the name of a dataset on the Hugging Face hub.
         split: which split of a saved directory or hub dataset; not needed where there is only one.
-        columns: which column plays which part, as ``{"anchor": "question", "positive": "answer"}``, or the columns'
-            names in the order anchor, positive, negatives. Parts not named are looked for under their own names. Two
-            more parts are taken only where they are named: ``group``, texts or whole numbers that tell which rows are
+        columns: the column of each role, as ``{"anchor": "question", "positive": "answer"}``, or the columns' names in
+            the order anchor, positive, negatives. Roles not named are looked for under their own names. Two more roles
+            are taken only where they are named: ``group``, texts or whole numbers that tell which rows are
             no negatives of each other (read as numbers, the same for the same value), and ``margin``, a number a row
             (also one that is stored as text).
         name: which configuration of a hub dataset.
@@ -58,7 +59,12 @@ def load_texts(
         (numpy rows, see `read_as_stored`). Other columns are left out, which is logged.
 
     Raises:
-        InputError: naming file, row, column, what came, and what would do.
+        InputError: naming file, row, column, what was expected and what came.
+
+    Example:
+        >>> size = Path("pairs.csv").write_text("question,answer\\nwhat falls,rain\\n")
+        >>> load_texts("pairs.csv", columns={"anchor": "question", "positive": "answer"})[0]
+        {'anchor': 'what falls', 'positive': 'rain'}
     """
     dataset = load_chosen(source, functools.partial(choose_columns, columns=columns), split=split, name=name)
     return _with_numbered_groups(dataset) if GROUP in dataset.column_names else dataset
@@ -91,6 +97,11 @@ def stream_texts(
 
     Raises:
         InputError: as in `load_texts`, as far as the first rows show it; while iterating, naming file, row and column.
+
+    Example:
+        >>> size = Path("pairs.jsonl").write_text('{"anchor": "what falls", "positive": "rain"}')
+        >>> next(iter(stream_texts("pairs.jsonl")))
+        {'anchor': 'what falls', 'positive': 'rain'}
     """
     source = str(source)
     path = Path(source).expanduser()
@@ -149,38 +160,28 @@ class _Check:
 
 def choose_columns(available: Sequence[str], columns: ColumnNames | None, where: str) -> list[Column]:
     """Which of the available columns to take, and for what; see `load_texts`."""
-    parts = _as_mapping(columns, where)
-    taken = set(parts.values())
+    roles = _as_mapping(columns, where)
+    taken = set(roles.values())
     for column in available:
-        if _is_part(column) and column not in parts and column not in taken:
-            parts[column] = column
-    for part in (ANCHOR, POSITIVE):
-        parts.setdefault(part, part)
-    for part, column in parts.items():
+        if is_text_role(column) and column not in roles and column not in taken:
+            roles[column] = column
+    for role in (ANCHOR, POSITIVE):
+        roles.setdefault(role, role)
+    for role, column in roles.items():
         if column not in available:
-            raise InputError(_missing(part, column, available, where))
+            raise InputError(_missing(role, column, available, where))
     chosen = []
-    for part in sorted(parts, key=_order):
-        column = parts[part]
-        chosen.append(Column(column, part, KINDS.get(part, "text")))
-    for part in sorted(parts, key=_order):
-        embedding = parts[part] + GUIDE_SUFFIX
+    for role in sorted(roles, key=role_order):
+        column = roles[role]
+        chosen.append(Column(column, role, KINDS.get(role, "text")))
+    for role in sorted(roles, key=role_order):
+        embedding = roles[role] + GUIDE_SUFFIX
         if embedding in available:
-            chosen.append(Column(embedding, part + GUIDE_SUFFIX, "vector"))
+            chosen.append(Column(embedding, role + GUIDE_SUFFIX, "vector"))
     left = [column for column in available if column not in {c.source for c in chosen}]
     if left:
         logger.info("%s: columns left out: %s", where, ", ".join(left))
     return chosen
-
-
-def text_columns(dataset: Dataset) -> list[str]:
-    """The columns of a loaded dataset that hold texts: anchor, positive, then the negatives."""
-    return sorted((c for c in dataset.column_names if _is_part(c)), key=_order)
-
-
-def guide_columns(dataset: Dataset) -> list[str]:
-    """The columns of a loaded dataset that hold the guide's embeddings, in the order of their texts."""
-    return [c + GUIDE_SUFFIX for c in text_columns(dataset) if c + GUIDE_SUFFIX in dataset.column_names]
 
 
 def _with_numbered_groups(dataset: Dataset) -> Dataset:
@@ -188,74 +189,6 @@ def _with_numbered_groups(dataset: Dataset) -> Dataset:
     values = dataset.select_columns([GROUP]).with_format("arrow")[:].column(GROUP)
     codes = values.combine_chunks().dictionary_encode().indices.to_numpy()
     return read_as_stored(dataset.remove_columns([GROUP]).add_column(GROUP, codes.astype("int64")))
-
-
-def read_as_stored(data: Any) -> Any:
-    """A dataset, or a dictionary of them, whose guide embeddings are read as numpy rows of the type they are stored in.
-
-    Without such a format they come as Python lists of float32, which take a hundred times as long to make a batch of.
-    One type serves all columns: the widest, so that none is read as less than it holds; numbers in float64, which no
-    guide gave, are read as float32. All other columns are read as Python objects, as they are without a format.
-
-    Args:
-        data: returned as it is where it holds no embeddings, or is read so already; a stream, or a dataset with a
-            transform, keeps its own way of reading.
-
-    Raises:
-        InputError: an embedding is missing, naming row and column.
-    """
-    from datasets import Dataset
-
-    if isinstance(data, dict):
-        read = {name: read_as_stored(dataset) for name, dataset in data.items()}
-        return data if all(read[name] is dataset for name, dataset in data.items()) else type(data)(read)
-    if not isinstance(data, Dataset) or data.format["type"] == "custom":
-        return data
-    ours = [c for c in data.column_names if c.endswith(GUIDE_SUFFIX)]
-    if not ours:
-        return data
-    for column in ours:
-        _refuse_missing(data, column)
-    types = {getattr(getattr(data.features[c], "feature", None), "dtype", "float32") for c in ours}
-    # The type by its name, because a saved dataset writes its format down as JSON.
-    kwargs = {"dtype": "float16" if types == {"float16"} else "float32"}
-    wanted = {"type": "numpy", "format_kwargs": kwargs, "columns": ours, "output_all_columns": True}
-    if {**data.format, "columns": sorted(data.format["columns"])} == {**wanted, "columns": sorted(ours)}:
-        return data
-    return data.with_format("numpy", columns=ours, output_all_columns=True, **kwargs)
-
-
-def with_name(dataset: Dataset, name: str) -> Dataset:
-    """A dataset with a column ``dataset_name``, its embeddings read as they were."""
-    whole = copy.copy(dataset)
-    # Which rows are left, and in what order, stays apart from them: all embeddings would be written anew otherwise.
-    whole._indices = None
-    named = whole.add_column("dataset_name", [name] * len(whole))
-    named._indices = dataset._indices
-    return read_as_stored(named)
-
-
-def without_embeddings(data: Any) -> Any:
-    """A dataset, a stream, or a dictionary of them, without the columns of guide embeddings."""
-    if isinstance(data, dict):
-        return type(data)({name: without_embeddings(dataset) for name, dataset in data.items()})
-    ours = [c for c in getattr(data, "column_names", None) or [] if c.endswith(GUIDE_SUFFIX)]
-    return data.remove_columns(ours) if ours else data
-
-
-def _refuse_missing(dataset: Dataset, column: str) -> None:
-    # Arrow keeps count; rows are looked at only where something is missing, perhaps in rows that were not selected.
-    if not dataset.data.column(column).null_count:
-        return
-    first_row = 1
-    for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=16384):
-        missing = table.column(column).is_null().to_pylist()
-        if any(missing):
-            raise InputError(
-                f"dataset: row {first_row + missing.index(True)} (the first is 1), column {column!r} is None; "
-                "every row needs the guide's embedding (gist_fast.embed_guide), so embed it again, or leave it out."
-            )
-        first_row += table.num_rows
 
 
 def _is_file(source: str, split: str | None, name: str | None) -> bool:
@@ -269,19 +202,6 @@ def _is_file(source: str, split: str | None, name: str | None) -> bool:
     return True
 
 
-def _is_part(name: str) -> bool:
-    return name in (ANCHOR, POSITIVE) or _NEGATIVE.fullmatch(name) is not None
-
-
-def _order(part: str) -> tuple[int, int]:
-    if part in KINDS:
-        return 3, 0
-    match = _NEGATIVE.fullmatch(part)
-    if match is None:
-        return (0 if part == ANCHOR else 1), 0
-    return 2, int(match[1]) if match[1] else -1
-
-
 def _as_mapping(columns: ColumnNames | None, where: str) -> dict[str, str]:
     if columns is None:
         return {}
@@ -290,29 +210,29 @@ def _as_mapping(columns: ColumnNames | None, where: str) -> dict[str, str]:
     if not isinstance(columns, Mapping):
         negatives = ("negative", *(f"negative_{k}" for k in range(1, len(columns))))
         columns = dict(zip((ANCHOR, POSITIVE, *negatives), columns, strict=False))
-    for part, column in columns.items():
-        if not _is_part(part) and part not in KINDS:
+    for role, column in columns.items():
+        if not is_text_role(role) and role not in KINDS:
             raise InputError(
-                f"{where}: columns: {part!r} is no part{nearest(part, (ANCHOR, POSITIVE, 'negative', 'negative_1'))}; "
-                "the parts are anchor, positive, negative, negative_1, negative_2 and so on, group and margin."
+                f"{where}: columns: {role!r} is no role{nearest(role, (ANCHOR, POSITIVE, 'negative', 'negative_1'))}; "
+                "the roles are anchor, positive, negative, negative_1, negative_2 and so on, group and margin."
             )
         if not isinstance(column, str):
-            raise InputError(f"{where}: columns: {part} is {column!r}; the name of a column would do.")
+            raise InputError(f"{where}: columns: expected the name of a column for {role}, got {column!r}.")
     used = list(columns.values())
     for column in used:
         if used.count(column) > 1:
-            raise InputError(f"{where}: columns: {column!r} is named for more than one part.")
+            raise InputError(f"{where}: columns: {column!r} is named for more than one role.")
     return dict(columns)
 
 
-def _missing(part: str, column: str, available: Sequence[str], where: str) -> str:
+def _missing(role: str, column: str, available: Sequence[str], where: str) -> str:
     there = ", ".join(map(repr, available)) or "none"
-    if part == column:
+    if role == column:
         return (
             f"{where}: no column {column!r}{nearest(column, available)}; it has {there}. "
-            f"Rename one, or map it: columns: {{{part}: <name>}}."
+            f"Rename one, or map it: columns: {{{role}: <name>}}."
         )
-    return f"{where}: no column {column!r}, named for {part}{nearest(column, available)}; it has {there}."
+    return f"{where}: no column {column!r}, named for {role}{nearest(column, available)}; it has {there}."
 
 
 def _from_file(path: Path, choose: Callable[..., Sequence[Column]]) -> Dataset:
@@ -361,7 +281,7 @@ def _from_directory(path: Path, split: str | None, name: str | None) -> Dataset:
 
 def _from_hub(source: str, split: str | None, name: str | None, streaming: bool = False) -> Any:
     if not _could_be_hub_name(source):
-        raise InputError(f"{source}: no such file or folder{_like(Path(source).expanduser())}.")
+        raise InputError(f"{source}: no such file or folder{nearest_file(Path(source).expanduser())}.")
     from datasets import load_dataset
 
     try:
@@ -369,8 +289,8 @@ def _from_hub(source: str, split: str | None, name: str | None, streaming: bool 
     except Exception as error:
         # Whatever the hub's client raises (absent, private, offline, unknown split), the user's next step is the same.
         raise InputError(
-            f"{source}: no such file or folder here{_like(Path(source))}, and as a dataset of the hub it cannot be "
-            f"loaded ({first_line(error)})."
+            f"{source}: no such file or folder here{nearest_file(Path(source))}, and as a dataset of the hub it cannot "
+            f"be loaded ({first_line(error)})."
         ) from error
     return _one_split(loaded, None if split else split, source)
 
@@ -389,7 +309,7 @@ def _one_split(loaded: object, split: str | None, where: str) -> Any:
             )
         return loaded[split]
     if not isinstance(loaded, (Dataset, IterableDataset)):
-        raise InputError(f"{where}: a {type(loaded).__name__} cannot be used here; a dataset of one split would do.")
+        raise InputError(f"{where}: expected a dataset of one split, got a {type(loaded).__name__}.")
     if split is not None and str(loaded.split) != split:
         raise InputError(f"{where}: is a single dataset, without a split {split!r}; leave split out.")
     return loaded
@@ -427,7 +347,3 @@ def _renamed(dataset: Any, chosen: Sequence[Column]) -> Any:
 def _could_be_hub_name(source: str) -> bool:
     """``name`` or ``owner/name``, and not what only a path looks like."""
     return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) is not None and suffix_of(source) is None
-
-
-def _like(path: Path) -> str:
-    return nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""

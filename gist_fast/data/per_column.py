@@ -7,9 +7,12 @@ Prompts and maximum lengths all take the four forms that sentence-transformers h
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gist_fast.runtime.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 
 def value_for(setting: Any, column: str, dataset: str | None = None) -> Any:
@@ -63,21 +66,51 @@ def check_lengths(name: str, setting: Any, most: int | None = None) -> None:
         for key, value in setting.items():
             check_lengths(f"{name}.{key}", value, most)
     elif setting is not None and setting < 1:
-        raise InputError(f"{name}: got {setting}; 1 or more would do.")
+        raise InputError(f"{name}: expected at least 1, got {setting}.")
     elif setting is not None and most is not None and setting > most:
         raise InputError(
-            f"{name}: got {setting}, but the student reads at most {most} tokens; a larger max_seq_length comes first."
+            f"{name}: expected at most {most}, the tokens that the student reads, got {setting}. Raise max_seq_length "
+            "first."
         )
 
 
-def columns_by_dataset(*data: Any) -> dict[str, list[str]]:
-    """The columns of each of some datasets (or dictionaries of them, or None) by its name, empty for one alone."""
-    columns: dict[str, list[str]] = {}
-    for loaded in data:
-        for name, dataset in (loaded if isinstance(loaded, Mapping) else {"": loaded}).items():
-            if dataset is not None:
-                columns.setdefault(name, []).extend(dataset.column_names or [])
-    return columns
+def check_positions(name: str, setting: Any, guide: SentenceTransformer) -> None:
+    """Refuse a maximum length for which a guide has no position embeddings.
+
+    Args:
+        name: the setting's, for the message.
+        setting: one length, or by column or dataset; None for the guide's own.
+
+    Raises:
+        ValueError: naming the setting and the length.
+    """
+    if isinstance(setting, Mapping):
+        for key, value in setting.items():
+            check_positions(f"{name}.{key}", value, guide)
+        return
+    positions = getattr(getattr(guide[0], "config", None), "max_position_embeddings", None)
+    if setting is not None and positions is not None and setting > positions:
+        raise InputError(f"{name}: expected at most {positions}, the positions that the guide has, got {setting}.")
+
+
+def guide_prompt(
+    guide: SentenceTransformer,
+    column: str,
+    position: int,
+    prompts: Mapping[str, str | dict[str, str]] | str | None,
+    dataset: str | None = None,
+) -> str:
+    """The prompt that the guide reads before the texts of a column, perhaps empty.
+
+    Args:
+        position: the column's place in the dataset; the first holds the queries.
+        prompts: one for all columns, by column, or by dataset; None for the guide's own.
+        dataset: the name of the column's dataset, where there are several.
+    """
+    if prompts is not None:
+        return value_for(prompts, column, dataset) or ""
+    own = guide.prompts or {}
+    return own.get("query" if position == 0 else "document") or own.get(guide.default_prompt_name or "") or ""
 
 
 def _refuse(name: str, key: str, known: list[str], kind: str) -> None:

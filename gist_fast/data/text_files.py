@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from gist_fast.data.column_checks import Column, as_number, check_table, wrong_value
-from gist_fast.runtime.errors import InputError, first_line, nearest, shown
+from gist_fast.runtime.errors import InputError, first_line, nearest_file, shown
 
 CHUNK_ROWS = 8192
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
@@ -152,7 +152,7 @@ class _Chunks:
     def _checked_vector(self, column: Column, value: Any, line: int) -> Any:
         at = f"{self._at(line)}, column {column.source!r}"
         if not isinstance(value, list) or not value or not all(type(x) in (int, float) for x in value):
-            raise InputError(f"{at}: {shown(value)} is no embedding; a list of numbers would do.")
+            raise InputError(f"{at}: expected a list of numbers, got {shown(value)}.")
         if not all(map(math.isfinite, value)):
             raise InputError(f"{at}: an embedding with {next(x for x in value if not math.isfinite(x))} in it.")
         width = self.widths.setdefault(column.target, len(value))
@@ -287,4 +287,4 @@ def _distinct(path: Path, names: list[str]) -> list[str]:
 def _like_it(path: Path) -> str:
     if not path.parent.is_dir():
         return f" (nor is there a folder {str(path.parent)!r})"
-    return nearest(path.name, (p.name for p in path.parent.iterdir()))
+    return nearest_file(path)

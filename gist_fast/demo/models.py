@@ -171,14 +171,10 @@ def _write_student(folder: Path) -> None:
     _dump(folder / "config.json", _STUDENT_CONFIG)
     _dump(folder / "sentence_bert_config.json", {"max_seq_length": STUDENT_MAX_SEQ_LENGTH, "do_lower_case": False})
     _dump(folder / "1_Pooling" / "config.json", {"embedding_dimension": 384, "pooling_mode": "mean"})
+    types = {"": "base.modules.transformer.Transformer", "1_Pooling": "sentence_transformer.modules.pooling.Pooling"}
     modules = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
-        {
-            "idx": 1,
-            "name": "1",
-            "path": "1_Pooling",
-            "type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
-        },
+        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.{module}"}
+        for place, (path, module) in enumerate(types.items())
     ]
     _dump(folder / "modules.json", modules)
     (folder / "README.md").write_text(_CARD, encoding="utf-8")

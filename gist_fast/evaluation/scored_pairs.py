@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gist_fast.config.schema import SourceConfig
-from gist_fast.data.load import ANCHOR, POSITIVE, ColumnNames, load_chosen
+from gist_fast.data.load import ColumnNames, load_chosen
+from gist_fast.data.names import ANCHOR, POSITIVE
 from gist_fast.data.text_files import Column
 from gist_fast.runtime.errors import InputError, nearest
 
@@ -18,7 +19,12 @@ TEXTS = ((FIRST, ANCHOR), (SECOND, POSITIVE))
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """Pairs and their scores (or labels), in the order of the file."""
+    """Pairs and their scores (or labels), in the order of the file.
+
+    Example:
+        >>> ScoredPairs(["rain", "rain"], ["a shower", "a desert"], [0.9, 0.1]).scores
+        [0.9, 0.1]
+    """
 
     first: list[str]
     second: list[str]
@@ -68,44 +74,44 @@ def _choose(names: Sequence[str], where: str, columns: ColumnNames | None, numbe
     """Which columns are the two texts and the number."""
     asked = _asked(columns, where, number)
     chosen = []
-    for part, known in ((FIRST, TEXTS[0]), (SECOND, TEXTS[1]), (number, (number,))):
+    for role, known in ((FIRST, TEXTS[0]), (SECOND, TEXTS[1]), (number, (number,))):
         column = next((asked[name] for name in known if name in asked), None)
         if column is None:
             column = next((name for name in known if name in names), None)
         if column not in names:
             wanted = repr(column) if column else " or ".join(map(repr, known))
             there = ", ".join(map(repr, names)) or "none"
-            hint = "" if column else f" Rename one, or map it: columns: {{{part}: <name>}}."
-            near = nearest(column or part, names)
+            hint = "" if column else f" Rename one, or map it: columns: {{{role}: <name>}}."
+            near = nearest(column or role, names)
             raise InputError(f"{where}: no column {wanted}{near}; it has {there}.{hint}")
         assert column is not None
-        chosen.append(Column(column, part, "number" if part == number else "text"))
+        chosen.append(Column(column, role, "number" if role == number else "text"))
     sources = [column.source for column in chosen]
     for name in sources:
         if sources.count(name) > 1:
-            raise InputError(f"{where}: columns: {name!r} is named for more than one part.")
+            raise InputError(f"{where}: columns: {name!r} is named for more than one role.")
     return chosen
 
 
 def _asked(columns: ColumnNames | None, where: str, number: str) -> dict[str, str]:
-    """The columns that were named, by part."""
+    """The columns that were named, by role."""
     known = (FIRST, SECOND, number)
     if columns is None:
         return {}
     if not isinstance(columns, Mapping):
         if isinstance(columns, str) or len(columns) != len(known):
-            raise InputError(f"{where}: columns: {columns!r}; three names would do: {', '.join(known)}.")
+            raise InputError(f"{where}: columns: expected three names ({', '.join(known)}), got {columns!r}.")
         return dict(zip(known, columns, strict=True))
-    parts = [name for names in TEXTS for name in names] + [number]
-    for part in columns:
-        if part not in parts:
+    roles = [name for names in TEXTS for name in names] + [number]
+    for role in columns:
+        if role not in roles:
             raise InputError(
-                f"{where}: columns: {part!r} is no part{nearest(part, parts)}; the parts are {', '.join(known)} (or "
+                f"{where}: columns: {role!r} is no role{nearest(role, roles)}; the roles are {', '.join(known)} (or "
                 f"{ANCHOR} and {POSITIVE} for the texts)."
             )
     for names in TEXTS:
         if all(name in columns for name in names):
-            raise InputError(f"{where}: columns: {' and '.join(names)} are two names of one part; keep one.")
+            raise InputError(f"{where}: columns: {' and '.join(names)} are two names of one role; keep one.")
     return dict(columns)
 
 

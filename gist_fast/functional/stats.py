@@ -17,6 +17,12 @@ class GuidedContrastiveStats:
 
     Every tensor comes out of the loss's own pass. On an accelerator nothing waits until a value is read, which
     `as_dict` and `masked_share` do.
+
+    Example:
+        >>> from gist_fast import guided_contrastive_loss
+        >>> loss, stats = guided_contrastive_loss(torch.eye(2), torch.eye(2), return_stats=True)
+        >>> stats.masked_share
+        {'ap': 0.0, 'aa': 0.0, 'pp': 0.0}
     """
 
     blocks: tuple[str, ...]

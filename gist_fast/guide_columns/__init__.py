@@ -1,4 +1,4 @@
-"""The guide's embeddings as columns of a dataset, so that training needs no guide in memory.
+"""Precomputed guide embeddings: columns of a dataset, so that training needs no guide in memory.
 
 A frozen guide gives a text the same embedding in every step and epoch, so each distinct text is encoded once. Two
 things are kept under ``cache_dir``, in one folder for each guide (weights, modules, tokenizer), prompt, maximum length
@@ -11,10 +11,12 @@ and type of number:
   named after the column's texts in their order, so that for an unchanged column neither the store nor the guide is
   asked.
 
-Both are written beside their place and moved there when whole, and both carry checksums that are tried before use; what
-is damaged is named, set aside, and computed again. Processes of one job (``torchrun``, ``accelerate launch``) take
-turns at windows of texts, which do not depend on how many processes there are: the batches, and with them the numbers,
-are those of one process. They must share ``cache_dir``.
+Both are written beside their place and moved there when whole. Both carry checksums that are compared before use: what
+is damaged is named, set aside, and computed again.
+
+Processes of one job (``torchrun``, ``accelerate launch``) share the texts window by window. The windows do not depend
+on how many processes there are, so the batches, and with them the numbers, are those of one process. The processes must
+share ``cache_dir``.
 """
 
 from __future__ import annotations
@@ -27,13 +29,12 @@ from typing import TYPE_CHECKING
 import datasets
 from datasets import Dataset, concatenate_datasets
 
-from gist_fast.data.load import read_as_stored
+from gist_fast.data.embedded_rows import read_as_stored
+from gist_fast.data.names import GUIDE_EMBEDDING, GUIDE_SUFFIX
 from gist_fast.guide_columns.checks import DTYPES, check_arguments, column_prompts
-from gist_fast.guide_columns.column_files import NAME
 from gist_fast.guide_columns.job import Job, Report
 from gist_fast.guide_columns.share import Team
 from gist_fast.runtime.errors import InputTypeError
-from gist_fast.training.collator import SUFFIX
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -62,7 +63,7 @@ def embed_guide(
         guide: reads the raw texts with its own tokenizer, on the device that it is on.
         columns: the columns to embed, queries first; None for all columns of strings.
         prompts: one prompt for all columns, or by column; None for the guide's own (see
-            `gist_fast.training.collator.guide_prompt`).
+            `gist_fast.data.per_column.guide_prompt`).
         batch_size: texts that the guide reads at a time; None for any number within `batch_tokens`.
         batch_tokens: tokens that it reads at a time, padding included; None for what suits its device.
         max_length: tokens of a text that are read; None for the guide's own maximum.
@@ -82,11 +83,15 @@ def embed_guide(
             an embedding is not finite, or `dtype` does not hold it; the processes of a job differ in dataset or guide.
         TypeError: it is no dataset of one split, or another argument is of a type that it does not take.
         OSError: nothing can be written, as on a full disk. What was written before stays.
+
+    Example:
+        >>> embed_guide(pairs, guide, cache_dir="cache", show_progress_bar=False).column_names
+        ['anchor', 'positive', 'anchor_guide_embedding', 'positive_guide_embedding']
     """
     check_arguments(dataset, guide, batch_size, batch_tokens, max_length, dtype, cache_dir)
     if not isinstance(report, Report | None):
         raise InputTypeError(
-            f"report: got {report!r} of type {type(report).__name__}; a gist_fast.guide_columns.Report would do."
+            f"report: expected a gist_fast.guide_columns.Report, got {report!r} of type {type(report).__name__}."
         )
     prompt_of = column_prompts(dataset, guide, columns, prompts)
     folder = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "gist_fast"
@@ -103,5 +108,5 @@ def embed_guide(
     )
     parts = [dataset]
     for column, path in job.run(dataset, prompt_of).items():
-        parts.append(Dataset.from_file(str(path)).rename_column(NAME, column + SUFFIX))
+        parts.append(Dataset.from_file(str(path)).rename_column(GUIDE_EMBEDDING, column + GUIDE_SUFFIX))
     return read_as_stored(concatenate_datasets(parts, axis=1))

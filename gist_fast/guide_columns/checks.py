@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
 
+from gist_fast.data.names import GUIDE_SUFFIX
+from gist_fast.data.per_column import check_positions, guide_prompt
 from gist_fast.losses.guide import check_model, check_one_route
 from gist_fast.runtime.errors import InputError, InputTypeError, nearest
-from gist_fast.training.collator import SUFFIX, guide_prompt
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -36,19 +37,20 @@ def check_arguments(
     """
     if not isinstance(dataset, Dataset):
         raise InputTypeError(
-            f"dataset: got {type(dataset).__name__}; a datasets.Dataset would do, which is one split, all of it here."
+            f"dataset: expected a datasets.Dataset, which is one split, all of it here, got {type(dataset).__name__}."
         )
     check_model("guide", guide)
     check_one_route(guide)
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise InputError(f"dtype: got {dtype!r}; one of {', '.join(map(repr, DTYPES))} would do.")
+        raise InputError(f"dtype: expected one of {', '.join(map(repr, DTYPES))}, got {dtype!r}.")
     for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens), ("max_length", max_length)):
-        _check_count(name, value)
+        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+            raise _wrong_type(name, "a whole number of at least 1, or None", value)
+        if value is not None and value < 1:
+            raise InputError(f"{name}: expected at least 1, or None, got {value}.")
     check_positions("max_length", max_length, guide)
     if not isinstance(cache_dir, str | os.PathLike | None):
-        raise InputTypeError(
-            f"cache_dir: got {cache_dir!r} of type {type(cache_dir).__name__}; the path of a folder would do, or None."
-        )
+        raise _wrong_type("cache_dir", "the path of a folder, or None", cache_dir)
     if len(dataset) == 0:
         raise InputError("dataset: it has no rows.")
     if dataset.format["type"] == "custom":
@@ -58,64 +60,30 @@ def check_arguments(
         )
 
 
-def check_positions(name: str, setting: Any, guide: SentenceTransformer) -> None:
-    """Refuse a maximum length for which a guide has no position embeddings.
-
-    Args:
-        name: the setting's, for the message.
-        setting: one length, or by column or dataset (see `gist_fast.data.per_column`); None for the guide's own.
-
-    Raises:
-        ValueError: naming the setting and the length.
-    """
-    if isinstance(setting, Mapping):
-        for key, value in setting.items():
-            check_positions(f"{name}.{key}", value, guide)
-        return
-    positions = getattr(getattr(guide[0], "config", None), "max_position_embeddings", None)
-    if setting is not None and positions is not None and setting > positions:
-        raise InputError(f"{name}: got {setting}; the guide has {positions} positions, so at most that would do.")
-
-
-def _check_count(name: str, value: object) -> None:
-    if value is None:
-        return
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise InputTypeError(
-            f"{name}: got {value!r} of type {type(value).__name__}; a whole number of at least 1 would do, or None."
-        )
-    if value < 1:
-        raise InputError(f"{name}: got {value}; at least 1 would do, or None.")
+def _wrong_type(name: str, expected: str, value: object) -> InputTypeError:
+    return InputTypeError(f"{name}: expected {expected}, got {value!r} of type {type(value).__name__}.")
 
 
 def _check_names(columns: object) -> None:
     """Refuse what is no list of distinct names."""
     if isinstance(columns, str):
-        raise InputTypeError(f"columns: got the text {columns!r}; a list of names would do, as [{columns!r}].")
+        raise InputTypeError(f"columns: expected a list of names, as [{columns!r}], got the text {columns!r}.")
     if not isinstance(columns, Sequence | None):
-        raise InputTypeError(
-            f"columns: got {columns!r} of type {type(columns).__name__}; a list of names would do, or None."
-        )
+        raise _wrong_type("columns", "a list of names, or None", columns)
     for column in columns or ():
         if not isinstance(column, str):
-            raise InputTypeError(
-                f"columns: got {column!r} of type {type(column).__name__} among them; names of columns would do."
-            )
+            raise _wrong_type("columns", "names of columns", column)
         if list(columns or ()).count(column) > 1:
-            raise InputError(f"columns: {column!r} is named more than once; once would do.")
+            raise InputError(f"columns: expected each name once, got {column!r} more than once.")
 
 
 def _check_prompts(prompts: object) -> None:
     """Refuse what is neither a text nor texts by column."""
-    wanted = "one text for all columns, {column: text}, or None would do"
     if not isinstance(prompts, str | Mapping | None):
-        raise InputTypeError(f"prompts: got {prompts!r} of type {type(prompts).__name__}; {wanted}.")
+        raise _wrong_type("prompts", "one text for all columns, {column: text}, or None", prompts)
     for column, prompt in prompts.items() if isinstance(prompts, Mapping) else ():
         if not isinstance(prompt, str):
-            raise InputTypeError(
-                f"prompts: got {prompt!r} of type {type(prompt).__name__} for {column!r}; a text would do, perhaps "
-                "an empty one."
-            )
+            raise _wrong_type("prompts", f"a text, perhaps an empty one, for {column!r}", prompt)
 
 
 def column_prompts(
@@ -144,8 +112,10 @@ def column_prompts(
                 f"columns: the dataset has no {column!r}, only {', '.join(dataset.column_names)}"
                 f"{nearest(column, dataset.column_names)}."
             )
-        if column + SUFFIX in dataset.column_names:
-            raise InputError(f"columns: {column!r} has guide embeddings already; remove {column + SUFFIX!r} first.")
+        if column + GUIDE_SUFFIX in dataset.column_names:
+            raise InputError(
+                f"columns: {column!r} has guide embeddings already; remove {column + GUIDE_SUFFIX!r} first."
+            )
     for column in prompts if isinstance(prompts, Mapping) else ():
         if column not in dataset.column_names:
             raise InputError(

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from gist_fast.guide_columns.files import as_vectors, checksum, put, set_aside, vectors_of, written_whole
+from gist_fast.data.names import GUIDE_EMBEDDING
+from gist_fast.guide_columns.files import as_vectors, checksum, set_aside, vectors_of, written_whole
 from gist_fast.guide_columns.store import Store
+from gist_fast.runtime.files import put
 
-NAME = "guide_embedding"
 _WRITTEN_ROWS = 65536
 _BATCH_ROWS = 1024
 
@@ -37,7 +38,7 @@ def write_column(folder: Path, digest: str, store: Store, places: np.ndarray) ->
     Raises:
         OSError: the file cannot be written; nothing of it is left then.
     """
-    schema = pa.schema([(NAME, pa.list_(pa.from_numpy_dtype(store.dtype), store.width))])
+    schema = pa.schema([(GUIDE_EMBEDDING, pa.list_(pa.from_numpy_dtype(store.dtype), store.width))])
     total = 0
     with written_whole(folder) as partial:
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
@@ -59,7 +60,7 @@ def _sum(path: Path, rows: int, dtype: np.dtype) -> int:
         ValueError: it has other rows, or numbers of another type.
     """
     with pa.memory_map(str(path)) as source:
-        column = pa.ipc.open_stream(source).read_all().column(NAME)
+        column = pa.ipc.open_stream(source).read_all().column(GUIDE_EMBEDDING)
     if len(column) != rows or column.type.value_type != pa.from_numpy_dtype(dtype):
         raise ValueError(f"it holds {len(column)} rows of {column.type}")
     total = 0

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gist_fast.losses.guide import truncated
+from gist_fast.losses.guide import embedded, tokenized
 from gist_fast.losses.micro_batches import MicroBatches, default_tokens, extents
 from gist_fast.losses.packing import by_length, pack
 from gist_fast.runtime.errors import InputError
@@ -89,7 +89,7 @@ class Encoder:
             for (number, rows, texts), features in _one_ahead(lambda piece: self._tokens(piece[2]), pieces):
                 if features is None:
                     for begin, end in pack([len(t.encode()) for t in texts], **self._limits(_BYTES_PER_TOKEN)):
-                        tokens = self._preprocess(texts[begin:end])
+                        tokens = tokenized(self.guide, texts[begin:end], self.prompt, self.max_length)
                         vectors = self._forward(tokens, end - begin)
                         yield number, Encoded(rows[begin:end], vectors, 0)
                     continue
@@ -111,7 +111,7 @@ class Encoder:
 
     def _tokens(self, texts: list[str]) -> dict[str, Any] | None:
         """The guide's features of the texts; None where it makes none that could be cut into batches afterwards."""
-        features = self._preprocess(texts)
+        features = tokenized(self.guide, texts, self.prompt, self.max_length)
         ids = features.get("input_ids")
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             return None
@@ -125,11 +125,6 @@ class Encoder:
                 )
         return features
 
-    def _preprocess(self, texts: list[str]) -> dict[str, Any]:
-        kwargs = {} if self.max_length is None else {"processing_kwargs": {"text": {"max_length": self.max_length}}}
-        # None, not an empty prompt, which some modules would still count as one.
-        return self.guide.preprocess(texts, prompt=self.prompt or None, **kwargs)
-
     def _forward(self, features: dict[str, Any], rows: int) -> Tensor:
         """``[rows, width]``."""
         features = {
@@ -139,13 +134,12 @@ class Encoder:
         try:
             # Not inference_mode: what a module keeps for later (rotary tables) could then not be trained with.
             with torch.no_grad():
-                vectors = self.guide(features)["sentence_embedding"]
+                return embedded(self.guide, features)
         except torch.OutOfMemoryError as error:
             raise InputError(
-                f"batch_tokens: the guide's device has too little memory for {rows} texts within a budget of "
-                f"{self.max_tokens} tokens; a smaller one would do."
+                f"batch_tokens: expected fewer than {self.max_tokens}, because the guide's device has too little "
+                f"memory for {rows} texts within them."
             ) from error
-        return truncated(self.guide, vectors)
 
 
 def to_stored(vectors: Tensor, dtype: np.dtype) -> np.ndarray:
@@ -164,7 +158,7 @@ def to_stored(vectors: Tensor, dtype: np.dtype) -> np.ndarray:
         raise Unstorable(
             row - 1,
             f"the guide's embedding holds {largest:.6g}, above the largest {np.dtype(dtype)}, "
-            f"{np.finfo(dtype).max:.6g}; dtype='float32' would do.",
+            f"{np.finfo(dtype).max:.6g}; set dtype='float32'.",
         )
     if dtype == np.float16:
         norms = np.linalg.norm(exact, axis=1)
@@ -172,7 +166,7 @@ def to_stored(vectors: Tensor, dtype: np.dtype) -> np.ndarray:
             raise Unstorable(
                 row - 1,
                 f"the guide's embedding has a norm of {norms[row - 1]:.3g}, too small for float16 to hold its "
-                "direction; dtype='float32' would do.",
+                "direction; set dtype='float32'.",
             )
     return stored
 

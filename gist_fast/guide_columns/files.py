@@ -6,58 +6,32 @@ import contextlib
 import errno
 import logging
 import os
-import re
-import socket
-import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 
-logger = logging.getLogger(__name__)
+from gist_fast.runtime.files import partial_file
 
-_PARTIAL = re.compile(r"\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+\.partial")
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """A path to write to; whoever has written moves the file to its name with `put`. What is left there is removed.
-
-    Raises:
-        OSError: the file cannot be written; for a full disk, saying so.
-    """
-    partial = folder / f".{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+    """`partial_file`, whose errors of a full disk say what stays and how to go on."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield partial
+        with partial_file(folder) as partial:
+            yield partial
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 error.errno,
-                f"{folder}: no space left on the disk. What was written before is whole and stays; make room, or name "
-                "another cache_dir, and run again to go on from there",
+                f"{folder}: no space left on the disk. What was written before is whole and stays. Free some space, or "
+                "name another cache_dir, and run again to go on from there",
             ) from error
         raise
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def put(partial: Path, path: Path) -> None:
-    """Move a written file to its name, at once and for good."""
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this machine that are no more left half-written."""
-    for path in folder.glob(".*.partial"):
-        match = _PARTIAL.fullmatch(path.name)
-        if match and match["host"] == socket.gethostname() and not psutil.pid_exists(int(match["pid"])):
-            path.unlink(missing_ok=True)
 
 
 def set_aside(path: Path, reason: object) -> None:

@@ -19,13 +19,14 @@ from datasets import Dataset
 from gist_fast.guide_columns.checks import DTYPES
 from gist_fast.guide_columns.column_files import find_column, write_column
 from gist_fast.guide_columns.encode import Encoded, Encoder, Unstorable, to_stored
-from gist_fast.guide_columns.files import put, remove_leftovers, written_whole
+from gist_fast.guide_columns.files import written_whole
 from gist_fast.guide_columns.fingerprint import guide_fingerprint
 from gist_fast.guide_columns.progress import Progress
 from gist_fast.guide_columns.share import Team
 from gist_fast.guide_columns.store import Store
 from gist_fast.guide_columns.texts import DistinctTexts, TextColumn
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import put, remove_leftovers
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -44,7 +45,15 @@ _BYTES_COUNTED = 8
 
 @dataclass
 class Report:
-    """What a run has done so far, in this process."""
+    """What a run has done so far, in this process.
+
+    Example:
+        >>> from gist_fast import embed_guide
+        >>> report = Report()
+        >>> embedded = embed_guide(pairs, guide, cache_dir="cache", show_progress_bar=False, report=report)
+        >>> report.columns, report.distinct == report.embedded
+        (2, True)
+    """
 
     folders: list[Path] = field(default_factory=list)
     """Where the embeddings are kept, a folder a prompt."""
@@ -94,7 +103,7 @@ class Job:
                 files |= self._make(folder, prompt, {name: columns[name] for name in lacking}, digests)
         for path in files.values():
             if path is None or not path.exists():
-                raise InputError(f"cache_dir: {path} is not here; a folder that all processes share would do.")
+                raise InputError(f"cache_dir: expected a folder that all processes share, and {path} is not here.")
         return {name: path for name in prompts if (path := files[name]) is not None}
 
     def _folder(self, weights: str, prompt: str) -> Path:
@@ -143,8 +152,8 @@ class Job:
             left = self._missing(store, texts)
             if len(left):
                 raise InputError(
-                    f"cache_dir: {len(left)} of {len(missing)} embeddings that were written to {folder} are not there; "
-                    "a folder that all processes share, and that nothing else deletes from, would do."
+                    f"cache_dir: {len(left)} of {len(missing)} embeddings that were written to {folder} are not there. "
+                    "Name a folder that all processes share, and that nothing else deletes from."
                 )
 
         def write() -> dict[str, Path]:

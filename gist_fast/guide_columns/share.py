@@ -28,7 +28,8 @@ class Team:
 
     def __init__(self) -> None:
         available = dist.is_available()
-        if available and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        self._met_here = available and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if self._met_here:
             from accelerate import PartialState
 
             PartialState()
@@ -37,27 +38,18 @@ class Team:
         self.rank = dist.get_rank() if joined else 0
         self._group = _patient_group() if self.size > 1 else None
 
+    def part(self) -> None:
+        """End the group of processes where this team made it."""
+        if self._met_here:
+            dist.destroy_process_group()
+
     def first(self, compute: Callable[[], T]) -> T:
         """What the first process computes, on all of them.
 
         Raises:
             Exception: what `compute` raised; on the others a ValueError or RuntimeError with its message.
         """
-        if self.size == 1:
-            return compute()
-        told: list[Any] = [None]
-        failed: Exception | None = None
-        if self.rank == 0:
-            try:
-                told = [(None, compute())]
-            except Exception as error:
-                failed, told = error, [(_described(error), None)]
-        dist.broadcast_object_list(told, src=0, group=self._group)
-        if failed is not None:
-            raise failed
-        problem, value = told[0]
-        _raise_of(0, problem)
-        return value
+        return self.together(lambda: compute() if self.rank == 0 else None)[0]  # type: ignore[return-value]
 
     def together(self, work: Callable[[], T]) -> list[T]:
         """What each process's work gave, by rank, once all are done.

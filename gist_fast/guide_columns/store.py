@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gist_fast.guide_columns.files import as_vectors, checksum, put, set_aside, vectors_of, written_whole
+from gist_fast.guide_columns.files import as_vectors, checksum, set_aside, vectors_of, written_whole
 from gist_fast.guide_columns.texts import KEY_BYTES, as_keys
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import put
 
 SUFFIX = ".shard"
 
@@ -84,8 +85,8 @@ class Store:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 if names is not None:
                     raise InputError(
-                        f"cache_dir: another process wrote {path}, and here it cannot be read ({error}); a folder that "
-                        "all processes share would do."
+                        f"cache_dir: another process wrote {path}, and here it cannot be read ({error}). Name a folder "
+                        "that all processes share."
                     ) from error
                 set_aside(path, error)
         self._number()

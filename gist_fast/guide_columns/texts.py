@@ -31,7 +31,7 @@ class TextColumn:
         self.name = name
         feature = dataset.features[name]
         if getattr(feature, "dtype", None) not in ("string", "large_string"):
-            raise InputError(f"dataset: row 0, column {name!r} is {shown(dataset[0][name])}; a text would do.")
+            raise InputError(f"dataset: row 0, column {name!r}: expected a text, got {shown(dataset[0][name])}.")
         self._rows = dataset.select_columns([name]).with_format("arrow")
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class TextColumn:
             for chunk in _few_chunks(table.column(self.name)):
                 if chunk.null_count:
                     row += int(np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))[0])
-                    raise InputError(f"dataset: row {row}, column {self.name!r} is None; a text would do.")
+                    raise InputError(f"dataset: row {row}, column {self.name!r}: expected a text, got None.")
                 row += len(chunk)
                 wide = np.int64 if pa.types.is_large_string(chunk.type) else np.int32
                 _, offsets, data = chunk.buffers()

@@ -6,20 +6,19 @@ embeddings is one tile, whatever the number of rows. Copies are found by the tex
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from gist_fast.data.load import text_columns
+from gist_fast.data.names import text_columns
+from gist_fast.functional.values import check_number
 from gist_fast.inspection.best import Best
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded_once
 from gist_fast.inspection.guide_scores import unit_rows
-from gist_fast.runtime.errors import InputError, InputTypeError, shown
+from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,7 +32,12 @@ MOST_ROWS = 10
 
 @dataclass(frozen=True)
 class Copied:
-    """A text that stands in more than one row."""
+    """A text that stands in more than one row.
+
+    Example:
+        >>> Copied("rain", rows=2, places=((1, "positive"), (7, "positive"))).rows
+        2
+    """
 
     text: str
     rows: int
@@ -44,7 +48,12 @@ class Copied:
 
 @dataclass(frozen=True)
 class NearPair:
-    """Two texts of different rows that the guide finds nearly the same."""
+    """Two texts of different rows that the guide finds nearly the same.
+
+    Example:
+        >>> NearPair(0.97, "rain", 1, "positive", "the rain", 4, "positive").similarity
+        0.97
+    """
 
     similarity: float
     text: str
@@ -58,7 +67,13 @@ class NearPair:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What was found among some rows."""
+    """What was found among some rows.
+
+    Example:
+        >>> encode = lambda texts, column, place: guide.encode(texts, convert_to_tensor=True)
+        >>> find_duplicates(pairs, encode, near=0.999).copied_texts
+        0
+    """
 
     rows: int
     """How many were looked at."""
@@ -109,12 +124,7 @@ class Texts:
 
 def check_near(near: float, name: str = "near") -> None:
     """Raise unless `near` is a cosine similarity that texts can be above of."""
-    if not isinstance(near, Real) or isinstance(near, bool):
-        raise InputTypeError(
-            f"{name}: got {shown(near)} of type {type(near).__name__}; a number such as 0.95 would do."
-        )
-    if not (math.isfinite(near) and 0 < near < 1):
-        raise InputError(f"{name}: got {near}; a cosine similarity above 0 and below 1, such as 0.95, would do.")
+    check_number(name, near, above=0, below=1)
 
 
 def find_duplicates(
@@ -146,7 +156,7 @@ def find_duplicates(
     """
     check_near(near)
     if rows is not None and rows < 2:
-        raise InputError(f"rows: got {rows}; duplicates need at least 2 rows.")
+        raise InputError(f"rows: expected at least 2, got {rows}.")
     looked_at = dataset if rows is None or rows >= len(dataset) else dataset.select(range(rows))
     columns = text_columns(looked_at)
     numbers = range(1, len(looked_at) + 1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gist_fast.data.load import GUIDE_SUFFIX
+from gist_fast.data.names import GUIDE_SUFFIX
 from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:

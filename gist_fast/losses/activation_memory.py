@@ -9,16 +9,14 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.memory import GIB, free_memory
 
-GIB = 2**30
 CPU_SHARE, GPU_SHARE = 0.5, 0.8
 """Of the memory that is free, the share that "auto" takes. What else grows meanwhile (the loss, the workspace of a
 matrix product, fragmentation; on a CPU all other programs) has the rest."""
@@ -38,7 +36,7 @@ class ActivationMemory:
         number = isinstance(limit, int | float) and not isinstance(limit, bool)
         known = limit == "auto" or (number and 0 <= limit < math.inf)  # type: ignore[operator]
         if not known:
-            raise InputError(f"activation_memory: got {limit!r}; 'auto', or a number of GiB of at least 0 would do.")
+            raise InputError(f"activation_memory: expected 'auto', or a number of GiB of at least 0, got {limit!r}.")
         self.limit = limit
         self._per_token = 0.0
         self._trained = False
@@ -53,9 +51,7 @@ class ActivationMemory:
         coming = sum(p.nbytes * (1 if self._trained else 3) for p in trained if p.grad is None)
         self._trained = True
         if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            return max(0, int((free + unused) * GPU_SHARE) - coming)
+            return max(0, int(free_memory(device) * GPU_SHARE) - coming)
         if device.type == "cpu":
             return max(0, int(free_memory() * CPU_SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) - coming)
         return 0
@@ -98,41 +94,3 @@ def measure_kept(model: nn.Module, device: torch.device) -> Iterator[Kept]:
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         yield kept
-
-
-def free_memory() -> int:
-    """Bytes of main memory that can be had, by the machine and by the limits of the job or container."""
-    free = psutil.virtual_memory().available
-    for folder in _control_groups():
-        for limit_name, used_name in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
-            limit, used = _number(folder / limit_name), _number(folder / used_name)
-            if limit is not None and used is not None:
-                free = min(free, max(0, limit - used))
-    return free
-
-
-def _control_groups(processes: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
-    """The folders of the control groups, of either version, that bound this process's memory: its own and those
-    above."""
-    try:
-        lines = processes.read_text().splitlines()
-    except OSError:  # no Linux
-        return []
-    folders = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            top = root / controllers
-            own = top / path.lstrip("/")
-            folders += [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
-    return folders
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # no such limit, or "max"
-        return None

@@ -26,6 +26,8 @@ from sentence_transformers.base.modules import Router
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from gist_fast.data.names import GROUP, MARGIN
+from gist_fast.data.names import GUIDE_EMBEDDING as EMBEDDING
 from gist_fast.losses.guide_memory import GuideMemory
 from gist_fast.losses.micro_batches import (
     EXTENTS,
@@ -34,7 +36,6 @@ from gist_fast.losses.micro_batches import (
     positions_are_relative,
     reorderable,
 )
-from gist_fast.losses.variants import GROUP, MARGIN
 from gist_fast.runtime.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENS = "guide"
-EMBEDDING = "guide_embedding"
 ROWS = "guide_rows"
 SOURCE = "guide_source"
 KEYS = "keys"
@@ -82,7 +82,7 @@ def check_model(name: str, model: object) -> None:
     """
     if not (isinstance(model, nn.Module) and hasattr(model, "preprocess")):
         hint = f", as SentenceTransformer({model!r})" if isinstance(model, str | Path) else ""
-        raise InputTypeError(f"{name}: got {type(model).__name__}; a SentenceTransformer would do{hint}.")
+        raise InputTypeError(f"{name}: expected a SentenceTransformer{hint}, got {type(model).__name__}.")
 
 
 def check_one_route(guide: SentenceTransformer) -> None:
@@ -97,14 +97,28 @@ def check_one_route(guide: SentenceTransformer) -> None:
             if tasks:
                 raise InputError(
                     f"guide: its Router has a route of its own for {' and '.join(sorted(tasks))}, and all texts would "
-                    "be read by one and the same; a guide without a Router would do, as "
+                    "be read by one and the same. Use a guide without a Router, as "
                     "SentenceTransformer(modules=[*router.sub_modules['document'], ...])."
                 )
 
 
-def truncated(guide: SentenceTransformer, embeddings: Tensor) -> Tensor:
-    """Embeddings ``[n, G]`` as the guide's ``encode`` hands them out: cut to its ``truncate_dim``, if it has one."""
-    return embeddings if guide.truncate_dim is None else embeddings[:, : guide.truncate_dim]
+def tokenized(
+    guide: SentenceTransformer, texts: list[str], prompt: str = "", max_length: int | None = None
+) -> dict[str, Any]:
+    """The guide's features of some texts, by its own tokenizer.
+
+    Args:
+        prompt: put before each text, perhaps empty.
+        max_length: tokens of a text that are read; None for the guide's own maximum.
+    """
+    kwargs = {} if max_length is None else {"processing_kwargs": {"text": {"max_length": max_length}}}
+    # None, not an empty prompt, which some modules would still count as one.
+    return guide.preprocess(texts, prompt=prompt or None, **kwargs)
+
+
+def embedded(guide: SentenceTransformer, features: dict[str, Any]) -> Tensor:
+    """``[n, G]`` as the guide's ``encode`` hands them out: cut to its ``truncate_dim``, if it has one."""
+    return guide(features)["sentence_embedding"][:, : guide.truncate_dim]
 
 
 class GuideEncoder:
@@ -139,7 +153,7 @@ class GuideEncoder:
         if remember and self.shares_weights:
             raise InputError(
                 "guide_cache: True, but the guide shares weights with the student, so its embeddings change with every "
-                "step; False would do."
+                "step. Set it to False."
             )
 
     def to(self, fn: Any, recurse: bool = True) -> None:
@@ -205,8 +219,7 @@ class GuideEncoder:
             trim_left=positions_are_relative(self.model),
             rows=rows if reorderable(features) else None,
         )
-        embeddings = batches.restore([self.model(part)["sentence_embedding"] for part in batches])
-        embeddings = truncated(self.model, embeddings)
+        embeddings = batches.restore([embedded(self.model, part) for part in batches])
         if rows is None or len(embeddings) == len(rows):
             return embeddings
         return embeddings[list(rows)]
@@ -221,7 +234,7 @@ class GuideEncoder:
 
     def _retokenized(self, features: dict[str, Any]) -> dict[str, Any]:
         texts = self._tokenizer.batch_decode(_token_rows(features), skip_special_tokens=True)
-        tokens = self.model.preprocess(texts)
+        tokens = tokenized(self.model, texts)
         return {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in tokens.items()}
 
 

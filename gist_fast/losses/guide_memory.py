@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gist_fast.runtime.memory import free_memory
+
+logger = logging.getLogger(__name__)
+
+SHARE = 0.5
+"""Of the main memory that is free, what the next table of embeddings may take at most."""
 _FIRST_ROWS = 1024
 
 
@@ -15,12 +22,15 @@ class GuideMemory:
     """Embeddings by the digest of what they were computed from.
 
     They stay in main memory, in the type in which the guide gave them, so that a remembered embedding is the very
-    one that was computed: ``rows * G * 4`` bytes in float32.
+    one that was computed. Each distinct text takes a row of ``G`` numbers and some 150 bytes to find it by. The table
+    of rows doubles when it is full. Once `SHARE` of the free memory does not hold the larger table, no text is added:
+    the guide encodes the others each time.
     """
 
     def __init__(self) -> None:
         self._row_of: dict[bytes, int] = {}
         self._rows: Tensor | None = None  # [capacity, G]
+        self._full = False
 
     def __len__(self) -> int:
         return len(self._row_of)
@@ -39,20 +49,40 @@ class GuideMemory:
         if new is not None and len(missing) == len(names):
             self._add(names, new)
             return new
-        if new is not None:
-            self._add([names[k] for k in missing], new)
         assert self._rows is not None
-        rows = torch.tensor([self._row_of[name] for name in names])
-        return self._rows.index_select(0, rows).to(device)
+        rows = torch.tensor([self._row_of.get(name, 0) for name in names])
+        found = self._rows.index_select(0, rows).to(device)
+        if new is not None:
+            found[missing] = new
+            self._add([names[k] for k in missing], new)
+        return found
 
     def _add(self, names: list[bytes], embeddings: Tensor) -> None:
         count = len(self._row_of)
-        if self._rows is None:
-            self._rows = torch.empty(_FIRST_ROWS, embeddings.shape[1], dtype=embeddings.dtype)
         needed = count + len(names)
-        if needed > len(self._rows):
-            grown = torch.empty(max(needed, 2 * len(self._rows)), self._rows.shape[1], dtype=self._rows.dtype)
-            grown[:count] = self._rows[:count]
-            self._rows = grown
+        if not self._has_room_for(needed, embeddings):
+            return
+        assert self._rows is not None
         self._rows[count:needed] = embeddings
         self._row_of.update(zip(names, range(count, needed), strict=True))
+
+    def _has_room_for(self, needed: int, embeddings: Tensor) -> bool:
+        """Whether the table holds that many rows; it grows if it can."""
+        held, count = 0 if self._rows is None else len(self._rows), len(self._row_of)
+        if needed <= held:
+            return True
+        if self._full:
+            return False
+        rows, width = max(needed, 2 * held, _FIRST_ROWS), embeddings.shape[1]
+        if rows * width * embeddings.element_size() > SHARE * free_memory():
+            self._full = True
+            logger.warning(
+                "guide_cache: no memory for embeddings of more than %d texts; the guide encodes the others anew "
+                "each time.", count,
+            )  # fmt: skip
+            return False
+        grown = torch.empty(rows, width, dtype=embeddings.dtype)
+        if self._rows is not None:
+            grown[:count] = self._rows[:count]
+        self._rows = grown
+        return True

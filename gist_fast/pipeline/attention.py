@@ -37,7 +37,7 @@ def choose_attention(device_type: str, half: bool) -> Attention:
     if device_type != "cuda":
         return Attention(None, f"flash-attn runs on GPUs, not on {device_type}")
     if not half:
-        return Attention(None, "flash-attn computes in half precision only; training with bf16 would do")
+        return Attention(None, "flash-attn computes in half precision only; train with bf16")
     if not is_flash_attn_2_available():
-        return Attention(None, "flash-attn is not installed; pip install 'gist_fast[flash]' would do")
+        return Attention(None, "flash-attn is not installed; run pip install 'gist_fast[flash]'")
     return Attention(FLASH, "flash-attn is installed, and the model computes in half precision")

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from gist_fast.data.load import guide_columns, load_texts, stream_texts, text_columns
-from gist_fast.data.per_column import check_lengths, check_names, columns_by_dataset, value_for
+from gist_fast.data.load import load_texts, stream_texts
+from gist_fast.data.named import by_name, columns_by_dataset, count_rows
+from gist_fast.data.per_column import check_lengths, check_names, value_for
 from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, IterableDataset
+    from datasets import Dataset, IterableDataset
     from sentence_transformers import SentenceTransformer
 
     from gist_fast.config.schema import SourceConfig
+    from gist_fast.data.named import Loaded
     from gist_fast.training.arguments import GISTTrainingArguments
 
-    Loaded: TypeAlias = Dataset | DatasetDict | IterableDataset
     Sources: TypeAlias = SourceConfig | Mapping[str, SourceConfig]
 
 BY_COLUMN = ("prompts", "guide_prompts", "max_length", "guide_max_length")
@@ -59,24 +60,6 @@ def _load(source: SourceConfig, seed: int, endless: bool) -> Dataset | IterableD
     return stream.shuffle(seed=seed, buffer_size=source.shuffle_buffer) if source.shuffle_buffer else stream
 
 
-def by_name(data: Loaded | None) -> dict[str, Dataset | IterableDataset]:
-    """Each dataset by its name; one alone has an empty name."""
-    if data is None:
-        return {}
-    return dict(data) if isinstance(data, dict) else {"": data}
-
-
-def count_rows(data: Loaded) -> int | None:
-    """The rows of all datasets together; None for a stream."""
-    counts = [len(dataset) if hasattr(dataset, "__len__") else None for dataset in by_name(data).values()]
-    return None if None in counts else sum(n for n in counts if n is not None)
-
-
-def carries_guide(data: Loaded) -> bool:
-    """Whether all datasets carry embeddings of a guide."""
-    return all(guide_columns(dataset) for dataset in by_name(data).values())
-
-
 def with_guide_columns(data: Loaded, guide: SentenceTransformer, arguments: GISTTrainingArguments, key: str) -> Loaded:
     """The datasets with embeddings of the guide; see `gist_fast.embed_guide`.
 
@@ -90,8 +73,8 @@ def with_guide_columns(data: Loaded, guide: SentenceTransformer, arguments: GIST
     length = arguments.guide_max_length
     if isinstance(length, Mapping):
         raise InputError(
-            "guide_max_length: by column, but with guide.columns all texts of the guide have one maximum length; a "
-            "number would do."
+            "guide_max_length: expected one number, because with guide.columns all texts have one maximum length, got "
+            f"{dict(length)}."
         )
     embedded = {}
     for name, dataset in by_name(data).items():
@@ -127,6 +110,8 @@ def check_run(arguments: GISTTrainingArguments, train: Loaded, evaluation: Loade
     """
     from sentence_transformers.base.sampler import BatchSamplers
 
+    from gist_fast.training.loss_checks import check_data
+
     if count_rows(train) is None:
         if arguments.max_steps <= 0:
             raise InputError(
@@ -139,12 +124,11 @@ def check_run(arguments: GISTTrainingArguments, train: Loaded, evaluation: Loade
                 f"training.batch_sampler: {sampler} chooses among all rows, and a stream shows them one after the "
                 "other; leave out the one or data.train.streaming."
             )
-    variants = arguments.variants()
     for key, data in (("data.train", train), ("data.eval", evaluation)):
         for name, dataset in by_name(data).items():
             if dataset.column_names is not None:
                 full = f"{key}.{name}" if name else key
-                variants.check_data(full, dataset.column_names, text_columns(dataset))
+                check_data(arguments, full, dataset.column_names)
     columns = columns_by_dataset(train, evaluation)
     for name in BY_COLUMN:
         check_names(f"training.{name}", getattr(arguments, name), columns)

@@ -1,21 +1,28 @@
-"""Loading the models that a command names, with errors that a user can act on."""
+"""Loading models by folder or hub name, with errors that a user can act on."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gist_fast.cli.output import note
-from gist_fast.runtime.errors import InputError, first_line, nearest
+from gist_fast.data.per_column import guide_prompt
+from gist_fast.runtime.errors import InputError, first_line, nearest_file
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from gist_fast.config.schema import LoraConfig
+    from gist_fast.config.schema import LoraConfig, ModelConfig
+    from gist_fast.inspection import Encode
     from gist_fast.pipeline.attention import Attention
 
+logger = logging.getLogger(__name__)
+
+MANY = 1000
+"""Texts from which on encoding them shows its progress."""
 MARKERS = ("modules.json", "config.json")
 
 
@@ -37,13 +44,20 @@ def check_model(path: str, role: str) -> str:
             raise InputError(f"{role}: {path} holds no model; a folder with {' or '.join(MARKERS)} is needed.")
         return "folder"
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
-        near = ""
-        with contextlib.suppress(OSError):
-            near = nearest(folder.name, (p.name for p in folder.parent.iterdir() if p.is_dir()))
-        raise InputError(f"{role}: {path}: no such folder{near}.")
+        raise InputError(f"{role}: {path}: no such folder{nearest_file(folder)}.")
     from huggingface_hub import try_to_load_from_cache
 
     return "cache" if any(isinstance(try_to_load_from_cache(path, marker), str) for marker in MARKERS) else "hub"
+
+
+def load_configured(model: ModelConfig, role: str, attention: Attention) -> SentenceTransformer:
+    """`load_with_attention`, with the options of a section ``student`` or ``guide``."""
+    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    if model.revision:
+        options["revision"] = model.revision
+    if model.model_kwargs:
+        options["model_kwargs"] = dict(model.model_kwargs)
+    return load_with_attention(model.path, role, attention, **options)
 
 
 def load_with_attention(path: str, role: str, attention: Attention, **options: Any) -> SentenceTransformer:
@@ -56,7 +70,13 @@ def load_with_attention(path: str, role: str, attention: Attention, **options: A
         return load_model(path, role, **{**options, "model_kwargs": wanted})
     except InputError as error:
         model = load_model(path, role, **options)
-        note(f"{role}: {path} does not know {attention.implementation}, so its texts are padded ({error.__cause__}).")
+        logger.info(
+            "%s: %s does not know %s, so its texts are padded (%s).",
+            role,
+            path,
+            attention.implementation,
+            error.__cause__,
+        )
         return model
 
 
@@ -81,6 +101,40 @@ def load_model(path: str, role: str, **options: Any) -> SentenceTransformer:
         raise InputError(f"{role}: {path} cannot be loaded as a model ({where}: {reason})") from error
 
 
+def reader(
+    path: str,
+    role: str,
+    prompt: str | None,
+    *,
+    max_length: int | None = None,
+    device: str | None = None,
+    before_forward: Callable[..., None] | None = None,
+) -> Encode:
+    """What a model makes of texts, as it reads them in training. It is loaded at its first use.
+
+    Args:
+        prompt: put before each text; None for the model's own.
+        max_length: tokens of a text that are read; None for the model's own maximum.
+        before_forward: called before each forward pass, with whatever it gets.
+    """
+
+    @functools.cache
+    def model() -> SentenceTransformer:
+        loaded = load_model(path, role, device=device)
+        if before_forward is not None:
+            loaded.register_forward_pre_hook(before_forward)
+        if max_length is not None:
+            loaded.max_seq_length = max_length
+        return loaded
+
+    def encode(texts: list[str], column: str, position: int) -> Any:
+        # An empty prompt, not None, for which encode would take the model's default one.
+        read = guide_prompt(model(), column, position, prompt) if role == "guide" else prompt
+        return model().encode(texts, prompt=read, convert_to_tensor=True, show_progress_bar=len(texts) > MANY)
+
+    return encode
+
+
 def check_lora() -> None:
     """Refuse an adapter before anything is loaded where peft is missing.
 
@@ -90,7 +144,7 @@ def check_lora() -> None:
     from transformers.utils import is_peft_available
 
     if not is_peft_available():
-        raise InputError("student.lora: peft is not installed; pip install peft would do.")
+        raise InputError("student.lora: peft is not installed; run pip install peft.")
 
 
 def add_lora(student: SentenceTransformer, lora: LoraConfig) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from pathlib import Path
 
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import PREVIOUS
 from gist_fast.training.checkpoints import checkpoint_folders, fault, last_whole, leftovers, whole_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -15,13 +15,8 @@ logger = logging.getLogger(__name__)
 FINAL = "final"
 PART = ".part"
 """Added to a folder's name while it is written."""
-PREVIOUS = ".previous"
-"""Added to a folder's name while it is replaced."""
 _WRITTEN_BESIDES = ("eval", "runs")
 """What a run leaves besides its models: the evaluators' tables and TensorBoard's events."""
-
-
-checkpoints = whole_checkpoints
 
 
 def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | None:
@@ -56,6 +51,14 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | Non
     return None
 
 
+def kept_in(folder: Path) -> str:
+    """What a run that was stopped has kept, as a sentence."""
+    kept = [path.name for path in whole_checkpoints(folder)[-1:]]
+    hint = " (continue with --resume)" if kept else ""
+    kept += [FINAL] if (folder / FINAL).is_dir() else []
+    return f"{folder} holds {', '.join(kept) or 'no checkpoint'}{hint}."
+
+
 def clear_folder(folder: Path) -> list[str]:
     """Delete what an earlier run wrote to `folder`, and nothing else; return the names of what is gone."""
     parts = [*_models(folder), *(folder / name for name in _WRITTEN_BESIDES), *leftovers(folder)]
@@ -64,21 +67,6 @@ def clear_folder(folder: Path) -> list[str]:
     for path in gone:
         shutil.rmtree(path)
     return [path.name for path in gone]
-
-
-def clear_part(part: Path) -> None:
-    """Remove what a process that died left where the final model is written; `replace_folder` then puts it in place."""
-    shutil.rmtree(part, ignore_errors=True)
-
-
-def replace_folder(new: Path, old: Path) -> None:
-    """Put `new` in the place of `old`, so that at every moment one of the two is whole under a findable name."""
-    previous = old.with_name(old.name + PREVIOUS)
-    shutil.rmtree(previous, ignore_errors=True)
-    if old.exists():
-        os.replace(old, previous)
-    os.replace(new, old)
-    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _models(folder: Path) -> list[Path]:

@@ -15,19 +15,20 @@ from torch.profiler import ProfilerActivity, schedule
 from torch.profiler import profile as TorchProfile  # noqa: N812 - it is a class
 
 from gist_fast.profiling.trace import (
-    Part,
+    Region,
     StepTimes,
     Work,
     busiest,
     median_step,
-    parts,
     read_trace,
+    regions,
     step_times,
     straightened,
     write_trace,
 )
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.power import PowerMeter, gpu_memory_mib, power_meter, process_memory_mib
+from gist_fast.runtime.memory import gpu_memory_mib, process_memory_mib
+from gist_fast.runtime.power import PowerMeter, power_meter
 from gist_fast.runtime.profiler_regions import OPTIMIZER, step_name, within
 from gist_fast.training.callbacks import LogSource, ThroughputCallback
 
@@ -37,10 +38,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was seen in the profiled steps."""
+    """What was seen in the profiled steps.
+
+    Example:
+        >>> from gist_fast import GISTTrainer, GISTTrainingArguments
+        >>> arguments = GISTTrainingArguments(**profiling_arguments(steps=2, warmup=1, folder=Path("empty")))
+        >>> trainer = GISTTrainer(student, arguments, pairs, guide=guide)
+        >>> profile = profile_training(trainer, steps=2, warmup=1, trace=Path("trace.json.gz"))  # doctest: +ELLIPSIS
+        {...}
+        >>> profile.pairs
+        [8, 8]
+    """
 
     steps: list[StepTimes]
-    parts: list[Part]
+    parts: list[Region]
     measured_ms: list[float]
     """Wall time of each step by the process's own clock."""
     warmup_ms: list[float]
@@ -119,7 +130,7 @@ def profile_training(
     found = step_times(events)
     return Profile(
         steps=found,
-        parts=parts(found),
+        parts=regions(found),
         measured_ms=[1e3 * seconds for seconds in watch.measured[warmup:]],
         warmup_ms=[1e3 * seconds for seconds in watch.measured[:warmup]],
         pairs=watch.pairs[warmup:],

@@ -1,11 +1,11 @@
-"""Reading a trace of torch's profiler: how the wall time of each step divides among its parts.
+"""Reading a trace of torch's profiler: how the wall time of each step divides among its regions.
 
-A trace (Chrome's format, as ``torch.profiler.profile.export_chrome_trace`` writes it) holds ranges that lie in each
+A trace (Chrome's format, as ``torch.profiler.profile.export_chrome_trace`` writes it) holds regions that lie in each
 other, on one thread or across threads: while autograd works in a thread of its own, the caller waits in ``backward``.
-So at any moment the range that began last is what is being done, whichever thread it is on, and the time of a part is
-the time in which its ranges are that one: nothing is counted twice, and what remains of a step is `OTHER`.
+So at any moment the region that began last is what is being done, whichever thread it is on, and a region's time is
+that in which it is this one: nothing is counted twice, and what remains of a step is `OTHER`.
 
-The device's time is divided the same way: each kernel belongs to the part that the host was in when it launched it,
+The device's time is divided the same way: each kernel belongs to the region that the host was in when it launched it,
 and in each moment the kernel counts that began last. What remains is `IDLE`.
 """
 
@@ -51,12 +51,12 @@ class StepTimes:
     """From 1 at the beginning of training."""
     wall_ms: float
     host: dict[str, float]
-    """By part; with `OTHER`, the sum is the wall time."""
+    """By region; with `OTHER`, the sum is the wall time."""
     device: dict[str, float] | None
-    """By part; with `OTHER` (launched outside of all parts) and `IDLE`, the sum is the wall time. None where the trace
-    holds no work of a device."""
+    """By region; with `OTHER` (launched outside of all regions) and `IDLE`, the sum is the wall time. None where the
+    trace holds no work of a device."""
     calls: dict[str, int]
-    """How often each part began."""
+    """How often each region began."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Work:
     ms: float
     """In which it was what ran, work that it called for left out."""
     part: str
-    """The part of the step that most of it belongs to."""
+    """The region of the step that most of it belongs to."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of all steps: means over the steps, in milliseconds."""
+class Region:
+    """One region over all steps: means over the steps, in milliseconds."""
 
     name: str
     calls: float
@@ -108,9 +108,9 @@ def write_trace(events: Sequence[Event], path: Path) -> None:
 
 
 def straightened(events: Sequence[Event]) -> list[Event]:
-    """The events, where ranges begin and end with autograd's nodes instead of inside of them.
+    """The events, where regions begin and end with autograd's nodes instead of inside of them.
 
-    A range that `gist_fast.runtime.profiler_regions.follow_backward` opens in one node and closes in another lies
+    A region that `gist_fast.runtime.profiler_regions.follow_backward` opens in one node and closes in another lies
     across both, and viewers of traces know only what lies side by side or inside of each other.
     """
     nodes: dict[Any, list[Span]] = {}
@@ -119,7 +119,7 @@ def straightened(events: Sequence[Event]) -> list[Event]:
             nodes.setdefault(event.get("tid"), []).append(_span(event))
     found = []
     for event in events:
-        if _is_range(event):
+        if _is_region(event):
             begin, end, _ = _span(event)
             near = nodes.get(event.get("tid"), [])
             first = min((n.begin for n in near if n.begin < begin < n.end < end), default=begin)
@@ -165,25 +165,25 @@ def step_times(events: Sequence[Event]) -> list[StepTimes]:
     """
     windows = _windows(events)
     if not windows:
-        raise InputError('trace: holds no step of training (a range "step 1").')
-    ranges = _ranges(events)
-    device = _device_spans(events, windows, ranges)
+        raise InputError('trace: holds no step of training (a region "step 1").')
+    regions = _region_spans(events)
+    device = [span._replace(name=part) for span, part in _kernels(events, windows, regions)]
     steps = []
     for number, begin, end in windows:
         steps.append(
             StepTimes(
                 step=number,
                 wall_ms=(end - begin) * _MS,
-                host=_durations(innermost(ranges, begin, end, OTHER), (*NAMES, OTHER)),
+                host=_durations(innermost(regions, begin, end, OTHER), (*NAMES, OTHER)),
                 device=_durations(innermost(device, begin, end, IDLE), (*NAMES, OTHER, IDLE)) if device else None,
-                calls=dict(Counter(span.name for span in ranges if begin <= span.begin < end)),
+                calls=dict(Counter(span.name for span in regions if begin <= span.begin < end)),
             )
         )
     return steps
 
 
-def parts(steps: Sequence[StepTimes]) -> list[Part]:
-    """Every part that there was, in the order of a step, then `OTHER` and `IDLE`; host shares sum to 1, and so do the
+def regions(steps: Sequence[StepTimes]) -> list[Region]:
+    """Every region that there was, in the order of a step, then `OTHER` and `IDLE`; host shares sum to 1, and so do the
     device's."""
     wall = sum(step.wall_ms for step in steps)
     with_device = all(step.device is not None for step in steps)
@@ -195,7 +195,7 @@ def parts(steps: Sequence[StepTimes]) -> list[Part]:
         if not calls and not any(host) and not any(device or ()) and name != OTHER:
             continue
         found.append(
-            Part(
+            Region(
                 name,
                 calls / len(steps),
                 sum(host) / len(steps),
@@ -211,7 +211,7 @@ def parts(steps: Sequence[StepTimes]) -> list[Part]:
 
 def median_step(steps: Sequence[StepTimes]) -> StepTimes:
     """The step of the median wall time (of an even number, the shorter of the two in the middle): one that was, so that
-    its parts sum to it."""
+    its regions sum to it."""
     return sorted(steps, key=lambda step: step.wall_ms)[(len(steps) - 1) // 2]
 
 
@@ -220,21 +220,18 @@ def busiest(events: Sequence[Event], count: int = 10) -> list[Work]:
 
     Parallel work is counted for each that runs, so the sum may exceed the wall time.
     """
-    windows, ranges = _windows(events), _ranges(events)
-    where = _Timeline(windows, ranges)
-    kernels = [e for e in events if e.get("cat") in DEVICE_WORK]
+    windows, regions = _windows(events), _region_spans(events)
+    kernels = _kernels(events, windows, regions)
     times: dict[tuple[str, str], float] = defaultdict(float)
     calls: Counter[str] = Counter()
     if kernels:
-        launched = _launch_times(events)
-        for event in kernels:
-            span = _span(event)
-            part = where.part_at(launched.get(_correlation(event), float("nan")))
+        for span, part in kernels:
             inside = sum(max(0.0, min(span.end, end) - max(span.begin, begin)) for _, begin, end in windows)
             if inside > 0:
                 times[span.name, part] += inside * _MS
                 calls[span.name] += 1
     else:
+        where = _Timeline(windows, regions)
         threads: dict[Any, list[Span]] = {}
         for event in events:
             if event.get("cat") == "cpu_op" and "dur" in event:
@@ -244,7 +241,7 @@ def busiest(events: Sequence[Event], count: int = 10) -> list[Work]:
                 calls.update(span.name for span in spans if begin <= span.begin < end)
                 for piece in innermost(spans, begin, end, ""):
                     if piece.name:
-                        times[piece.name, where.part_at(piece.begin)] += (piece.end - piece.begin) * _MS
+                        times[piece.name, where.region_at(piece.begin)] += (piece.end - piece.begin) * _MS
     by_name: dict[str, Counter[str]] = {}
     for (name, part), ms in times.items():
         by_name.setdefault(name, Counter())[part] += ms  # type: ignore[assignment]
@@ -255,13 +252,13 @@ def busiest(events: Sequence[Event], count: int = 10) -> list[Work]:
 
 
 class _Timeline:
-    """Which part the host is in at a moment."""
+    """Which region the host is in at a moment."""
 
-    def __init__(self, windows: Sequence[tuple[int, float, float]], ranges: Sequence[Span]) -> None:
-        self._pieces = [piece for _, begin, end in windows for piece in innermost(ranges, begin, end, OTHER)]
+    def __init__(self, windows: Sequence[tuple[int, float, float]], regions: Sequence[Span]) -> None:
+        self._pieces = [piece for _, begin, end in windows for piece in innermost(regions, begin, end, OTHER)]
         self._begins = [piece.begin for piece in self._pieces]
 
-    def part_at(self, moment: float) -> str:
+    def region_at(self, moment: float) -> str:
         place = bisect_right(self._begins, moment) - 1
         inside = place >= 0 and self._pieces[place].begin <= moment < self._pieces[place].end
         return self._pieces[place].name if inside else OTHER
@@ -278,28 +275,25 @@ def _windows(events: Iterable[Event]) -> list[tuple[int, float, float]]:
     return sorted(found)
 
 
-def _ranges(events: Iterable[Event]) -> list[Span]:
+def _region_spans(events: Iterable[Event]) -> list[Span]:
     # On a GPU the same names come again as gpu_user_annotation, which are not the host's.
-    return [_span(event) for event in events if _is_range(event)]
+    return [_span(event) for event in events if _is_region(event)]
 
 
-def _is_range(event: Event) -> bool:
+def _is_region(event: Event) -> bool:
     return event.get("cat") == "user_annotation" and event.get("name") in NAMES and "dur" in event
 
 
-def _device_spans(
-    events: Iterable[Event], windows: Sequence[tuple[int, float, float]], ranges: Sequence[Span]
-) -> list[Span]:
-    """What the device did, each under the name of the part that launched it."""
-    work = [event for event in events if event.get("cat") in DEVICE_WORK and "dur" in event]
-    if not work:
-        return []
-    where, launched = _Timeline(windows, ranges), _launch_times(events)
-    spans = []
-    for event in work:
-        span = _span(event)
-        spans.append(Span(span.begin, span.end, where.part_at(launched.get(_correlation(event), float("nan")))))
-    return spans
+def _kernels(
+    events: Iterable[Event], windows: Sequence[tuple[int, float, float]], regions: Sequence[Span]
+) -> list[tuple[Span, str]]:
+    """What the device did, each with the region that launched it."""
+    where, launched = _Timeline(windows, regions), _launch_times(events)
+    return [
+        (_span(event), where.region_at(launched.get(_correlation(event), float("nan"))))
+        for event in events
+        if event.get("cat") in DEVICE_WORK and "dur" in event
+    ]
 
 
 def _launch_times(events: Iterable[Event]) -> dict[Any, float]:

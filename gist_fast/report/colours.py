@@ -37,6 +37,11 @@ DARK = {
 }
 
 
-def variables(colours: dict[str, str]) -> str:
-    """CSS declarations of the variables."""
+def _variables(colours: dict[str, str]) -> str:
     return " ".join(f"--{name}: {value};" for name, value in colours.items())
+
+
+THEME = f"""\
+:root {{ color-scheme: light dark; {_variables(LIGHT)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}"""
+"""The CSS variables, for a page and for each of its pictures."""

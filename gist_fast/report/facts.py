@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import platform
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+
+from gist_fast.runtime import environment
+from gist_fast.version import __version__
 
 if TYPE_CHECKING:
     from gist_fast.config.load import TrainConfig
@@ -17,19 +21,17 @@ _SECRET = re.compile(r"(^|_)(token|password|secret|key)$", re.IGNORECASE)
 
 def machine_facts(device: str) -> dict[str, str]:
     """Names and values: the device by its type (``cuda``, ``cpu``), the system, and the versions."""
-    from gist_fast.pipeline.doctor import examine
+    import torch
 
-    found = examine()
-    names = [gpu["name"] for gpu in found.gpus] if device.startswith("cuda") else []
-    threads = found.cpu["threads"]
-    cpu = f"{threads} CPU thread{'' if threads == 1 else 's'}, {found.cpu['capability']}"
+    names = [gpu["name"] for gpu in environment.gpus(torch)] if device.startswith("cuda") else []
+    threads = torch.get_num_threads()
+    cpu = f"{threads} CPU thread{'' if threads == 1 else 's'}, {torch.backends.cpu.get_cpu_capability()}"
     cards = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-    packages = [("gist_fast", found.gist_fast), ("Python", found.python)]
-    packages += [(name, version) for name in VERSIONS if (version := found.packages.get(name)) is not None]
+    packages = {"gist_fast": __version__, "Python": platform.python_version(), **environment.versions(VERSIONS)}
     return {
         "device": f"{cards}; {cpu}" if cards else cpu if device == "cpu" else f"{device}; {cpu}",
-        "system": found.platform,
-        "versions": ", ".join(f"{name} {version}" for name, version in packages),
+        "system": platform.platform(),
+        "versions": ", ".join(f"{name} {version}" for name, version in packages.items() if version is not None),
     }
 
 

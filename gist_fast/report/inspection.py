@@ -9,6 +9,7 @@ from gist_fast.inspection.batch import Inspection
 from gist_fast.inspection.duplicates import MOST_ROWS, Copied, Duplicates, NearPair
 from gist_fast.inspection.margins import MarginOutcome
 from gist_fast.report.page import Picture, Section, Table, make_page
+from gist_fast.report.plots import legend_below, line_styles, narrow, plain_numbers, to_svg
 
 TEXT = 300
 """Characters of a text that are shown."""
@@ -18,6 +19,12 @@ _LINES = 7
 _BLOCKS = (
     "A block is what is compared: ap anchors with other positives, aa anchors with anchors, pp positives with "
     "positives, an_1 and on anchors with given negatives."
+)
+
+
+_MARGINS = (
+    "Absolute: the threshold is the similarity t of the row's own anchor and positive, less the margin. Relative: "
+    "t less |t| times the margin. A row without a negative teaches the student nothing."
 )
 
 
@@ -53,7 +60,7 @@ def batch_sections(found: Inspection, of: str = "", pairs: int = PAIRS) -> list[
     """
     sections = [
         Section(f"What the guide dropped{_in(of)}", _of_the_batch(found), [_blocks(found)]),
-        Section(f"What each margin would drop{_in(of)}", _of_the_margins(), margin_parts(found.margins)),
+        Section(f"What each margin would drop{_in(of)}", _MARGINS, margin_parts(found.margins)),
     ]
     if found.dropped:
         sections.append(Section(f"Pairs that were dropped{_in(of)}", _of_the_pairs(found), [_pairs(found, pairs)]))
@@ -140,13 +147,6 @@ def _of_the_batch(found: Inspection) -> str:
     return told
 
 
-def _of_the_margins() -> str:
-    return (
-        "Absolute: the threshold is the similarity t of the row's own anchor and positive, less the margin. Relative: "
-        "t less |t| times the margin. A row without a negative teaches the student nothing."
-    )
-
-
 def _of_the_pairs(found: Inspection) -> str:
     told = "Those farthest above their threshold; in pp the texts are positives, else the first one is an anchor."
     if found.student_above is not None:
@@ -183,26 +183,19 @@ def _pairs(found: Inspection, most: int) -> Table:
 
 
 def _picture(strategy: str, outcomes: Sequence[MarginOutcome]) -> Picture:
-    from matplotlib.ticker import FuncFormatter
-
-    from gist_fast.report.plots import LEGEND, figure, line_styles, plain, to_svg
-
     margins = [outcome.margin for outcome in outcomes]
     lines = {"all pairs": [100 * outcome.share() for outcome in outcomes]}
     for block in list(outcomes[0].compared)[: _LINES - 1]:
         lines[block] = [100 * outcome.share(block) for outcome in outcomes]
-    columns = min(4, len(lines))
-    picture = figure(4.6, 2.9 + 0.2 * -(-len(lines) // columns))
-    axes = picture.subplots()
+    picture, axes = narrow(list(lines))
     for (name, values), style in zip(lines.items(), line_styles(len(lines)), strict=True):
         axes.plot(margins, values, label=name, **style)
     axes.set_title(f"Dropped by margin, {strategy}", fontsize=11, loc="left")
     axes.set_xlabel("margin")
     axes.set_ylabel("share of the block (%)")
     axes.set_ylim(bottom=0)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: plain(round(value, 10))))
-    picture.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **LEGEND)
+    plain_numbers(axes.xaxis, axes.yaxis)
+    legend_below(axes)
     first, last = outcomes[0], outcomes[-1]
     alt = (
         f"Share of pairs dropped by margin, {strategy}: from {first.share():.2%} of all pairs at {first.margin:g} to "

@@ -1,28 +1,30 @@
-"""A report as one HTML page that needs nothing else: no script, no request, light or dark as the reader's device."""
+"""A report as one HTML page that needs nothing else: no script, no request, light or dark as the reader's device.
+
+``page.html.j2`` is the page; here is what goes into it, and how it comes onto the disk.
+"""
 
 from __future__ import annotations
 
-import html
-import os
+import base64
+import functools
+import itertools
 import re
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from gist_fast.report.inline_svg import inline
-from gist_fast.report.style import CSS
+from gist_fast.report.colours import THEME
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.files import try_to_write
+from gist_fast.runtime.files import try_to_write, write_whole
 
-# A page that may load nothing and run nothing, whatever a text in it says.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 SENTENCE = 24
 """Letters from which on a cell asks for a column that a phone does not fold into single words."""
 THIN_SPACE = "\u202f"
 SHORT = 24
 """Characters of a cell that stay on one line."""
 _NUMBER = re.compile(r"[+\-\u2212]?\d[\d\u202f]*(\.\d+)?(e[+-]?\d+)?\s?(%|\u00d7|[A-Za-zµ/]{1,8})?")
+_SIZE = re.compile(r'<svg\b[^>]*\sviewBox="[\d.]+ [\d.]+ ([\d.]+) ')
 
 
 @dataclass(frozen=True)
@@ -68,30 +70,9 @@ def make_page(title: str, facts: Mapping[str, str], sections: Sequence[Section])
 
     Raises:
         InputError: a row of a table has another length than its columns, a picture has no words for those who do not
-            see it, is no SVG, or would run a script or load something.
+            see it, or is no SVG with a ``viewBox``.
     """
-    numbers = iter(range(1, 1 << 30))
-    body = "\n".join(_section(section, numbers) for section in sections)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{html.escape(title)}</title>
-<style>
-{CSS}</style>
-</head>
-<body>
-<main>
-<h1>{html.escape(title)}</h1>
-{_facts(facts)}{body}
-</main>
-</body>
-</html>
-"""
+    return _template().render(title=title, facts=facts, sections=[_section(section) for section in sections])
 
 
 def check_path(path: Path, *, overwrite: bool = False) -> None:
@@ -125,75 +106,49 @@ def write_page(path: Path, page: str, *, overwrite: bool = False) -> None:
     """
     check_path(path, overwrite=overwrite)
     try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.absolute().parent, prefix=".report.", suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(page)
-                file.flush()
-                os.fsync(file.fileno())
-            _put(Path(part), path, overwrite)
-        finally:
-            Path(part).unlink(missing_ok=True)
+        write_whole(path, page, overwrite=overwrite)
     except FileExistsError:
         raise InputError(f"{path}: exists; name another file for the report, or replace it with --overwrite.") from None
     except OSError as error:
         raise InputError(f"{path}: the report could not be written ({error.strerror or error}).") from error
 
 
-def _put(part: Path, path: Path, overwrite: bool) -> None:
-    # What mkstemp makes is its owner's alone; a report has the rights of any new file.
-    umask = os.umask(0)
-    os.umask(umask)
-    part.chmod(0o666 & ~umask)
-    if overwrite:
-        part.replace(path)
-        return
-    try:
-        path.hardlink_to(part)  # refuses where a file came meanwhile
-    except (FileExistsError, FileNotFoundError):
-        raise
-    except OSError:
-        # A file system without hard links.
-        part.replace(path)
+@functools.cache
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader
+
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html.j2", globals={"theme": THEME})
 
 
-def _facts(facts: Mapping[str, str]) -> str:
-    if not facts:
-        return ""
-    rows = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd></div>" for k, v in facts.items())
-    return f'<dl class="facts">{rows}</dl>\n'
+def _section(section: Section) -> dict[str, Any]:
+    """A section as the template takes it; pictures that follow one another stand side by side where there is room."""
+    groups: list[dict[str, Any]] = []
+    for kind, parts in itertools.groupby(section.parts, type):
+        if kind is Picture:
+            groups.append({"pictures": [_picture(part) for part in parts]})  # type: ignore[arg-type]
+        else:
+            groups += [{"table": _table(part, section.title)} for part in parts]  # type: ignore[arg-type]
+    paragraphs = [" ".join(text.split()) for text in re.split(r"\n\s*\n", section.text) if text.strip()]
+    return {"title": section.title, "paragraphs": paragraphs, "groups": groups}
 
 
-def _section(section: Section, numbers: Iterator[int]) -> str:
-    paragraphs = [part for part in re.split(r"\n\s*\n", section.text.strip()) if part.strip()]
-    text = "".join(f"<p>{html.escape(' '.join(paragraph.split()))}</p>\n" for paragraph in paragraphs)
-    parts = []
-    pictures: list[str] = []
-    for part in section.parts:
-        if isinstance(part, Picture):
-            pictures.append(_picture(part, next(numbers)))
-            continue
-        parts += _row_of(pictures)
-        pictures = []
-        parts.append(_table(part, section.title))
-    parts += _row_of(pictures)
-    return f"<section>\n<h2>{html.escape(section.title)}</h2>\n{text}{''.join(parts)}</section>"
+def _picture(picture: Picture) -> dict[str, Any]:
+    """As an image of data: it cannot act, load, or touch the page, and takes its colours from the device itself."""
+    if not picture.alt.strip():
+        raise InputError("picture: has no alt; say what it shows for those who do not see it.")
+    size = _SIZE.search(picture.svg)
+    if size is None:
+        raise InputError("picture: expected an SVG with a viewBox, which gives its width.")
+    place = picture.svg.index(">", size.start()) + 1
+    svg = f"{picture.svg[:place]}<style>{THEME}</style>{picture.svg[place:]}"
+    source = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+    # 72 units are an inch.
+    return {"source": source, "alt": picture.alt, "caption": picture.caption, "inches": float(size[1]) / 72}
 
 
-def _row_of(pictures: list[str]) -> list[str]:
-    """Pictures that follow one another stand side by side where there is room."""
-    return [f'<div class="pictures">\n{"".join(pictures)}</div>\n'] if pictures else []
-
-
-def _picture(picture: Picture, number: int) -> str:
-    svg, inches = inline(picture.svg, picture.alt, f"picture-{number}")
-    caption = f"<figcaption>{html.escape(picture.caption)}</figcaption>" if picture.caption else ""
-    kind = ' class="wide"' if inches > 6 else ""
-    return f'<figure{kind}>\n<div class="scroll">{svg}</div>\n{caption}</figure>\n'
-
-
-def _table(table: Table, title: str) -> str:
+def _table(table: Table, title: str) -> dict[str, Any]:
     for number, row in enumerate(table.rows, 1):
         if len(row) != len(table.columns):
             raise InputError(
@@ -201,40 +156,29 @@ def _table(table: Table, title: str) -> str:
             )
     columns = [[row[place] for row in table.rows] for place in range(len(table.columns))]
     right = [not table.prose and _is_numeric(column) for column in columns]
-    head = "".join(
-        f'<th scope="col"{_aligned(side) or _wide(column)}>{html.escape(name)}</th>'
-        for name, side, column in zip(table.columns, right, columns, strict=True)
-    )
-    rows = "\n".join(
-        "<tr>"
-        + "".join(
-            f"<td{_kind(cell, side, table.prose)}>{html.escape(shown(cell))}</td>"
-            for cell, side in zip(row, right, strict=True)
-        )
-        + "</tr>"
-        for row in table.rows
-    )
-    caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
-    label = html.escape(table.caption or title, quote=True)
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">\n<table>{caption}\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>\n"
-    )
+    return {
+        "label": table.caption or title,
+        "caption": table.caption,
+        "head": [
+            (name, "number" if side else "text" if any(map(_is_sentence, column)) else "")
+            for name, side, column in zip(table.columns, right, columns, strict=True)
+        ],
+        "rows": [
+            [(shown(cell), _kind(cell, side, table.prose)) for cell, side in zip(row, right, strict=True)]
+            for row in table.rows
+        ],
+    }
 
 
-def _aligned(right: bool) -> str:
-    return ' class="number"' if right else ""
-
-
-def _wide(cells: Sequence[object]) -> str:
-    return ' class="text"' if any(isinstance(cell, str) and len(cell) > SENTENCE for cell in cells) else ""
+def _is_sentence(cell: object) -> bool:
+    return isinstance(cell, str) and len(cell) > SENTENCE
 
 
 def _kind(cell: object, right: bool, prose: bool) -> str:
     """The class of a cell: a number, or what is too short to be broken into lines on a phone."""
     if right or (not prose and _is_number(cell)):
-        return _aligned(True)
-    return ' class="short"' if not prose and len(shown(cell)) <= SHORT else ""
+        return "number"
+    return "short" if not prose and len(shown(cell)) <= SHORT else ""
 
 
 def _is_number(cell: object) -> bool:

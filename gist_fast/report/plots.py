@@ -14,6 +14,7 @@ become CSS variables, so that the picture is light or dark as its page. Any othe
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 PALETTE = tuple(LIGHT[name] for name in SERIES)
@@ -32,6 +34,8 @@ INK, MUTED, LINE, PAPER = (LIGHT[name] for name in ("ink", "muted", "line", "pap
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 """With the colours, so that series can be told apart without seeing colours."""
+NARROW = 4.6
+"""Inches of a figure that a phone shows whole."""
 
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
@@ -70,8 +74,8 @@ def figure(width: float = 7.0, height: float = 4.0) -> Figure:
     """An empty figure in the house's style; axes made by its `subplots` or `add_subplot` have it too.
 
     Args:
-        width: In inches. Up to 6 two stand side by side on a wide screen, and 4.6 fits a phone; a wider one has a row
-            of its own, and scrolls on a phone.
+        width: In inches. Up to 6 two stand side by side on a wide screen, and `NARROW` fits a phone; a wider one has a
+            row of its own, and scrolls on a phone.
         height: In inches.
 
     Raises:
@@ -140,13 +144,13 @@ def _themed(svg: str) -> str:
         return re.sub(r'(?<=\s)style="[^"]*"', styled, found)
 
     svg = re.sub(r"<[a-z][^>]*>", tag, svg)
-    # A style sheet inside would be the whole page's; the page has these rules for its pictures.
-    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
     # Text without a colour of its own would be black.
     return re.sub(r'(<text )(?![^>]*fill:)([^>]*style=")', r"\1\2fill: var(--ink, " + INK + "); ", svg)
 
 
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9.5, "labelcolor": INK}
+_ABREAST = ((9, 4), (12, 3), (25, 2))
+"""Letters of a legend's longest label, and how many columns a narrow figure then has room for."""
 
 
 def legend(axes: Axes, **options: Any) -> None:
@@ -154,19 +158,47 @@ def legend(axes: Axes, **options: Any) -> None:
     axes.legend(**(LEGEND | options))
 
 
+def narrow(labels: Sequence[str], height: float = 2.9) -> tuple[Figure, Axes]:
+    """A figure that a phone shows whole, with room below for a legend of these labels; and its axes."""
+    drawn = figure(NARROW, height + 0.2 * -(-len(labels) // _columns(labels)))
+    return drawn, drawn.subplots()
+
+
+def legend_below(axes: Axes, columns: int | None = None) -> None:
+    """A legend below the figure, where it hides nothing; none where nothing has a label."""
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        options = {"loc": "outside lower center", "ncols": columns or _columns(labels), **LEGEND}
+        axes.figure.legend(handles, labels, **options)  # type: ignore[union-attr]
+
+
+def _columns(labels: Sequence[str]) -> int:
+    longest = max(map(len, labels), default=0)
+    return min(max(1, len(labels)), next((columns for letters, columns in _ABREAST if longest <= letters), 1))
+
+
 def log_log(axes: Axes, xlabel: str = "", ylabel: str = "", *, base: int = 2) -> None:
     """Both axes logarithmic: sizes in powers of `base` along x, plain numbers (0.1, 10, 1k) along y."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_xscale("log", base=base)
     axes.set_yscale("log")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.xaxis.set_major_locator(LogLocator(base=base, numticks=10))
+    plain_numbers(axes.xaxis, axes.yaxis)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
         axis.set_minor_formatter(NullFormatter())
     axes.grid(which="minor", visible=False)
+
+
+def plain_numbers(*sides: Axis) -> None:
+    """Have axes (``axes.xaxis``, ``axes.yaxis``) show their numbers as `plain` does."""
+    from matplotlib.ticker import FuncFormatter
+
+    for side in sides:
+        # Rounded: a tick at 0 may come as 1e-17.
+        side.set_major_formatter(FuncFormatter(lambda value, _: plain(round(value, 15))))
 
 
 def plain(value: float) -> str:
@@ -219,18 +251,11 @@ def stacked_bars(axes: Axes, bars: Mapping[str, Mapping[str, float]], *, unit: s
     axes.set_xlabel(unit)
     axes.set_xlim(left=0)
     axes.margins(x=0)
-    axes.figure.legend(  # type: ignore[union-attr]
-        *axes.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=min(columns, len(parts)),
-        **LEGEND,
-    )
+    legend_below(axes, min(columns, len(parts)))
 
 
 def line_styles(count: int) -> list[dict[str, Any]]:
     """Colour, line and marker for each of `count` series, as keywords of ``Axes.plot``; they repeat after seven."""
-    options: Sequence[dict[str, Any]] = [
-        {"color": color, "linestyle": line, "marker": marker}
-        for color, line, marker in zip(PALETTE, LINES, MARKERS, strict=True)
-    ]
-    return [dict(options[place % len(options)]) for place in range(count)]
+    options = zip(PALETTE, LINES, MARKERS, strict=True)
+    named = ({"color": color, "linestyle": line, "marker": marker} for color, line, marker in options)
+    return list(itertools.islice(itertools.cycle(named), count))

@@ -6,12 +6,14 @@ it was given: it prints their message in one line and exits with 2.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class WrongInput(Exception):  # noqa: N818 - what both have in common, never raised itself
-    """Wrong usage or input. The message names what came and what would do."""
+    """Wrong usage or input. The message names what was expected and what came."""
 
 
 class InputError(WrongInput, ValueError):
@@ -26,6 +28,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the known word most like `word`, or an empty string where none is."""
     matches = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def nearest_file(path: Path) -> str:
+    """`nearest`, among what lies beside a path that does not exist."""
+    with contextlib.suppress(OSError):
+        return nearest(path.name, (beside.name for beside in path.parent.iterdir()))
+    return ""
 
 
 def shown(value: object, most: int = 60) -> str:

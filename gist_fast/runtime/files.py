@@ -1,18 +1,129 @@
-"""Whether a folder can be written to, found out before the work whose results go there."""
+"""Files and folders that are whole or not there: written beside their place under another name, flushed, renamed.
+
+A process may die at any moment: under a name that a reader looks for stands what was there before, or all of what
+was written.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import shutil
+import socket
 import tempfile
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+
+PREVIOUS = ".previous"
+"""Added to a folder's name while it is replaced."""
+_PARTIAL = re.compile(r"\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+\.partial")
 
 
 def try_to_write(folder: Path) -> None:
-    """Write a file in a folder that is there; nothing is left behind.
+    """Write a file in a folder that exists, before the work whose results go there; nothing is left behind.
 
     Raises:
         OSError: it cannot be done.
     """
-    # Whoever may write by the rights of the folder may still not: a disk can be full, or read-only.
+    # The rights of the folder do not tell: a disk can be full, or read-only.
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".gist-fast.", suffix=".part") as file:
         file.write(b" ")
         file.flush()
+
+
+@contextlib.contextmanager
+def partial_file(folder: Path) -> Iterator[Path]:
+    """A path to write to, in a folder that is made where it is missing; `put` then gives the file its name.
+
+    What is still there at the end is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+    try:
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def put(partial: Path, path: Path, *, overwrite: bool = True) -> None:
+    """Give a written file its name, at once and for good.
+
+    Raises:
+        FileExistsError: `path` exists, and `overwrite` is False; it stays as it is.
+    """
+    flush(partial)
+    if not overwrite:
+        try:
+            path.hardlink_to(partial)  # unlike a rename it never replaces
+            return
+        except OSError:
+            if path.exists():
+                raise FileExistsError(f"{path}: exists") from None
+        # A file system without hard links.
+    os.replace(partial, path)
+
+
+def write_whole(path: Path, text: str, *, overwrite: bool = False) -> None:
+    """Write a file and the folders above it: all of it, or nothing.
+
+    Raises:
+        FileExistsError: see `put`.
+    """
+    with partial_file(path.absolute().parent) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        put(partial, path, overwrite=overwrite)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine that no longer run left half-written."""
+    import psutil
+
+    for path in folder.glob(".*.partial"):
+        match = _PARTIAL.fullmatch(path.name)
+        if match and match["host"] == socket.gethostname() and not psutil.pid_exists(int(match["pid"])):
+            path.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, old: Path, previous: str = PREVIOUS) -> None:
+    """Put `new` in the place of `old`, so that at every moment one of the two is whole under a findable name.
+
+    Args:
+        previous: added to the name of `old` until `new` stands in its place.
+    """
+    for path in [*new.rglob("*"), new]:
+        flush(path)
+    kept = old.with_name(old.name + previous)
+    if old.exists():
+        shutil.rmtree(kept, ignore_errors=True)
+        os.replace(old, kept)
+    os.replace(new, old)
+    flush(old.parent)
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def written_folder(folder: Path, part: Path) -> Iterator[Path]:
+    """`part`, a folder to write to that is made anew; at the end it takes the place of `folder`.
+
+    What is still there where writing failed is removed.
+    """
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        replace_folder(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold what was written to a file, or which names a folder holds."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

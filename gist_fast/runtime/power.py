@@ -1,35 +1,18 @@
-"""What the machine can be asked: memory of the process and the card, power and energy.
+"""Power, energy and clocks of a card, in the units of the logs: watts, joules, MHz.
 
-Units are those of the logs: MiB, watts, joules. NVML (nvidia-ml-py) is asked only where training runs on an NVIDIA
-card; without it, or where a card does not tell, the figure is left out rather than guessed.
+NVML (nvidia-ml-py) is asked only where training runs on an NVIDIA card. Without it, or where a card does not tell, the
+figure is left out rather than guessed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 logger = logging.getLogger(__name__)
-
-MIB = 2**20
-
-
-def process_memory_mib() -> float:
-    """Memory that this process holds now (resident set)."""
-    import psutil
-
-    return psutil.Process().memory_info().rss / MIB
-
-
-def gpu_memory_mib(device: torch.device) -> dict[str, float]:
-    """The most that torch's tensors took on a CUDA device since the process began, and that torch reserved."""
-    return {
-        "gpu_allocated_peak_mib": torch.cuda.max_memory_allocated(device) / MIB,
-        "gpu_reserved_peak_mib": torch.cuda.max_memory_reserved(device) / MIB,
-    }
 
 
 class PowerMeter:
@@ -54,26 +37,23 @@ class PowerMeter:
 
     def energy_joules(self) -> float | None:
         """Energy since the driver was loaded; None where the card does not count it (before Volta)."""
-        try:
-            return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._card) / 1000
-        except self._nvml.NVMLError:
-            return None
+        return self._asked(self._nvml.nvmlDeviceGetTotalEnergyConsumption, 1000)
 
     def power_watts(self) -> float | None:
         """Power at this moment; None where the card does not tell."""
-        try:
-            return self._nvml.nvmlDeviceGetPowerUsage(self._card) / 1000
-        except self._nvml.NVMLError:
-            return None
+        return self._asked(self._nvml.nvmlDeviceGetPowerUsage, 1000)
 
     def clocks_mhz(self) -> dict[str, float]:
         """The clocks at this moment, ``sm`` and ``memory``; without those that the card does not tell."""
-        found = {}
-        for name in ("sm", "memory"):
-            kind = getattr(self._nvml, "NVML_CLOCK_SM" if name == "sm" else "NVML_CLOCK_MEM")
-            with contextlib.suppress(self._nvml.NVMLError):
-                found[name] = float(self._nvml.nvmlDeviceGetClockInfo(self._card, kind))
-        return found
+        kinds = {"sm": self._nvml.NVML_CLOCK_SM, "memory": self._nvml.NVML_CLOCK_MEM}
+        found = {name: self._asked(self._nvml.nvmlDeviceGetClockInfo, 1, kind) for name, kind in kinds.items()}
+        return {name: clock for name, clock in found.items() if clock is not None}
+
+    def _asked(self, question: Callable[..., int], unit: int, *arguments: int) -> float | None:
+        try:
+            return question(self._card, *arguments) / unit
+        except self._nvml.NVMLError:
+            return None
 
 
 def power_meter(device: torch.device) -> PowerMeter | None:

@@ -1,8 +1,8 @@
-"""The parts of a training step, by the names under which a profile shows them.
+"""Profiler regions: named stretches of a training step, as a profile shows them.
 
-A part is marked where it happens (``with within(GUIDE): ...``, or ``@named(GUIDE)`` on a function), and the mark is a
+A region is marked where it happens (``with within(GUIDE): ...``, or ``@named(GUIDE)`` on a function), and the mark is a
 ``record_function`` range while torch's profiler records. When none does, it costs the look at one flag; code under
-``torch.compile`` is traced as if it were not there. Ranges may lie in each other: the inner one counts, as
+``torch.compile`` is traced as if it were not there. Regions may lie in each other: the inner one counts, as
 `gist_fast.profiling.trace` reads them.
 """
 
@@ -41,16 +41,16 @@ MEANINGS = {
     STUDENT_BACKWARD: "from the gradient by the embeddings to that by the weights",
     OPTIMIZER: "clipping, the optimizer's and the schedule's step",
 }
-"""What each part is, in the order of a step."""
+"""What each region covers, in the order of a step."""
 NAMES = tuple(MEANINGS)
 OTHER = "other"
-"""What of a step no range covers."""
+"""What of a step no region covers."""
 IDLE = "idle"
 """What of a step the device does nothing in."""
 
 
 def step_name(number: int | str) -> str:
-    """The range of a whole step of a profiled run; the first is 1."""
+    """The region of a whole step of a profiled run; the first is 1."""
     return f"step {number}"
 
 
@@ -64,12 +64,12 @@ def recording() -> bool:
 
 
 def within(name: str) -> AbstractContextManager:
-    """A context that belongs to the part `name`."""
+    """A context that belongs to the region `name`."""
     return profiler.record_function(name) if recording() else _NOTHING
 
 
 def named(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorates a function all of which belongs to the part `name`."""
+    """Decorates a function all of which belongs to the region `name`."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
@@ -112,7 +112,7 @@ def follow_backward(loss: Tensor, embeddings: Sequence[Tensor]) -> None:
 
 
 class _Switch:
-    """At most one open range, where the next one's begin is the end of the last one."""
+    """At most one open region, where the next one's begin is the end of the last one."""
 
     def __init__(self) -> None:
         self._name: str | None = None

@@ -4,7 +4,7 @@ Both callbacks count on the host while steps run and wait for nothing; figures a
 logged. `gist_fast.GISTTrainer` has them by default, adds up the processes' amounts, and puts the figures into the log
 itself, so that they reach the progress bar, TensorBoard, the log history and all else that the trainer reports to. In
 another trainer they add what they know to the log of their own process: `DeviceCallback` all but the energy a pair,
-`ThroughputCallback` nothing, for nobody tells it of the batches.
+`ThroughputCallback` nothing, because it is not told of the batches.
 
 ==========================  ==========================================================================================
 figure                      meaning; of all processes together, unless it says otherwise
@@ -33,7 +33,8 @@ from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
 from gist_fast.losses.micro_batches import EXTENTS
-from gist_fast.runtime.power import PowerMeter, gpu_memory_mib, power_meter, process_memory_mib
+from gist_fast.runtime.memory import gpu_memory_mib, process_memory_mib
+from gist_fast.runtime.power import PowerMeter, power_meter
 
 LOG_DIGITS = 6
 _IDS = "_input_ids"
@@ -41,7 +42,20 @@ _ON_THE_BAR = {"pairs_per_second": "pairs/s", "tokens_per_second": "tokens/s", "
 
 
 class LogSource(TrainerCallback):
-    """A callback with figures for the log of the training loss."""
+    """A callback with figures for the log of the training loss.
+
+    Example:
+        >>> from gist_fast import GISTTrainer
+        >>> class Batches(LogSource):
+        ...     seen = 0
+        ...     def count(self, inputs):
+        ...         self.seen += 1
+        ...     def amounts(self):
+        ...         return {"batches": self.seen}
+        ...     def figures(self, processes):
+        ...         return {"batches": sum(process["batches"] for process in processes)}
+        >>> trainer = GISTTrainer(student, train_dataset=pairs, guide=guide, callbacks=[Batches()])
+    """
 
     def count(self, inputs: Mapping[str, Any]) -> None:
         """Take note of a batch, as the trainer's ``training_step`` gets it."""
@@ -72,7 +86,12 @@ class LogSource(TrainerCallback):
 
 
 class ThroughputCallback(LogSource):
-    """Pairs and tokens a second."""
+    """Pairs and tokens a second.
+
+    Example:
+        >>> ThroughputCallback().figures([{"pairs": 64, "tokens": 1000, "seconds": 2}])
+        {'pairs_per_second': 32.0, 'tokens_per_second': 500.0}
+    """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -136,6 +155,10 @@ class DeviceCallback(LogSource):
 
     Args:
         meter: the card's; by default found when training begins.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformerTrainer
+        >>> trainer = SentenceTransformerTrainer(student, train_dataset=pairs, callbacks=[DeviceCallback()])
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter, meter: PowerMeter | None = None) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import replace_folder
 
 UNFINISHED = "unfinished-checkpoint"
 """The folder in a run's folder in which a checkpoint is written."""
@@ -30,7 +31,7 @@ _LEFTOVER = re.compile(rf"({UNFINISHED}|{_DELETED}checkpoint-\d+)")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written. The message names the folder, the room it needs and the room there is."""
+    """A checkpoint could not be written. The message names the folder, the space it needs and the space there is."""
 
 
 def step_of(path: Path) -> int:
@@ -111,15 +112,7 @@ def publish(new: Path, place: Path) -> None:
     """Flush a finished checkpoint to the disk and give it its name, in the place of one that may have it."""
     sizes = {str(file.relative_to(new)): file.stat().st_size for file in _files(new)}
     (new / MANIFEST).write_text(json.dumps({"bytes": sizes}, indent=1), encoding="utf-8")
-    for file in [*_files(new), *(path for path in new.rglob("*") if path.is_dir()), new]:
-        _flush(file)
-    previous = place.with_name(place.name + _REPLACED)
-    if place.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        os.replace(place, previous)
-    os.replace(new, place)
-    _flush(place.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+    replace_folder(new, place, _REPLACED)
 
 
 def delete_old(run: Path, keep: int | None, protected: str | None) -> None:
@@ -142,7 +135,7 @@ def delete_old(run: Path, keep: int | None, protected: str | None) -> None:
 
 @contextlib.contextmanager
 def explained(run: Path, name: str, estimate: int) -> Iterator[None]:
-    """Clean up after a checkpoint that could not be written, and say how much room it wants and which one is left.
+    """Clean up after a checkpoint that could not be written, and say how much space it needs and which one is left.
 
     Args:
         estimate: its bytes, as far as known; the last whole checkpoint's, if larger, are told instead.
@@ -188,13 +181,3 @@ def _free(folder: Path) -> int:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -21,44 +21,27 @@ import torch
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor
 
-from gist_fast.data.per_column import value_for
-from gist_fast.losses.guide import EMBEDDING, KEYS, ROWS, SOURCE, TOKENS, check_one_route
+from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN
+from gist_fast.data.per_column import guide_prompt, value_for
+from gist_fast.functional.loss_config import Groups
+from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route, tokenized
 from gist_fast.losses.micro_batches import EXTENTS, extents
-from gist_fast.losses.variants import GROUP, MARGIN, Groups
 from gist_fast.runtime.errors import InputError, shown
 from gist_fast.runtime.profiler_regions import TOKENISE, named
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-SUFFIX = f"_{EMBEDDING}"
-"""Columns of a dataset with this ending hold the guide's embeddings of the column before it."""
-
-
-def guide_prompt(
-    guide: SentenceTransformer,
-    column: str,
-    position: int,
-    prompts: Mapping[str, str | dict[str, str]] | str | None,
-    dataset: str | None = None,
-) -> str:
-    """The prompt that the guide reads before the texts of a column, perhaps empty.
-
-    Args:
-        position: the column's place in the dataset; the first holds the queries.
-        prompts: one for all columns, by column, or by dataset (see `gist_fast.data.per_column`); None for the guide's
-            own.
-        dataset: the name of the column's dataset, where there are several.
-    """
-    if prompts is not None:
-        return value_for(prompts, column, dataset) or ""
-    own = guide.prompts or {}
-    return own.get("query" if position == 0 else "document") or own.get(guide.default_prompt_name or "") or ""
-
 
 @dataclass
 class GuideTokenizer:
-    """Tokenises raw texts as the guide wants them: its tokenizer, its prompt, its maximum length."""
+    """Tokenises raw texts as the guide wants them: its tokenizer, its prompt, its maximum length.
+
+    Example:
+        >>> tokenize = GuideTokenizer(guide, prompts={"anchor": "query: "}, max_length=8)
+        >>> tokenize.settings("anchor", position=0)
+        ('query: ', 8)
+    """
 
     guide: SentenceTransformer
     prompts: Mapping[str, str | dict[str, str]] | str | None = None
@@ -76,11 +59,7 @@ class GuideTokenizer:
 
     def __call__(self, texts: list[str], prompt: str, max_length: int | None) -> dict[str, Any]:
         """Features of the guide: tensors of ``len(texts)`` rows, and host arrays `EXTENTS` and perhaps `KEYS`."""
-        # Without max_length the tokenizer truncates at the guide's own.
-        kwargs = {} if max_length is None else {"text": {"max_length": max_length}}
-        features = self.guide.preprocess(
-            texts, prompt=prompt or None, **({"processing_kwargs": kwargs} if kwargs else {})
-        )
+        features = tokenized(self.guide, texts, prompt, max_length)
         features[EXTENTS] = extents(features)
         if self.with_keys:
             features[KEYS] = np.array([_digest(t, prompt, max_length) for t in texts], dtype="V16")
@@ -92,11 +71,17 @@ class GISTDataCollator(SentenceTransformerDataCollator):
     """sentence-transformers' collator, which also carries guide embeddings, or else the guide's own tokens.
 
     Of the texts that the guide is to read, each distinct one of a batch is tokenised, and encoded by the loss, once.
+
+    Example:
+        >>> collate = GISTDataCollator(student.preprocess, tokenize_for_guide=GuideTokenizer(guide))
+        >>> batch = collate([{"anchor": "rain", "positive": "a shower"}, {"anchor": "a shower", "positive": "rain"}])
+        >>> batch["anchor_guide_rows"].tolist(), batch["positive_guide_rows"].tolist()  # two distinct texts
+        ([0, 1], [1, 0])
     """
 
     tokenize_for_guide: GuideTokenizer | None = field(default=None, repr=False)
     groups: Groups | None = None
-    """Where the rows' groups come from; see `gist_fast.losses.variants`."""
+    """Where the rows' groups come from; see `gist_fast.functional.loss_config`."""
     row_margins: bool = False
     """Whether the rows bring margins."""
 
@@ -114,7 +99,7 @@ class GISTDataCollator(SentenceTransformerDataCollator):
         if not features:
             return super().__call__(features)
         self._dataset = features[0].get("dataset_name")
-        embeddings = [c for c in features[0] if c.endswith(SUFFIX)]
+        embeddings = [c for c in features[0] if c.endswith(GUIDE_SUFFIX)]
         beside = self._beside_texts(features[0])
         rows = [{c: v for c, v in row.items() if c not in embeddings and c not in beside} for row in features]
         batch = super().__call__(rows)
@@ -152,8 +137,8 @@ class GISTDataCollator(SentenceTransformerDataCollator):
             # A text may be called so too.
             if not wanted and isinstance(row.get(name), int | float):
                 raise InputError(
-                    f"{name}: the dataset has a column of numbers of that name, and the loss does not ask for it; "
-                    f"{remedy} would do, or leave out the column."
+                    f"{name}: the dataset has a column of numbers of that name, and the loss does not ask for it. Set "
+                    f"{remedy}, or leave out the column."
                 )
             if wanted:
                 found.append(name)
@@ -182,7 +167,7 @@ def _distinct_for_guide(
     source: dict[tuple[str, int | None], int] = {}
     batch: dict[str, Any] = {}
     for position, (column, rows) in enumerate(texts.items()):
-        if column + SUFFIX in skip:
+        if column + GUIDE_SUFFIX in skip:
             continue
         settings = tokenize.settings(column, position, dataset)
         place = places.setdefault(settings, {})
@@ -204,7 +189,7 @@ def _numbers(features: list[dict[str, Any]], column: str, dtype: torch.dtype) ->
     for i, value in enumerate(values):
         if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
             wanted = "a whole number" if dtype is torch.int64 else "a finite number"
-            raise InputError(f"{column}: row {i} of the batch is {value!r}; {wanted} in each row would do.")
+            raise InputError(f"{column}: expected {wanted} in each row, got {value!r} in row {i} of the batch.")
     return torch.tensor(values, dtype=dtype)
 
 
@@ -212,7 +197,7 @@ def _refuse_missing(features: list[dict[str, Any]], column: str) -> None:
     for i, row in enumerate(features):
         # Numbers cannot say how many they are: NaN is how some formats show a missing list.
         if not hasattr(row[column], "__len__"):
-            text = row.get(column.removesuffix(SUFFIX))
+            text = row.get(column.removesuffix(GUIDE_SUFFIX))
             raise InputError(
                 f"{column}: row {i} of the batch, of the text {shown(text)}, is {row[column]}; every row "
                 "needs the guide's embedding (gist_fast.embed_guide), so embed it again, or leave out that row."

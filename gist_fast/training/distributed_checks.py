@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INSTEAD = (
-    "DistributedDataParallel would do, which torchrun and accelerate launch use without further settings; "
+    "Use DistributedDataParallel, as torchrun and accelerate launch do without further settings; "
     "mini_batch_num_tokens and gradient_checkpointing save the memory"
 )
 OTHER_AXES = ("tp", "cp", "sp")
@@ -57,22 +57,22 @@ def check_parallelism(trainer: SentenceTransformerTrainer, gathers: bool, caches
         if caches:
             raise InputError(
                 "deepspeed: it reduces gradients once a backward pass, and a gradient-cached loss makes one a "
-                "mini-batch (sentence-transformers issue 3173). A GISTEmbedLoss passed as the loss may do, untested; "
+                "mini-batch (sentence-transformers issue 3173). A GISTEmbedLoss passed as the loss may work, untested. "
                 f"{INSTEAD}."
             )
         if _zero_stage(trainer) == 3:
             raise InputError(
                 "deepspeed: ZeRO stage 3 shards the student's weights, which sentence-transformers' trainer cannot "
-                f"save. Stages 1 and 2 may do, untested; {INSTEAD}."
+                f"save. Stages 1 and 2 may work, untested. {INSTEAD}."
             )
-        logger.warning("DeepSpeed is untested with guided losses; %s.", INSTEAD)
+        logger.warning("DeepSpeed is untested with guided losses. %s.", INSTEAD)
     axes = getattr(trainer.accelerator, "parallelism_config", None)
     sizes = {axis: getattr(axes, f"{axis}_size", 1) for axis in OTHER_AXES}
     if gathers and any(size > 1 for size in sizes.values()):
         named = ", ".join(f"{axis}_size={size}" for axis, size in sizes.items() if size > 1)
         raise InputError(
             f"gather_across_devices: with {named}, ranks hold parts of one model and see the same rows, which would be "
-            "gathered as if they were different ones; plain data parallelism would do."
+            "gathered as if they were different ones. Use plain data parallelism."
         )
 
 
@@ -96,8 +96,8 @@ def check_batches(dataloader: DataLoader) -> None:
             what = f"the last batch has {rows % size} rows, of which each rank but the last takes {size // world}"
     if what:
         raise InputError(
-            f"dataloader_drop_last: False, and in the last step of an epoch {what}. True would do, or a number of rows "
-            "that gives every rank at least one."
+            f"dataloader_drop_last: expected True, because in the last step of an epoch {what}, got False. Or give a "
+            "number of rows that leaves every rank at least one."
         )
 
 

@@ -1,14 +1,16 @@
 """No text twice in a batch, planned for millions of rows in seconds.
 
 Every text becomes an integer once. An epoch is then planned first-fit: rows in random order, each into the first batch
-that has room and holds none of its texts. That gives the batches of sentence-transformers' ``NoDuplicatesBatchSampler``
-in the same order, without reading the rows that it defers again for every batch. Only texts that occur in several rows
-need looking at, and of each of those one number: the first batch that it may still go to.
+that is not full and holds none of its texts. That gives the batches of sentence-transformers'
+``NoDuplicatesBatchSampler`` in the same order, but reads no row twice. Only texts that occur in several rows matter. Of
+each of those one number is kept: the first batch that it may still go to.
 
 First-fit alone can leave rows with frequent texts for batches past the last one, which a trainer never reaches. Those
-are swapped in at the end. Where only full batches count and the texts are too few for chance to fill the same number
-in every order of the rows, an epoch that falls short of the first one is completed with rows that it has already: a
-trainer asks once how many batches there are, plans its steps by that, and resumes by counting.
+are swapped in at the end.
+
+With ``drop_last`` only full batches count, and how many there are depends on the order of the rows. But a trainer asks
+once how many batches an epoch has, plans its steps by that, and resumes by counting. So an epoch that falls short of
+the first one is completed with rows that it has already.
 """
 
 from __future__ import annotations
@@ -25,9 +27,8 @@ import torch
 import xxhash
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
-from gist_fast.losses.variants import GROUP, MARGIN
+from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN
 from gist_fast.runtime.errors import InputError
-from gist_fast.training.collator import SUFFIX
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 READ_ROWS = 65536
 MOST_TRIES = 256
-"""Rows that are looked at to make room for one, before that one is left out."""
+"""Rows that are tried in exchange for one that fits nowhere, before that one is left out."""
 
 
 class NoDuplicatesBatchSampler(DefaultBatchSampler):
@@ -65,6 +66,12 @@ class NoDuplicatesBatchSampler(DefaultBatchSampler):
 
     Raises:
         ValueError: the dataset has no column to compare; while planning: a text is missing (None).
+
+    Example:
+        >>> from datasets import Dataset
+        >>> data = Dataset.from_dict({"anchor": ["a", "a", "b", "b"], "positive": ["1", "2", "3", "4"]})
+        >>> [sorted(data[batch]["anchor"]) for batch in NoDuplicatesBatchSampler(data, 2, drop_last=True)]
+        [['a', 'b'], ['a', 'b']]
     """
 
     def __init__(
@@ -79,48 +86,48 @@ class NoDuplicatesBatchSampler(DefaultBatchSampler):
         super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)  # type: ignore[arg-type]
         beside = {c for c in (GROUP, MARGIN) if getattr(dataset.features.get(c), "dtype", "string") != "string"}
         ignored = {"dataset_name", *beside, *(valid_label_columns or ())}
-        self.columns = [c for c in dataset.column_names if c not in ignored and not c.endswith(SUFFIX)]
+        self.columns = [c for c in dataset.column_names if c not in ignored and not c.endswith(GUIDE_SUFFIX)]
         if not self.columns:
             raise InputError(
                 f"dataset: of its columns ({', '.join(dataset.column_names) or 'none'}) none holds texts to compare."
             )
         self.dataset = dataset
         self._texts: _Texts | None = None
-        self._planned: tuple[int, _Plan] | None = None
-        self._first: _Plan | None = None
+        self._last: tuple[int, _Batches] | None = None
+        self._first: _Batches | None = None
 
     def __iter__(self) -> Iterator[list[int]]:
         """The indices of each batch's rows."""
         count = len(self)
-        plan = self._plan(self.epoch)
-        self._report(plan, count)
+        batches = self._epoch_batches(self.epoch)
+        self._warn(batches, count)
         for k in range(count):
-            yield plan[k].tolist()
+            yield batches[k].tolist()
 
     def __len__(self) -> int:
         """How many batches an epoch has, each one of them."""
         if self.drop_last:
-            return len(self._promise())
-        # First-fit never leaves one of these batches empty, so no plan is needed to count them.
+            return len(self._first_epoch())
+        # First-fit never leaves one of these batches empty, so they can be counted without planning.
         return -(-len(self.dataset) // self.batch_size)
 
-    def _promise(self) -> _Plan:
-        """The plan of the first epoch, which says how many full batches all of them have."""
+    def _first_epoch(self) -> _Batches:
+        """Those of the first epoch, which say how many full batches every epoch has."""
         if self._first is None:
-            self._first = _plan(self._read(), self._order(0), self.batch_size, self.drop_last)
+            self._first = _first_fit_batches(self._read(), self._order(0), self.batch_size, self.drop_last)
         return self._first
 
-    def _plan(self, epoch: int) -> _Plan:
+    def _epoch_batches(self, epoch: int) -> _Batches:
         """At least as many batches as `len` says."""
         if self.drop_last and epoch == 0 and self.seed is not None:
-            return self._promise()
-        if self._planned is None or self._planned[0] != epoch or self.seed is None:
+            return self._first_epoch()
+        if self._last is None or self._last[0] != epoch or self.seed is None:
             order = self._order(epoch)
-            plan = _plan(self._read(), order, self.batch_size, self.drop_last)
-            if len(plan) < len(self):
-                plan = _completed(plan, self._read(), order, self.batch_size, self._promise())
-            self._planned = (epoch, plan)
-        return self._planned[1]
+            batches = _first_fit_batches(self._read(), order, self.batch_size, self.drop_last)
+            if len(batches) < len(self):
+                batches = _completed(batches, self._read(), order, self.batch_size, self._first_epoch())
+            self._last = (epoch, batches)
+        return self._last[1]
 
     def _read(self) -> _Texts:
         if self._texts is None:
@@ -138,9 +145,10 @@ class NoDuplicatesBatchSampler(DefaultBatchSampler):
         dtype = torch.int32 if rows <= np.iinfo(np.int32).max else torch.int64
         return torch.randperm(rows, generator=generator, dtype=dtype).numpy()
 
-    def _report(self, plan: _Plan, count: int) -> None:
-        rows, in_batches = len(self.dataset), plan.rows_in(count)
-        placed = len(np.unique(plan.rows[:in_batches])) if plan.repeats else in_batches
+    def _warn(self, batches: _Batches, count: int) -> None:
+        """Say which rows are left out, or taken twice."""
+        rows, in_batches = len(self.dataset), batches.rows_in(count)
+        placed = len(np.unique(batches.rows[:in_batches])) if batches.repeats else in_batches
         last = rows % self.batch_size if self.drop_last else 0
         if (rows - placed > last or placed < in_batches) and self._texts is not None:
             row, times = self._texts.most_frequent
@@ -176,7 +184,9 @@ class _Texts:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Batches:
+    """The batches of an epoch."""
+
     rows: np.ndarray
     """Indices of rows, batch after batch."""
     ends: np.ndarray
@@ -239,7 +249,7 @@ def _hashes(column: pa.ChunkedArray, name: str, first_row: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _plan(texts: _Texts, order: np.ndarray, size: int, drop_last: bool) -> _Plan:
+def _first_fit_batches(texts: _Texts, order: np.ndarray, size: int, drop_last: bool) -> _Batches:
     """Batches of the rows, which come in a given order."""
     limit = len(order) // size if drop_last else -(-len(order) // size)
     codes = texts.codes[order]
@@ -252,26 +262,26 @@ def _plan(texts: _Texts, order: np.ndarray, size: int, drop_last: bool) -> _Plan
     by_batch = np.argsort(batch_of, kind="stable")
     by_batch = by_batch[len(order) - int(sizes.sum()) :]
     by_batch = by_batch[np.repeat(keep, sizes)]
-    return _Plan(order[by_batch], np.concatenate([[0], np.cumsum(sizes[keep])]).astype(np.int64))
+    return _Batches(order[by_batch], np.concatenate([[0], np.cumsum(sizes[keep])]).astype(np.int64))
 
 
-def _completed(plan: _Plan, texts: _Texts, order: np.ndarray, size: int, promised: _Plan) -> _Plan:
-    """A plan of full batches with further ones, until there are as many as were promised.
+def _completed(short: _Batches, texts: _Texts, order: np.ndarray, size: int, first: _Batches) -> _Batches:
+    """Full batches with further ones, until there are as many as in the first epoch.
 
     Each takes rows that are left out, as far as they fit together, and then rows that stand in other batches. Where
-    that fills none, it is the promised batch: of that one it is known that it can be filled.
+    that does not fill one, the batch of the first epoch is taken: that one can be filled.
     """
-    batches = [plan[k] for k in range(len(plan))]
+    batches = [short[k] for k in range(len(short))]
     used = np.zeros(len(order), dtype=bool)
-    used[plan.rows] = True
-    for k in range(len(plan), len(promised)):
+    used[short.rows] = True
+    for k in range(len(short), len(first)):
         left_out = order[~used[order]]
-        # Another place to begin at each time, lest it be the same rows that are taken again.
+        # Another place to begin at each time, so that other rows are taken again.
         again = np.roll(order[used[order]], -k * size)
         batch = _filled((left_out, again), texts, size)
-        batches.append(promised[k] if batch is None else batch)
+        batches.append(first[k] if batch is None else batch)
         used[batches[-1]] = True
-    return _Plan(np.concatenate(batches), np.arange(len(batches) + 1, dtype=np.int64) * size, repeats=True)
+    return _Batches(np.concatenate(batches), np.arange(len(batches) + 1, dtype=np.int64) * size, repeats=True)
 
 
 def _filled(sources: Iterable[np.ndarray], texts: _Texts, size: int) -> np.ndarray | None:
@@ -295,7 +305,7 @@ def _first_fit(codes: np.ndarray, count: int, size: int, limit: int) -> np.ndarr
     batch_of = np.full(len(codes), -1, dtype=np.int64)
     if not limit:
         return batch_of
-    room = [size] * limit + [1]  # the one past the end is never full, and ends every search
+    free = [size] * limit + [1]  # the one past the end is never full, and ends every search
     # Each batch below lowest[t] is full or holds t; batches above that hold it stand in `ahead`, as t * wide + batch.
     lowest, ahead, first, wide = [0] * count, set[int](), 0, limit + 1
     tied = np.asarray((codes >= 0).any(axis=1))
@@ -309,7 +319,7 @@ def _first_fit(codes: np.ndarray, count: int, size: int, limit: int) -> np.ndarr
             for t in texts:
                 if lowest[t] > batch:
                     batch = lowest[t]
-            while not room[batch] or (ahead and any(t * wide + batch in ahead for t in texts)):
+            while not free[batch] or (ahead and any(t * wide + batch in ahead for t in texts)):
                 batch += 1
             for t in texts if batch < limit else ():
                 low = max(first, lowest[t])
@@ -317,14 +327,14 @@ def _first_fit(codes: np.ndarray, count: int, size: int, limit: int) -> np.ndarr
                     ahead.add(t * wide + batch)
                 else:
                     low += 1
-                while not room[low] or (ahead and t * wide + low in ahead):
+                while not free[low] or (ahead and t * wide + low in ahead):
                     ahead.discard(t * wide + low)
                     low += 1
                 lowest[t] = low
         chosen.append(batch)
         if batch < limit:
-            room[batch] -= 1
-            while not room[first]:
+            free[batch] -= 1
+            while not free[first]:
                 first += 1
     batch_of[:] = chosen
     batch_of[batch_of >= limit] = -1
@@ -334,8 +344,8 @@ def _first_fit(codes: np.ndarray, count: int, size: int, limit: int) -> np.ndarr
 def _swap_in(batch_of: np.ndarray, codes: np.ndarray, count: int, size: int, limit: int) -> None:
     """Place rows that first-fit could not, changing `batch_of`.
 
-    Such a row meets one of its texts in every batch with room. But it may fit into a full batch, out of which another
-    row can move to one with room.
+    Such a row meets one of its texts in every batch that is not full. But it may fit into a full batch, out of which
+    another row can move to one that is not.
     """
     members = _by_batch(batch_of, limit)
     opened = [b for b in range(limit) if len(members[b]) < size]
@@ -347,7 +357,7 @@ def _swap_in(batch_of: np.ndarray, codes: np.ndarray, count: int, size: int, lim
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
     everywhere: set[tuple[int, ...]] = set()
-    for turn, row in enumerate(np.flatnonzero(batch_of < 0).tolist()):
+    for iteration, row in enumerate(np.flatnonzero(batch_of < 0).tolist()):
         while opened and len(members[opened[0]]) == size:
             opened.pop(0)
         if not opened:
@@ -366,8 +376,8 @@ def _swap_in(batch_of: np.ndarray, codes: np.ndarray, count: int, size: int, lim
             batch_of[row] = target
             members[target].append(row)
             continue
-        # Another place to begin at each turn, lest one batch lose all its rows to others.
-        tries = ((int(b), k) for b in np.roll(fitting, -turn) for k in range(len(members[b])))
+        # Another place to begin at each time, so that no batch loses all its rows to others.
+        tries = ((int(b), k) for b in np.roll(fitting, -iteration) for k in range(len(members[b])))
         for batch, k in itertools.islice(tries, MOST_TRIES):
             other = members[batch][k]
             if target not in holders(other):

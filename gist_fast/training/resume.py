@@ -169,9 +169,15 @@ class LongRunMixin(_Trainer):
             self.state.best_model_checkpoint = str(self._resumed_from)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The parent's evaluation, which leaves the random state as it was."""
-        with _random_state_kept():
-            return super().evaluate(*args, **kwargs)
+        """The parent's evaluation, which leaves the random state as it was, and none of its dataloaders behind."""
+        prepared = self.accelerator._dataloaders
+        before = len(prepared)
+        try:
+            with _random_state_kept():
+                return super().evaluate(*args, **kwargs)
+        finally:
+            # accelerate would hold each one for the rest of the run, with its sampler and what that knows of every row.
+            del prepared[before:]
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # With a limit of 1 the parent leaves the best checkpoint only; a run that is to go on needs the last one.

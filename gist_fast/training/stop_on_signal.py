@@ -1,7 +1,7 @@
 """Ctrl-C or SIGTERM while training: finish the step, save a checkpoint, stop.
 
 A second Ctrl-C stops at once, where there is one process. Several processes get their signals at different steps, and
-one that stopped alone would leave the others waiting; so after each step they agree whether any of them was asked to
+one that stopped alone would leave the others waiting. So after each step they agree whether any of them was asked to
 stop. That is one number over gloo, on the host, and only where there are several.
 """
 
@@ -19,11 +19,34 @@ _STOPPING = b": stopping after the step that is running, with a checkpoint."
 _AGAIN = b" Ctrl-C again stops at once, without one."
 
 
-class StopOnInterrupt(TrainerCallback):
-    """A callback, and the context in which SIGINT and SIGTERM are taken by it.
+class TrainingStoppedError(Exception):
+    """A run ended early at a signal. The message says after which step, and what is kept."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+        """The shell's code of an end by that signal: 130 after Ctrl-C, 143 after SIGTERM."""
+
+
+class StopOnSignal(TrainerCallback):
+    """A callback of any trainer of transformers, and the context in which it takes SIGINT and SIGTERM.
+
+    A run that was stopped goes on with ``trainer.train(resume_from_checkpoint=True)``.
+
+    Example:
+        >>> from gist_fast import GISTTrainer, GISTTrainingArguments
+        >>> stop = StopOnSignal()
+        >>> args = GISTTrainingArguments("run", max_steps=4, report_to="none")
+        >>> trainer = GISTTrainer(student, args, pairs, guide=guide, callbacks=[stop])
+        >>> with stop:  # doctest: +ELLIPSIS
+        ...     signal.raise_signal(signal.SIGTERM)  # as Ctrl-C or a scheduler does at any moment
+        ...     outcome = trainer.train()
+        {'train_runtime': ...}
+        >>> stop.exit_code, trainer.state.global_step
+        (143, 1)
 
     Args:
-        processes: how many processes train together.
+        processes: how many processes train together; the trainer's own number once training begins.
     """
 
     def __init__(self, processes: int = 1) -> None:
@@ -44,7 +67,7 @@ class StopOnInterrupt(TrainerCallback):
         """The shell's code of an end by that signal: 130 after Ctrl-C, 143 after SIGTERM."""
         return 128 + self.signal
 
-    def __enter__(self) -> StopOnInterrupt:
+    def __enter__(self) -> StopOnSignal:
         if self._takes_signals:
             self._before = {
                 number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
@@ -70,6 +93,7 @@ class StopOnInterrupt(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
+        self.processes = args.world_size
         if self.processes > 1 and self._group is None:
             import torch.distributed as dist
 

@@ -11,9 +11,10 @@ from sentence_transformers.base.losses.gradcache import has_static_embedding_inp
 from sentence_transformers.base.sampler import BatchSamplers
 from torch import Tensor, nn
 
-from gist_fast.data.load import read_as_stored, with_name, without_embeddings
-from gist_fast.data.per_column import check_lengths, check_names, columns_by_dataset
-from gist_fast.guide_columns.checks import check_positions
+from gist_fast.data.embedded_rows import read_as_stored, with_name, without_embeddings
+from gist_fast.data.named import columns_by_dataset
+from gist_fast.data.names import GUIDE_SUFFIX
+from gist_fast.data.per_column import check_lengths, check_names, check_positions
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, GuidedLoss
 from gist_fast.losses.guide import check_model, students_own
 from gist_fast.losses.micro_batches import default_tokens
@@ -30,7 +31,7 @@ from gist_fast.training.callbacks import (
     rounded,
     show_on_bar,
 )
-from gist_fast.training.collator import SUFFIX, GISTDataCollator, GuideTokenizer
+from gist_fast.training.collator import GISTDataCollator, GuideTokenizer
 from gist_fast.training.distributed_checks import check_batches, check_parallelism, check_settings
 from gist_fast.training.loss_checks import check_self_guiding
 from gist_fast.training.no_duplicates_sampler import NoDuplicatesBatchSampler
@@ -39,7 +40,11 @@ from gist_fast.training.temperature_schedule import TemperatureCallback, check_s
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
+    from sentence_transformers.base.evaluation import BaseEvaluator
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
     from torch.utils.data import BatchSampler
+    from transformers import EvalPrediction, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +75,14 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         ValueError: both a `loss` and a `guide` were given, or a `guide` and a dataset with a guide's embeddings; only
             part of the text columns has guide embeddings, or the student is to be distributed in a way that guided
             losses do not know (`gist_fast.training.distributed_checks`).
+
+    Example:
+        >>> arguments = GISTTrainingArguments("run", max_steps=2, learning_rate=1e-5, disable_tqdm=True)
+        >>> trainer = GISTTrainer(student, arguments, pairs, guide=guide)
+        >>> result = trainer.train()  # doctest: +ELLIPSIS
+        {...}
+        >>> result.global_step
+        2
     """
 
     args: GISTTrainingArguments
@@ -83,21 +96,30 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         train_dataset: Dataset | DatasetDict | IterableDataset | dict[str, Dataset] | None = None,
         eval_dataset: Dataset | DatasetDict | IterableDataset | dict[str, Dataset] | None = None,
         loss: nn.Module | dict[str, nn.Module] | Callable | dict[str, Callable] | None = None,
-        *other: Any,
+        evaluator: BaseEvaluator | list[BaseEvaluator] | None = None,
+        data_collator: Callable | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        model_init: Callable[[], SentenceTransformer] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
         guide: SentenceTransformer | None = None,
         guided: bool | None = None,
         **kwargs: Any,
     ) -> None:
         if loss is not None and (guide is not None or guided is not None):
             name = "guide" if guide is not None else "guided"
-            raise InputError(f"{name}: a loss was given too, and it brings its own guide; give one of the two.")
+            raise InputError(f"{name}: a loss was given too, and it brings its own guide. Give one of the two.")
         if loss is not None and isinstance(args, GISTTrainingArguments) and (changed := args.changed_loss_settings()):
             logger.warning(
                 "args: %s: of the loss that the trainer would build, and not looked at, since a loss was given.",
                 ", ".join(changed),
             )
         if guide is not None and guided is False:
-            raise InputError("guided: False, though a guide came; leave out one of the two.")
+            raise InputError("guided: expected True with a guide, got False. Leave out one of the two.")
         if guide is not None:
             check_model("guide", guide)
         for name in ("prompts", "max_length", "guide_prompts", "guide_max_length") if args is not None else ():
@@ -110,12 +132,19 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         self._carries_embeddings = _all_carry_embeddings(loss, train_dataset=train_dataset, eval_dataset=eval_dataset)
         if guide is not None and self._carries_embeddings:
             raise InputError(
-                f"guide: the dataset carries embeddings of a guide already (columns ending in {SUFFIX}), perhaps of "
-                "another one; leave the guide out, or remove those columns."
+                f"guide: the dataset carries embeddings of a guide already (columns ending in {GUIDE_SUFFIX}), perhaps "
+                "of another one; leave the guide out, or remove those columns."
             )
         self._tokenizing_guide = None if self._carries_embeddings else guide or _only_guide(loss)
         check_settings(args)
-        super().__init__(model, args, train_dataset, eval_dataset, loss, *other, **kwargs)
+        if processing_class is not None:  # an older name of it may be among kwargs
+            kwargs["processing_class"] = processing_class
+        super().__init__(
+            model, args, train_dataset, eval_dataset, loss, evaluator, data_collator, model_init=model_init,
+            compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics, **kwargs,
+        )  # fmt: skip
         losses = [guided for _, guided in _named_guided_losses(self.loss)]
         if losses:
             gathers = any(guided.gather_across_devices for guided in losses)
@@ -162,28 +191,13 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         guided = known if self._guided is None else self._guided
         if not guided and self._guided is None:
             logger.warning("No guide, and no guide embeddings in the dataset: training on all in-batch negatives.")
-        shared: dict[str, Any] = {
-            "temperature": args.temperature,
-            "margin_strategy": args.margin_strategy,
-            "margin": args.margin,
-            "contrast_anchors": args.contrast_anchors,
-            "contrast_positives": args.contrast_positives,
-            "gather_across_devices": args.gather_across_devices,
-            "guided": guided,
-            "backend": args.backend,
-            "mask_bits": args.mask_bits,
-            "guide_cache": args.guide_cache,
-            "gather_guide_dtype": args.gather_guide_dtype,
-            **vars(args.variants()),
-        }
+        settings = {**args.loss_settings(), "guided": guided}
         rows, tokens = args.mini_batch_size, args.mini_batch_num_tokens
         if rows is not None and tokens is not None:
-            raise InputError(
-                f"mini_batch_num_tokens: got {tokens}, and mini_batch_size {rows}; one of the two cuts mini-batches."
-            )
+            raise InputError(f"mini_batch_num_tokens: expected None with mini_batch_size {rows}, got {tokens}.")
         if rows is None and tokens is None:
             if has_static_embedding_input(model):
-                return GISTEmbedLoss(model, self._guide, **shared)
+                return GISTEmbedLoss(model, self._guide, **settings)
             tokens = default_tokens(args.device)
         return CachedGISTEmbedLoss(
             model,
@@ -191,7 +205,7 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             mini_batch_size=32 if rows is None else rows,
             mini_batch_num_tokens=tokens,
             activation_memory=args.activation_memory,  # type: ignore[arg-type]  # the loss checks it
-            **shared,
+            **settings,
         )
 
     def prepare_loss(self, loss: Any, model: Any) -> Any:
@@ -227,11 +241,11 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
     def _take_rows(collator: GISTDataCollator, losses: list[GuidedLoss]) -> None:
         """Let the collator bring what the losses want to know of each row beside its texts."""
         for setting in ("groups", "row_margins"):
-            wanted = {getattr(each.variants, setting) for each in losses}
+            wanted = {getattr(each.config, setting) for each in losses}
             if len(wanted) > 1:
                 raise InputError(
-                    f"{setting}: the losses differ ({', '.join(sorted(map(repr, wanted)))}), and one collator serves "
-                    "them all; the same for all would do."
+                    f"{setting}: expected the same for all losses, which one collator serves, got "
+                    f"{', '.join(sorted(map(repr, wanted)))}."
                 )
             if wanted and not getattr(collator, setting):
                 setattr(collator, setting, wanted.pop())
@@ -270,7 +284,7 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
 
     def add_dataset_name_column(self, dataset: Any, dataset_name: str | None = None) -> Any:
         """As sentence-transformers, but for guide embeddings, which its transform would make Python lists of."""
-        embeddings = not isinstance(dataset, dict) and any(c.endswith(SUFFIX) for c in dataset.column_names or ())
+        embeddings = not isinstance(dataset, dict) and any(c.endswith(GUIDE_SUFFIX) for c in dataset.column_names or ())
         if dataset_name and embeddings and getattr(dataset, "format", {}).get("type") == "numpy":
             return with_name(dataset, dataset_name)
         return super().add_dataset_name_column(dataset, dataset_name)
@@ -301,7 +315,7 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             }
             logs.update(rounded(mean_over_processes(done, processes)))
             for prefix, loss in _named_guided_losses(self.loss):
-                if loss.variants.learn_temperature or self.args.temperature_schedule is not None:
+                if loss.config.learn_temperature or self.args.temperature_schedule is not None:
                     logs[f"{prefix}temperature"] = as_float(loss.temperature)
             logs.update(gathered_figures(callbacks, processes))
             show_on_bar(callbacks, logs)
@@ -373,10 +387,10 @@ def _all_carry_embeddings(loss: Any, **sources: Any) -> bool:
                 continue
             where = f" of {argument}[{name!r}]" if name else f" of {argument}"
             columns = dataset.column_names or []
-            embeddings = [c for c in columns if c.endswith(SUFFIX)]
+            embeddings = [c for c in columns if c.endswith(GUIDE_SUFFIX)]
             texts = [c for c in columns if c not in (*embeddings, "dataset_name") and _is_text(dataset, c)]
-            having += [(c, where) for c in texts if c + SUFFIX in embeddings]
-            lacking += [(c, where) for c in texts if c + SUFFIX not in embeddings]
+            having += [(c, where) for c in texts if c + GUIDE_SUFFIX in embeddings]
+            lacking += [(c, where) for c in texts if c + GUIDE_SUFFIX not in embeddings]
     if having and lacking:
         several = len({where for _, where in having + lacking}) > 1
         with_them, without = ([c + where if several else c for c, where in found] for found in (having, lacking))

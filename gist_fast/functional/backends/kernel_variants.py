@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gist_fast.functional.backends.triton import backward_with, forward_with, mask_product
 from gist_fast.functional.blocks import make_blocks
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import prepare
 from gist_fast.kernels.compile_report import Compiled, compile_variant
 from gist_fast.kernels.compile_variants import Variant, variants_of
@@ -26,6 +26,8 @@ from gist_fast.kernels.targets import TARGETS, Target
 BF16, FP32 = torch.bfloat16, torch.float32
 ROWS = 130
 """Of anchors, positives and negatives, whose launches are recorded."""
+PLAIN = {"contrast_positives": False}
+"""Of positives with one another no other kernels run."""
 DIM, GUIDE_DIM = 256, 64
 """A dim that fills the slice of gradient that any configuration holds in registers."""
 
@@ -72,49 +74,48 @@ def recorded(
     with record_launches(tf32=tf32) as launches:
         # Types differ only where there is a guide with embeddings of its own.
         guides = ("own", "self", "none") if student == guide else ("own",)
-        for rule, options in _rules(guides) if every else [(Rule(), {})]:
-            _run(config, student, guide, rule, **options)
+        for loss, options in _losses(guides) if every else [(LossConfig(**PLAIN), {})]:
+            _run(config, student, guide, loss, **options)
     return variants_of(launches)
 
 
-def _rules(guides: Sequence[str]) -> Iterator[tuple[Rule, dict]]:
+def _losses(guides: Sequence[str]) -> Iterator[tuple[LossConfig, dict]]:
     """All that changes which kernels run: guide, student thresholds, groups, hardness weighting, Matryoshka dims."""
     # Where negatives are weighted and nothing else, no other kernel runs.
-    modes = ("", "in_batch_negatives", "all_negatives")
+    modes = (None, "in_batch_negatives", "all_negatives")
     for guide, hard, grouped, mode, nested in itertools.product(
         guides, (False, True), (False, True), modes, (False, True)
     ):
-        rule = Rule(self_guided=guide == "self", hard=hard, hardness_mode=mode, hardness_strength=1.0)
-        # A student that guides itself by its own thresholds is refused further up.
-        if not (rule.self_guided and hard):
-            yield rule, {"guided": guide == "own", "grouped": grouped, "nested": nested}
+        # A student that guides itself by its own thresholds is refused.
+        if not (guide == "self" and hard):
+            weighting = {"hardness_mode": mode, "hardness_strength": 1.0} if mode else {}
+            loss = LossConfig(self_guided=guide == "self", hard=hard, **weighting, **PLAIN)
+            yield loss, {"guided": guide == "own", "grouped": grouped, "nested": nested}
 
 
 def _run(
     config: Config,
     student: torch.dtype,
     guide: torch.dtype,
-    rule: Rule,
+    loss: LossConfig,
     *,
     guided: bool = True,
     grouped: bool = False,
     nested: bool = False,
 ) -> None:
     """Both passes with mask bits kept and not, both methods of the backward pass, and a product of the mask."""
-    # Of positives with one another no other kernels run.
-    rule = replace(rule, contrast_positives=False)
     counts = (ROWS, ROWS, ROWS)
     operands = prepare(
         [_empty(n, DIM, dtype=student) for n in counts],
         [_empty(n, GUIDE_DIM, dtype=guide) for n in counts] if guided else (),
         _empty(dtype=FP32),
-        rule,
+        loss,
         groups=_empty(ROWS, dtype=torch.int64) if grouped else None,
-        widths=(DIM, DIM // 2) if nested else (),
+        dims=(DIM, DIM // 2) if nested else (),
     )
-    blocks = make_blocks(ROWS, (ROWS, ROWS), rule)
+    blocks = make_blocks(ROWS, (ROWS, ROWS), loss)
     kept = forward_with(config, operands, blocks, True)
-    bits = kept.bits if operands.masks else None
+    bits = kept.mask_bits if operands.masks else None
     owned = replace(config, backward_method="owned", narrow=DIM)
     staged = replace(config, backward_method="staged", narrow=0)
     backward_with(owned, operands, blocks, kept.lse2, kept.lse2, bits)
@@ -123,7 +124,7 @@ def _run(
         return
     forward_with(config, operands, blocks, False)
     backward_with(staged, operands, blocks, kept.lse2, kept.lse2, None)
-    if guided and not (rule.hard or grouped or nested or rule.hardness_mode):
+    if guided and not (loss.hard or grouped or nested or loss.hardness_mode):
         for index, block in enumerate(blocks):
             mask_product(blocks, 1, bits, index, _empty(block.columns, 8, dtype=student), False)
 

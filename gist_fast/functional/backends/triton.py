@@ -79,30 +79,35 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
 
-def mask_bytes(blocks: Sequence[Block], widths: int) -> int:
+def mask_bytes(blocks: Sequence[Block], dims: int) -> int:
     """Bytes of the mask bits, which serve all Matryoshka dims; see `StreamingBackend`."""
     return 4 * sum(_words(block, extent) for block in blocks for extent in _extents(block))
 
 
-def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
+def forward(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -> Negatives:
     """The softmax over the negatives of each row; see `gist_fast.functional.backends.interface.StreamingBackend`."""
     config = _config(
-        _forward_direction(operands, blocks), operands, blocks, lambda c: forward_with(c, operands, blocks, keep_bits)
+        _forward_direction(operands, blocks),
+        operands,
+        blocks,
+        lambda c: forward_with(c, operands, blocks, keep_mask_bits),
     )
-    return forward_with(config, operands, blocks, keep_bits)
+    return forward_with(config, operands, blocks, keep_mask_bits)
 
 
 def backward(
-    operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, bits: Tensor | None
+    operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, mask_bits: Tensor | None
 ) -> list[list[Tensor]]:
     """Gradients by the student operands; see `gist_fast.functional.backends.interface.StreamingBackend`."""
-    direction = "recompute" if bits is None and operands.masks else "backward"
-    config = _config(direction, operands, blocks, lambda c: backward_with(c, operands, blocks, lse2, weights, bits))
-    return backward_with(config, operands, blocks, lse2, weights, bits)
+    direction = "recompute" if mask_bits is None and operands.masks else "backward"
+    config = _config(
+        direction, operands, blocks, lambda c: backward_with(c, operands, blocks, lse2, weights, mask_bits)
+    )
+    return backward_with(config, operands, blocks, lse2, weights, mask_bits)
 
 
 def mask_product(
-    blocks: Sequence[Block], widths: int, bits: Tensor, index: int, other: Tensor, transposed: bool
+    blocks: Sequence[Block], dims: int, mask_bits: Tensor, index: int, other: Tensor, transposed: bool
 ) -> Tensor:
     """A block's mask times a matrix; see `gist_fast.functional.backends.interface.StreamingBackend`."""
     from gist_fast.kernels.unpack import add_masked
@@ -112,13 +117,13 @@ def mask_product(
         block.columns if transposed else block.rows, other.shape[1], dtype=torch.float32, device=other.device
     )
     with _on(other.device):
-        for found, extent, mask_bits in _with_mask_bits(blocks, bits):
+        for found, extent, packed in _with_mask_bits(blocks, mask_bits):
             if found is not block:
                 continue
-            assert mask_bits is not None, "masks are multiplied by where they are kept"
+            assert packed is not None, "masks are multiplied by where they are kept"
             columns = slice(extent.first, extent.first + extent.columns)
             add_masked(
-                mask_bits,
+                packed,
                 (block.rows, extent.columns),
                 extent.excluded,
                 extent.symmetric,
@@ -129,24 +134,24 @@ def mask_product(
     return total
 
 
-def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
+def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -> Negatives:
     """`forward` by a given configuration."""
     from gist_fast.kernels.forward import forward_pass
 
     work = _Padded(operands, config)
     device = operands.student[0].device
-    maximum = torch.full((len(operands.ladder), blocks[0].rows), -torch.inf, device=device)
+    maximum = torch.full((len(operands.matryoshka), blocks[0].rows), -torch.inf, device=device)
     total = torch.zeros_like(maximum)
-    keep_bits = keep_bits and operands.masks
-    n_bytes = mask_bytes(blocks, len(operands.ladder)) if keep_bits else 0
-    bits = torch.empty(n_bytes, dtype=torch.uint8, device=device)
+    keep_mask_bits = keep_mask_bits and operands.masks
+    n_bytes = mask_bytes(blocks, len(operands.matryoshka)) if keep_mask_bits else 0
+    mask_bits = torch.empty(n_bytes, dtype=torch.uint8, device=device)
     counts = torch.zeros(len(blocks), 2, dtype=torch.int64, device=device)
     with _on(device):
-        for block, extent, mask_bits in _with_mask_bits(blocks, bits if keep_bits else None):
-            rectangle = work.rectangle(block, extent, mask_bits, decide=operands.masks)
+        for block, extent, packed in _with_mask_bits(blocks, mask_bits if keep_mask_bits else None):
+            rectangle = work.rectangle(block, extent, packed, decide=operands.masks)
             counts[blocks.index(block)] += forward_pass(rectangle, maximum, total, config)
     masked, easy_negatives = counts.unbind(1)
-    return Negatives(maximum + total.log2(), maximum[0], masked.clone(), easy_negatives.clone(), bits)
+    return Negatives(maximum + total.log2(), maximum[0], masked.clone(), easy_negatives.clone(), mask_bits)
 
 
 def backward_with(
@@ -155,7 +160,7 @@ def backward_with(
     blocks: Sequence[Block],
     lse2: Tensor,
     weights: Tensor,
-    bits: Tensor | None,
+    mask_bits: Tensor | None,
 ) -> list[list[Tensor]]:
     """`backward` by a given configuration."""
     from gist_fast.kernels.backward import backward_pass
@@ -163,8 +168,8 @@ def backward_with(
     work = _Padded(operands, config)
     gradients = [[torch.zeros_like(u, dtype=torch.float32) for u in student] for student in work.matryoshka]
     with _on(lse2.device):
-        for block, extent, mask_bits in _with_mask_bits(blocks, bits):
-            rectangle = work.rectangle(block, extent, mask_bits, decide=bits is None and operands.masks)
+        for block, extent, packed in _with_mask_bits(blocks, mask_bits):
+            rectangle = work.rectangle(block, extent, packed, decide=mask_bits is None and operands.masks)
             rows, columns = _slices(block, extent)
             row_gradients = [by_dim[block.row_operand][rows] for by_dim in gradients]
             column_gradients = [by_dim[block.column_operand][columns] for by_dim in gradients]
@@ -172,7 +177,7 @@ def backward_with(
     # Contiguous, as the operator's fake implementation says.
     return [
         [gradient[:, : u.shape[1]].contiguous() for gradient, u in zip(by_dim, student.operands, strict=True)]
-        for by_dim, student in zip(gradients, operands.ladder, strict=True)
+        for by_dim, student in zip(gradients, operands.matryoshka, strict=True)
     ]
 
 
@@ -200,9 +205,9 @@ def _words(block: Block, extent: Extent) -> int:
     return mask_words(block.rows, extent.columns, extent.symmetric)
 
 
-def _with_mask_bits(blocks: Sequence[Block], bits: Tensor | None) -> Iterator[tuple[Block, Extent, Tensor | None]]:
-    """Each rectangle's extent with its block and its packed mask; these stand one after the other in `bits`."""
-    words = None if bits is None else bits.view(torch.int32)
+def _with_mask_bits(blocks: Sequence[Block], mask_bits: Tensor | None) -> Iterator[tuple[Block, Extent, Tensor | None]]:
+    """Each rectangle's extent with its block and its packed mask; these stand one after the other."""
+    words = None if mask_bits is None else mask_bits.view(torch.int32)
     cursor = 0
     for block in blocks:
         for extent in _extents(block):
@@ -215,12 +220,13 @@ class _Padded:
     """Operands filled up to dims that the kernels step by, cut into the rectangles of each block."""
 
     def __init__(self, operands: Operands, config: Config) -> None:
-        self.matryoshka = [tuple(_fill_up(u, config.block_k) for u in student.operands) for student in operands.ladder]
+        step = config.block_k
+        self.matryoshka = [tuple(_fill_up(u, step) for u in student.operands) for student in operands.matryoshka]
         self._operands = operands
         self._groups = None if operands.groups is None else _dense(operands.groups)
-        self._guide = None if operands.guide_rows is None else _Guide(operands.guide_rows, config.block_k)
+        self._guide = None if operands.guide_rows is None else _Guide(operands.guide_rows, step)
 
-    def rectangle(self, block: Block, extent: Extent, mask_bits: Tensor | None, *, decide: bool) -> Rectangle:
+    def rectangle(self, block: Block, extent: Extent, packed: Tensor | None, *, decide: bool) -> Rectangle:
         """A block's rectangle; with `decide`, what masks its pairs goes with it."""
         rows, columns = _slices(block, extent)
         return Rectangle(
@@ -228,9 +234,9 @@ class _Padded:
             predicates=self._predicates(block, rows, columns) if decide else None,
             excluded=extent.excluded,
             symmetric=extent.symmetric,
-            mask_bits=mask_bits,
+            mask_bits=packed,
             logit_scales=self._logit_scales(block),
-            own_negative=block.own,
+            own_negative=block.own_negative,
         )
 
     def _predicates(self, block: Block, rows: slice, columns: slice) -> Predicates | None:
@@ -238,21 +244,21 @@ class _Padded:
         groups = None
         if self._groups is not None:
             groups = replace(operands, groups=self._groups).groups_of(block)
-        if not operands.guided and operands.floors is None and groups is None:
+        if not operands.guided and operands.student_thresholds is None and groups is None:
             return None
         return Predicates(
-            guide_thresholds=operands.limits,
+            guide_thresholds=operands.guide_thresholds,
             self_guided=operands.self_guided,
             guide_rows=None if guide is None else guide.within(block.row_operand, rows),
             guide_columns=None if guide is None else guide.within(block.column_operand, columns),
-            student_thresholds=operands.floors,
+            student_thresholds=operands.student_thresholds,
             row_groups=None if groups is None else groups[0],
             column_groups=None if groups is None else groups[1][columns],
         )
 
     def _logit_scales(self, block: Block) -> Tensor | None:
         """``[2]``: that of an anchor's own negative and that of all others."""
-        scales = self._operands.boosts_of(block)
+        scales = self._operands.logit_scales_of(block)
         if scales == (None, None):
             return None
         one = torch.ones((), device=self.matryoshka[0][0].device)
@@ -327,7 +333,7 @@ def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Ca
             device=torch.cuda.get_device_name(student.device),
             versions=(torch.__version__, importlib.metadata.version("triton")),
             dtypes=tuple(sorted(dtypes)),
-            dims=(*(level.operands[ANCHORS].shape[1] for level in operands.ladder), guide_dim),
+            dims=(*(level.operands[ANCHORS].shape[1] for level in operands.matryoshka), guide_dim),
             variant=" ".join(_variant(operands)),
             rows=blocks[0].rows,
             pairs=sum(block.rows * block.columns for block in blocks),
@@ -350,15 +356,15 @@ def _variant(operands: Operands) -> Iterator[str]:
     """What of the loss's variants is on that changes which kernels run, or what they hold."""
     if operands.self_guided:
         yield "self-guided"
-    for name in ("floors", "groups", "boost"):
-        if getattr(operands, name) is not None:
+    for name, field in (("floors", "student_thresholds"), ("groups", "groups"), ("boost", "logit_scale")):
+        if getattr(operands, field) is not None:
             yield name
 
 
 def _forward_direction(operands: Operands, blocks: Sequence[Block]) -> str:
     """What the forward pass is to `gist_fast.kernels.tuning`."""
-    found = ["student thresholds"] if operands.floors is not None else []
-    if any(block.own is not None for block in blocks):
+    found = ["student thresholds"] if operands.student_thresholds is not None else []
+    if any(block.own_negative is not None for block in blocks):
         found.append("own-negative scale")
     return ", ".join(found) or "forward"
 

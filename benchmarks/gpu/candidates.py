@@ -1,4 +1,4 @@
-"""Compiles ahead, in several processes, what tuning will try: for ``benchmarks/gpu.py tuned``, which has little time.
+"""Compiles ahead, in several processes, what tuning will try: for the part ``tuned``, which has little time.
 
 Kernels are compiled for no width, so a tiny batch brings those of a large one onto the disk.
 """
@@ -16,9 +16,9 @@ import torch
 from gist_fast.kernels import tuning
 from gist_fast.kernels.config import Config, choose_config
 
-from benchmarks.gpu_processes import outcomes
-from gist_fast import guided_contrastive_loss
+from benchmarks.gpu.processes import outcomes
 from gist_fast.functional.backends import triton
+from gist_fast.functional.function import guided_contrastive_loss
 
 ROWS, WIDTH = 130, 160
 """Of the tiny batch: a symmetric part, and a width whose plan is that of wider ones."""

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.marks import put
-from benchmarks.quality import key, settings
-from benchmarks.quality_arms import STUDIES, Study, quick
+from benchmarks.quality.arms import STUDIES, Study, quick
+from benchmarks.quality.records import ROOT, key, settings
+from gist_fast.report.plots import MUTED, PALETTE, figure
 
-DOCS = Path(__file__).parent.parent / "docs" / "quality.md"
+DOCS = ROOT / "docs" / "quality.md"
 PICTURE = DOCS.with_suffix(".png")
 SEEDS = (0, 1, 2)
 LEVEL = 0.95
@@ -200,21 +201,16 @@ def write(records: Records) -> None:
 
 def draw(records: Records, path: Path, seeds: Sequence[int] = SEEDS) -> None:
     """Each arm's difference from the control: one dot a seed, their mean, and its interval."""
-    # Not pyplot: its state is the caller's, and it would look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shown = [name for name, study in STUDIES.items() if _compared(records, study, seeds)]
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(5.2 * columns, 4.2 * rows), layout="constrained", dpi=100)
-    FigureCanvasAgg(figure)
-    for axes, name in zip(figure.subplots(rows, columns, squeeze=False).flat, shown, strict=False):
+    drawn = figure(5.2 * columns, 4.2 * rows)
+    for axes, name in zip(drawn.subplots(rows, columns, squeeze=False).flat, shown, strict=False):
         _draw_study(axes, records, name, seeds)
-    for axes in figure.axes[len(shown) :]:
+    for axes in drawn.axes[len(shown) :]:
         axes.set_visible(False)
-    figure.suptitle("nDCG@10 less that of the anchor-positive block without a guide; 95 % over seeds", fontsize=12)
-    figure.savefig(path, metadata={"Software": None})
+    drawn.suptitle("nDCG@10 less that of the anchor-positive block without a guide; 95 % over seeds", fontsize=12)
+    drawn.savefig(path, metadata={"Software": None}, facecolor="white", dpi=100)
 
 
 def _compared(records: Records, study: Study, seeds: Sequence[int]) -> list[str]:
@@ -233,18 +229,17 @@ def _draw_study(axes: Any, records: Records, name: str, seeds: Sequence[int]) ->
         difference = over_seeds(found, control)
         assert difference is not None
         # Blocks by colour and marker, both: either is enough to tell them apart.
-        colour, marker = ("#0072B2", "o") if arm.startswith("ap") else ("#D55E00", "s")
+        colour, marker = (PALETTE[0], "o") if arm.startswith("ap") else (PALETTE[1], "s")
         place = len(places)
         if math.isfinite(difference.low):
             axes.plot([difference.low, difference.high], [place, place], color=colour, linewidth=2)
         axes.plot(difference.mean, place, marker=marker, color=colour, markersize=7)
         each = [found[s]["ndcg"] - control[s]["ndcg"] for s in sorted(found.keys() & control.keys())]
-        axes.plot(each, [place] * len(each), linestyle="", marker="|", color="0.25", markersize=9)
+        axes.plot(each, [place] * len(each), linestyle="", marker="|", color=MUTED, markersize=9)
         places.append(arm)
-    axes.axvline(0, color="0.4", linewidth=1)
+    axes.axvline(0, color=MUTED, linewidth=1)
     axes.set_yticks(range(len(places)), places, fontsize=8)
     axes.set_ylim(-0.6, max(len(places), 4) - 0.4)
     axes.locator_params(axis="x", nbins=5)
     axes.set_title(name, fontsize=10)
-    axes.grid(alpha=0.25, axis="x")
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=False, axis="y")

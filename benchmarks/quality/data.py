@@ -92,7 +92,7 @@ def with_first(concept: Concept, rng: random.Random) -> list[tuple[str, str]]:
 def load(name: str) -> Collection:
     """The collection of that name."""
     if name not in COLLECTIONS:
-        raise InputError(f"data: got {name!r}; there are {', '.join(COLLECTIONS)}.")
+        raise InputError(f"data: expected any of {', '.join(COLLECTIONS)}, got {name!r}.")
     return COLLECTIONS[name]()
 
 

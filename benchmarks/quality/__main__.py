@@ -1,6 +1,6 @@
 """Does guiding help? ``python -m benchmarks.quality [--data hpo,icd-code] [--arms ..] [--seeds 0,1,2] [--quick]``.
 
-The same student, rows, order, steps and seeds, trained in the ways of `benchmarks.quality_arms.ARMS`, and judged by
+The same student, rows, order, steps and seeds, trained in the ways of `benchmarks.quality.arms.ARMS`, and judged by
 nDCG@10 on texts of families that were not trained on, after the last step. Each run is written to
 ``benchmarks/results/quality/runs.jsonl`` as it ends; one that stands there is not run again, so that a call that was
 stopped goes on where it was. At the end stand the tables of ``docs/quality.md``; ``--write`` puts them there, and
@@ -12,11 +12,6 @@ With ``--judge dev`` the dev texts judge instead: for trying settings, before th
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
-import dataclasses
-import gc
-import hashlib
 import json
 import os
 import sys
@@ -28,32 +23,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import machine
-from benchmarks.quality_arms import ARMS, STUDIES, Study, quick
+from benchmarks.quality.arms import ARMS, STUDIES, Study, quick
+from benchmarks.quality.records import MARGINS, RESULTS, ROOT, key, read, settings
+from gist_fast.runtime.memory import give_back_free_memory
 
-RESULTS = Path(__file__).parent / "results" / "quality" / "runs.jsonl"
 WORK = Path("runs") / "quality"  # the converted student, the guide's embeddings
-MARGINS = (-0.1, 0.0, 0.05)  # whose masks are held against the truth
-
-
-def read(path: Path) -> dict[str, dict[str, Any]]:
-    """Records of a results file, by their keys."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {record["key"]: record for record in map(json.loads, lines)}
-
-
-def key(of: dict[str, Any]) -> str:
-    """What tells one run from another: its settings, whatever they are called."""
-    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def settings(study: Study, arm: str, seed: int, judge: str) -> dict[str, Any]:
-    """All that a run depends on. ``base`` and ``guide`` are no arms but models as they come; ``mask`` trains nothing
-    either, and holds the guide's masks against the truth."""
-    data = {"data": study.data, "judge": judge}
-    if arm in ("base", "guide"):
-        return {**data, "arm": arm}
-    setting = {"siblings": study.siblings, "setting": dataclasses.asdict(study.setting), "seed": seed}
-    return {**data, **setting, "arm": {"mask": list(MARGINS)} if arm == "mask" else ARMS[arm].asdict()}
 
 
 def plan(studies: Iterable[str], arms: Iterable[str] | None, seeds: Iterable[int], tiny: bool) -> Iterator[tuple]:
@@ -70,8 +44,8 @@ def plan(studies: Iterable[str], arms: Iterable[str] | None, seeds: Iterable[int
 
 def measure(workshop: Any, study: Study, arm: str, seed: int, judge: str) -> dict[str, Any]:
     """One run's record, but for its key."""
-    from benchmarks import quality_data as data
-    from benchmarks.quality_train import mask_quality, ndcg_by_query, run_arm
+    from benchmarks.quality import data
+    from benchmarks.quality.train import mask_quality, ndcg_by_query, run_arm
     from gist_fast.demo.texts import held_out_texts
 
     collection, setting = data.load(study.data), study.setting
@@ -100,7 +74,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: that it runs, and nothing about quality")
     parser.add_argument("--judge", choices=("test", "dev"), default="test")
-    parser.add_argument("--results", type=Path, help=f"default: {RESULTS.relative_to(Path(__file__).parent.parent)}")
+    parser.add_argument("--results", type=Path, help=f"default: {RESULTS.relative_to(ROOT)}")
     parser.add_argument("--work", type=Path, default=WORK, help="for the student and the guide's embeddings")
     parser.add_argument("--write", action="store_true", help="put tables and plot into docs/quality.md")
     arguments = parser.parse_args()
@@ -110,12 +84,12 @@ def main() -> None:
     results = arguments.results or (arguments.work / "quick.jsonl" if arguments.quick else RESULTS)
     execute(studies, arms, seeds, arguments.quick, arguments.judge, results, arguments.work)
 
-    from benchmarks import quality_report
+    from benchmarks.quality import report
 
     records = read(results)
-    print(quality_report.tables(records, studies, seeds, tiny=arguments.quick, judge=arguments.judge))
+    print(report.tables(records, studies, seeds, tiny=arguments.quick, judge=arguments.judge))
     if arguments.write:
-        quality_report.write(records)
+        report.write(records)
 
 
 def execute(
@@ -138,7 +112,7 @@ def execute(
             continue
         start = time.perf_counter()
         record = {"key": key(of), "name": arm, **of, **measure(workshop, study, arm, seed, judge), "machine": about}
-        give_back_memory()
+        give_back_free_memory()  # glibc keeps some 200 MiB a run, which adds up over a hundred runs
         done[record["key"]] = record
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -149,21 +123,13 @@ def execute(
         )
 
 
-def give_back_memory() -> None:
-    """Let the system have what a run freed: glibc keeps some 200 MiB a run, which adds up over a hundred runs."""
-    gc.collect()
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError, OSError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
-
-
 def open_workshop(work: Path) -> Any:
     """The demo's student and guide, without a bar or a look at any hub."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import datasets
     from transformers.utils import logging
 
-    from benchmarks.quality_train import Workshop
+    from benchmarks.quality.train import Workshop
     from gist_fast.demo.models import guide_path, student_directory
 
     datasets.disable_progress_bars()

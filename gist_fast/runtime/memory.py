@@ -1,4 +1,8 @@
-"""The peak of memory that a call adds, and how much there is to be had."""
+"""Memory: how much of it is free, how much this process holds, and what a call adds at its peak.
+
+Resident memory is the system's count of a CPU process, torch's tensors that of a card. Linux keeps a high-water mark
+of the former that can be set back (``VmHWM``); elsewhere samples stand in for it.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,57 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    import torch
+
+MIB, GIB = 2**20, 2**30
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_CGROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
+_LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""Files of a control group, of version 2 and 1: its limit, and what is used of it."""
+
+
+def free_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes that can still be had: of a card, what torch holds of it for later included; or of main memory, by the
+    machine and by the limits of the job or container."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    import psutil
+
+    free = psutil.virtual_memory().available
+    for folder in _control_groups():
+        for names in _LIMITS:
+            with contextlib.suppress(OSError, ValueError):  # no such limit, or "max"
+                limit, used = (int((folder / name).read_text()) for name in names)
+                free = min(free, limit - used)
+    return max(0, free)
+
+
+def process_memory_mib() -> float:
+    """Memory that this process holds now (resident set)."""
+    import psutil
+
+    return psutil.Process().memory_info().rss / MIB
+
+
+def gpu_memory_mib(device: torch.device) -> dict[str, float]:
+    """The most that torch's tensors took on a CUDA device since the process began, and that torch reserved."""
+    import torch
+
+    return {
+        "gpu_allocated_peak_mib": torch.cuda.max_memory_allocated(device) / MIB,
+        "gpu_reserved_peak_mib": torch.cuda.max_memory_reserved(device) / MIB,
+    }
 
 
 def peak_memory(function: Callable[[], object], device: str = "cpu") -> int:
     """Bytes that a call adds at its peak: of torch's tensors on a GPU, of resident memory on a CPU.
 
-    What an earlier call left with a CPU's allocator is handed back first, as far as glibc can; what it keeps is used
+    What an earlier call left with a CPU's allocator is handed back first, as far as glibc can. What it keeps is used
     again without being counted, so the figure is surest for the first large call of a process.
     """
     if device.startswith("cuda"):
@@ -41,25 +84,6 @@ def peak_memory(function: Callable[[], object], device: str = "cpu") -> int:
 def own_peak() -> int:
     """The most resident memory that this process has had (Linux; 0 elsewhere), its parent's not counted."""
     return _status("VmHWM") or 0
-
-
-def available_memory(device: str = "cpu") -> int:
-    """Bytes that may still be taken: of the card, or of main memory within the limit of the container.
-
-    What torch holds of the card for later is handed back first: to whoever asks next it is as good as free.
-    """
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    free = psutil.virtual_memory().available
-    for limit, used in _CGROUPS:
-        with contextlib.suppress(OSError, ValueError):  # absent, or "max"
-            free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return max(0, free)
 
 
 def limit_memory(more: int) -> None:
@@ -90,6 +114,23 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     said = str(error)
     return isinstance(error, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said)
+
+
+def _control_groups(processes: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """The folders of the control groups, of either version, that bound this process's memory: its own and those
+    above."""
+    try:
+        lines = processes.read_text().splitlines()
+    except OSError:  # no Linux
+        return []
+    folders = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            top = root / controllers
+            own = top / path.lstrip("/")
+            folders += [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
+    return folders
 
 
 @contextlib.contextmanager

@@ -6,10 +6,9 @@ import importlib.util
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from benchmarks.gpu import Bench
+from benchmarks.gpu.bench import Bench
+from gist_fast.bench.run import SUITES
 
 PEERS = ("loss", "self", "unguided")
 MODELS = ("step", "engine", "guide")
@@ -28,14 +27,16 @@ training:
 def peers(bench: Bench) -> None:
     """The loss beside its peers over batch sizes: with a guide, guided by the student itself, and without."""
     # At the smallest sentence-transformers' loss fits too, which takes 13.5 GiB there, and 216 at 4096.
-    _run(bench, PEERS[:1] if bench.toy else PEERS, "bench.json", 38.0, (1024, 4096, 16384, 65536))
+    chosen = PEERS[:1] if bench.toy else PEERS
+    bench.measure([SUITES[name] for name in chosen], "bench.json", 38.0, (1024, 4096, 16384, 65536))
 
 
 def suites(bench: Bench) -> None:
     """A training step, the engine and the guide columns beside sentence-transformers."""
     if _missing(bench):
         return
-    _run(bench, MODELS[:2] if bench.toy else MODELS, "bench-models.json", 25.0, (128, 512, 2048))
+    chosen = MODELS[:2] if bench.toy else MODELS
+    bench.measure([SUITES[name] for name in chosen], "bench-models.json", 25.0, (128, 512, 2048))
 
 
 def profile(bench: Bench) -> None:
@@ -67,32 +68,6 @@ def _profile(bench: Bench, folder: Path) -> None:
         found = json.loads((target / "profile.json").read_text())
         bench.write(parts=found["parts"], machine=found["machine"], folder=target.name)
     raise SystemExit(code)
-
-
-def _run(bench: Bench, names: tuple[str, ...], file: str, seconds: float, sizes: tuple[int, ...]) -> None:
-    from gist_fast.bench.results import Results
-    from gist_fast.bench.run import SUITES, run
-    from gist_fast.bench.suite import Plan
-
-    def keep(results: Results) -> None:
-        # Again and again, as rows are finished: what an earlier call wrote is replaced, all at once.
-        part = bench.out / f".{file}.part"
-        part.write_text(json.dumps(results.as_dict(), indent=1) + "\n", encoding="utf-8")
-        part.replace(bench.out / file)
-        outcomes = [f"{row.suite} {row.size} {row.what}: {row.outcome} {row.why}".strip() for row in results.rows]
-        bench.write(file=file, outcomes=outcomes)
-
-    plan = Plan((16, 24), "cpu") if bench.toy else Plan(sizes, "cuda", "bfloat16")
-    chosen = [SUITES[name] for name in names]
-    run(
-        chosen,
-        plan,
-        command="benchmarks/gpu.sh",
-        budget=300.0 if bench.toy else seconds,
-        rounds=7,
-        say=print,
-        keep=keep,
-    )
 
 
 def _missing(bench: Bench) -> bool:

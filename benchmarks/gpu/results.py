@@ -1,14 +1,17 @@
-"""What the parts of benchmarks/gpu.sh leave, put together: ``python benchmarks/gpu_results.py table --out FOLDER``.
+"""What the parts of benchmarks/gpu.sh leave, put together: ``python -m benchmarks.gpu.results table --out FOLDER``.
 
-Nothing but the standard library is needed, so that a part which ends badly is noted in a moment.
+No torch is needed, so that a part which ends badly is noted in a moment.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+from gist_fast.bench.timing import Ratio, log_quartiles
 
 
 def ended(out: Path, part: str, code: int) -> None:
@@ -42,16 +45,10 @@ def table(out: Path) -> None:
     about = parts.get("environment", {})
     print(f"\n{about.get('device')}, torch {about.get('torch')}, Triton {about.get('triton')}, {about.get('commit')}")
     print(f"matmul: {about.get('matmul_tflops', 0):.1f} TFLOP/s")
-    print(f"{'':36}{'D':>6}{'forward ms (quartiles)':>28}{'backward ms (quartiles)':>28}{'TFLOP/s':>9}{'share':>7}")
-    for row in parts.get("speed", {}).get("rows", []) + parts.get("tuned", {}).get("rows", []):
-        if "failed" in row:
-            print(f"{row['what']:36}{row['width']:6}  {row['failed'][:70]}")
-            continue
-        print(
-            f"{row['what']:36}{row['width']:6}{_spread(row['forward_ms_quartiles']):>28}"
-            f"{_spread(row['backward_ms_quartiles']):>28}{row['tflops']:9.1f}{row['share_of_matmul']:7.1%}"
-            f"{_over(row)}"
-        )
+    for part in ("speed", "tuned"):
+        file = out / parts.get(part, {}).get("file", "")
+        if file.is_file():
+            _speed(json.loads(file.read_text()))
     peak = parts.get("memory", {})
     for bits in ("keep", "recompute"):
         if f"{bits}_bytes" in peak:
@@ -61,16 +58,22 @@ def table(out: Path) -> None:
         print(f"{name}: {part.get('ended', part.get('skipped', 'ended well'))}")
 
 
-def _spread(quartiles: list[float]) -> str:
-    low, median, high = quartiles
+def _speed(results: dict[str, Any]) -> None:
+    """Times and shares of a file of `gist_fast.bench`."""
+    print(f"{'':40}{'D':>6}{'forward ms (quartiles)':>28}{'backward ms (quartiles)':>28}  {'share':18}time to ours")
+    for row in results["rows"]:
+        head = f"{row['what']:40}{row['case']['width']:6}"
+        if not row["seconds"]:
+            print(f"{head}  {row['outcome']}: {row['why'][:70]}")
+            continue
+        times = "".join(f"{_spread(row['seconds'][part]):>28}" for part in ("forward", "backward"))
+        share = "{median:.0%} ({low:.0%} to {high:.0%})".format(**row["share"]) if row["share"] else "-"
+        print(f"{head}{times}  {share:18}{Ratio(**row['ratio']) if row['ratio'] else ''}".rstrip())
+
+
+def _spread(seconds: list[float]) -> str:
+    low, median, high = (1e3 * math.exp(quartile) for quartile in log_quartiles(seconds))
     return f"{median:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _over(row: dict[str, Any]) -> str:
-    """Times over ours, where a row has them."""
-    told = {name: row[f"{name}_over_ours"] for name in ("forward", "backward") if f"{name}_over_ours" in row}
-    said = [f"{name} {'no difference seen' if ratio is None else f'{ratio:.2f}x ours'}" for name, ratio in told.items()]
-    return f"  {', '.join(said)}" if said else ""
 
 
 def main() -> None:

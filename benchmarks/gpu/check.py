@@ -1,4 +1,4 @@
-"""The loss on a card against float64 of the same inputs, for ``benchmarks/gpu.py check``, before anything is timed.
+"""The loss on a card against float64 of the same inputs, before anything is timed: ``python -m benchmarks.gpu check``.
 
 Masks of half types may flip near the threshold, and one flipped pair can carry much weight; so the guide's embeddings
 are few exact directions here, whose scores are far from each other.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gist_fast import guided_contrastive_loss
+from gist_fast.functional.function import guided_contrastive_loss
 
 LIMITS = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 """Of relative errors, by type."""

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gist_fast.bench.growth import Power
 from gist_fast.bench.results import COUNTED, OUT_OF_MEMORY, Results, Row, ratio_of
 from gist_fast.bench.run import SUITES
 from gist_fast.bench.tables import facts, fit_table, notes, suite_table
+from gist_fast.report import plots
+from gist_fast.report.page import Picture, Section, Table, make_page
 
-if TYPE_CHECKING:
-    from gist_fast.report.page import Picture
-
-TWO_ABREAST = 27
-"""Letters of a legend's longest label, of which two then fit side by side."""
+HEIGHT = 3.1
+"""Inches of a plot, its legend not counted."""
 CROSS = 0.08
 """How far apart crosses over the same size stand, of the axis' length."""
 FEW_DECADES = 60
 """Within so much along an axis the powers of ten are too few to read a value off."""
-Figure = Callable[[Row], float | None]
 
 
 def pictures(results: Results) -> dict[str, Picture]:
@@ -33,9 +31,18 @@ def pictures(results: Results) -> dict[str, Picture]:
     for suite in dict.fromkeys(row.suite for row in results.rows if row.size):
         rows = [row for row in results.rows if row.suite == suite]
         if any(row.timing() for row in rows):
-            found[f"{suite}-time"] = _against_size(results, suite, rows, "time", "seconds", _seconds)
+            found[f"{suite}-time"] = _against_size(
+                results, suite, rows, "time", "seconds", lambda row: timing.median if (timing := row.timing()) else None
+            )
         if any(row.memory and row.outcome in COUNTED for row in rows):
-            found[f"{suite}-memory"] = _against_size(results, suite, rows, "memory", "memory added (MiB)", _mebibytes)
+            found[f"{suite}-memory"] = _against_size(
+                results,
+                suite,
+                rows,
+                "memory",
+                "memory added (MiB)",
+                lambda row: row.memory / 2**20 if row.memory else None,
+            )
         if any(row.share for row in rows):
             found[f"{suite}-share"] = _share(suite, rows)
     return found
@@ -43,8 +50,6 @@ def pictures(results: Results) -> dict[str, Picture]:
 
 def page(results: Results, drawn: dict[str, Picture]) -> str:
     """One HTML page."""
-    from gist_fast.report.page import Section, Table, make_page
-
     sections = []
     for suite in dict.fromkeys(row.suite for row in results.rows):
         columns, rows = suite_table(results, suite)
@@ -64,8 +69,9 @@ def page(results: Results, drawn: dict[str, Picture]) -> str:
 
 def _text(suite: str, results: Results) -> str:
     text = (
-        "Medians over rounds in which all took turns. A ratio is the median of the ratios within rounds with its "
-        "quartiles, and is given only where it is larger than their distance. Memory is what one turn adds at its peak."
+        "Medians over rounds in which all take part. A ratio is the median of the ratios within rounds with its "
+        "quartiles, and is given only where it is larger than their distance. Memory is what an "
+        "iteration adds at its peak."
     )
     if any(row.share for row in results.rows if row.suite == suite):
         text += (
@@ -76,20 +82,24 @@ def _text(suite: str, results: Results) -> str:
     return "\n\n".join([text, *notes(results, suite)])
 
 
-def _against_size(results: Results, suite: str, rows: Sequence[Row], quantity: str, unit: str, of: Figure) -> Picture:
-    from gist_fast.report.plots import line_styles, log_log, to_svg
-
+def _against_size(
+    results: Results, suite: str, rows: Sequence[Row], quantity: str, unit: str, of: Callable[[Row], float | None]
+) -> Picture:
     def figure_of(row: Row) -> float | None:
         return of(row) if row.outcome in COUNTED else None
 
     names = list(dict.fromkeys(row.what for row in rows if row.outcome == OUT_OF_MEMORY or figure_of(row) is not None))
-    grows = {fit["what"]: Power(**fit["power"]) for fit in results.fits if _is(fit, suite, quantity)}
+    grows = {
+        fit["what"]: Power(**fit["power"])
+        for fit in results.fits
+        if (fit["suite"], fit["quantity"]) == (suite, quantity)
+    }
     clear = {name: f"{name}, ~B^{power.exponent:.2f}" for name, power in grows.items() if power.clear}
     labels = {name: clear.get(name, name) for name in names}
-    drawn, axes = _figure(list(labels.values()))
+    drawn, axes = plots.narrow(list(labels.values()), HEIGHT)
     said = []
     crosses: dict[int, int] = {}
-    for name, style in zip(names, line_styles(len(names)), strict=True):
+    for name, style in zip(names, plots.line_styles(len(names)), strict=True):
         own = [row for row in rows if row.what == name]
         points = [(row.size, value) for row in own if (value := figure_of(row)) is not None]
         label = labels[name]
@@ -108,7 +118,7 @@ def _against_size(results: Results, suite: str, rows: Sequence[Row], quantity: s
                 label=None if points else label,
             )  # fmt: skip
             said.append(f"{name} out of memory at B {ran_out.size}")
-    log_log(axes, "pairs" if suite == "guide" else "batch size B", unit)
+    plots.log_log(axes, "pairs" if suite == "guide" else "batch size B", unit)
     low, high = axes.get_ylim()
     if crosses:
         # Above the points there is room for what stands at the axis' end.
@@ -120,10 +130,10 @@ def _against_size(results: Results, suite: str, rows: Sequence[Row], quantity: s
 
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.set_title(f"{suite}: {quantity}", pad=14 if crosses else None)
-    _legend(drawn)
+    plots.legend_below(axes)
     alt = f"{unit} against size in the suite {suite}: {'; '.join(said) or 'no points'}."
     told = "; crosses: out of memory, which says nothing of how much" if crosses else ""
-    return to_svg(drawn, alt, f"{quantity.capitalize()} against size, both logarithmic{told}.")
+    return plots.to_svg(drawn, alt, f"{quantity.capitalize()} against size, both logarithmic{told}.")
 
 
 def _name_crosses(axes: Any, crosses: dict[int, int]) -> None:
@@ -143,65 +153,24 @@ def on_white(svg: str) -> str:
 
 
 def _share(suite: str, rows: Sequence[Row]) -> Picture:
-    from gist_fast.report.plots import MUTED, line_styles, to_svg
-
     names = list(dict.fromkeys(row.what for row in rows if row.share))
-    drawn, axes = _figure(names)
+    drawn, axes = plots.narrow(names, HEIGHT)
     said = []
-    for name, style in zip(names, line_styles(len(names)), strict=True):
+    for name, style in zip(names, plots.line_styles(len(names)), strict=True):
         points = [(row.size, ratio) for row in rows if row.what == name and (ratio := ratio_of(row.share))]
         sizes = [size for size, _ in points]
         axes.plot(sizes, [ratio.median for _, ratio in points], label=name, **style)
         low, high = ([getattr(ratio, end) for _, ratio in points] for end in ("low", "high"))
         axes.fill_between(sizes, low, high, color=style["color"], alpha=0.15, linewidth=0)
         said.append(f"{name} {points[-1][1].median:.0%} at B {points[-1][0]}")
-    axes.axhline(1.0, color=MUTED, linewidth=1, linestyle="--")
+    axes.axhline(1.0, color=plots.MUTED, linewidth=1, linestyle="--")
     axes.set_xscale("log", base=2)
-    from matplotlib.ticker import FuncFormatter
-
-    from gist_fast.report.plots import plain
-
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    plots.plain_numbers(axes.xaxis)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("batch size B")
     axes.set_ylabel("share of the matrix product's rate")
     axes.set_title(f"{suite}: share of the roofline")
-    _legend(drawn)
+    plots.legend_below(axes)
     alt = f"Share of the rate of a large matrix product, by minimal FLOPs: {'; '.join(said)}."
-    return to_svg(drawn, alt, "By minimal FLOPs; the dashed line is a large matrix product. Bands: quartiles.")
-
-
-def _figure(labels: Sequence[str]) -> tuple[Any, Any]:
-    """As wide as a phone takes it, with room for a legend of these, and its axes."""
-    from gist_fast.report.plots import figure
-
-    drawn = figure(4.6, 3.1 + 0.2 * -(-len(labels) // _columns(labels)))
-    return drawn, drawn.subplots()
-
-
-def _columns(labels: Sequence[str]) -> int:
-    return 2 if max(map(len, labels), default=0) <= TWO_ABREAST else 1
-
-
-def _legend(drawn: Any) -> None:
-    """Below the lines, so that it hides none."""
-    from gist_fast.report.plots import LEGEND
-
-    handles, labels = drawn.axes[0].get_legend_handles_labels()
-    if labels:
-        options = {**LEGEND, "fontsize": 9, "ncols": _columns(labels)}
-        drawn.legend(handles, labels, loc="outside lower center", **options)
-
-
-def _seconds(row: Row) -> float | None:
-    timing = row.timing()
-    return None if timing is None else timing.median
-
-
-def _mebibytes(row: Row) -> float | None:
-    return None if not row.memory else row.memory / 2**20
-
-
-def _is(fit: dict[str, Any], suite: str, quantity: str) -> bool:
-    return fit["suite"] == suite and fit["quantity"] == quantity
+    return plots.to_svg(drawn, alt, "By minimal FLOPs; the dashed line is a large matrix product. Bands: quartiles.")

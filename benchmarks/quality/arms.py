@@ -73,7 +73,7 @@ class Study:
     """Arms that are compared with each other.
 
     Attributes:
-        data: name of a collection of `benchmarks.quality_data`.
+        data: name of a collection of `benchmarks.quality.data`.
         siblings: whether the rows of a family stand together, or all are shuffled.
         control: the arm that the others are compared with.
         about: a line for the table's head.

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
-from benchmarks.quality_arms import Arm, Setting
-from benchmarks.quality_data import Row
+from benchmarks.quality.arms import Arm, Setting
+from benchmarks.quality.data import Row
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
+from gist_fast.data.names import GUIDE_SUFFIX
 from gist_fast.evaluation.evaluators import Retrieval
-from gist_fast.training.collator import SUFFIX
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,7 +75,7 @@ def freeze_lower(student: SentenceTransformer, trained_layers: int) -> None:
     bert = student[0].auto_model
     layers = len(bert.encoder.layer)
     if not 1 <= trained_layers <= layers:
-        raise ValueError(f"trained_layers: got {trained_layers}; the student has {layers}.")
+        raise ValueError(f"trained_layers: expected at most {layers}, which the student has, got {trained_layers}.")
     if trained_layers < layers:
         bert.embeddings = FrozenLower(bert, layers - trained_layers)
         bert.encoder.layer = bert.encoder.layer[layers - trained_layers :]
@@ -138,7 +138,7 @@ def perfectly_guided(rows: Sequence[Row], seed: int) -> Dataset:
             of_concept[row.concept] = drawn / np.linalg.norm(drawn)
     embeddings = np.stack([of_concept[row.concept] for row in rows])
     texts = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
-    return Dataset.from_dict({**texts, **{name + SUFFIX: list(embeddings) for name in COLUMNS}})
+    return Dataset.from_dict({**texts, **{name + GUIDE_SUFFIX: list(embeddings) for name in COLUMNS}})
 
 
 def train(
@@ -210,7 +210,7 @@ def mask_quality(dataset: Dataset, rows: Sequence[Row], batch_size: int, margin:
         dropped. ``right``: share of what is dropped that is a false negative. ``ties``: share of the false negatives
         that are as near to the anchor as its positive is, which a strict comparison keeps.
     """
-    anchors, positives = (unit(np.asarray(dataset[name + SUFFIX])) for name in COLUMNS)
+    anchors, positives = (unit(np.asarray(dataset[name + GUIDE_SUFFIX])) for name in COLUMNS)
     concepts = np.unique([row.concept for row in rows], return_inverse=True)[1]
     totals = np.zeros(5)
     for start in range(0, len(rows), batch_size):

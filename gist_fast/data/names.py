@@ -1,0 +1,44 @@
+"""The columns of a dataset by name: what each is for, and in which order the losses take them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+ANCHOR, POSITIVE = "anchor", "positive"
+_NEGATIVE = re.compile(r"negative(?:_(\d+))?")
+
+GROUP, MARGIN = "group", "margin"
+"""Columns that are no texts: each row's group and its margin."""
+KINDS: dict[str, Literal["id", "number"]] = {GROUP: "id", MARGIN: "number"}
+"""What those columns hold; every other column holds texts."""
+
+GUIDE_EMBEDDING = "guide_embedding"
+"""A column's features hold the guide's embeddings under this key."""
+GUIDE_SUFFIX = f"_{GUIDE_EMBEDDING}"
+"""A column of this ending holds the guide's embeddings of the column before it."""
+
+
+def is_text_role(name: str) -> bool:
+    """Whether it is ``anchor``, ``positive``, ``negative`` or ``negative_<k>``."""
+    return name in (ANCHOR, POSITIVE) or _NEGATIVE.fullmatch(name) is not None
+
+
+def role_order(role: str) -> tuple[int, int]:
+    """A key to sort roles by: anchor, positive, the negatives by their number, then the rest."""
+    if role in KINDS:
+        return 3, 0
+    match = _NEGATIVE.fullmatch(role)
+    if match is None:
+        return (0 if role == ANCHOR else 1), 0
+    return 2, int(match[1]) if match[1] else -1
+
+
+def text_columns(dataset: Any) -> list[str]:
+    """The columns of a loaded dataset that hold texts: anchor, positive, then the negatives."""
+    return sorted(filter(is_text_role, dataset.column_names), key=role_order)
+
+
+def guide_columns(dataset: Any) -> list[str]:
+    """The columns of a loaded dataset that hold the guide's embeddings, in the order of their texts."""
+    return [c + GUIDE_SUFFIX for c in text_columns(dataset) if c + GUIDE_SUFFIX in dataset.column_names]

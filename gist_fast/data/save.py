@@ -1,0 +1,35 @@
+"""A dataset to a folder, all of it or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import written_folder
+from gist_fast.runtime.progress_bars import without_progress_bars
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_MARKERS = ("state.json", "dataset_info.json")
+
+
+def check_folder(output: Path, overwrite: bool) -> None:
+    """Raise `InputError` where a dataset may not go to `output`; nothing is written or removed."""
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output: expected a folder, or a name that is free, got the file {output}.")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not all((output / marker).is_file() for marker in _MARKERS):
+        raise InputError(f"--output: {output} holds other things than a saved dataset; choose another folder.")
+    if not overwrite:
+        raise InputError(f"--output: {output} already holds a dataset; replace it with --overwrite, or choose another.")
+
+
+def save_whole(dataset: Dataset, output: Path, *, show_progress_bar: bool = True) -> None:
+    """``save_to_disk``, beside its place first, and moved there when it is whole."""
+    hidden = contextlib.nullcontext() if show_progress_bar else without_progress_bars()
+    with hidden, written_folder(output, output.with_name(output.name + ".part")) as part:
+        dataset.save_to_disk(str(part))
