@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, Field, FrozenInstanceError, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from gist_fast.functional.values import check_choice, check_flags, check_number, is_number, one_of
 from gist_fast.runtime.errors import InputError, InputTypeError, nearest
@@ -24,7 +24,9 @@ from gist_fast.runtime.errors import InputError, InputTypeError, nearest
 STOCK = "sentence-transformers 6.2"
 MarginStrategy = Literal["absolute", "relative"]
 Groups = Literal["anchor", "column"]
+HardnessMode = Literal["in_batch_negatives", "hard_negatives", "all_negatives"]
 Backend = Literal["auto", "triton", "tiled", "reference"]
+MaskBits = Literal["auto", "keep", "recompute"]
 
 
 def setting(
@@ -52,7 +54,11 @@ def setting(
 
 @dataclass
 class LossSettings:
-    """The settings of a guided loss that training arguments have too.
+    """The settings of a guided loss that training arguments have too; not checked until a `LossConfig` is made of them.
+
+    Example:
+        >>> LossSettings(margin=0.05).loss_settings()["margin"]
+        0.05
 
     The first six are positional in the losses of sentence-transformers, in this order.
     """
@@ -103,7 +109,7 @@ class LossSettings:
     hard: bool = setting(
         False, "Whether negatives that the student already ranks below the positive are dropped too.", decides=True
     )
-    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None = setting(
+    hardness_mode: HardnessMode | None = setting(
         None,
         "Which negatives weigh the more the more similar they are: 'in_batch_negatives', 'hard_negatives' (each row's "
         "own) or 'all_negatives'.",
@@ -148,7 +154,7 @@ class LossSettings:
     backend: Backend = setting(
         "auto", "How the loss is computed: 'auto', 'triton', 'tiled' or 'reference'.", recorded=False
     )
-    mask_bits: Literal["auto", "keep", "recompute"] = setting(
+    mask_bits: MaskBits = setting(
         "auto",
         "Whether masks are kept for the backward pass ('keep'), decided again ('recompute'), or by size ('auto').",
         recorded=False,
@@ -163,11 +169,19 @@ class LossSettings:
 class LossConfig(LossSettings):
     """The settings of one loss, checked and frozen; `dataclasses.replace` makes a changed one.
 
+    Example:
+        >>> LossConfig(margin=0.05, mask_ties=True).recorded()["mask_ties"]
+        True
+        >>> LossConfig(margin_strategy="relativ")
+        Traceback (most recent call last):
+        gist_fast.runtime.errors.InputError: margin_strategy: expected 'absolute' or 'relative', got 'relativ'.
+
     Raises:
         TypeError: a value is of a wrong type.
         ValueError: a value is out of range, or makes no sense together with another.
     """
 
+    _: KW_ONLY
     guided: bool = setting(True, "Whether there is a guide of any kind. False: all in-batch negatives count.")
 
     def __post_init__(self) -> None:
@@ -237,6 +251,34 @@ class LossConfig(LossSettings):
     def from_arguments(cls, arguments: Sequence[Any]) -> LossConfig:
         """The inverse of `to_arguments`; all else is at its default."""
         return cls(**dict(zip(_DECIDING, arguments, strict=True)))
+
+
+class SharedKeywords(TypedDict, total=False):
+    """For type checkers: the settings that the function and the losses take by name, with the same types."""
+
+    backend: Backend
+    mask_bits: MaskBits
+    mask_ties: bool
+    hard: bool
+    hardness_mode: HardnessMode | None
+    hardness_strength: float
+    triplet_margin: float | None
+    matryoshka_dims: Sequence[int] | None
+    matryoshka_weights: Sequence[float] | None
+
+
+class LossKeywords(SharedKeywords, total=False):
+    """For type checkers: all settings that a loss takes by name alone."""
+
+    self_guided: bool
+    row_margins: bool
+    groups: Groups | None
+    learn_temperature: bool
+    temperature_min: float
+    temperature_max: float
+    gather_guide_dtype: Literal["float16", "bfloat16"] | None
+    guide_cache: bool
+    guided: bool
 
 
 @dataclass(frozen=True)
