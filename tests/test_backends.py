@@ -68,10 +68,10 @@ def test_auto_falls_back_on_a_gpu_with_one_warning(monkeypatch, caplog):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("shape", [(252, 507, (123,), 96, 40), (64, 64, (), 7, 300)])
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
-@pytest.mark.parametrize("kept", ["scores", "bits"])
-def test_tiled_is_no_worse_than_the_reference_of_its_type(monkeypatch, dtype, shape, temperature, kept):
+@pytest.mark.parametrize("form", ["scores", "bits"])
+def test_tiled_is_no_worse_than_the_reference_of_its_type(monkeypatch, dtype, shape, temperature, form):
     monkeypatch.setattr(tiled, "TILE", 64)
-    if kept == "bits":
+    if form == "bits":
         monkeypatch.setattr(kept, "SCORES_PAIRS", 0)
     rows, columns, negatives, width, guide_width = shape
     rounded = make_problem(
