@@ -272,7 +272,7 @@ def test_wrong_arguments(name, student, guide):
         ({"temperature": 0.0}, r"temperature: expected a finite float above 0, got 0\.0\."),
         ({"margin_strategy": "none"}, "margin_strategy: expected 'absolute' or 'relative', got 'none'"),
         ({"margin": "0.1"}, "margin: expected a finite float, got '0.1'"),
-        ({"backend": "gpu"}, "backend: got 'gpu'"),
+        ({"backend": "gpu"}, "backend: expected 'auto', 'triton', 'tiled' or 'reference', got 'gpu'"),
         ({"guided": False}, "guided: False, though a guide came"),
     ]:
         with pytest.raises((ValueError, TypeError), match=message):
