@@ -25,10 +25,10 @@ demo: install
 	$(BIN)/gist-fast demo --output-dir $(DEMO_DIR)
 
 test: install
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: install
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'slow and not gpu'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'slow and not gpu'
 
 lint: install
 	$(BIN)/ruff check .

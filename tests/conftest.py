@@ -96,6 +96,11 @@ what ends a game of chess | Checkmate, a resignation or a draw.""".splitlines()
 ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests come first; the others stay in their order."""
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
 @pytest.fixture(scope="session")
 def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sentence-transformers directory: width 32, 48 tokens at most, knows the questions' words."""

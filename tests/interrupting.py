@@ -1,16 +1,18 @@
-"""Ctrl-C as a terminal sends it: to a command in a process group of its own, and to all that it started."""
+"""Ctrl-C as a terminal sends it: to a command in a session of its own, and to all that it started."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
+from prestarted import Command
 
 
 @dataclass(frozen=True)
@@ -29,39 +31,37 @@ def interrupt(
     after: float = 0.0,
     limit: float = 240.0,
     number: signal.Signals = signal.SIGINT,
+    computing: float = 0.0,
 ) -> Interrupted:
-    """Start ``gist-fast`` in `folder`; send a signal to its group `after` seconds after `when` stands on stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gist_fast", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout is not None and process.stderr is not None
+    """Start ``gist-fast`` in `folder`; send a signal to its group `after` seconds after `when` stands on stderr.
+
+    Args:
+        computing: seconds of the processor that its own process, not one that it started, takes before that.
+    """
+    process = Command(*arguments, folder=folder)
     said: list[str] = []
 
     def read() -> None:
-        said.extend(iter(process.stderr.readline, ""))
+        # A bar's every state ends in a carriage return, and is a line of its own.
+        said.extend(io.TextIOWrapper(process.stderr))
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     end = time.monotonic() + limit
     try:
-        while not any(when in line for line in said):
+        own = psutil.Process(process.pid)
+        begun = 0.0
+        while not begun or own.cpu_times().user < begun + computing:
             assert process.poll() is None and time.monotonic() < end, f"{when!r} was never said: {''.join(said)}"
             time.sleep(0.02)
+            if not begun and any(when in line for line in said):
+                begun = own.cpu_times().user
         time.sleep(after)
         os.killpg(process.pid, number)
         process.wait(max(1.0, end - time.monotonic()))
         # Whoever still holds the stream is a process that outlived the command.
         reader.join(10)
         assert not reader.is_alive(), "a process that the command started still runs"
-        return Interrupted(process.returncode, process.stdout.read(), "".join(said))
+        return Interrupted(process.returncode, process.stdout.read().decode(), "".join(said))
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        process.stdout.close()
+        process.kill()

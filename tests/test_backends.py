@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import largest_errors, make_problem, oracle, values_and_gradients
+from oracle import Problem, largest_errors, make_problem, oracle, values_and_gradients
 
 import gist_fast.functional.backends as backends
 from gist_fast import guided_contrastive_loss
@@ -65,6 +66,24 @@ def test_auto_falls_back_on_a_gpu_with_one_warning(monkeypatch, caplog):
     backends._automatic.cache_clear()
 
 
+def values(problem: Problem, backend: str) -> list[torch.Tensor]:
+    loss = guided_contrastive_loss(**problem.arguments(), backend=backend, reduction="none")
+    return values_and_gradients(loss, problem)
+
+
+@cache
+def in_exact_arithmetic(shape, temperature: float, dtype: torch.dtype):
+    """A problem rounded to the type, and exactly so in float64: what both backends strive for; what it comes to, and
+    how far the reference is from that."""
+    rows, columns, negatives, width, guide_width = shape
+    rounded = make_problem(
+        rows, columns, negatives, width, guide_width, temperature=temperature, offset=(columns - rows) // 2
+    ).to(dtype)
+    exact = rounded.to(torch.float64)
+    expected = values_and_gradients(oracle(exact)[0], exact)
+    return rounded, exact, expected, largest_errors(values(rounded, "reference"), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("shape", [(252, 507, (123,), 96, 40), (64, 64, (), 7, 300)])
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
@@ -73,21 +92,8 @@ def test_tiled_is_no_worse_than_the_reference_of_its_type(monkeypatch, dtype, sh
     monkeypatch.setattr(tiled, "TILE", 64)
     if form == "bits":
         monkeypatch.setattr(kept, "SCORES_PAIRS", 0)
-    rows, columns, negatives, width, guide_width = shape
-    rounded = make_problem(
-        rows, columns, negatives, width, guide_width, temperature=temperature, offset=(columns - rows) // 2
-    ).to(dtype)
-    exact = rounded.to(torch.float64)  # the rounded inputs, in exact arithmetic: what both backends strive for
-    expected = values_and_gradients(oracle(exact)[0], exact)
-    ours, theirs = (
-        largest_errors(
-            values_and_gradients(
-                guided_contrastive_loss(**rounded.arguments(), backend=backend, reduction="none"), rounded
-            ),
-            expected,
-        )
-        for backend in ("tiled", "reference")
-    )
+    rounded, exact, expected, theirs = in_exact_arithmetic(shape, temperature, dtype)
+    ours = largest_errors(values(rounded, "tiled"), expected)
     *_, by_temperature = expected
     # "A little" is a step of the type that the result is stored in. The temperature's gradient is a sum over rows of
     # weight * (mean logit - positive's logit) / temperature, in which most of it cancels: its step is that of the sum,

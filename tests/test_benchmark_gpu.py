@@ -26,6 +26,7 @@ def part(out: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.longest
 def test_parts_write_results_and_the_table_shows_them(tmp_path: Path) -> None:
     for name in ("environment", "check", "speed"):
         run = part(tmp_path, name, "--toy")
@@ -68,7 +69,8 @@ def test_a_checkout_is_enough() -> None:
     """Where nothing is installed, importing the benchmark is what makes the kernels known."""
     code = (
         "import sys; sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]; "
-        "import benchmarks.gpu, gist_fast, gist_fast.kernels.config as config; print(gist_fast.__file__, config.__file__)"
+        "import benchmarks.gpu, gist_fast, gist_fast.kernels.config as config; "
+        "print(gist_fast.__file__, config.__file__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     found = [Path(name) for name in done.stdout.split()]
@@ -133,6 +135,7 @@ def test_what_is_wrong_is_not_timed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_the_whole_script_runs_without_a_gpu(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TOY": "1", "OUT": str(tmp_path), "PYTHON": sys.executable}
     # On a machine with other work.

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import types
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from prestarted import Command
 from sentence_transformers import SentenceTransformer
 
 from gist_fast.pipeline.run_folder import clear_folder, prepare_folder
@@ -152,7 +151,7 @@ class TestRun:
         assert losses[1] == pytest.approx(losses[0], rel=1e-3)
         settings["training"]["guide_max_length"] = {"anchor": 5}
         config.write_text(yaml.safe_dump(settings))
-        refused(run(config, "--overwrite"), "guide_max_length: by column")
+        refused(run(config, "--overwrite"), "guide_max_length: expected one number")
 
     def test_settings_reach_their_places(self, run, config, tmp_path):
         result = run(
@@ -351,16 +350,7 @@ class TestDryRun:
         refused(run(config, "--dry-run"), "'guide' is missing, and the training data carry no embeddings of one")
 
 
-def start(config: Path, *overrides: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "gist_fast.cli.main", "train", str(config), *overrides],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def read_until(process: subprocess.Popen, text: bytes, seen: bytes = b"") -> bytes:
+def read_until(process: Command, text: bytes, seen: bytes = b"") -> bytes:
     """What the process says on stderr, up to and with `text`."""
     deadline = time.monotonic() + 120
     while text not in seen:
@@ -373,7 +363,7 @@ def read_until(process: subprocess.Popen, text: bytes, seen: bytes = b"") -> byt
 
 class TestCtrlC:
     def test_once_saves_and_the_run_goes_on_from_there(self, run, config, tmp_path):
-        process = start(config, "--max_steps", "1000000", "--save_strategy", "no")
+        process = Command("train", config, "--max_steps", "1000000", "--save_strategy", "no")
         seen = read_until(process, b"'loss':")
         process.send_signal(signal.SIGINT)
         out, rest = process.communicate(timeout=120)
@@ -392,7 +382,9 @@ class TestCtrlC:
         assert json.loads(result.out)["steps"] == step + 1
 
     def test_twice_stops_at_once_and_says_so(self, config, tmp_path):
-        process = start(config, "--max_steps", "1000000", "--save_strategy", "no", "--gradient_accumulation_steps", "4")
+        process = Command(
+            "train", config, "--max_steps", "1000000", "--save_strategy", "no", "--gradient_accumulation_steps", "4"
+        )
         seen = read_until(process, b"'loss':")
         process.send_signal(signal.SIGINT)
         seen = read_until(process, b"Ctrl-C again stops at once", seen)

@@ -1,7 +1,8 @@
 """Several ranks train as one process with their joined batch would: weights, losses, and what is refused.
 
-Real models, the real trainer and its real launcher (``torchrun``), gloo on the CPU. What they are held to is computed
-here in float64, in one process, by the reference backend and a hand-written step of gradient descent.
+Real models, the real trainer, the launcher behind ``torchrun`` (or itself, where the command is started), gloo on the
+CPU. What they are held to is computed here in float64, in one process, by the reference backend and a hand-written step
+of gradient descent.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from conftest import PAIRS
 from distributed_worker import GROUPS, MARGINS, load, without_dropout
 from oracle import assert_close
+from prestarted import Command, on_ranks
 
 from gist_fast import guided_contrastive_loss
 
@@ -25,11 +27,10 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun's rendezvous w
 
 BATCH, TEMPERATURE, RATE = 4, 0.1, 0.1
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node"]
-WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
-def launch(world: int, *command: object, folder: Path, launcher: list[str] = TORCHRUN) -> None:
-    """Run a Python script or ``-m module`` on `world` ranks."""
+def launch(world: int, *command: object, folder: Path, launcher: list[str]) -> None:
+    """Run ``-m module`` on `world` ranks."""
     log = folder / "log.txt"
     with log.open("w") as out:
         done = subprocess.run(
@@ -43,7 +44,9 @@ def launch(world: int, *command: object, folder: Path, launcher: list[str] = TOR
 def run_cases(world: int, cases: list[dict], folder: Path) -> list[dict]:
     """What each rank wrote about each case."""
     (folder / "cases.json").write_text(json.dumps(cases))
-    launch(world, WORKER, folder, folder=folder)
+    process = Command(folder=folder, first=on_ranks(world, "distributed_worker"))
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, (out + err).decode()[-6000:]
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from datetime import timedelta
 
@@ -15,6 +14,7 @@ from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
+from gist_fast.bench import isolated
 from gist_fast.guide_columns import share
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 from gist_fast.losses.guide import GuideEncoder
@@ -204,14 +204,14 @@ def waits(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=short)
     team = Team()
     assert Team()._group is team._group
-    value = team.first(lambda: (time.sleep(6), "done")[1])
-    both = team.together(lambda: (time.sleep(6 * rank), rank)[1])
+    value = team.first(lambda: (time.sleep(4), "done")[1])
+    both = team.together(lambda: (time.sleep(4 * rank), rank)[1])
     dist.destroy_process_group()
     assert (value, both) == ("done", [0, 1])
 
 
 def test_processes_wait_longer_than_a_step_may_take(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = isolated._context()  # forked from a process that has imported torch
     processes = [context.Process(target=waits, args=(rank, str(tmp_path))) for rank in range(2)]
     for process in processes:
         process.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 
 from gist_fast import embed_guide
+from gist_fast.bench import isolated
 from gist_fast.data.per_column import guide_prompt
 from gist_fast.guide_columns import Report, job
 from gist_fast.guide_columns.progress import Progress
@@ -217,7 +217,7 @@ def killed_while_writing(guide_path, rows, folder, survives):
 
 
 def test_a_killed_run_goes_on_where_it_was(tiny_guide, guide, encoded, pairs, tmp_path, small_windows):
-    process = multiprocessing.get_context("spawn").Process(
+    process = isolated._context().Process(
         target=killed_while_writing, args=(str(tiny_guide), pairs.to_list(), str(tmp_path), 5)
     )
     process.start()
@@ -346,7 +346,7 @@ def one_rank(rank, folder, guide_path, rows):
 def test_two_processes_give_what_one_gives(tiny_guide, guide, pairs, tmp_path, monkeypatch):
     folder = tmp_path / "two"
     folder.mkdir()
-    context = torch.multiprocessing.get_context("spawn")
+    context = isolated._context()  # forked from a process that has imported torch
     processes = [
         context.Process(target=one_rank, args=(rank, str(folder), str(tiny_guide), pairs.to_list())) for rank in (0, 1)
     ]

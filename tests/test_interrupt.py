@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from prestarted import Command, on_ranks
 from sentence_transformers import SentenceTransformer
 
 from gist_fast.pipeline.run_folder import clear_folder, prepare_folder
@@ -65,7 +66,7 @@ def torchrun(*arguments: str) -> list[str]:
     ]
 
 
-def read_until(process: subprocess.Popen, text: bytes, seen: bytes = b"") -> bytes:
+def read_until(process: subprocess.Popen | Command, text: bytes, seen: bytes = b"") -> bytes:
     """What the process says on stderr, up to and with `text`."""
     deadline = time.monotonic() + 180
     while text not in seen:
@@ -155,12 +156,15 @@ class TestOneProcess:
 
 class TestSeveralProcesses:
     @pytest.mark.parametrize(
-        ("number", "code"),
-        [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+        ("number", "code", "launched"),
+        [
+            (signal.SIGTERM, 143, lambda *command: Command(*command, first=on_ranks(2, "gist_fast.cli.main"))),
+            pytest.param(signal.SIGINT, 130, lambda *command: start(*torchrun(*command)), marks=pytest.mark.slow),
+        ],
         ids=["SIGTERM", "SIGINT"],
     )
-    def test_one_is_told_and_all_stop_after_the_same_step(self, number, code, config, tmp_path):
-        process = start(*torchrun("train", str(config)))
+    def test_one_is_told_and_all_stop_after_the_same_step(self, number, code, launched, config, tmp_path):
+        process = launched("train", str(config))
         seen = read_until(process, b"'loss':")
         ranks = [int(pid) for pid in _children(process.pid)]
         assert len(ranks) == 2

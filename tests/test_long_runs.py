@@ -8,11 +8,8 @@ import json
 import logging
 import os
 import random
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +19,7 @@ import yaml
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset, DatasetDict
+from prestarted import Command
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 from torch import nn
@@ -470,20 +468,11 @@ def config(tmp_path, pairs, tiny_student, tiny_guide):
     return path
 
 
-def command(config: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "gist_fast", "train", str(config), *overrides]
-
-
-def start(*arguments: str, **kwargs) -> subprocess.Popen:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(list(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env, **kwargs)
-
-
 def final(run: Path) -> dict[str, torch.Tensor]:
     return SentenceTransformer(str(run / "final"), device="cpu").state_dict()
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
+def wait_for(condition, process: Command) -> None:
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
@@ -501,7 +490,7 @@ def kill_and_resume(config: Path, run: Path, run_command, moments: random.Random
         done = folders.step_of(last_whole(run)) if resume else 0
         if not resume:
             shutil.rmtree(run, ignore_errors=True)
-        process = start(*command(config, *options, *resume))
+        process = Command("train", config, *options, *resume)
         try:
             wait_for(
                 lambda done=done: run.is_dir() and any(folders.step_of(path) > done for path in whole_checkpoints(run)),
@@ -514,9 +503,7 @@ def kill_and_resume(config: Path, run: Path, run_command, moments: random.Random
                 wait_for((run / UNFINISHED).is_dir, process)
                 time.sleep(moments.random() * 0.02)
         finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            process.stderr.close()
+            process.kill()
         while_saving += (run / UNFINISHED).is_dir()
         if (run / "final").is_dir():
             break
@@ -533,7 +520,7 @@ def test_a_killed_run_ends_the_same(config, tmp_path, run_command):
     assert_bitwise(final(tmp_path / "killed"), final(tmp_path / "whole"))
     # And in the middle of saving: of the seventh checkpoint, each of which takes five calls of torch.save.
     run = tmp_path / "killed while saving"
-    process = start(sys.executable, "-c", DIES_WHILE_SAVING, "train", str(config), "--output_dir", str(run))
+    process = Command("train", config, "--output_dir", run, first=DIES_WHILE_SAVING)
     _, err = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, err.decode()
     assert (run / UNFINISHED / "checkpoint-7" / "optimizer.pt").is_file()
@@ -546,7 +533,7 @@ def test_a_killed_run_ends_the_same(config, tmp_path, run_command):
 
 
 DIES_WHILE_SAVING = """
-import os, signal, sys, torch
+import os, signal, torch
 save, calls = torch.save, 0
 def dies(*args, **kwargs):
     global calls
@@ -555,8 +542,6 @@ def dies(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return save(*args, **kwargs)
 torch.save = dies
-from gist_fast.cli.main import run
-sys.exit(run(sys.argv[1:]))
 """
 
 
@@ -580,11 +565,8 @@ def test_a_run_killed_again_and_again_ends_the_same(config, tmp_path, run_comman
 
 def test_a_file_that_may_not_grow_any_more(config, tmp_path):
     """The system itself refuses to write the optimizer, which is larger than the model, in the middle of it."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
-    process = start(*command(config), preexec_fn=limit)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
+    process = Command("train", config, first=limit)
     _, err = process.communicate(timeout=240)
     last = err.decode().strip().splitlines()[-1]
     assert process.returncode == 1

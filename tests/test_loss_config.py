@@ -16,7 +16,7 @@ import pytest
 
 from gist_fast import GISTTrainingArguments, guided_contrastive_loss
 from gist_fast.config.schema import loss_settings
-from gist_fast.functional.loss_config import LossConfig, LossKeywords, LossSettings, check_setting, help_of
+from gist_fast.functional.loss_config import LossConfig, LossSettings, check_setting, help_of
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 
 ROOT = Path(__file__).parents[1]
@@ -117,15 +117,6 @@ def test_a_config_is_checked_before_torch_is_loaded():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "torch" not in done.stdout.split() and "gist_fast.functional.values" in done.stdout.split()
-
-
-def test_what_type_checkers_see_of_the_losses_is_what_they_take():
-    hints, seen = typing.get_type_hints(LossConfig), typing.get_type_hints(LossKeywords)
-    assert seen.keys() == {f.name for f in fields(LossConfig) if f.kw_only}
-    lists = {"matryoshka_dims", "matryoshka_weights"}  # of which a loss takes any sequence
-    assert {name: hints[name] for name in seen if name not in lists} == {
-        n: h for n, h in seen.items() if n not in lists
-    }
 
 
 def test_every_field_has_help():

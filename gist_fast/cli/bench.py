@@ -72,7 +72,7 @@ def bench(
     with only_results_on_stdout(), interruptible(done, sigterm=True) as ctrl_c:
         _check(device, dtype, seconds, report, overwrite)
         from gist_fast.bench.run import BUDGETS, run, suites_named
-        from gist_fast.bench.suite import Plan
+        from gist_fast.bench.suite import Scope
         from gist_fast.runtime.environment import device_name
 
         place, extent = _device(device), _scale(scale, quick)
@@ -83,7 +83,7 @@ def bench(
         budget = seconds or BUDGETS[extent]
         results = run(
             chosen,
-            Plan(given, place, dtype, extent),
+            Scope(given, place, dtype, extent),
             command=shlex.join(["gist-fast", *sys.argv[1:]]),
             budget=budget,
             say=note,

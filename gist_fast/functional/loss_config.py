@@ -5,8 +5,8 @@
 section ``loss``, the record of a run and the model card are made from them. Without torch, which a configuration is
 read before.
 
-To add a setting, add a field here, its row in ``docs/variants.md``, and what it does to the reference and to each
-backend.
+To add a setting, add a field here, and its type to `SharedKeywords` or `LossKeywords`; its row in ``docs/variants.md``; and what it does
+to the reference and to each backend.
 """
 
 from __future__ import annotations
@@ -169,16 +169,14 @@ class LossSettings:
 class LossConfig(LossSettings):
     """The settings of one loss, checked and frozen; `dataclasses.replace` makes a changed one.
 
-    Example:
-        >>> LossConfig(margin=0.05, mask_ties=True).recorded()["mask_ties"]
-        True
-        >>> LossConfig(margin_strategy="relativ")
-        Traceback (most recent call last):
-        gist_fast.runtime.errors.InputError: margin_strategy: expected 'absolute' or 'relative', got 'relativ'.
-
     Raises:
         TypeError: a value is of a wrong type.
         ValueError: a value is out of range, or makes no sense together with another.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> replace(LossConfig(temperature=0.05), mask_ties=True).mask_ties
+        True
     """
 
     _: KW_ONLY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from gist_fast.pipeline.attention import Attention, choose_attention
 from gist_fast.pipeline.datasets import check_run, describe, load_sources, with_guide_columns
 from gist_fast.pipeline.models import add_lora, check_lora, check_model, load_configured
 from gist_fast.pipeline.run_folder import prepare_folder
+from gist_fast.profiling.run import profiling_arguments
 from gist_fast.runtime.errors import InputError
 from gist_fast.training.loss_checks import check_loss_settings, check_self_guiding
 from gist_fast.training.trainer import GISTTrainer
@@ -124,6 +126,24 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
         evaluator=None if config.evaluation is None else configured_evaluator(config.evaluation),
         models=models,
     )
+
+
+def prepare_profile(config: TrainConfig, *, steps: int, warmup: int, folder: Path) -> RunPlan:
+    """As `gist_fast.pipeline.prepare`, for `gist_fast.profiling.profile_training`: nothing is evaluated or saved.
+
+    Args:
+        folder: where the trainer may write, an empty one. The run's own folder is not even looked at: it may hold a
+            run, or not exist.
+
+    Raises:
+        InputError: several processes were started, or as `prepare` says.
+    """
+    config = dataclasses.replace(config, arguments={**config.arguments, "output_dir": str(folder)})
+    plan = prepare(config)
+    if plan.arguments.world_size > 1:
+        raise InputError(f"profile: expected one process, got {plan.arguments.world_size}; start it without torchrun.")
+    arguments = config.training_arguments(**profiling_arguments(steps, warmup, folder))
+    return dataclasses.replace(plan, arguments=arguments, eval=None, evaluator=None)
 
 
 def make_trainer(plan: RunPlan) -> GISTTrainer:
