@@ -1,13 +1,14 @@
 """What a step adds to its inputs at its peak, counted while the very code runs that runs on a GPU.
 
-Tensors are fake: they have shapes and storages, and no memory. Kernels are stubbed, which allocate nothing. What an
-operation of torch's allocates inside itself is not seen; on a GPU that is cuBLAS's workspace, some 32 MiB.
+Tensors are fake: they have shapes and storages, and no memory. Kernels are recorded, and neither run nor allocate
+anything. What an operation of torch's allocates inside itself is not seen; on a GPU that is cuBLAS's workspace, some
+32 MiB.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
-from gist_fast.kernels import forward as forward_pass
-from gist_fast.kernels import groups, masks, owned, staged, unpack
+from gist_fast.kernels import staged, unpack
+from gist_fast.kernels.launch import record_launches
 
 from gist_fast.functional import operands, operator, triplet
 from gist_fast.functional.backends import triton
@@ -63,13 +64,6 @@ class Peak(TorchDispatchMode):
         return out
 
 
-class NoKernel:
-    """Stands for a kernel; any grid will do."""
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *arguments, **options: None
-
-
 def add_product_apart(total: Tensor, a: Tensor, b: Tensor) -> None:
     """The dearer of the two ways of a GPU: the product apart, in float32."""
     total.add_(torch.empty(a.shape[0], b.shape[1]))
@@ -77,22 +71,12 @@ def add_product_apart(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 @pytest.fixture
 def no_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for module, names in (
-        (forward_pass, ("forward_kernel", "fold_kernel")),
-        (groups, ("groups_kernel",)),
-        (masks, ("masks_kernel",)),
-        (staged, ("coefficients_kernel",)),
-        (owned, ("owned_kernel",)),
-        (unpack, ("unpack_kernel",)),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, NoKernel())
     # They are tensors of a CPU, since a torch without CUDA cannot cut up those of a GPU. What a CPU would do besides:
     # look for numbers that are not finite, and multiply half types in float32.
     monkeypatch.setattr(operands, "_check_finite", lambda *_: None)
     for module in (staged, unpack):
         monkeypatch.setattr(module, "add_product", add_product_apart)
-    with FakeTensorMode():
+    with FakeTensorMode(), record_launches():
         yield
 
 
@@ -147,8 +131,8 @@ VARIANTS = {
         {"config": LossConfig(margin=0.05, hardness_mode="in_batch_negatives", hardness_strength=5.0)},
         GB,
     ),
-    # Of each narrower width: its operands, and gradients in float32 that are summed in float32.
-    "a ladder": ({"widths": (384, 192, 96)}, 1.8 * GB),
+    # Of each narrower dim: its operands, and gradients in float32 that are summed in float32.
+    "Matryoshka dims": ({"widths": (384, 192, 96)}, 1.8 * GB),
 }
 
 

@@ -5,8 +5,8 @@
 section ``loss``, the record of a run and the model card are made from them. Without torch, which a configuration is
 read before.
 
-To add a setting, add a field here, its row in ``docs/variants.md``, and what it does to the reference and to each
-backend.
+To add a setting, add a field here, and its type to `LossKeywords`; its row in ``docs/variants.md``; and what it does
+to the reference and to each backend.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, Field, FrozenInstanceError, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from gist_fast.functional.values import check_choice, check_flags, check_number, is_number, one_of
 from gist_fast.runtime.errors import InputError, InputTypeError, nearest
@@ -159,6 +159,29 @@ class LossSettings:
         return {f.name: getattr(self, f.name) for f in fields(LossSettings)}
 
 
+class LossKeywords(TypedDict, total=False):
+    """The settings that losses take by name alone, for type checkers; `LossConfig` says what each is."""
+
+    self_guided: bool
+    mask_ties: bool
+    row_margins: bool
+    groups: Groups | None
+    hard: bool
+    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None
+    hardness_strength: float
+    triplet_margin: float | None
+    matryoshka_dims: Sequence[int] | None
+    matryoshka_weights: Sequence[float] | None
+    learn_temperature: bool
+    temperature_min: float
+    temperature_max: float
+    gather_guide_dtype: Literal["float16", "bfloat16"] | None
+    guide_cache: bool
+    backend: Backend
+    mask_bits: Literal["auto", "keep", "recompute"]
+    guided: bool
+
+
 @dataclass
 class LossConfig(LossSettings):
     """The settings of one loss, checked and frozen; `dataclasses.replace` makes a changed one.
@@ -166,6 +189,11 @@ class LossConfig(LossSettings):
     Raises:
         TypeError: a value is of a wrong type.
         ValueError: a value is out of range, or makes no sense together with another.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> replace(LossConfig(temperature=0.05), mask_ties=True).mask_ties
+        True
     """
 
     guided: bool = setting(True, "Whether there is a guide of any kind. False: all in-batch negatives count.")

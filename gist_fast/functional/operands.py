@@ -32,6 +32,7 @@ from torch import Tensor
 
 from gist_fast.functional.blocks import ANCHORS, POSITIVES, Block
 from gist_fast.functional.loss_config import LossConfig
+from gist_fast.kernels.precision import multiplies_in_tf32
 from gist_fast.runtime.errors import InputError
 
 ZERO_NORM = 1e-12
@@ -389,16 +390,6 @@ def _as_multiplied(unit: Tensor) -> Tensor:
         # TF32 keeps 10 of float32's 23 mantissa bits: add half of the last kept one, and cut.
         return ((unit.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
     return unit
-
-
-def multiplies_in_tf32() -> bool:
-    """Whether torch's own setting has float32 matrices of a CUDA device multiplied in TF32.
-
-    Where that was set through ``fp32_precision`` (since torch 2.9), reading the older ``allow_tf32`` raises.
-    """
-    matmul = torch.backends.cuda.matmul
-    precision = getattr(matmul, "fp32_precision", None)
-    return matmul.allow_tf32 if precision is None else precision == "tf32"
 
 
 def pieces(x: Tensor) -> Iterator[slice]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from torch import Tensor
 
+from gist_fast.functional.loss_config import LossKeywords
 from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.guide import take_guide_inputs
 from gist_fast.losses.micro_batches import EXTENTS
@@ -53,7 +54,7 @@ class GISTEmbedLoss(GuidedLoss):
         contrast_anchors: bool = True,
         contrast_positives: bool = True,
         gather_across_devices: bool = False,
-        **settings: Any,
+        **settings: Unpack[LossKeywords],
     ) -> None:
         super().__init__(
             model,
