@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRIEVAL_METRICS = ("ndcg@10", "mrr@10", "accuracy@1", "recall@10", "map@100")
-METRICS = (
-    *RETRIEVAL_METRICS,
-    "triplet_accuracy",
-    *("sts_spearman", "sts_pearson"),
-    *("pair_accuracy", "pair_f1", "pair_ap"),
-)
+_OTHER_METRICS = ("triplet_accuracy", "sts_spearman", "sts_pearson", "pair_accuracy", "pair_f1", "pair_ap")
+METRICS = (*RETRIEVAL_METRICS, *_OTHER_METRICS)
 ID_NAMES = ("id", "_id")
 QUERY_ID_NAMES = ("query_id", "query-id", "qid")
 DOCUMENT_ID_NAMES = ("document_id", "corpus_id", "corpus-id", "doc_id")
@@ -126,11 +122,9 @@ def load_retrieval(queries: str | Path, corpus: str | Path, relevant: str | Path
             found.setdefault(query, set()).add(document)
     if not found:
         raise InputError(f"{path}: names no relevant document; at least one row of a score above 0 is needed.")
-    without = len(texts[queries]) - len(found)
-    if without:
-        logger.info(
-            "%s: %d of %d queries have no relevant document and are left out", queries, without, len(texts[queries])
-        )
+    asked = len(texts[queries])
+    if without := asked - len(found):
+        logger.info("%s: %d of %d queries have no relevant document and are left out", queries, without, asked)
     return Retrieval(texts[queries], texts[corpus], found)
 
 
@@ -147,9 +141,8 @@ def retrieval_from_pairs(dataset: Dataset) -> Retrieval:
         query = queries.setdefault(anchor, f"q{len(queries)}")
         document = corpus.setdefault(positive, f"d{len(corpus)}")
         relevant.setdefault(query, set()).add(document)
-    return Retrieval(
-        {key: text for text, key in queries.items()}, {key: text for text, key in corpus.items()}, relevant
-    )
+    texts_by_key = [{key: text for text, key in texts.items()} for texts in (queries, corpus)]
+    return Retrieval(*texts_by_key, relevant)
 
 
 def make_evaluator(
@@ -283,13 +276,10 @@ def _load_triplets(source: SourceConfig) -> Dataset:
 
 
 def _texts_by_id(path: Path) -> dict[str, str]:
-    table = read_file(
-        path,
-        lambda names: [
-            Column(_one_of(ID_NAMES, names, path), "id", "id"),
-            Column(_one_of(("text",), names, path), "text"),
-        ],
-    )
+    def choose(names: list[str]) -> list[Column]:
+        return [Column(_one_of(ID_NAMES, names, path), "id", "id"), Column(_one_of(("text",), names, path), "text")]
+
+    table = read_file(path, choose)
     texts: dict[str, str] = {}
     for row, (identity, text) in enumerate(zip(*table.to_pydict().values(), strict=True), 1):
         if identity in texts:

@@ -4,15 +4,12 @@ A frozen guide gives a text the same embedding in every step and epoch, so each 
 things are kept under ``cache_dir``, in one folder for each guide (weights, modules, tokenizer), prompt, maximum length
 and type of number:
 
-- a *store* of embeddings by the text's digest (`store`): shards that are written while the guide works, never changed
-  and only added to. A killed run loses what its last shard does not hold, half a minute's work; a dataset that grew,
+- a *store* of embeddings by the text's digest (`store`). A killed run loses half a minute's work; a dataset that grew,
   was shuffled, cut, or had its columns renamed finds its texts there;
-- a *column file* for each column (`column_files`): the embeddings row by row, memory-mapped by ``datasets``. It is
-  named after the column's texts in their order, so that for an unchanged column neither the store nor the guide is
-  asked.
+- a *column file* for each column (`column_files`), named after the column's texts in their order, so that for an
+  unchanged column neither the store nor the guide is asked.
 
-Both are written beside their place and moved there when whole. Both carry checksums that are compared before use: what
-is damaged is named, set aside, and computed again.
+Both carry checksums that are compared before use: what is damaged is named, set aside, and computed again.
 
 Processes of one job (``torchrun``, ``accelerate launch``) share the texts window by window. The windows do not depend
 on how many processes there are, so the batches, and with them the numbers, are those of one process. The processes must
@@ -89,7 +86,8 @@ def embed_guide(
         >>> embed_guide(pairs, guide, cache_dir="cache", show_progress_bar=False).column_names
         ['anchor', 'positive', 'anchor_guide_embedding', 'positive_guide_embedding']
     """
-    check_arguments(dataset, guide, batch_size, batch_tokens, max_length, dtype, cache_dir)
+    counts = {"batch_size": batch_size, "batch_tokens": batch_tokens, "max_length": max_length}
+    check_arguments(dataset, guide, dtype, cache_dir, counts)
     if not isinstance(report, Report | None):
         raise wrong_type("report", "a gist_fast.guide_columns.Report", report)
     prompt_of = column_prompts(dataset, guide, columns, prompts)

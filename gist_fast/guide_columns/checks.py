@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
@@ -24,17 +24,11 @@ DTYPES = {"float16": np.float16, "float32": np.float32}
 def check_arguments(
     dataset: Dataset,
     guide: SentenceTransformer,
-    batch_size: int | None,
-    batch_tokens: int | None,
-    max_length: int | None,
     dtype: str,
     cache_dir: str | os.PathLike | None,
+    counts: dict[str, Any],
 ) -> None:
-    """
-    Raises:
-        ValueError: as `embed_guide` says.
-        TypeError: likewise.
-    """
+    """Raise as `embed_guide` says; `counts` are its whole numbers by name."""
     if not isinstance(dataset, Dataset):
         raise InputTypeError(
             f"dataset: expected a datasets.Dataset, which is one split, all of it here, got {type(dataset).__name__}."
@@ -43,12 +37,12 @@ def check_arguments(
     check_one_route(guide)
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(map(repr, DTYPES))}, got {dtype!r}.")
-    for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens), ("max_length", max_length)):
+    for name, value in counts.items():
         if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
             raise wrong_type(name, "a whole number of at least 1, or None", value)
         if value is not None and value < 1:
             raise InputError(f"{name}: expected at least 1, or None, got {value}.")
-    check_positions("max_length", max_length, guide)
+    check_positions("max_length", counts["max_length"], guide)
     if not isinstance(cache_dir, str | os.PathLike | None):
         raise wrong_type("cache_dir", "the path of a folder, or None", cache_dir)
     if len(dataset) == 0:
@@ -96,8 +90,7 @@ def column_prompts(
 
     Raises:
         TypeError: `columns` is no list of names, or `prompts` neither a text nor texts by column.
-        ValueError: there is no such column, or none to embed; one is named twice, or has embeddings already; a prompt
-            is for none of them, or whether it holds queries is unclear.
+        ValueError: as `embed_guide` says; a prompt is for none of the columns, or whether one holds queries is unclear.
     """
     texts = [c for c, f in dataset.features.items() if getattr(f, "dtype", None) in ("string", "large_string")]
     _check_names(columns)

@@ -101,13 +101,11 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
         InputError: a file, a model, a setting, or some of these together cannot be used.
     """
     checkpoint = prepare_folder(config.output_dir, resume=resume, overwrite=overwrite)
-    more: dict[str, Any] = {}
     if config.arguments.get("resume_from_checkpoint"):
         raise InputError("training.resume_from_checkpoint: the command continues a run with --resume instead.")
-    if (config.data.eval or config.evaluation) and "eval_strategy" not in config.arguments:
-        # What to evaluate on was given, so evaluate.
-        more["eval_strategy"] = "epoch"
-    arguments = config.training_arguments(**more)
+    # Where it was given what to evaluate on, evaluate.
+    unsaid = (config.data.eval or config.evaluation) and "eval_strategy" not in config.arguments
+    arguments = config.training_arguments(**({"eval_strategy": "epoch"} if unsaid else {}))
     models = {"student": check_model(config.student.path, "student")}
     if config.student.lora:
         check_lora()

@@ -6,20 +6,7 @@ itself, so that they reach the progress bar, TensorBoard, the log history and al
 another trainer they add what they know to the log of their own process: `DeviceCallback` all but the energy a pair,
 `ThroughputCallback` nothing, because it is not told of the batches.
 
-==========================  ==========================================================================================
-figure                      meaning; of all processes together, unless it says otherwise
-==========================  ==========================================================================================
-``pairs_per_second``        rows (an anchor with its positive and negatives) a second since the last log, evaluations
-                            and saving not counted
-``tokens_per_second``       tokens of these rows that the student reads, without padding; each once, though gradient
-                            caching reads it twice
-``gpu_allocated_peak_mib``  the most that tensors took since the process began; of the process with the most
-``gpu_reserved_peak_mib``   the most that torch reserved; likewise
-``process_memory_mib``      memory that the processes hold now
-``gpu_power_w``             mean power of the cards since the last log (at this moment, where a card counts no energy)
-``gpu_energy_j``            energy of the cards since the last log
-``energy_per_pair_j``       that energy by pairs, evaluations and saving included
-==========================  ==========================================================================================
+``docs/long-runs.md`` says what each figure means.
 """
 
 from __future__ import annotations

@@ -121,17 +121,14 @@ class GISTDataCollator(SentenceTransformerDataCollator):
                 batch[f"{column}_{EXTENTS}"] = extents(own)
         if self.tokenize_for_guide is not None:
             texts = {c: [row[c] for row in rows] for c in columns}
-            name = rows[0].get("dataset_name")
-            batch.update(_distinct_for_guide(self.tokenize_for_guide, texts, skip=embeddings, dataset=name))
+            batch.update(_distinct_for_guide(self.tokenize_for_guide, texts, embeddings, self._dataset))
         return batch
 
     def _beside_texts(self, row: dict[str, Any]) -> list[str]:
         """Columns that hold a row's group or margin."""
         found = []
-        for name, wanted, remedy in (
-            (GROUP, self.groups == "column", "groups='column'"),
-            (MARGIN, self.row_margins, "row_margins=True"),
-        ):
+        columns = (GROUP, self.groups == "column", "groups='column'"), (MARGIN, self.row_margins, "row_margins=True")
+        for name, wanted, remedy in columns:
             if wanted and name not in row:
                 raise InputError(f"{name}: the loss has {remedy}, and the dataset no column {name!r}.")
             # A text may be called so too.
@@ -206,9 +203,8 @@ def _refuse_missing(features: list[dict[str, Any]], column: str) -> None:
 
 def _stack(rows: list[Any], column: str) -> Tensor:
     """``[B, G]`` in the type the dataset holds."""
-    widths = {len(row) for row in rows}
-    if len(widths) > 1:
-        bad = next(i for i, row in enumerate(rows) if len(row) != len(rows[0]))
+    bad = next((i for i, row in enumerate(rows) if len(row) != len(rows[0])), None)
+    if bad is not None:
         raise InputError(
             f"{column}: row {bad} of the batch has {len(rows[bad])} numbers and row 0 has {len(rows[0])}; all guide "
             "embeddings have one width."

@@ -8,9 +8,8 @@ each of those one number is kept: the first batch that it may still go to.
 First-fit alone can leave rows with frequent texts for batches past the last one, which a trainer never reaches. Those
 are swapped in at the end.
 
-With ``drop_last`` only full batches count, and how many there are depends on the order of the rows. But a trainer asks
-once how many batches an epoch has, plans its steps by that, and resumes by counting. So an epoch that falls short of
-the first one is completed with rows that it has already.
+With ``drop_last`` only full batches count, and how many there are depends on the order of the rows. But a trainer plans
+its steps by the first epoch, and resumes by counting. So one that falls short is completed with rows that it has.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ MOST_TRIES = 256
 class NoDuplicatesBatchSampler(DefaultBatchSampler):
     """Batches in which no text stands twice, in whatever columns.
 
-    Every epoch has as many batches as the length says: with ``drop_last`` as many as the first one fills. Rows that
-    cannot be placed (a text in more rows than there are batches) are counted in a warning; a row stands in two batches
-    only where a later epoch with ``drop_last`` would otherwise have fewer, and the warning counts those too. Labels,
-    guide embeddings and the dataset's name are not compared; a text that occurs twice in one row is no hindrance.
+    Every epoch has as many batches as the length says: with ``drop_last`` as many as the first one fills. A warning
+    counts the rows that cannot be placed (a text in more rows than there are batches), and those that stand in two
+    batches of a later epoch. Labels, guide embeddings and the dataset's name are not compared; a text that occurs twice
+    in one row is no hindrance.
 
     The plan depends on texts, batch size, seed and epoch alone. It is sentence-transformers' own wherever that has as
     many batches in one pass as its length says. There are differences where it has not: its additional batches of few
@@ -151,24 +150,15 @@ class NoDuplicatesBatchSampler(DefaultBatchSampler):
         rows, in_batches = len(self.dataset), int(batches.ends[count])
         placed = len(np.unique(batches.rows[:in_batches])) if batches.repeats else in_batches
         last = rows % self.batch_size if self.drop_last else 0
-        if (rows - placed > last or placed < in_batches) and self._texts is not None:
-            row, times = self._texts.most_frequent
+        if rows - placed > last or placed < in_batches:
+            row, times = self._read().most_frequent
+            dropped = f" ({last} of them since drop_last leaves out the last batch)" if last else ""
+            again = f", and rows are taken {in_batches - placed} times more than once, to fill as many batches as the "
+            again = f"{again}first epoch" if placed < in_batches else ""
             logger.warning(
-                "Epoch %d: %d of %d rows are left out%s%s, so that no text stands twice in a batch; %d batches of at "
-                "most %d rows were planned, and the most frequent text (of row %d) is in %d rows. A smaller batch size "
-                "would place more.",
-                self.epoch,
-                rows - placed,
-                rows,
-                f" ({last} of them since drop_last leaves out the last batch)" if last else "",
-                f", and rows are taken {in_batches - placed} times more than once, to fill as many batches as the "
-                "first epoch"
-                if placed < in_batches
-                else "",
-                count,
-                self.batch_size,
-                row,
-                times,
+                f"Epoch {self.epoch}: {rows - placed} of {rows} rows are left out{dropped}{again}, so that no text "
+                f"stands twice in a batch; {count} batches of at most {self.batch_size} rows were planned, and the "
+                f"most frequent text (of row {row}) is in {times} rows. A smaller batch size would place more."
             )
 
 

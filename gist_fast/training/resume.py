@@ -9,8 +9,6 @@ the step, from which the place in the epoch follows. What they lack is added her
   processes goes on in a later one;
 - an evaluation that was due after the very step of the checkpoint;
 - and an evaluation draws no random numbers from training, so that neither its presence nor its repetition shows.
-
-A mixin, so that the trainer's own file stays about the guide.
 """
 
 from __future__ import annotations
@@ -148,16 +146,10 @@ class LongRunMixin(_Trainer):
     def _evaluate_what_was_due(self, now: dict[str, Any]) -> None:
         """Evaluate after the step of the checkpoint, where that ended an epoch and the run did not get there."""
         step = self.state.global_step
-        due = (
-            self.args.eval_strategy == IntervalStrategy.EPOCH
-            and step > 0
-            and now.get("steps_trained_in_current_epoch") == 0
-            and self.args.eval_delay <= (self.state.epoch or 0)
-        )
-        if not due or any(
-            entry.get("step") == step and any(key.startswith("eval_") for key in entry)
-            for entry in self.state.log_history
-        ):
+        at_end = step > 0 and now.get("steps_trained_in_current_epoch") == 0
+        due = self.args.eval_strategy == IntervalStrategy.EPOCH and self.args.eval_delay <= (self.state.epoch or 0)
+        logged = [key for entry in self.state.log_history if entry.get("step") == step for key in entry]
+        if not (at_end and due) or any(key.startswith("eval_") for key in logged):
             return
         trial = now.get("trial")
         metrics = self._evaluate(trial, now.get("ignore_keys_for_eval"))
@@ -258,10 +250,9 @@ def _own_tensors(loss: Any, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             # The student by its place in a loss: a wrapper that shards it may hold tensors of its own.
             continue
         parameters = [(n, p) for n, p in module.named_parameters(recurse=False) if p.requires_grad]
-        lasting = [
-            (n, b) for n, b in module.named_buffers(recurse=False) if n not in module._non_persistent_buffers_set
-        ]
-        yield from ((f"{name}.{n}", t) for n, t in (*parameters, *lasting) if id(t) not in of_model)
+        passing = module._non_persistent_buffers_set
+        buffers = [(n, b) for n, b in module.named_buffers(recurse=False) if n not in passing]
+        yield from ((f"{name}.{n}", t) for n, t in (*parameters, *buffers) if id(t) not in of_model)
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
