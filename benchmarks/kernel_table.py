@@ -1,6 +1,6 @@
 """What the compiler makes of the kernels, as ``docs/kernels.md`` shows it: ``python -m benchmarks.kernel_table``.
 
-Compiles them for bf16 and the widths below, which takes some minutes and no card, keeps the figures in
+Compiles them for bf16 and the dims below, which takes some minutes and no card, keeps the figures in
 ``benchmarks/results/compiler/kernels.json`` and writes both tables into the document. Nothing in them is measured.
 """
 
@@ -11,17 +11,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gist_fast.kernels.compile_report import Compiled
 from gist_fast.kernels.config import HALF
-from gist_fast.kernels.report import Compiled, report
 
 from benchmarks.loss_cpu import RESULTS
 from benchmarks.machine import machine
 from benchmarks.marks import put
 from gist_fast.bench.tables import markdown
+from gist_fast.functional.backends.kernel_variants import report
 
 DOCS = Path(__file__).parent.parent / "docs" / "kernels.md"
 FILE = RESULTS / "compiler" / "kernels.json"
-WIDTH, GUIDE_WIDTH = 384, 1024
+DIM, GUIDE_DIM = 384, 1024
 GENERATIONS = {"sm_90": "HGMMA", "sm_80": "HMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 """Those of the first table, with the name of their matrix instructions."""
 KERNELS = {
@@ -29,36 +30,38 @@ KERNELS = {
     "forward_symmetric": "forward, symmetric",
     "masks": "masks",
     "masks_symmetric": "masks, symmetric",
-    "staged": "coefficients",
-    "staged_symmetric": "coefficients, symmetric",
+    "staged": "dlogits",
+    "staged_symmetric": "dlogits, symmetric",
     "owned_rows": "owned rows",
     "owned_columns": "owned columns",
     "owned_symmetric": "owned, symmetric",
 }
 """Those of the first table, by the report's name."""
 VARIANTS = {
-    "forward, groups": ("forward", " grouped"),
-    "forward, hard": ("forward", " hard"),
-    "forward, groups without a guide": ("forward", " of groups"),
+    "forward, groups": ("forward", " initial mask"),
+    "forward, student thresholds": ("forward", " unguided, initial mask, student thresholds"),
+    "forward, groups without a guide": ("forward", " unguided, initial mask"),
     "forward, a student that guides itself": ("forward", " self-guided"),
-    "forward, the same with groups": ("forward", " self-guided grouped"),
-    "forward, no guide": ("forward", " unguided"),
-    "forward, no guide, all logits boosted": ("forward", " unguided boosted"),
-    "forward, an own negative otherwise, guide": ("forward", " differently boosted"),
-    "forward, an own negative otherwise, hard": ("forward", " hard, differently boosted"),
-    "forward, an own negative otherwise, no guide": ("forward", " unguided, differently boosted"),
-    "forward, a narrower width that reads bits": ("forward", " given"),
-    "masks, groups": ("masks", " grouped"),
-    "masks, floors": ("masks", " hard"),
+    "forward, the same with groups": ("forward", " self-guided, initial mask"),
+    "forward, no guide": ("forward", " unguided, no mask, not counted"),
+    "forward, no guide, all logits scaled": ("forward", " unguided, scaled, no mask, not counted"),
+    "forward, own-negative scale, guide": ("forward", " own-negative scale"),
+    "forward, own-negative scale, student thresholds": (
+        "forward", " unguided, initial mask, student thresholds, own-negative scale",
+    ),
+    "forward, own-negative scale, no guide": ("forward", " unguided, own-negative scale, no mask, not counted"),
+    "forward, a narrower dim that reads the mask": ("forward", " unguided, initial mask, not counted"),
+    "masks, groups": ("masks", " initial mask"),
+    "masks, student thresholds": ("masks", " unguided, initial mask, student thresholds"),
     "groups, no product": ("groups", ""),
-    "coefficients, all boosted": ("staged", " boosted"),
-    "coefficients, an own negative otherwise": ("staged", " differently boosted"),
-    "owned rows, boosted": ("owned_rows", " boosted"),
-    "owned columns, boosted": ("owned_columns", " boosted"),
+    "dlogits, all logits scaled": ("staged", " scaled"),
+    "dlogits, own-negative scale": ("staged", " own-negative scale"),
+    "owned rows, own-negative scale": ("owned_rows", " own-negative scale"),
+    "owned columns, own-negative scale": ("owned_columns", " own-negative scale"),
     "unpack, no product": ("unpack", ""),
-    "fold, no product": ("fold", ""),
-}
-"""Those of the second table: kernel and variant by the report's names. A symmetric part's stands beside."""
+    "reduce, no product": ("reduce", ""),
+}  # fmt: skip
+"""Those of the second table: kernel and variant by the report's names. A symmetric rectangle's stands beside."""
 VARIANTS_OF = "sm_90"
 
 
@@ -66,14 +69,14 @@ def compiled() -> Iterator[Compiled]:
     """All kernels of all variants for the generation of the second table; the plain ones for the others."""
     for generation in GENERATIONS:
         every = generation == VARIANTS_OF
-        yield from report(generation, width=WIDTH, guide_width=GUIDE_WIDTH, every=every, size=HALF)
+        yield from report(generation, dim=DIM, guide_dim=GUIDE_DIM, every=every, size=HALF)
 
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """Both, by the names of their marks."""
     found = {(kernel["target"], kernel["kernel"]): kernel for kernel in results["kernels"]}
     about = (
-        f"bf16, D {WIDTH}, G {GUIDE_WIDTH}; triton {results['triton']}, gist_fast {results['gist_fast']} at "
+        f"bf16, D {DIM}, G {GUIDE_DIM}; triton {results['triton']}, gist_fast {results['gist_fast']} at "
         f"{results['commit']}; `python -m benchmarks.kernel_table`. Compiled, not measured."
     )
     heads = [f"{target}: registers, programs, {name}, bound" for target, name in GENERATIONS.items()]
@@ -81,7 +84,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         [name, *(_cell(found[target, kernel], matrix=True) for target in GENERATIONS)]
         for kernel, name in KERNELS.items()
     ]
-    sides = [f"variant on {VARIANTS_OF}", "plain part: registers, programs", "symmetric part"]
+    sides = [f"variant on {VARIANTS_OF}", "plain rectangle: registers, programs", "symmetric rectangle"]
     others = []
     for name, (kernel, variant) in VARIANTS.items():
         both = [found.get((VARIANTS_OF, f"{kernel}{side}{variant}")) for side in ("", "_symmetric")]

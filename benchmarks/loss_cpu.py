@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import command, machine, measured_on, told
+from benchmarks.machine import command, machine, measured_on, quartiles, told
 from gist_fast.bench.cases import LossCase, WrongResult
 from gist_fast.bench.loss import LossSuite, matmul
 from gist_fast.bench.peers import OURS
@@ -66,7 +66,7 @@ def against_plain(rounds: int) -> dict:
         "rows": case.rows,
         "seconds": times["ours"].median,
         "seconds_plain": times["plain"].median,
-        "speedup": times["plain"].ratio_to(times["ours"]),
+        "speedup": quartiles(times["plain"], times["ours"]),
         "share_of_sgemm": [share.low, share.median, share.high],
         "sgemm_gflops": work / times["sgemm"].median / 1e9,
     }
@@ -82,7 +82,7 @@ def against_sentence_transformers(rounds: int) -> dict:
         "rows": case.rows,
         "seconds": times["ours"].median,
         "seconds_theirs": times["theirs"].median,
-        "speedup": times["theirs"].ratio_to(times["ours"]),
+        "speedup": quartiles(times["theirs"], times["ours"]),
         "memory": memory_ours,
         "memory_theirs": memory_theirs,
     }
@@ -91,7 +91,7 @@ def against_sentence_transformers(rounds: int) -> dict:
 def bfloat16(rounds: int) -> dict:
     """B 4096: bfloat16 embeddings against float32 ones."""
     times = seconds({dtype: (LossCase(4096, dtype=dtype), OURS) for dtype in ("bfloat16", "float32")}, rounds)
-    speedup = times["float32"].ratio_to(times["bfloat16"])
+    speedup = quartiles(times["float32"], times["bfloat16"])
     return {"rows": 4096, "cpu_has_bfloat16": _cpu_has_bf16(), "speedup": speedup}
 
 
@@ -105,7 +105,7 @@ def matryoshka(rounds: int) -> list[dict]:
         times = seconds(every, rounds)
         for dims in DIMS:
             about = {"rows": rows, "self_guided": self_guided, "widths": list(dims)}
-            found.append({**about, "cost": times[str(dims)].ratio_to(times["()"])})
+            found.append({**about, "cost": quartiles(times[str(dims)], times["()"])})
     return found
 
 

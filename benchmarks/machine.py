@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from gist_fast.bench.timing import NOT_SEEN, Ratio
+from gist_fast.bench.timing import NOT_SEEN, Ratio, Timing
 from gist_fast.runtime.environment import MEASURED
 from gist_fast.runtime.environment import machine as described
 
@@ -31,9 +31,15 @@ def measured_on(about: Mapping[str, Any], command: str, versions: Mapping[str, A
     return f"{where}; {', '.join([*known, ours])}; `{command}`."
 
 
-def told(quartiles: list[float], digits: int = 1, rounds: int = 3) -> str:
+def quartiles(theirs: Timing, ours: Timing) -> list[float]:
+    """Lower quartile, median and upper quartile of ``theirs / ours``, paired round by round."""
+    ratio = theirs.against(ours)
+    return [ratio.low, ratio.median, ratio.high]
+
+
+def told(ratio: list[float], digits: int = 1, rounds: int = 3) -> str:
     """A ratio by its lower quartile, median and upper quartile; refused where it is not larger than its noise."""
-    low, middle, high = quartiles
+    low, middle, high = ratio
     if not Ratio(low, middle, high, rounds).seen:
         return NOT_SEEN
     return f"{middle:.{digits}f}x ({low:.{digits}f} to {high:.{digits}f})"

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import command, measured_on, told
+from benchmarks.machine import command, measured_on, quartiles, told
 from gist_fast.bench.timing import LEAST_ROUNDS, Timing, log_quartiles
 from gist_fast.runtime.memory import own_peak
 
@@ -178,7 +178,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     if "theirs" in runs:
         theirs = Timing(tuple(run["seconds"] for run in runs["theirs"]))
         for side in (side for side in arguments.sides if side != "theirs"):
-            result[f"speedup_{side}"] = theirs.ratio_to(Timing(tuple(run["seconds"] for run in runs[side])))
+            result[f"speedup_{side}"] = quartiles(theirs, Timing(tuple(run["seconds"] for run in runs[side])))
     return result
 
 

@@ -1,24 +1,26 @@
 """Triton kernels of the guided contrastive loss: one file a pass, and nothing of gist_fast above.
 
-==============  ====================================================================================================
-`layout`        tiles, and where in memory a pair's mask bit stands (no Triton needed)
-`parts`         the rectangle of scores that the kernels work on: its operands, and what decides its masks
-`tile`          what every kernel shares: a tile of scores, and masks between bools and bits
-`groups`        pairs of one group, as words, before any product
-`decide`        what does not count in a tile: by a guide, groups, floors
-`forward`       scores, masks and logsumexp in one pass
-`backward`      the gradient, its derivation, and the two plans for it
-`staged`        plan for wide embeddings: tiles of coefficients, then library products
-`masks`         masks by themselves: what floors go on from, and a chunk's for a backward pass that kept none
-`owned`         plan for narrow ones: a program owns gradient rows
-`unpack`        a mask as a matrix to multiply by, for the triplet term
-`config`        the table of configurations
-`tuning`        opt-in tuning and its cache on disk
-`launch`        how a kernel is started
-`targets`       the kinds of GPU that kernels are compiled for
-`variants`      the kernels of a configuration, as the loss's variants start them
-`report`        what each configuration compiles to, on any machine
-==============  ====================================================================================================
+==================  ================================================================================================
+`layout`            tiles, and where in memory the mask bit of a pair stands (no Triton needed)
+`rectangle`         the rectangle of scores that a pass works on: its operands, and what masks its pairs
+`tile`              what every kernel shares: its location, a tile of scores, and masks between bools and bits
+`groups`            pairs of one group, as an initial mask, before any product
+`decide`            what masks the pairs of a tile: guide thresholds, student thresholds
+`forward`           scores, masks and logsumexp in one pass
+`masks`             masks by themselves: what student thresholds go on from, and a chunk's mask for a backward pass
+                    that kept none
+`backward`          the gradient, its derivation, and the two methods for it
+`staged`            materialise dlogits, for wide embeddings: tiles of them, then library products
+`owned`             accumulate in registers, for narrow ones: a program owns gradient rows
+`unpack`            a mask as a matrix to multiply by, for the triplet term
+`precision`         how float32 is multiplied (no Triton needed)
+`config`            the table of configurations (no Triton needed)
+`tuning`            opt-in tuning and its cache on disk
+`launch`            how a kernel is started, and how launches are recorded
+`targets`           the kinds of GPU that kernels are compiled for
+`compile_variants`  what Triton compiles for recorded launches
+`compile_report`    what that comes to, on any machine
+==================  ================================================================================================
 
-Only `layout`, `parts` and `config` can be imported without Triton.
+`layout`, `rectangle`, `precision` and `config` can be imported without Triton.
 """

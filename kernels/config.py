@@ -1,9 +1,9 @@
-"""The table of configurations, by device generation, element size and width.
+"""The table of configurations, by device generation, element size and embedding dim.
 
-Nothing here has been measured on a GPU yet. Each entry was chosen on the compiler's report (`gist_fast.kernels.report`,
-``gist-fast kernels``): no spills, operands that fit the shared memory, matrix instructions, and among those the one
-that lets most programs run on a multiprocessor. `benchmarks/gpu.sh` measures; `gist_fast.kernels.tuning` tries
-`CANDIDATES` on the card at hand.
+Nothing here has been measured on a GPU yet. Each entry was chosen on the compiler's report
+(`gist_fast.kernels.compile_report`, ``gist-fast kernels``): no spills, operands that fit the shared memory, matrix
+instructions, and among those the one that lets most programs run on a multiprocessor. `benchmarks/gpu.sh` measures;
+`gist_fast.kernels.tuning` tries its `candidates` on the card at hand.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 Generation = Literal["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"]
-Plan = Literal["owned", "staged"]
+BackwardMethod = Literal["owned", "staged"]
+"""Accumulate gradients in registers, or materialise dlogits; see `gist_fast.kernels.backward`."""
 
 NARROW = 128
-"""Up to this student width the backward pass owns rows; beyond it stages coefficients.
+"""Up to this student dim the backward pass accumulates in registers (owned); beyond it materialises dlogits (staged).
 
-By count: owning costs 8 D units of 2 B^2 FLOPs for ap, aa and pp, staging 6 D and 18 bytes a pair of B^2. Wider rows
-than these do not fit the registers of two programs a multiprocessor; docs/kernels.md counts what slices would cost.
+By count: owned costs 8 D units of 2 B^2 FLOPs for ap, aa and pp, staged 6 D and 18 bytes a pair of B^2. Wider rows than
+these do not fit the registers of two programs a multiprocessor; docs/kernels.md counts what slices would cost.
 """
 
 
@@ -39,16 +40,16 @@ class Launch:
 
     def __post_init__(self) -> None:
         if not (_is_power_of_two(self.block_k) and 16 <= self.block_k <= 128):
-            raise ValueError(f"block_k: got {self.block_k}; a power of two from 16 to 128 would do.")
+            raise ValueError(f"block_k: expected a power of two from 16 to 128, got {self.block_k}.")
         if self.warps not in (2, 4, 8, 16):
-            raise ValueError(f"warps: got {self.warps}; 2, 4, 8 or 16 would do.")
+            raise ValueError(f"warps: expected 2, 4, 8 or 16, got {self.warps}.")
         if not (1 <= self.stages <= 6 and self.group >= 1):
-            raise ValueError(f"stages, group: got {self.stages} and {self.group}; 1 to 6, and 1 or more, would do.")
+            raise ValueError(f"stages, group: expected 1 to 6, and 1 or more; got {self.stages} and {self.group}.")
 
 
 @dataclass(frozen=True)
 class Staged(Launch):
-    """How the kernel that computes coefficients is compiled."""
+    """How the kernel that materialises dlogits is compiled."""
 
     columns: int = 128
     """Columns of a tile that a program takes; the rows it takes all."""
@@ -56,12 +57,12 @@ class Staged(Launch):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.columns not in (32, 64, 128):
-            raise ValueError(f"columns: got {self.columns}; 32, 64 or 128 would do.")
+            raise ValueError(f"columns: expected 32, 64 or 128, got {self.columns}.")
 
 
 @dataclass(frozen=True)
 class Owned(Launch):
-    """How the kernel that owns gradient rows is compiled."""
+    """How the kernel that accumulates gradient rows in registers is compiled."""
 
     rows: int = 128
     """Gradient rows of a program."""
@@ -74,20 +75,20 @@ class Owned(Launch):
         super().__post_init__()
         for name in ("rows", "columns"):
             if getattr(self, name) not in (32, 64, 128):
-                # A step never leaves a tile of bits.
-                raise ValueError(f"{name}: got {getattr(self, name)}; 32, 64 or 128 would do.")
+                # A step never leaves a tile of the mask.
+                raise ValueError(f"{name}: expected 32, 64 or 128, got {getattr(self, name)}.")
         if not (_is_power_of_two(self.slice_width) and 16 <= self.slice_width <= 512):
-            raise ValueError(f"slice_width: got {self.slice_width}; a power of two from 16 to 512 would do.")
+            raise ValueError(f"slice_width: expected a power of two from 16 to 512, got {self.slice_width}.")
 
 
 @dataclass(frozen=True)
 class Config:
-    """All launches of a generation for one size of element. `*_symmetric` are those of symmetric parts."""
+    """All launches of a generation for one size of element. `*_symmetric` are those of symmetric rectangles."""
 
     forward: Launch
     forward_symmetric: Launch
-    forward_own_differs: Launch
-    """With two factors of hardness weighting: a comparison more beside the student's scores. Never symmetric."""
+    forward_own_scale: Launch
+    """With an own-negative scale, which is a comparison more beside the student's scores. Never symmetric."""
     masks: Launch
     masks_symmetric: Launch
     staged: Staged
@@ -95,25 +96,25 @@ class Config:
     owned: Owned
     note: str
     """What it was chosen on."""
-    plan: Plan = "staged"
+    backward_method: BackwardMethod = "staged"
     narrow: int = NARROW
-    """The narrower widths of a ladder own rows up to this one, whatever the plan of the widest."""
+    """The narrower Matryoshka dims up to this one are accumulated in registers, whatever the method of the widest."""
 
     def __post_init__(self) -> None:
         steps = {launch.block_k for launch in self.launches().values()}
         if len(steps) != 1:
-            # One width to fill up to; and masks decided again must be summed in the same steps.
-            raise ValueError(f"block_k: got {sorted(steps)}; one for all launches of a configuration would do.")
-        if self.plan not in ("owned", "staged"):
-            raise ValueError(f"plan: got {self.plan!r}; 'owned' or 'staged' would do.")
+            # One step to fill dims up to; and masks decided again must be summed in the same steps.
+            raise ValueError(f"block_k: expected one for all launches of a configuration, got {sorted(steps)}.")
+        if self.backward_method not in ("owned", "staged"):
+            raise ValueError(f"backward_method: expected 'owned' or 'staged', got {self.backward_method!r}.")
 
     def launches(self) -> dict[str, Launch]:
         """The launches by name."""
         return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Launch)}
 
-    def plan_below(self, width: int) -> Plan:
-        """The plan of a narrower width of a ladder."""
-        return "owned" if width <= self.narrow else "staged"
+    def narrow_backward_method(self, dim: int) -> BackwardMethod:
+        """The method of a narrower Matryoshka dim."""
+        return "owned" if dim <= self.narrow else "staged"
 
     @property
     def block_k(self) -> int:
@@ -127,7 +128,7 @@ HALF, SINGLE = 2, 4
 def _wide(block_k: int, warps: int, stages: int, owned: Owned, note: str, **others: Launch) -> Config:
     """A configuration of one launch for all kernels but those named."""
     names = (
-        "forward", "forward_symmetric", "forward_own_differs", "masks", "masks_symmetric", "staged", "staged_symmetric",
+        "forward", "forward_symmetric", "forward_own_scale", "masks", "masks_symmetric", "staged", "staged_symmetric",
     )  # fmt: skip
     launches = {name: (Staged if name.startswith("staged") else Launch)(block_k, warps, stages) for name in names}
     return Config(**{**launches, **others}, owned=owned, note=note)
@@ -135,12 +136,12 @@ def _wide(block_k: int, warps: int, stages: int, owned: Owned, note: str, **othe
 
 TABLE: dict[tuple[Generation, int], Config] = {
     # Symmetric scores hold a maximum and a sum along both sides: with 4 warps that takes all 255 registers and spills
-    # nothing, and two programs fit; coefficients of both sides spill 184 bytes with 4 warps, so they get 8.
+    # nothing, and two programs fit; dlogits of both sides spill 184 bytes with 4 warps, so they get 8.
     ("sm_90", HALF): _wide(
         64, 4, 3, Owned(64, warps=4, stages=2, rows=64, columns=32, slice_width=128),
-        forward_own_differs=Launch(64, 8, 3),
+        forward_own_scale=Launch(64, 8, 3),
         staged_symmetric=Staged(64, 8, 3),
-        note="Compiler's report: 2 programs a multiprocessor, but 1 for forward_own_differs beside a guide (8 warps; 4 "
+        note="Compiler's report: 2 programs a multiprocessor, but 1 for forward_own_scale beside a guide (8 warps; 4 "
         "spill 48 to 96 bytes with Triton 3.6) and staged_symmetric (254 registers, 8 warps; 2 of "
         "128 x 64 at 182 registers and 4 warps raise its bound from 59% to 82%, for half as much again from L2). "
         "Lost: 8 warps for forward (1 program); owned 64 x 64 (8 bytes spilled), 128 x 64 with 8 warps (1 program), "
@@ -154,9 +155,9 @@ TABLE: dict[tuple[Generation, int], Config] = {
     ("sm_80", HALF): _wide(
         32, 8, 4, Owned(32, warps=8, stages=3, rows=128, columns=64, slice_width=128),
         forward=Launch(32, 4, 4),
-        note="Compiler's report: 2 programs a multiprocessor for forward and staged, 1 for symmetric parts and "
-        "forward_own_differs (4 warps spill 16 to 24 bytes with Triton 3.6). Lost: 4 warps for "
-        "symmetric parts (272 to 360 bytes spilled); owned 64 x 64 with 4 warps (8 bytes). Not yet measured "
+        note="Compiler's report: 2 programs a multiprocessor for forward and staged, 1 for symmetric rectangles and "
+        "forward_own_scale (4 warps spill 16 to 24 bytes with Triton 3.6). Lost: 4 warps for "
+        "symmetric rectangles (272 to 360 bytes spilled); owned 64 x 64 with 4 warps (8 bytes). Not yet measured "
         "on a GPU.",
     ),
     ("sm_80", SINGLE): _wide(
@@ -168,9 +169,9 @@ TABLE: dict[tuple[Generation, int], Config] = {
     ),
     ("sm_100", HALF): _wide(
         64, 8, 3, Owned(64, warps=4, stages=2, rows=64, columns=64, slice_width=128),
-        note="Compiler's report: products stand in tensor memory, 2 programs a multiprocessor but for symmetric parts. "
-        "Lost: 4 warps for symmetric parts (160 to 184 bytes spilled), 16 warps (no matrix instructions at all). Not "
-        "yet measured on a GPU.",
+        note="Compiler's report: products stand in tensor memory, 2 programs a multiprocessor but for symmetric "
+        "rectangles. Lost: 4 warps for symmetric rectangles (160 to 184 bytes spilled), 16 warps (no matrix "
+        "instructions at all). Not yet measured on a GPU.",
     ),
     ("sm_100", SINGLE): _wide(
         16, 8, 3, Owned(16, warps=8, stages=3, rows=64, columns=32, slice_width=64),
@@ -181,7 +182,7 @@ TABLE: dict[tuple[Generation, int], Config] = {
     ("gfx942", HALF): _wide(
         32, 8, 2, Owned(32, warps=4, stages=2, rows=64, columns=64, slice_width=128),
         note="Compiler's report: no spills, 16 KiB of shared memory, 1 to 3 programs a compute unit. Lost: 4 warps for "
-        "symmetric coefficients (282 registers). Not yet measured on a GPU.",
+        "symmetric dlogits (282 registers). Not yet measured on a GPU.",
     ),
     ("gfx942", SINGLE): _wide(
         16, 8, 2, Owned(16, warps=8, stages=2, rows=64, columns=64, slice_width=64),
@@ -193,16 +194,16 @@ for _size in (HALF, SINGLE):
     TABLE["sm_86", _size] = TABLE["sm_89", _size] = TABLE["sm_80", _size]
 
 
-def choose_config(generation: Generation, element_size: int, width: int) -> Config:
-    """The configuration for a generation, bytes of an element and student width."""
+def choose_config(generation: Generation, element_size: int, dim: int) -> Config:
+    """The configuration for a generation, bytes of an element and student dim."""
     config = TABLE[generation, SINGLE if element_size > HALF else HALF]
-    return replace(config, plan="owned" if width <= NARROW else "staged")
+    return replace(config, backward_method="owned" if dim <= NARROW else "staged")
 
 
 def generation_of(major: int, minor: int) -> Generation:
     """The generation in the table whose configurations a CUDA device of that compute capability gets."""
     if major < 8:
-        raise ValueError(f"compute capability: got {major}.{minor}; 8.0 or more would do.")
+        raise ValueError(f"compute capability: expected 8.0 or later, got {major}.{minor}.")
     if major == 8:
         return {0: "sm_80", 9: "sm_89"}.get(minor, "sm_86")
     # Consumer cards of the newer generations (12.x) have the shared memory and the matrix instructions of 8.9.

@@ -1,17 +1,19 @@
-"""The forward pass: scores, masks and logsumexp of a part, without a matrix of scores in memory.
+"""The forward pass: scores, masks and logsumexp of a rectangle, without a matrix of scores in memory.
 
 A program computes one tile. The guide's scores come first and are reduced to mask bits, a 32nd of their size, before
 the student's are computed in the same registers: two programs fit on a multiprocessor, so that one's matrix products
-run under the other's exponentials. Each tile leaves a maximum and a sum of exp2 a row; a second small kernel folds
-those of a launch into the running ones, always in the same order, so that results are the same from run to run.
+run under the other's exponentials. Each tile leaves a partial softmax of every row: a maximum and a sum of exp2. A
+second small kernel reduces those of a launch into the running ones, always in the same order, so that results are the
+same from run to run.
 
-Groups have been compared before, by a kernel of their own, whose words this one begins with. Where floors decide, all
-else has been decided before, and the student's scores are compared with them before the bits are written. Of a ladder
-of widths the widest decides, and the launches of the others read its bits: those kept for the backward pass, or a
-chunk's.
+Groups have been compared before, by a kernel of their own, whose mask this one begins with. Where student thresholds
+decide, all else has been decided before, and the student's scores are compared with them before the mask is written.
+Of the Matryoshka dims the widest decides, and the launches of the others read its mask: the one kept for the backward
+pass, or a chunk's.
 
-**Symmetry.** In a symmetric part, tile (r, c) above the diagonal holds the scores of tile (c, r) too. It is compared
-along both sides, with the limits of its rows and with those of its columns, and leaves a maximum and a sum along both.
+**Symmetry.** In a symmetric rectangle, tile (r, c) above the diagonal holds the scores of tile (c, r) too. It is
+compared along both sides, with the thresholds of its rows and with those of its columns, and leaves a maximum and a sum
+along both.
 """
 
 from __future__ import annotations
@@ -21,137 +23,111 @@ import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config, Launch
-from gist_fast.kernels.launch import ALIGNED_OR_NOT, PLACES, boost, options, precision
+from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, options, precision, start
 from gist_fast.kernels.layout import TILE, tiles
-from gist_fast.kernels.masks import begin, chunk_words, decision_arguments, decision_constants
-from gist_fast.kernels.parts import Chunk, Part, chunks
+from gist_fast.kernels.masks import chunk_words, predicate_arguments, write_initial_mask
+from gist_fast.kernels.rectangle import Chunk, Predicates, Rectangle, chunks
 from torch import Tensor
 
 CHUNK_TILES = 128
-"""Rows and columns of one launch, in tiles: 2^28 pairs at most, 32 MiB of maxima and sums between it and the fold, and
-a guide's operands of 2^15 rows."""
-FOLD_ROWS, FOLD_DEPTH, FOLD_WARPS = 64, 16, 4
+"""Rows and columns of one launch, in tiles: 2^28 pairs at most, 32 MiB of maxima and sums between it and the reduction,
+and a guide's operands of 2^15 rows."""
+REDUCE_ROWS, REDUCE_DEPTH, REDUCE_WARPS = 64, 16, 4
 
 
-@triton.jit(do_not_specialize=PLACES, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
+@triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def forward_kernel(
     x,  # [R, D]
     y,  # [C, D]
-    guide_x,  # [rows of the chunk, G]
+    guide_x,  # [rows of the chunk, G]; None where no guide decides, or the student itself
     guide_y,  # [columns of the chunk, G]
-    limits,  # [R]
-    floors,  # [R]
-    boosts,  # [2]
-    bits,  # words of the whole part or of the chunk: written, and read before where GIVEN
-    counts,  # [tiles of the chunk]: pairs that a guide or their group masked, and what never counts
-    all_counts,  # [tiles of the chunk]: with those below a floor; written where HARD
+    guide_thresholds,  # [R] or None
+    student_thresholds,  # [R] or None
+    logit_scales,  # [2] or None
+    mask_bits,  # of the whole rectangle or of the chunk: written, and read before where HAS_INITIAL_MASK; or None
+    counts,  # [tiles of the chunk]: pairs that a guide or their group masked, and what never counts; or None
+    all_counts,  # [tiles of the chunk]: with those below a student threshold; or None
     row_maximum,  # [column tiles of the chunk, rows of the chunk], and its sums
     row_sum,
-    column_maximum,  # [row tiles of the chunk, columns of the chunk], and its sums
+    column_maximum,  # [row tiles of the chunk, columns of the chunk], and its sums; None where not symmetric
     column_sum,
+    dim,
+    guide_dim,
+    own_negative,  # or None
     row_count,
     column_count,
-    width,
-    guide_width,
     excluded,
-    own_negative,
     chunk_row,
     chunk_column,
     row_tiles,
     column_tiles,
-    all_column_tiles,
-    GUIDE: tl.constexpr,
-    HARD: tl.constexpr,
-    BOOST: tl.constexpr,
     SYMMETRIC: tl.constexpr,
-    BITS: tl.constexpr,
-    GIVEN: tl.constexpr,
-    COUNTED: tl.constexpr,
+    CHUNK_MASK: tl.constexpr,
+    HAS_INITIAL_MASK: tl.constexpr,
     PRECISION: tl.constexpr,
     GUIDE_PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     TILE: tl.constexpr = tile.TILE
-    WORDS: tl.constexpr = tile.ROW_WORDS
-    tile_row, tile_column = tile.place(tl.program_id(0), row_tiles, column_tiles, GROUP)
-    r = chunk_row + tile_row
-    c = chunk_column + tile_column
-    if SYMMETRIC and c < r:
+    at = tile.locate(
+        tl.program_id(0), row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles, GROUP
+    )
+    if SYMMETRIC and at.column < at.row:
         return
     lane = tl.arange(0, TILE)
-    rows = r * TILE + lane
-    columns = c * TILE + lane
-    # Words are made or read between the products: the fewer registers one has to leave them, the better.
-    if GUIDE == decide.OWN_GUIDE:
-        guide = tile.scores(
-            guide_x, guide_y, tile_row * TILE, tile_column * TILE,
-            row_count - 1 - chunk_row * TILE, column_count - 1 - chunk_column * TILE, guide_width,
-            TILE, TILE, BLOCK_K, GUIDE_PRECISION,
-        )  # fmt: skip
+    rows = at.row * TILE + lane
+    columns = at.column * TILE + lane
+    # Masks are made or read between the products: the fewer registers one has to leave them, the better.
+    if guide_x is not None:
+        scores = tile.guide_scores(guide_x, guide_y, at, guide_dim, BLOCK_K, GUIDE_PRECISION)
     else:
-        logits = tile.scores(
-            x, y, r * TILE, c * TILE, row_count - 1, column_count - 1, width, TILE, TILE, BLOCK_K, PRECISION
-        )
-    if GIVEN:
-        words, mirrored = tile.load_words(
-            bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, SYMMETRIC, BITS
-        )
+        scores = tile.student_scores(x, y, at, dim, BLOCK_K, PRECISION)
+    if HAS_INITIAL_MASK:
+        packed, mirrored = tile.load_masks(mask_bits, at, SYMMETRIC, CHUNK_MASK)
     else:
-        words = decide.never_counts(rows, c * TILE, row_count, column_count, excluded, WORDS)
-        mirrored = words
-    if GUIDE == decide.OWN_GUIDE:
-        words, mirrored = decide.above(guide, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
-    elif GUIDE == decide.SELF_GUIDE:
-        words, mirrored = decide.above(logits, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
-    if COUNTED:
+        packed = decide.never_counts(rows, at.column * TILE, row_count, column_count, excluded, tile.ROW_WORDS)
+        mirrored = packed
+    if guide_thresholds is not None:
+        packed, mirrored = decide.above_guide_threshold(
+            scores, guide_thresholds, rows, columns, row_count, packed, mirrored, SYMMETRIC
+        )
+    if counts is not None:
         # On the diagonal both sides are the same pairs.
-        tl.store(counts + tl.program_id(0), decide.count_hidden(words, mirrored, c > r, SYMMETRIC))
-    if not HARD and (GUIDE != decide.NO_GUIDE or not GIVEN):
-        tile.store_words(
-            bits, words, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, False, BITS
-        )
+        masked_count = decide.count_masked(packed, mirrored, at.column > at.row, SYMMETRIC)
+        tl.store(counts + tl.program_id(0), masked_count)
+    if student_thresholds is None and (guide_thresholds is not None or not HAS_INITIAL_MASK):
+        tile.store_mask(mask_bits, packed, at, False, CHUNK_MASK)
         if SYMMETRIC:
-            tile.store_words(
-                bits, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, True, BITS
-            )
+            tile.store_mask(mask_bits, mirrored, at, True, CHUNK_MASK)
 
-    if GUIDE == decide.OWN_GUIDE:
-        logits = tile.scores(
-            x, y, r * TILE, c * TILE, row_count - 1, column_count - 1, width, TILE, TILE, BLOCK_K, PRECISION
-        )
-    if HARD:
+    logits = scores if guide_x is None else tile.student_scores(x, y, at, dim, BLOCK_K, PRECISION)
+    if student_thresholds is not None:
         # One side after the other, as few words as can be at a time beside the scores.
-        words = decide.below(logits, floors, rows, row_count, words, 1, WORDS)
-        count = tl.sum(tile.count_bits(words))
-        tile.store_words(
-            bits, words, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, False, BITS
-        )
+        packed = decide.below_student_threshold(logits, student_thresholds, rows, row_count, packed, 1)
+        count = tl.sum(tile.count_bits(packed))
+        tile.store_mask(mask_bits, packed, at, False, CHUNK_MASK)
     # Places in the tile: those in the matrix take as many registers again.
-    logits = tile.boost(logits, boosts, own_negative + (r - c) * TILE, lane, lane, BOOST)
-    hidden = tile.unpack(words, TILE, WORDS)
-    maximum, total = softmax_parts(tl.where(hidden, float("-inf"), logits), 1)
-    at = tile_column * (row_tiles * TILE) + tile_row * TILE + lane
-    tl.store(row_maximum + at, maximum)
-    tl.store(row_sum + at, total)
-    if HARD:
+    logits = tile.scale(logits, logit_scales, own_negative, (at.row - at.column) * TILE, lane, lane)
+    maximum, total = partial_softmax(tl.where(tile.unpack(packed), float("-inf"), logits), 1)
+    place = at.column_in_chunk * (row_tiles * TILE) + at.row_in_chunk * TILE + lane
+    tl.store(row_maximum + place, maximum)
+    tl.store(row_sum + place, total)
+    if student_thresholds is not None:
         if SYMMETRIC:
-            mirrored = decide.below(logits, floors, columns, row_count, mirrored, 0, WORDS)
-            count += tl.where(c > r, tl.sum(tile.count_bits(mirrored)), 0)
-            tile.store_words(
-                bits, mirrored, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, True, BITS
-            )
+            mirrored = decide.below_student_threshold(logits, student_thresholds, columns, row_count, mirrored, 0)
+            count += tl.where(at.column > at.row, tl.sum(tile.count_bits(mirrored)), 0)
+            tile.store_mask(mask_bits, mirrored, at, True, CHUNK_MASK)
         tl.store(all_counts + tl.program_id(0), count)
-    if SYMMETRIC and c > r:
-        hidden = tile.unpack(mirrored, TILE, WORDS)
-        maximum, total = softmax_parts(tl.where(hidden, float("-inf"), logits), 0)
-        at = tile_row * (column_tiles * TILE) + tile_column * TILE + lane
-        tl.store(column_maximum + at, maximum)
-        tl.store(column_sum + at, total)
+    if SYMMETRIC and at.column > at.row:
+        maximum, total = partial_softmax(tl.where(tile.unpack(mirrored), float("-inf"), logits), 0)
+        place = at.row_in_chunk * (column_tiles * TILE) + at.column_in_chunk * TILE + lane
+        tl.store(column_maximum + place, maximum)
+        tl.store(column_sum + place, total)
 
 
 @triton.jit
-def softmax_parts(logits, AXIS: tl.constexpr):
+def partial_softmax(logits, AXIS: tl.constexpr):
     """Maximum and sum of ``exp2(logit - maximum)`` along an axis; -inf and 0 where all are -inf."""
     maximum = tl.max(logits, axis=AXIS)
     # -inf - -inf would be NaN.
@@ -159,9 +135,9 @@ def softmax_parts(logits, AXIS: tl.constexpr):
     return maximum, tl.sum(tl.exp2(logits - tl.expand_dims(base, AXIS)), axis=AXIS)
 
 
-@triton.jit(do_not_specialize=PLACES, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
-def fold_kernel(
-    maximum,  # [count]: running, of the whole part
+@triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
+def reduce_kernel(
+    maximum,  # [count]: running, of the whole rectangle
     total,
     partial_maximum,  # [depth, stride]
     partial_sum,
@@ -171,134 +147,133 @@ def fold_kernel(
     ROWS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Fold a launch's maxima and sums into the running ones."""
+    """Reduce a launch's partial softmax into the running one."""
     column = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = column < count
     running = tl.load(maximum + column, mask=inside, other=float("-inf"))
     running_sum = tl.load(total + column, mask=inside, other=0.0)
     for first in range(0, depth, DEPTH):
-        level = first + tl.arange(0, DEPTH)
-        at = level[:, None] * stride + column[None, :]
-        there = (level < depth)[:, None] & inside[None, :]
-        part = tl.load(partial_maximum + at, mask=there, other=float("-inf"))
+        layer = first + tl.arange(0, DEPTH)
+        at = layer[:, None] * stride + column[None, :]
+        there = (layer < depth)[:, None] & inside[None, :]
+        partial = tl.load(partial_maximum + at, mask=there, other=float("-inf"))
         # Tiles that no program computed hold -inf, and whatever was in memory as their sum.
-        part_sum = tl.load(partial_sum + at, mask=there & (part > float("-inf")), other=0.0)
-        risen = tl.maximum(running, tl.max(part, axis=0))
+        summed = tl.load(partial_sum + at, mask=there & (partial > float("-inf")), other=0.0)
+        risen = tl.maximum(running, tl.max(partial, axis=0))
         base = tl.where(risen == float("-inf"), 0.0, risen)
-        running_sum = running_sum * tl.exp2(running - base) + tl.sum(part_sum * tl.exp2(part - base[None, :]), axis=0)
+        running_sum = running_sum * tl.exp2(running - base) + tl.sum(summed * tl.exp2(partial - base[None, :]), axis=0)
         running = risen
     tl.store(maximum + column, running, mask=inside)
     tl.store(total + column, running_sum, mask=inside)
 
 
-def forward_part(part: Part, maximum: Tensor, total: Tensor, config: Config) -> Tensor:
-    """Compute a part and fold it into the running softmax of its rows.
+def forward_pass(rectangle: Rectangle, maximum: Tensor, total: Tensor, config: Config) -> Tensor:
+    """Compute a rectangle and reduce it into the running softmax of its rows.
 
     Args:
-        maximum: ``[L, R]``, fp32, the running maximum at each width; updated.
+        maximum: ``[L, R]``, fp32, the running maximum at each Matryoshka dim; updated.
         total: ``[L, R]``, fp32, the running sum of ``exp2(logit - maximum)``; updated.
 
     Returns:
         ``[2]``, int64: how many pairs a guide or their group masked, excluded ones not counted; and how many of the
-        others a floor did.
+        others a student threshold did.
     """
-    rows, columns = part.rows.shape[0], part.columns.shape[0]
+    rows, columns, symmetric = rectangle.rows.shape[0], rectangle.columns.shape[0], rectangle.symmetric
     height, breadth = min(CHUNK_TILES, tiles(rows)), min(CHUNK_TILES, tiles(columns))
-    scratch = total.new_empty((4 if part.symmetric else 2, height * breadth * TILE))
+    partial = total.new_empty((4 if symmetric else 2, height * breadth * TILE))
     counts = torch.zeros((2, height * breadth), dtype=torch.int32, device=total.device)
     found = torch.zeros(2, dtype=torch.int64, device=total.device)
-    decision = part.decision
-    begun = decision is not None and decision.begun
-    hard = decision is not None and decision.floors is not None
-    kept, where = part.bits, tile.PART_BITS
-    if kept is None and decision is not None and (begun or len(part.ladder) > 1):
-        # Between the kernels that decide, or from the widest to the others.
-        where = tile.CHUNK_BITS
-        kept = torch.empty(chunk_words(height, breadth, part.symmetric), dtype=torch.int32, device=total.device)
-    where = where if kept is not None else tile.NO_BITS
-    launch = _launch_of(part, config)
-    for chunk in chunks(rows, columns, height, breadth, upper=part.symmetric):
+    predicates = rectangle.predicates
+    has_initial_mask = predicates is not None and predicates.has_initial_mask
+    mask_bits, chunk_mask = rectangle.mask_bits, False
+    if mask_bits is None and predicates is not None and (has_initial_mask or len(rectangle.matryoshka) > 1):
+        # Between the kernels that decide, or from the widest dim to the others.
+        chunk_mask = True
+        mask_bits = torch.empty(chunk_words(height, breadth, symmetric), dtype=torch.int32, device=total.device)
+    launch = _launch_of(rectangle, config)
+    for chunk in chunks(rows, columns, height, breadth, upper=symmetric):
         counts.zero_()
-        if begun:
-            assert kept is not None
-            begin(part, chunk, kept, where, config)
-        for level in range(len(part.ladder)):
-            if part.symmetric:
+        if has_initial_mask:
+            assert mask_bits is not None
+            write_initial_mask(rectangle, chunk, mask_bits, chunk_mask, config)
+        for index in range(len(rectangle.matryoshka)):
+            if symmetric:
                 # Below the diagonal no program runs, and none mirrors a tile on it.
-                scratch[0::2].fill_(float("-inf"))
-            _launch(part, chunk, level, kept, where, scratch, counts, launch)
-            _fold(maximum[level], total[level], scratch[:2], chunk.rows, chunk.column_tiles)
-            if part.symmetric:
-                _fold(maximum[level], total[level], scratch[2:], chunk.columns, chunk.row_tiles)
-        if decision is not None:
+                partial[0::2].fill_(float("-inf"))
+            _start(rectangle, chunk, index, mask_bits, chunk_mask, partial, counts, launch)
+            _reduce(maximum[index], total[index], partial[:2], chunk.rows, chunk.column_tiles)
+            if symmetric:
+                _reduce(maximum[index], total[index], partial[2:], chunk.columns, chunk.row_tiles)
+        if predicates is not None:
             found += counts.sum(1, dtype=torch.int64)
-    masked, hidden = found.unbind()
-    if decision is None:
+    if predicates is None:
         return found
-    easy = hidden - masked if hard else hidden
+    masked, masked_in_all = found.unbind()
+    easy_negatives = masked_in_all if predicates.student_thresholds is None else masked_in_all - masked
     # Every pair of every tile was counted once, those outside and the excluded ones as masked.
-    return torch.stack([masked - (part.padded - part.compared), easy])
+    return torch.stack([masked - (rectangle.padded - rectangle.compared), easy_negatives])
 
 
-def _launch_of(part: Part, config: Config) -> Launch:
-    if part.symmetric:
+def _launch_of(rectangle: Rectangle, config: Config) -> Launch:
+    if rectangle.symmetric:
         return config.forward_symmetric
-    return config.forward if part.own is None else config.forward_own_differs
+    return config.forward if rectangle.own_negative is None else config.forward_own_scale
 
 
-def _launch(
-    part: Part,
+def _start(
+    rectangle: Rectangle,
     chunk: Chunk,
-    level: int,
-    bits: Tensor | None,
-    where: tl.constexpr,
-    scratch: Tensor,
+    index: int,
+    mask_bits: Tensor | None,
+    chunk_mask: bool,
+    partial: Tensor,
     counts: Tensor,
     launch: Launch,
 ) -> None:
-    x, y = part.ladder[level]
-    decision = part.decision.rest if level == 0 and part.decision is not None else None
-    begun = part.decision is not None and part.decision.begun
-    guide_rows, guide_columns, *compared = decision_arguments(decision, part, chunk, counts)
-    forward_kernel[(chunk.row_tiles * chunk.column_tiles,)](
-        x,
-        y,
-        guide_rows,
-        guide_columns,
-        *compared,
-        counts if part.boosts is None else part.boosts,
-        counts if bits is None else bits,
-        *counts,
-        *(scratch if part.symmetric else (*scratch, *scratch)),
-        x.shape[0],
-        y.shape[0],
-        x.shape[1],
-        guide_rows.shape[1],
-        part.excluded,
-        part.own or 0,
-        chunk.row,
-        chunk.column,
-        chunk.row_tiles,
-        chunk.column_tiles,
-        tiles(y.shape[0]),
-        **decision_constants(decision),
-        BOOST=boost(part),
-        SYMMETRIC=part.symmetric,
-        BITS=where.value,
-        GIVEN=bits is not None and (level > 0 or begun),
-        COUNTED=decision is not None,
+    x, y = rectangle.matryoshka[index]
+    decides = index == 0 and rectangle.predicates is not None
+    predicates = rectangle.predicates.remaining if decides else Predicates()
+    has_initial_mask = index > 0 or (rectangle.predicates is not None and rectangle.predicates.has_initial_mask)
+    start(
+        forward_kernel,
+        (chunk.row_tiles * chunk.column_tiles,),
+        x=x,
+        y=y,
+        **predicate_arguments(predicates, chunk),
+        logit_scales=rectangle.logit_scales,
+        mask_bits=mask_bits,
+        counts=counts[0] if decides else None,
+        all_counts=None if predicates.student_thresholds is None else counts[1],
+        row_maximum=partial[0],
+        row_sum=partial[1],
+        column_maximum=partial[2] if rectangle.symmetric else None,
+        column_sum=partial[3] if rectangle.symmetric else None,
+        dim=x.shape[1],
+        own_negative=rectangle.own_negative,
+        **rectangle.geometry(chunk),
+        SYMMETRIC=rectangle.symmetric,
+        CHUNK_MASK=chunk_mask,
+        HAS_INITIAL_MASK=mask_bits is not None and has_initial_mask,
         PRECISION=precision(x),
-        GUIDE_PRECISION=precision(guide_rows),
         GROUP=launch.group,
         **options(launch),
     )
 
 
-def _fold(maximum: Tensor, total: Tensor, partial: Tensor, own: slice, depth: int) -> None:
+def _reduce(maximum: Tensor, total: Tensor, partial: Tensor, own: slice, depth: int) -> None:
     maximum, total = maximum[own], total[own]
-    count = len(maximum)
-    stride = tiles(own.stop - own.start) * TILE
-    fold_kernel[(triton.cdiv(count, FOLD_ROWS),)](
-        maximum, total, partial[0], partial[1], count, depth, stride, ROWS=FOLD_ROWS, DEPTH=FOLD_DEPTH,
-        num_warps=FOLD_WARPS, enable_fp_fusion=True,
-    )  # fmt: skip
+    start(
+        reduce_kernel,
+        (triton.cdiv(len(maximum), REDUCE_ROWS),),
+        maximum=maximum,
+        total=total,
+        partial_maximum=partial[0],
+        partial_sum=partial[1],
+        count=len(maximum),
+        depth=depth,
+        stride=tiles(own.stop - own.start) * TILE,
+        ROWS=REDUCE_ROWS,
+        DEPTH=REDUCE_DEPTH,
+        num_warps=REDUCE_WARPS,
+        enable_fp_fusion=True,
+    )

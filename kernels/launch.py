@@ -1,34 +1,81 @@
-"""How a kernel is started: arguments that it is not compiled for, options that belong to the launch, the precision of
-float32 products, the kind of boost."""
+"""How a kernel is started, and how launches are recorded in place of being started."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from gist_fast.kernels import tile
 from gist_fast.kernels.config import Launch
-from gist_fast.kernels.parts import Part
+from gist_fast.kernels.precision import multiplies_in_tf32
 from torch import Tensor
 
-from gist_fast.functional.operands import multiplies_in_tf32
-
-PLACES = [
-    *("row_count", "column_count", "own_count", "other_count"),
-    *("chunk_row", "chunk_column", "row_tiles", "column_tiles", "all_column_tiles"),
-    *("excluded", "own_negative", "count", "depth", "stride"),
+NOT_SPECIALISED = [
+    *("row_count", "column_count", "own_count", "other_count", "excluded", "own_negative"),
+    *("chunk_row", "chunk_column", "row_tiles", "column_tiles", "count", "depth", "stride"),
 ]
 """Arguments of the kernels that say where in the matrix a launch works. None is a multiple of anything that a kernel
 could make use of, and a kernel for each that happens to be would be compiled in the middle of a run."""
 ALIGNED_OR_NOT = [
-    *("limits", "lse2", "weights", "row_groups", "column_groups", "counts", "all_counts", "maximum", "total"),
+    *("guide_thresholds", "lse2", "weights", "row_groups", "column_groups", "counts", "all_counts", "maximum", "total"),
 ]
 """Pointers of which some launches get a row or a slice of a tensor, so that 16 bytes may or may not divide them. A
 tile reads or writes but a few numbers there, and a kernel for each case would be compiled in the middle of a run."""
 
 
+class TensorNote(NamedTuple):
+    """What is noted of a tensor, whose memory may go."""
+
+    dtype: torch.dtype
+    offset: int
+    """In bytes, from where its storage begins."""
+
+
+class Started(NamedTuple):
+    """A launch that was recorded."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    """By name: the kernel's own, and the options of the launch. A `TensorNote` stands for a tensor."""
+
+
+class Recording(NamedTuple):
+    """What is launched while it is on is noted and does not run."""
+
+    tf32: bool
+    """Whether float32 is multiplied in TF32."""
+    launches: list[Started]
+
+
+_recording: Recording | None = None
+
+
+@contextmanager
+def record_launches(*, tf32: bool = False) -> Iterator[list[Started]]:
+    """Note the launches of a block of code in place of running them. Tensors may then be of torch's ``meta`` device."""
+    global _recording
+    before, _recording = _recording, Recording(tf32, [])
+    try:
+        yield _recording.launches
+    finally:
+        _recording = before
+
+
+def start(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
+    """Start a kernel, all arguments and options by name. An absent tensor is None, which Triton compiles in."""
+    if _recording is None:
+        kernel[grid](**arguments)
+        return
+    notes = {
+        name: TensorNote(x.dtype, x.storage_offset() * x.element_size()) if isinstance(x, Tensor) else x
+        for name, x in arguments.items()
+    }
+    _recording.launches.append(Started(kernel, notes))
+
+
 def options(launch: Launch) -> dict[str, Any]:
-    """Keyword arguments of a kernel launch.
+    """Arguments of a kernel that belong to how it is compiled.
 
     Fused multiply-adds are asked for by name: Triton is about to change its default, and forward and backward pass
     must not depend on what a user's environment says.
@@ -41,13 +88,9 @@ def options(launch: Launch) -> dict[str, Any]:
     }
 
 
-def precision(operand: Tensor) -> str:
-    """How ``tl.dot`` multiplies float32: as torch's own matmul does. Half types have one way only."""
-    return "tf32" if operand.dtype == torch.float32 and operand.is_cuda and multiplies_in_tf32() else "ieee"
-
-
-def boost(part: Part) -> int:
-    """What a kernel multiplies the logits of a part by, as a constant of its."""
-    if part.boosts is None:
-        return tile.NO_BOOST.value
-    return tile.ALL_BOOSTED.value if part.own is None else tile.OWN_DIFFERS.value
+def precision(operand: Tensor | None) -> str:
+    """How ``tl.dot`` multiplies an operand: float32 as torch's own matmul does. Half types have one way only."""
+    if operand is None or operand.dtype != torch.float32:
+        return "ieee"
+    tf32 = operand.is_cuda and multiplies_in_tf32() if _recording is None else _recording.tf32
+    return "tf32" if tf32 else "ieee"

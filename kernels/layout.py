@@ -1,15 +1,17 @@
-"""Tiles, and where in memory a pair's mask bit stands.
+"""Tiles, and where in memory the mask bit of a pair stands.
 
-Scores are computed in square tiles of `TILE`, by every kernel and on every device, so that the backward pass finds
-the bits where the forward pass put them and decides again exactly as it did. A tile's bits are `TILE_WORDS`
-consecutive 32-bit words: row after row, each row's columns 0 to 31 in its first word, column c in bit ``c % 32``.
+Scores are computed in square tiles of `TILE` rows and columns, by every kernel and on every device. So the backward
+pass finds the mask bits where the forward pass put them, and decides again exactly as it did.
 
-A set bit means that the pair does not count: masked by the guide, excluded, or outside the matrix.
+A mask bit is one bit a pair. A set bit means that the pair does not count: masked by a guide or a group, excluded, or
+outside the matrix. Mask bits are packed in 32-bit words; a *packed mask* is an int32 tensor of them. A tile fills
+`TILE_WORDS` consecutive words: row after row, columns 0 to 31 of a row in its first word, column c in bit ``c % 32``.
 
 In a symmetric square only tiles on and above the diagonal are computed. Tile (r, c) with r < c decides ``(i, j)`` for
-row i and ``(j, i)`` for row j; the second set of bits stands in the place of tile (c, r), *in the orientation of the
-first*: word row i, bit j. For tiles on the diagonal, where that place is taken, the second set stands in one more
-column of tiles behind all others. So nobody transposes bits on the way in or out, except who owns the columns.
+row i and ``(j, i)`` for row j. The second set of bits stands in the place of tile (c, r), *in the orientation of the
+first*: word row i, bit j. On the diagonal that place is taken; there the second set stands in one more column of tiles
+behind all others. So nobody transposes bits on the way in or out, except the kernel that accumulates the gradient of
+the columns.
 """
 
 from __future__ import annotations
@@ -25,5 +27,5 @@ def tiles(length: int) -> int:
 
 
 def mask_words(rows: int, columns: int, symmetric: bool) -> int:
-    """32-bit words that the bits of a ``[rows, columns]`` rectangle fill."""
+    """32-bit words that the packed mask of a ``[rows, columns]`` rectangle fills."""
     return tiles(rows) * (tiles(columns) + symmetric) * TILE_WORDS

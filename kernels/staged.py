@@ -1,11 +1,11 @@
-"""The staged plan of the backward pass: tiles of coefficients to memory, then library matrix products.
+"""Materialise dlogits (*staged* for short): tiles of dlogits to memory, then library matrix products.
 
-A launch writes the coefficients ``V`` (see `gist_fast.kernels.backward`) of one chunk of the part, rounded to the
-operands' type, and two products of the library feed the gradients of its rows and of its columns from them. Every
-score is computed once: a plain part costs 3 products of its size where a program that owns rows needs 4, a symmetric
-one 1.5 instead of 2. It works for every width alike, since no program holds a row of gradients. The price is the
-chunk in memory, which is of a fixed size, and its way there and back: ``6 bytes`` a pair in a half type against
-``6 D`` FLOPs.
+``dlogits`` are the gradient by the logits. A launch writes those of one chunk of the rectangle (``V`` in
+`gist_fast.kernels.backward`), rounded to the operands' type, and two products of the library feed the gradients of its
+rows and of its columns from them. Every score is computed once: a plain rectangle costs 3 products of its size where a
+program that accumulates in registers needs 4, a symmetric one 1.5 instead of 2. It works for every dim alike, since no
+program holds a row of gradients. The price is the chunk in memory, which is of a fixed size, and its way there and
+back: ``6 bytes`` a pair in a half type against ``6 D`` FLOPs.
 """
 
 from __future__ import annotations
@@ -18,42 +18,39 @@ import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config, Staged
-from gist_fast.kernels.launch import ALIGNED_OR_NOT, PLACES, boost, options, precision
+from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, options, precision, start
 from gist_fast.kernels.layout import TILE, tiles
-from gist_fast.kernels.masks import chunk_words, decide_chunk
-from gist_fast.kernels.parts import Chunk, Part, chunks
+from gist_fast.kernels.masks import chunk_words, mask_chunk
+from gist_fast.kernels.rectangle import Chunk, Rectangle, chunks
 from torch import Tensor
 
 CHUNK_TILES = 64
-"""Rows and columns of a chunk, in tiles: 128 MiB of coefficients in a half type, 256 MiB in float32."""
+"""Rows and columns of a chunk, in tiles: 128 MiB of dlogits in a half type, 256 MiB in float32."""
 CAST_ROWS = 1024
-"""Rows of coefficients made float32 at a time where torch cannot sum a product of half types in float32."""
+"""Rows of dlogits made float32 at a time where torch cannot sum a product of half types in float32."""
 
 
-@triton.jit(do_not_specialize=PLACES, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
-def coefficients_kernel(
+@triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
+def dlogits_kernel(
     x,  # [R, D]
     y,  # [C, D]
-    limits,  # [R]; looked at where the student guides itself
+    guide_thresholds,  # [R] where the student guides itself and its scores decide here; else None
     lse2,  # [R]
     weights,  # [R]
-    boosts,  # [2]
-    bits,  # words of the whole part, or of the chunk (`gist_fast.kernels.masks`)
-    coefficients,  # [rows of the chunk, columns of the chunk], padded to tiles
+    logit_scales,  # [2] or None
+    mask_bits,  # of the whole rectangle, or of the chunk (`gist_fast.kernels.masks`); None where not kept
+    dlogits,  # [rows of the chunk, columns of the chunk], padded to tiles
+    dim,
+    own_negative,  # or None
     row_count,
     column_count,
-    width,
     excluded,
-    own_negative,
     chunk_row,
     chunk_column,
     row_tiles,
     column_tiles,
-    all_column_tiles,
-    SELF_GUIDED: tl.constexpr,
-    BOOST: tl.constexpr,
     SYMMETRIC: tl.constexpr,
-    BITS: tl.constexpr,
+    CHUNK_MASK: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
@@ -63,152 +60,143 @@ def coefficients_kernel(
     WORDS: tl.constexpr = COLUMNS // 32
     SHARES: tl.constexpr = tile.TILE // COLUMNS
     # Programs that share a tile run next to each other.
-    tile_row, tile_column = tile.place(tl.program_id(0) // SHARES, row_tiles, column_tiles, GROUP)
     share = tl.program_id(0) % SHARES
-    r = chunk_row + tile_row
-    c = chunk_column + tile_column
-    if SYMMETRIC and c < r:
+    at = tile.locate(
+        tl.program_id(0) // SHARES,
+        row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles, GROUP,
+    )  # fmt: skip
+    if SYMMETRIC and at.column < at.row:
         return
     lane = tl.arange(0, TILE)
-    rows = r * TILE + lane
-    first = c * TILE + share * COLUMNS
+    rows = at.row * TILE + lane
+    first = at.column * TILE + share * COLUMNS
     columns = first + tl.arange(0, COLUMNS)
     in_tile = tl.arange(0, TILE)[:, None] * tile.ROW_WORDS + (share * WORDS + tl.arange(0, WORDS))[None, :]
     last_row = row_count - 1
-    last_column = column_count - 1
     own_rows = tl.minimum(rows, last_row)
     own_columns = tl.minimum(columns, last_row)
 
-    logits = tile.scores(x, y, r * TILE, first, last_row, last_column, width, TILE, COLUMNS, BLOCK_K, PRECISION)
-    if BITS == tile.NO_BITS:
-        words = decide.never_counts(rows, first, row_count, column_count, excluded, WORDS)
-        mirrored = words
-        if SELF_GUIDED:
-            words, mirrored = decide.above(logits, limits, rows, columns, row_count, words, mirrored, SYMMETRIC, WORDS)
+    logits = tile.scores(x, y, at.row * TILE, first, last_row, column_count - 1, dim, TILE, COLUMNS, BLOCK_K, PRECISION)
+    if mask_bits is None:
+        packed = decide.never_counts(rows, first, row_count, column_count, excluded, WORDS)
+        mirrored = packed
+        if guide_thresholds is not None:
+            packed, mirrored = decide.above_guide_threshold(
+                logits, guide_thresholds, rows, columns, row_count, packed, mirrored, SYMMETRIC
+            )
     else:
-        at, mirrored_at = tile.places_of_words(
-            bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, BITS
-        )
-        words = tl.load(at + in_tile)
+        by_rows, by_columns = tile.find_masks(mask_bits, at, CHUNK_MASK)
+        packed = tl.load(by_rows + in_tile)
         if SYMMETRIC:
-            mirrored = tl.load(mirrored_at + in_tile)
-    logits = tile.boost(logits, boosts, own_negative + r * TILE - first, lane, tl.arange(0, COLUMNS), BOOST)
-    hidden = tile.unpack(words, TILE, WORDS)
-    value = coefficient(logits, hidden, tl.load(lse2 + own_rows)[:, None], tl.load(weights + own_rows)[:, None])
+            mirrored = tl.load(by_columns + in_tile)
+    shift = at.row * TILE - first
+    logits = tile.scale(logits, logit_scales, own_negative, shift, lane, tl.arange(0, COLUMNS))
+    value = dlogit(logits, tile.unpack(packed), tl.load(lse2 + own_rows)[:, None], tl.load(weights + own_rows)[:, None])
     if SYMMETRIC:
-        hidden = tile.unpack(mirrored, TILE, WORDS)
-        value += coefficient(
-            logits, hidden, tl.load(lse2 + own_columns)[None, :], tl.load(weights + own_columns)[None, :]
+        value += dlogit(
+            logits, tile.unpack(mirrored), tl.load(lse2 + own_columns)[None, :], tl.load(weights + own_columns)[None, :]
         )
-    narrow = value.to(coefficients.dtype.element_ty)
-    # A chunk has less than 2^31 entries, whatever the part.
+    narrow = value.to(dlogits.dtype.element_ty)
+    # A chunk has less than 2^31 entries, whatever the rectangle.
     stride = column_tiles * TILE
-    across = tile_column * TILE + share * COLUMNS + tl.arange(0, COLUMNS)
-    down = tile_row * TILE + lane
-    tl.store(coefficients + down[:, None] * stride + across[None, :], narrow)
-    if SYMMETRIC and c > r and chunk_row == chunk_column:
+    across = at.column_in_chunk * TILE + share * COLUMNS + tl.arange(0, COLUMNS)
+    down = at.row_in_chunk * TILE + lane
+    tl.store(dlogits + down[:, None] * stride + across[None, :], narrow)
+    if SYMMETRIC and at.column > at.row and chunk_row == chunk_column:
         # The chunk is on the diagonal, and its lower half is nobody else's to write.
-        tl.store(coefficients + across[None, :] * stride + down[:, None], narrow)
+        tl.store(dlogits + across[None, :] * stride + down[:, None], narrow)
 
 
 @triton.jit
-def coefficient(logits, hidden, lse2, weight):
-    """``weight * exp2(logit - lse2)``, 0 where hidden."""
-    return tl.where(hidden, 0.0, tl.exp2(logits - lse2) * weight)
+def dlogit(logits, masked, lse2, weight):
+    """``weight * exp2(logit - lse2)``, 0 where masked."""
+    return tl.where(masked, 0.0, tl.exp2(logits - lse2) * weight)
 
 
-def backward_part_staged(
-    part: Part,
-    levels: Sequence[int],
+def backward_staged(
+    rectangle: Rectangle,
+    indices: Sequence[int],
     lse2: Tensor,
     weights: Tensor,
     row_gradients: Sequence[Tensor],
     column_gradients: Sequence[Tensor],
     config: Config,
 ) -> None:
-    """Add a part's gradients by its rows and columns, at some widths of its ladder.
+    """Add a rectangle's gradients by its rows and columns, at some of its Matryoshka dims.
 
     Args:
-        levels: which.
+        indices: which.
         lse2: ``[L, R]``, positive included.
         weights: ``[L, R]``
-        row_gradients: ``[R, D]`` at each width, fp32; updated.
-        column_gradients: ``[C, D]`` at each width, fp32; updated. Not looked at for a symmetric part.
+        row_gradients: ``[R, D]`` at each dim, fp32; updated.
+        column_gradients: ``[C, D]`` at each dim, fp32; updated. Not looked at for a symmetric rectangle.
     """
-    row_count, column_count = part.rows.shape[0], part.columns.shape[0]
+    row_count, column_count = rectangle.rows.shape[0], rectangle.columns.shape[0]
     height, breadth = min(CHUNK_TILES, tiles(row_count)), min(CHUNK_TILES, tiles(column_count))
-    scratch = part.rows.new_empty(height * breadth * TILE * TILE)
-    launch = config.staged_symmetric if part.symmetric else config.staged
-    masks = None
-    if part.bits is None and not _decides_itself(part):
-        masks = part.rows.new_empty(chunk_words(height, breadth, part.symmetric), dtype=torch.int32)
-    for chunk in chunks(row_count, column_count, height, breadth, upper=part.symmetric):
-        if masks is not None:
-            decide_chunk(part, chunk, masks, config)
+    scratch = rectangle.rows.new_empty(height * breadth * TILE * TILE)
+    launch = config.staged_symmetric if rectangle.symmetric else config.staged
+    chunk_mask = None
+    if rectangle.mask_bits is None and not _masks_itself(rectangle):
+        words = chunk_words(height, breadth, rectangle.symmetric)
+        chunk_mask = rectangle.rows.new_empty(words, dtype=torch.int32)
+    for chunk in chunks(row_count, column_count, height, breadth, upper=rectangle.symmetric):
+        if chunk_mask is not None:
+            mask_chunk(rectangle, chunk, chunk_mask, config)
         padded = scratch[: chunk.row_tiles * chunk.column_tiles * TILE * TILE].view(chunk.row_tiles * TILE, -1)
-        for level in levels:
-            _launch(part, chunk, level, masks, lse2[level], weights[level], padded, launch)
-            rows, columns = (x[span] for x, span in zip(part.ladder[level], (chunk.rows, chunk.columns), strict=True))
-            row_gradient, column_gradient = row_gradients[level], column_gradients[level]
-            values = padded[: rows.shape[0], : columns.shape[0]]
-            add_product(row_gradient[chunk.rows], values, columns)
-            if not part.symmetric:
-                add_product(column_gradient[chunk.columns], values.T, rows)
+        for index in indices:
+            _start(rectangle, chunk, index, chunk_mask, lse2[index], weights[index], padded, launch)
+            rows, columns = rectangle.matryoshka[index]
+            rows, columns = rows[chunk.rows], columns[chunk.columns]
+            row_gradient, column_gradient = row_gradients[index], column_gradients[index]
+            dlogits = padded[: rows.shape[0], : columns.shape[0]]
+            add_product(row_gradient[chunk.rows], dlogits, columns)
+            if not rectangle.symmetric:
+                add_product(column_gradient[chunk.columns], dlogits.T, rows)
             elif chunk.row != chunk.column:
-                add_product(row_gradient[chunk.columns], values.T, rows)
+                add_product(row_gradient[chunk.columns], dlogits.T, rows)
 
 
-def _decides_itself(part: Part) -> bool:
-    """Whether the kernel of coefficients can decide the masks by the scores that it has anyway, if there is anything to
+def _masks_itself(rectangle: Rectangle) -> bool:
+    """Whether the kernel of dlogits can decide the mask by the scores that it has anyway, if there is anything to
     decide."""
-    if part.own is not None:
-        # Together with two factors of a boost that spills, be it only for what lies outside.
+    if rectangle.own_negative is not None:
+        # Together with two logit scales that spills, be it only for what lies outside.
         return False
-    decision = part.decision
-    if decision is None:
+    predicates = rectangle.predicates
+    if predicates is None:
         return True
-    if decision.floors is not None or decision.row_groups is not None:
-        return False
-    return decision.self_guided and len(part.ladder) == 1
+    return not predicates.has_initial_mask and predicates.self_guided and len(rectangle.matryoshka) == 1
 
 
-def _launch(
-    part: Part,
+def _start(
+    rectangle: Rectangle,
     chunk: Chunk,
-    level: int,
-    masks: Tensor | None,
+    index: int,
+    chunk_mask: Tensor | None,
     lse2: Tensor,
     weights: Tensor,
-    coefficients: Tensor,
+    dlogits: Tensor,
     launch: Staged,
 ) -> None:
-    x, y = part.ladder[level]
-    kept = part.bits if part.bits is not None else masks
-    which = tile.NO_BITS if kept is None else tile.CHUNK_BITS if part.bits is None else tile.PART_BITS
-    limits = part.decision.limits if kept is None and part.decision is not None else None
-    coefficients_kernel[(chunk.row_tiles * chunk.column_tiles * (TILE // launch.columns),)](
-        x,
-        y,
-        lse2 if limits is None else limits,
-        lse2,
-        weights,
-        coefficients if part.boosts is None else part.boosts,
-        coefficients if kept is None else kept,
-        coefficients,
-        x.shape[0],
-        y.shape[0],
-        x.shape[1],
-        part.excluded,
-        part.own or 0,
-        chunk.row,
-        chunk.column,
-        chunk.row_tiles,
-        chunk.column_tiles,
-        tiles(y.shape[0]),
-        SELF_GUIDED=limits is not None,
-        BOOST=boost(part),
-        SYMMETRIC=part.symmetric,
-        BITS=which.value,
+    x, y = rectangle.matryoshka[index]
+    mask_bits = rectangle.mask_bits if chunk_mask is None else chunk_mask
+    decides = mask_bits is None and rectangle.predicates is not None
+    start(
+        dlogits_kernel,
+        (chunk.row_tiles * chunk.column_tiles * (TILE // launch.columns),),
+        x=x,
+        y=y,
+        guide_thresholds=rectangle.predicates.guide_thresholds if decides else None,
+        lse2=lse2,
+        weights=weights,
+        logit_scales=rectangle.logit_scales,
+        mask_bits=mask_bits,
+        dlogits=dlogits,
+        dim=x.shape[1],
+        own_negative=rectangle.own_negative,
+        **rectangle.geometry(chunk),
+        SYMMETRIC=rectangle.symmetric,
+        CHUNK_MASK=chunk_mask is not None,
         PRECISION=precision(x),
         GROUP=launch.group,
         COLUMNS=launch.columns,

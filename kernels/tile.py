@@ -1,36 +1,58 @@
-"""What every kernel shares: a tile of scores on the matrix units, and its mask between bools and bits."""
+"""What every kernel shares: where its program works, a tile of scores on the matrix units, and the tile's mask."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 from gist_fast.kernels import layout
 
 TILE = tl.constexpr(layout.TILE)
-WORD_BITS = tl.constexpr(layout.WORD_BITS)
 TILE_WORDS = tl.constexpr(layout.TILE_WORDS)
 ROW_WORDS = tl.constexpr(layout.TILE // layout.WORD_BITS)
 
-NO_BITS = tl.constexpr(0)
-PART_BITS = tl.constexpr(1)
-"""Of the whole part, kept for the backward pass."""
-CHUNK_BITS = tl.constexpr(2)
-"""Of one chunk, for as long as it is worked on: all that rows decided, then all that columns did."""
 
-NO_BOOST = tl.constexpr(0)
-ALL_BOOSTED = tl.constexpr(1)
-"""By one factor."""
-OWN_DIFFERS = tl.constexpr(2)
-"""The negative that came with an anchor has another factor than all others."""
+class Location(NamedTuple):
+    """Where a program works: the geometry of its launch, and its tile."""
+
+    row_count: tl.tensor
+    """Rows of the rectangle."""
+    column_count: tl.tensor
+    excluded: tl.tensor
+    """Column ``excluded + row`` never counts."""
+    row: tl.tensor
+    """Of the tile in the rectangle, counted in tiles."""
+    column: tl.tensor
+    row_in_chunk: tl.tensor
+    """Of the same tile in the chunk that the launch covers."""
+    column_in_chunk: tl.tensor
+    row_tiles: tl.tensor
+    """The chunk's size."""
+    column_tiles: tl.tensor
 
 
 @triton.jit
-def place(program, row_tiles, column_tiles, GROUP: tl.constexpr):
+def locate(
+    program, row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles, GROUP: tl.constexpr
+):
     """A program's tile: down GROUP rows, then a column on, so that programs running together share operands in L2."""
     band = program // (GROUP * column_tiles)
     height = tl.minimum(row_tiles - band * GROUP, GROUP)
     inside = program % (GROUP * column_tiles)
-    return band * GROUP + inside % height, inside // height
+    row = band * GROUP + inside % height
+    column = inside // height
+    return Location(
+        row_count=row_count,
+        column_count=column_count,
+        excluded=excluded,
+        row=chunk_row + row,
+        column=chunk_column + column,
+        row_in_chunk=row,
+        column_in_chunk=column,
+        row_tiles=row_tiles,
+        column_tiles=column_tiles,
+    )
 
 
 @triton.jit
@@ -41,13 +63,13 @@ def scores(
     first_column,
     last_row,
     last_column,
-    width,
+    dim,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``x[first_row:] @ y[first_column:].T``, fp32 ``[ROWS, COLUMNS]``; `width` is a multiple of BLOCK_K.
+    """``x[first_row:] @ y[first_column:].T``, fp32 ``[ROWS, COLUMNS]``; `dim` is a multiple of BLOCK_K.
 
     Rows past the last read the last again: what comes of them is never used, and no load needs a mask. Offsets within
     a tile fit 32 bits, which keeps half as many registers busy with addresses; only the tile's own place needs 64.
@@ -55,12 +77,12 @@ def scores(
     depth = tl.arange(0, BLOCK_K)
     rows = tl.minimum(tl.arange(0, ROWS), last_row - first_row)
     columns = tl.minimum(tl.arange(0, COLUMNS), last_column - first_column)
-    in_x = rows[:, None] * width + depth[None, :]
-    in_y = columns[:, None] * width + depth[None, :]
-    x += width.to(tl.int64) * first_row
-    y += width.to(tl.int64) * first_column
+    in_x = rows[:, None] * dim + depth[None, :]
+    in_y = columns[:, None] * dim + depth[None, :]
+    x += dim.to(tl.int64) * first_row
+    y += dim.to(tl.int64) * first_column
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for _ in range(0, width, BLOCK_K):
+    for _ in range(0, dim, BLOCK_K):
         total = tl.dot(tl.load(x + in_x), tl.trans(tl.load(y + in_y)), total, input_precision=PRECISION)
         x += BLOCK_K
         y += BLOCK_K
@@ -68,33 +90,57 @@ def scores(
 
 
 @triton.jit
-def pack(hidden, ROWS: tl.constexpr, WORDS: tl.constexpr):
-    """``[ROWS, 32 WORDS]`` bools to int32 words ``[ROWS, WORDS]``; distinct powers of two, so the sum is the union."""
-    places = tl.arange(0, 32)
-    bits = tl.reshape(hidden.to(tl.int32), (ROWS, WORDS, 32))
-    return tl.sum(bits << places[None, None, :], axis=2)
+def student_scores(x, y, at, dim, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
+    """The scores of a location's tile, of operands ``[R, D]`` and ``[C, D]``."""
+    return scores(
+        x, y, at.row * TILE, at.column * TILE, at.row_count - 1, at.column_count - 1, dim,
+        TILE, TILE, BLOCK_K, PRECISION,
+    )  # fmt: skip
 
 
 @triton.jit
-def unpack(words, ROWS: tl.constexpr, WORDS: tl.constexpr):
-    """Words ``[ROWS, WORDS]`` to bools ``[ROWS, 32 WORDS]``."""
-    places = tl.arange(0, 32)
-    bits = (words[:, :, None] >> places[None, None, :]) & 1
-    return tl.reshape(bits, (ROWS, WORDS * 32)) != 0
+def guide_scores(x, y, at, dim, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
+    """The same of operands that begin with the chunk's first row and column."""
+    first_row = (at.row - at.row_in_chunk) * TILE
+    first_column = (at.column - at.column_in_chunk) * TILE
+    return scores(
+        x, y, at.row_in_chunk * TILE, at.column_in_chunk * TILE,
+        at.row_count - 1 - first_row, at.column_count - 1 - first_column, dim, TILE, TILE, BLOCK_K, PRECISION,
+    )  # fmt: skip
 
 
 @triton.jit
-def unpack_transposed(words, WORDS: tl.constexpr, COLUMNS: tl.constexpr):
+def pack(masked):
+    """Bools ``[ROWS, 32 WORDS]`` to a packed mask ``[ROWS, WORDS]``; distinct powers of two, so the sum is the
+    union."""
+    WORDS: tl.constexpr = masked.shape[1] // 32
+    bit = tl.arange(0, 32)
+    bits = tl.reshape(masked.to(tl.int32), (masked.shape[0], WORDS, 32))
+    return tl.sum(bits << bit[None, None, :], axis=2)
+
+
+@triton.jit
+def unpack(packed):
+    """A packed mask ``[ROWS, WORDS]`` to bools ``[ROWS, 32 WORDS]``."""
+    COLUMNS: tl.constexpr = packed.shape[1] * 32
+    bit = tl.arange(0, 32)
+    bits = (packed[:, :, None] >> bit[None, None, :]) & 1
+    return tl.reshape(bits, (packed.shape[0], COLUMNS)) != 0
+
+
+@triton.jit
+def unpack_transposed(packed):
     """Words ``[WORDS, COLUMNS]``, each of 32 consecutive rows, to bools ``[32 WORDS, COLUMNS]``."""
-    places = tl.arange(0, 32)
-    bits = (words[:, None, :] >> places[None, :, None]) & 1
-    return tl.reshape(bits, (WORDS * 32, COLUMNS)) != 0
+    ROWS: tl.constexpr = packed.shape[0] * 32
+    bit = tl.arange(0, 32)
+    bits = (packed[:, None, :] >> bit[None, :, None]) & 1
+    return tl.reshape(bits, (ROWS, packed.shape[1])) != 0
 
 
 @triton.jit
-def count_bits(words):
+def count_bits(packed):
     """How many bits of each word are set."""
-    x = words.to(tl.uint32, bitcast=True)
+    x = packed.to(tl.uint32, bitcast=True)
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     x = (x + (x >> 4)) & 0x0F0F0F0F
@@ -102,77 +148,74 @@ def count_bits(words):
 
 
 @triton.jit
-def words_of_tile(bits, tile_row, tile_column, column_tiles):
-    """Where the words begin that rows `tile_row` decided in a tile."""
-    return bits + (column_tiles.to(tl.int64) * tile_row + tile_column) * TILE_WORDS
+def mask_of_rows(mask_bits, row, column, all_column_tiles):
+    """Where the mask begins that the rows of tile (row, column) of a rectangle decided."""
+    return mask_bits + (all_column_tiles.to(tl.int64) * row + column) * TILE_WORDS
 
 
 @triton.jit
-def mirrored_words(bits, tile_row, tile_column, column_tiles):
-    """Where the words begin that the columns decided in a tile on or above the diagonal of a symmetric part."""
-    diagonal = column_tiles.to(tl.int64) * column_tiles + tile_row
-    above = column_tiles.to(tl.int64) * tile_column + tile_row
-    return bits + tl.where(tile_row == tile_column, diagonal, above) * TILE_WORDS
+def mask_of_columns(mask_bits, row, column, all_column_tiles):
+    """Where the mask begins that the columns decided, in a tile on or above the diagonal of a symmetric rectangle."""
+    diagonal = all_column_tiles.to(tl.int64) * all_column_tiles + row
+    above = all_column_tiles.to(tl.int64) * column + row
+    return mask_bits + tl.where(row == column, diagonal, above) * TILE_WORDS
 
 
 @triton.jit
-def places_of_words(bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, BITS: tl.constexpr):
-    """Where the words of tile (r, c) begin that rows decided, and those that columns did in a symmetric part.
+def find_masks(mask_bits, at, CHUNK_MASK: tl.constexpr):
+    """Where the mask of a location's tile begins that rows decided, and that of the columns in a symmetric rectangle.
 
     Args:
-        tile_row: the tile's place in its chunk, as `tile_column` and the chunk's size; looked at with ``CHUNK_BITS``.
+        CHUNK_MASK: the packed mask is that of a chunk, for as long as it is worked on, and not of the whole rectangle:
+            all that rows decided, then all that columns did.
     """
-    if BITS == PART_BITS:
-        return words_of_tile(bits, r, c, all_column_tiles), mirrored_words(bits, r, c, all_column_tiles)
+    if CHUNK_MASK:
+        by_rows = mask_of_rows(mask_bits, at.row_in_chunk, at.column_in_chunk, at.column_tiles)
+        return by_rows, by_rows + at.row_tiles.to(tl.int64) * at.column_tiles * TILE_WORDS
     else:
-        at = words_of_tile(bits, tile_row, tile_column, column_tiles)
-        return at, at + row_tiles.to(tl.int64) * column_tiles * TILE_WORDS
-
-
-@triton.jit
-def load_words(
-    bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, SYMMETRIC: tl.constexpr,
-    BITS: tl.constexpr,
-):  # fmt: skip
-    """Both sides' words of a tile, ``[TILE, ROW_WORDS]``; one and the same where the part is not symmetric."""
-    at, mirrored_at = places_of_words(
-        bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, BITS
-    )
-    words = tl.load(at + words_grid())
-    mirrored = words
-    if SYMMETRIC:
-        mirrored = tl.load(mirrored_at + words_grid())
-    return words, mirrored
-
-
-@triton.jit
-def store_words(
-    bits, words, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles,
-    MIRRORED: tl.constexpr, BITS: tl.constexpr,
-):  # fmt: skip
-    """Write the words of a side of a tile where they are to be found again, if anybody will look."""
-    if BITS != NO_BITS:
-        at, mirrored_at = places_of_words(
-            bits, r, c, all_column_tiles, tile_row, tile_column, row_tiles, column_tiles, BITS
+        across = tl.cdiv(at.column_count, TILE)
+        return (
+            mask_of_rows(mask_bits, at.row, at.column, across),
+            mask_of_columns(mask_bits, at.row, at.column, across),
         )
-        if MIRRORED:
-            at = mirrored_at
-        tl.store(at + words_grid(), words)
 
 
 @triton.jit
-def boost(logits, boosts, own_negative, rows, columns, BOOST: tl.constexpr):
-    """The logits with what hardness weighting multiplies them by.
+def load_masks(mask_bits, at, SYMMETRIC: tl.constexpr, CHUNK_MASK: tl.constexpr):
+    """Both packed masks of a tile, ``[TILE, ROW_WORDS]``; one and the same where the rectangle is not symmetric."""
+    by_rows, by_columns = find_masks(mask_bits, at, CHUNK_MASK)
+    packed = tl.load(by_rows + words_grid())
+    mirrored = packed
+    if SYMMETRIC:
+        mirrored = tl.load(by_columns + words_grid())
+    return packed, mirrored
+
+
+@triton.jit
+def store_mask(mask_bits, packed, at, MIRRORED: tl.constexpr, CHUNK_MASK: tl.constexpr):
+    """Write the packed mask of the rows of a tile, or of its columns, if anybody will look."""
+    if mask_bits is not None:
+        by_rows, by_columns = find_masks(mask_bits, at, CHUNK_MASK)
+        if MIRRORED:
+            by_rows = by_columns
+        tl.store(by_rows + words_grid(), packed)
+
+
+@triton.jit
+def scale(logits, logit_scales, own_negative, shift, rows, columns):
+    """The logits times the logit scales of hardness weighting, if there are any.
 
     Args:
-        boosts: ``[2]``: the factor of column ``own_negative + row``, and that of all others.
-        rows: places counted from wherever `own_negative` is; which, decides how many registers they take.
+        logit_scales: ``[2]``: that of column ``own_negative + shift + row``, and that of all others; or None.
+        own_negative: None where all have the second.
+        rows: counted from wherever `shift` says; which, decides how many registers they take.
     """
-    if BOOST == ALL_BOOSTED:
-        logits = logits * tl.load(boosts + 1)
-    elif BOOST == OWN_DIFFERS:
-        is_own = rows[:, None] + own_negative == columns[None, :]
-        logits = logits * tl.where(is_own, tl.load(boosts), tl.load(boosts + 1))
+    if logit_scales is not None:
+        if own_negative is None:
+            logits = logits * tl.load(logit_scales + 1)
+        else:
+            is_own = rows[:, None] + (own_negative + shift) == columns[None, :]
+            logits = logits * tl.where(is_own, tl.load(logit_scales), tl.load(logit_scales + 1))
     return logits
 
 

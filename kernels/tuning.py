@@ -1,7 +1,7 @@
 """Opt-in tuning: with ``GIST_FAST_AUTOTUNE=1``, a shape's first call times the candidates and keeps the fastest.
 
 Results are kept on disk, a file a key, under ``GIST_FAST_CACHE`` (else the user's cache folder). The key holds all
-that the answer depends on: device, library versions, the kernels' own source, types, widths and the class of size.
+that the answer depends on: device, library versions, the kernels' own source, types, dims and the class of size.
 A file is replaced as a whole, so that a reader never sees half of one; what cannot be read, or answers another
 question, counts as absent; and what cannot be written is only lost for the next process.
 """
@@ -25,18 +25,17 @@ logger = logging.getLogger(__name__)
 
 SWITCH = "GIST_FAST_AUTOTUNE"
 FOLDER = "GIST_FAST_CACHE"
-REPEATS = 5
 _FORWARD, _MASKS = ("forward", "forward_symmetric"), ("masks", "masks_symmetric")
 FIELDS = {
     "forward": _FORWARD,
-    "floors": (*_FORWARD, *_MASKS),
-    "own differs": (*_FORWARD, "forward_own_differs"),
-    "floors, own differs": (*_FORWARD, *_MASKS, "forward_own_differs"),
+    "student thresholds": (*_FORWARD, *_MASKS),
+    "own-negative scale": (*_FORWARD, "forward_own_scale"),
+    "student thresholds, own-negative scale": (*_FORWARD, *_MASKS, "forward_own_scale"),
     "backward": ("staged", "staged_symmetric", "owned"),
     "recompute": (*_MASKS, "staged", "staged_symmetric"),
 }
-"""The launches that are tried for each direction: for a forward pass with floors or where an own negative has another
-factor, those too that it starts then; ``recompute`` is a backward pass that decides the masks again."""
+"""The launches that are tried for each direction: for a forward pass with student thresholds or an own-negative scale,
+those too that it starts then; ``recompute`` is a backward pass that decides the masks again."""
 _known: dict[str, Config] = {}
 
 
@@ -51,14 +50,14 @@ def make_key(
     device: str,
     versions: tuple[str, ...],
     dtypes: tuple[str, ...],
-    widths: tuple[int, ...],
+    dims: tuple[int, ...],
     rows: int,
     pairs: int,
     variant: str = "",
 ) -> str:
     """What a configuration was tuned for, as text. Sizes count by their power of two."""
     sizes = [rows.bit_length(), pairs.bit_length()]
-    return json.dumps([direction, device, *versions, _source(), *dtypes, *widths, *sizes, variant])
+    return json.dumps([direction, device, *versions, _source(), *dtypes, *dims, *sizes, variant])
 
 
 def tuned(key: str, default: Config, direction: str, seconds: Callable[[Config], float]) -> Config:
@@ -93,9 +92,9 @@ def candidates(config: Config, field: str) -> Iterator[Config]:
 
 
 def fields_of(direction: str, config: Config) -> list[str]:
-    """The launches that are tried for a direction: of a backward pass those of the configuration's plan."""
-    fields = FIELDS[direction]
-    return [field for field in fields if direction != "backward" or (field == "owned") == (config.plan == "owned")]
+    """The launches that are tried for a direction: of a backward pass those of the configuration's method."""
+    fields, owned = FIELDS[direction], config.backward_method == "owned"
+    return [field for field in fields if direction != "backward" or (field == "owned") == owned]
 
 
 def other_steps(config: Config) -> list[int]:
@@ -114,22 +113,6 @@ def recall(key: str, default: Config) -> Config:
     return _known.get(key, default)
 
 
-def time_on_device(run: Callable[[], object]) -> float:
-    """Median seconds of `run` on the current CUDA or ROCm device."""
-    import torch
-
-    times = []
-    for _ in range(REPEATS + 1):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    # The first one compiled.
-    return sorted(times[1:])[REPEATS // 2]
-
-
 def _search(default: Config, direction: str, seconds: Callable[[Config], float]) -> Config:
     """One launch after the other, each to its best with the others as they are by then."""
     best, least = default, seconds(default)
@@ -145,7 +128,7 @@ def _search(default: Config, direction: str, seconds: Callable[[Config], float])
             best, least = config, took
 
     if direction == "backward":
-        challenge(replace(best, plan="owned" if best.plan == "staged" else "staged"))
+        challenge(replace(best, backward_method="owned" if best.backward_method == "staged" else "staged"))
     if direction != "recompute":
         for step in other_steps(default):
             challenge(with_step(best, step))

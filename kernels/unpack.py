@@ -1,7 +1,8 @@
-"""A mask as a matrix to multiply by: bits of a chunk to memory as 0 and 1, then library products.
+"""A mask as a matrix to multiply by: mask bits of a chunk to memory as 0 and 1, then library products.
 
-The soft triplet term needs a few columns' sums over what is masked. A product of the bits costs no product of scores;
-the 0 and 1 of a chunk, in the operands' type, are its price, as coefficients are in `gist_fast.kernels.staged`.
+The soft triplet term (`gist_fast.functional.triplet`) needs a few columns' sums over what is masked. A product of the
+mask costs no product of scores; the 0 and 1 of a chunk, in the operands' type, are its price, as dlogits are in
+`gist_fast.kernels.staged`.
 """
 
 from __future__ import annotations
@@ -10,55 +11,62 @@ import torch
 import triton
 import triton.language as tl
 from gist_fast.kernels import tile
-from gist_fast.kernels.launch import PLACES
+from gist_fast.kernels.launch import NOT_SPECIALISED, start
 from gist_fast.kernels.layout import TILE, tiles
-from gist_fast.kernels.owned import under, upright
-from gist_fast.kernels.parts import chunks
+from gist_fast.kernels.owned import load_transposed, load_upright
+from gist_fast.kernels.rectangle import chunks, geometry
 from gist_fast.kernels.staged import add_product
 from torch import Tensor
 
 CHUNK_TILES = 64
-"""Rows and columns of a chunk, in tiles; as large as one of coefficients."""
+"""Rows and columns of a chunk, in tiles; as large as one of dlogits."""
 WARPS = 8
 
 
-@triton.jit(do_not_specialize=PLACES)
+@triton.jit(do_not_specialize=NOT_SPECIALISED)
 def unpack_kernel(
-    bits,  # words of the whole part
+    mask_bits,  # of the whole rectangle
     masked,  # [rows of the chunk, columns of the chunk], padded to tiles: 1 where an entry is masked, else 0
+    row_count,
+    column_count,
     excluded,
     chunk_row,
     chunk_column,
+    row_tiles,
     column_tiles,
-    all_column_tiles,
     SYMMETRIC: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    tile_row = tl.program_id(0) // column_tiles
-    tile_column = tl.program_id(0) % column_tiles
-    r = chunk_row + tile_row
-    c = chunk_column + tile_column
-    words = tile.words_of_tile(bits, r, c, all_column_tiles)
-    hidden = upright(words, 0, 0, TILE, TILE, TILE)
-    if SYMMETRIC and r > c:
+    at = tile.locate(
+        tl.program_id(0), row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles, 1
+    )
+    packed = tile.mask_of_rows(mask_bits, at.row, at.column, tl.cdiv(column_count, TILE))
+    found = load_upright(packed, 0, 0, TILE, TILE, TILE)
+    if SYMMETRIC and at.row > at.column:
         # Below the diagonal stands what the columns of the tile above it decided, as that tile is oriented.
-        hidden = under(words, 0, 0, TILE, TILE, TILE)
+        found = load_transposed(packed, 0, 0, TILE, TILE, TILE)
     lane = tl.arange(0, TILE)
-    never = (r * TILE + lane)[:, None] + excluded == (c * TILE + lane)[None, :]
-    value = tl.where(hidden & ~never, 1.0, 0.0).to(masked.dtype.element_ty)
-    # A chunk has less than 2^31 entries, whatever the part.
-    down = tile_row * TILE + lane
-    across = tile_column * TILE + lane
+    never = (at.row * TILE + lane)[:, None] + excluded == (at.column * TILE + lane)[None, :]
+    value = tl.where(found & ~never, 1.0, 0.0).to(masked.dtype.element_ty)
+    # A chunk has less than 2^31 entries, whatever the rectangle.
+    down = at.row_in_chunk * TILE + lane
+    across = at.column_in_chunk * TILE + lane
     tl.store(masked + down[:, None] * (column_tiles * TILE) + across[None, :], value)
 
 
 def add_masked(
-    bits: Tensor, shape: tuple[int, int], excluded: int, symmetric: bool, other: Tensor, transposed: bool, total: Tensor
+    mask_bits: Tensor,
+    shape: tuple[int, int],
+    excluded: int,
+    symmetric: bool,
+    other: Tensor,
+    transposed: bool,
+    total: Tensor,
 ) -> None:
-    """Add a part's mask, times a matrix, to `total`.
+    """Add a rectangle's mask, times a matrix, to `total`.
 
     Args:
-        bits: the part's words.
+        mask_bits: the rectangle's packed mask.
         shape: its rows and columns.
         excluded: column ``excluded + i`` counts as not masked in row i.
         other: ``[columns, E]``, or ``[rows, E]`` where `transposed`.
@@ -68,14 +76,12 @@ def add_masked(
     scratch = torch.empty(height * breadth * TILE * TILE, dtype=other.dtype, device=other.device)
     for chunk in chunks(*shape, height, breadth):
         padded = scratch[: chunk.row_tiles * chunk.column_tiles * TILE * TILE].view(chunk.row_tiles * TILE, -1)
-        unpack_kernel[(chunk.row_tiles * chunk.column_tiles,)](
-            bits,
-            padded,
-            excluded,
-            chunk.row,
-            chunk.column,
-            chunk.column_tiles,
-            tiles(shape[1]),
+        start(
+            unpack_kernel,
+            (chunk.row_tiles * chunk.column_tiles,),
+            mask_bits=mask_bits,
+            masked=padded,
+            **geometry(shape, excluded, chunk),
             SYMMETRIC=symmetric,
             TILE=TILE,
             num_warps=WARPS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import html
 import json
@@ -43,6 +44,11 @@ class Seen:
 def chromium() -> str | None:
     """The browser's path; None where there is none."""
     return next((path for name in PROGRAMS if (path := shutil.which(name))), None)
+
+
+def pictures_of(page: str) -> list[str]:
+    """The SVGs that a page's images are made of."""
+    return [base64.b64decode(data).decode() for data in re.findall(r'src="data:image/svg[+]xml;base64,([^"]*)"', page)]
 
 
 def examine(page: Path, folder: Path) -> Seen:

@@ -13,9 +13,9 @@ from oracle import Problem, largest_errors, make_problem, oracle, values_and_gra
 
 import gist_fast.functional.backends as backends
 from gist_fast import guided_contrastive_loss
-from gist_fast.functional.backends import choose_backend, explain_choice, tiled
+from gist_fast.functional.backends import choose_backend, explain_choice, kept, tiled
 from gist_fast.functional.blocks import make_blocks
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import prepare
 
 
@@ -42,7 +42,7 @@ def test_the_environment_overrides_auto_and_only_auto(monkeypatch):
 
 def test_triton_asked_for_by_name_is_refused_where_it_cannot_run(monkeypatch):
     monkeypatch.setattr(backends, "triton_obstacle", lambda *_: "there is no GPU")
-    with pytest.raises(ValueError, match=r"backend: 'triton' cannot run here: there is no GPU.*'tiled' would do"):
+    with pytest.raises(ValueError, match=r"backend: 'triton' cannot run here: there is no GPU.*Use 'auto' or 'tiled'"):
         choose_backend("triton", "cpu", torch.float32)
 
 
@@ -110,20 +110,20 @@ def test_tiled_is_no_worse_than_the_reference_of_its_type(monkeypatch, dtype, sh
     negatives=st.lists(st.integers(1, 300), max_size=2),
 )
 def test_the_bound_on_mask_bytes_holds(rows, offset, more, negatives):
-    tiled.SCORES_PAIRS, before = 0, tiled.SCORES_PAIRS
+    kept.SCORES_PAIRS, before = 0, kept.SCORES_PAIRS
     try:
         check_mask_bytes(rows, offset, more, negatives)
     finally:
-        tiled.SCORES_PAIRS = before
+        kept.SCORES_PAIRS = before
 
 
 def check_mask_bytes(rows, offset, more, negatives):
     columns = [offset + rows + more, *negatives]
-    blocks = make_blocks(rows, columns, Rule(offset=offset))
+    blocks = make_blocks(rows, columns, LossConfig(), offset)
     needed = 0
     for block in blocks:
         for tile in tiled._tiles(block):
-            r, c = tiled._shape(tile)
+            r, c = tile.shape
             needed += len(list(tiled._sides(block, tile))) * r * ((c + 7) // 8)
     bound = tiled.mask_bytes(blocks, 1)
     assert needed <= bound
@@ -134,7 +134,7 @@ def check_mask_bytes(rows, offset, more, negatives):
 @given(rows=st.integers(1, 90), offset=st.integers(0, 50), more=st.integers(0, 50))
 def test_tiles_cover_every_pair_once(rows, offset, more):
     columns = offset + rows + more
-    blocks = make_blocks(rows, [columns], Rule(offset=offset))
+    blocks = make_blocks(rows, [columns], LossConfig(), offset)
     before, tiled.TILE = tiled.TILE, 16
     try:
         for block in blocks:
@@ -154,14 +154,14 @@ def test_masks_are_the_references_outside_a_band_around_the_threshold():
     """In bfloat16 the two sum the same products in another order, so only ties within rounding may part."""
     problem = make_problem(400, width=48, guide_width=64, learned_temperature=False).to(torch.bfloat16)
     student = (problem.anchors.detach(), problem.positives.detach())
-    operands = prepare(student, (problem.guide_anchors, problem.guide_positives), torch.tensor(0.05), Rule())
+    operands = prepare(student, (problem.guide_anchors, problem.guide_positives), torch.tensor(0.05), LossConfig())
     exact = operands.guide[0].double() @ operands.guide[1].double().T
     band = 4 * torch.finfo(torch.float32).eps * 64**0.5
-    near = ((exact - operands.limits[:, None].double()).abs() < band).fill_diagonal_(False)
+    near = ((exact - operands.guide_thresholds[:, None].double()).abs() < band).fill_diagonal_(False)
     inside = near.sum().item()  # the positives themselves, on the diagonal, stand at their threshold
     assert inside < 1e-3 * exact.numel()
-    clear = (exact > operands.limits[:, None].double() + band).fill_diagonal_(False)
-    possible = (exact > operands.limits[:, None].double() - band).fill_diagonal_(False)
+    clear = (exact > operands.guide_thresholds[:, None].double() + band).fill_diagonal_(False)
+    possible = (exact > operands.guide_thresholds[:, None].double() - band).fill_diagonal_(False)
     _, stats = guided_contrastive_loss(
         **problem.arguments() | {"contrast_anchors": False, "contrast_positives": False},
         backend="tiled",

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from browser import pictures_of
 from fabricated import bench_results
 
 from gist_fast.bench import run as runs
@@ -34,7 +35,7 @@ from gist_fast.bench.results import (
 )
 from gist_fast.bench.run import SUITES, Candidate, fits, run, suites_named
 from gist_fast.bench.start import StartCase
-from gist_fast.bench.suite import SCALES, Plan
+from gist_fast.bench.suite import SCALES, Scope
 from gist_fast.bench.tables import facts, fit_table, markdown, notes, suite_table
 from gist_fast.bench.timing import LEAST_ROUNDS
 from gist_fast.runtime.environment import machine
@@ -94,7 +95,7 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
         "bench.json", "bench-loss-time.svg", "bench-loss-memory.svg", "bench-loss-share.svg",
     }  # fmt: skip
     page = report.read_text()
-    assert "share of the roofline" in page
+    assert any("share of the roofline" in svg for svg in pictures_of(page))
     assert "matrix product, float32" in page
     assert "gist_fast reference" in page
 
@@ -294,16 +295,16 @@ def test_without_any_figure_the_command_fails_and_says_what_would_do(run_command
 
 
 def test_sizes_by_scale():
-    sizes = {scale: [case.size for case in SUITES["loss"].cases(Plan((), scale=scale))] for scale in SCALES}
+    sizes = {scale: [case.size for case in SUITES["loss"].cases(Scope((), scale=scale))] for scale in SCALES}
     assert sizes["small"] == [256, 512, 1024, 2048]
     assert sizes["medium"] == [256, 512, 1024, 2048, 4096, 8192]
     assert sizes["large"] == [4 * size for size in sizes["medium"]]
-    assert [case.size for case in SUITES["step"].cases(Plan((), scale="large"))] == [128, 256, 512, 1024]
-    assert [case.size for case in SUITES["step"].cases(Plan((8,), scale="large"))] == [8]
+    assert [case.size for case in SUITES["step"].cases(Scope((), scale="large"))] == [128, 256, 512, 1024]
+    assert [case.size for case in SUITES["step"].cases(Scope((8,), scale="large"))] == [8]
 
 
 def test_once_the_time_is_up_nothing_is_begun(monkeypatch, few_peers):
-    results = run([SUITES["loss"], SUITES["start"]], Plan((16, 24)), command="", budget=1e-9)
+    results = run([SUITES["loss"], SUITES["start"]], Scope((16, 24)), command="", budget=1e-9)
     assert {row.outcome for row in results.rows} == {"not run", "not supported"}
     assert {row.why for row in results.rows if row.size == 16 and row.outcome == "not run"} == {"the time was up"}
     assert suite_table(results, "loss")[1][0][:2] == ["16", "gist_fast"]
@@ -322,7 +323,7 @@ def test_what_cannot_fit_is_a_row_by_formula_and_larger_cases_too(monkeypatch, f
         return 1e18 if case.rows > 20 else 0.0
 
     monkeypatch.setitem(PEERS, "plain", Peer("plain", lambda case: None, plain_matmul, huge))
-    results = run([SUITES["loss"]], Plan((16, 24, 40)), command="", budget=300.0)
+    results = run([SUITES["loss"]], Scope((16, 24, 40)), command="", budget=300.0)
     rows = [row for row in results.rows if row.what == "plain"]
     assert [row.outcome for row in rows] == ["ok", "out of memory", "out of memory"]
     assert re.fullmatch(
@@ -337,7 +338,7 @@ def test_what_cannot_fit_is_a_row_by_formula_and_larger_cases_too(monkeypatch, f
 
 def test_what_would_take_too_long_is_left_out(monkeypatch, few_peers):
     monkeypatch.setattr(runs, "_expected", lambda smaller, size, *_, **__: 0.0 if smaller is None else 1e4)
-    results = run([SUITES["loss"]], Plan((16, 24)), command="", budget=300.0)
+    results = run([SUITES["loss"]], Scope((16, 24)), command="", budget=300.0)
     whys = {row.outcome: row.why for row in results.rows if row.what == "gist_fast"}
     assert re.search(
         r"an iteration would take some 10000\.0 s, and 3 of them more than the [\d.]+ s for it", whys["not run"]
@@ -375,7 +376,7 @@ def test_ours_is_not_left_out_for_a_small_size_that_is_all_overhead(monkeypatch,
         return expected(smaller, size, *grows, baseline=baseline)
 
     monkeypatch.setattr(runs, "_expected", watched)
-    results = run([SUITES["loss"]], Plan((2, 512, 600)), command="", budget=20.0)
+    results = run([SUITES["loss"]], Scope((2, 512, 600)), command="", budget=20.0)
     assert known == [(512, 2, None), (600, 512, 2)]
     rows = [row for row in results.rows if row.what == "gist_fast"]
     # By the square of the sizes' ratio its iterations would have taken more than there was.
@@ -387,7 +388,7 @@ def test_the_start_of_the_server_is_not_on_the_clock(monkeypatch, few_peers):
     late = [0.0]
     monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(late)))
     monkeypatch.setattr(runs, "start_server", lambda: late.append(1e6))
-    results = run([SUITES["loss"]], Plan((16,)), command="", budget=300.0)
+    results = run([SUITES["loss"]], Scope((16,)), command="", budget=300.0)
     assert {row.outcome for row in results.rows if row.what == "gist_fast"} == {OK}
     assert results.seconds > 1e6
 
@@ -398,7 +399,7 @@ def test_the_cheap_are_timed_however_long_entering_took(monkeypatch, few_peers):
 
     monkeypatch.setattr(SUITES["loss"], "check", slow_to_enter)
     monkeypatch.setattr(runs, "time_iterations", partial(runs.time_iterations, budget=0.0))
-    results = run([SUITES["loss"]], Plan((16,)), command="", budget=60.0)
+    results = run([SUITES["loss"]], Scope((16,)), command="", budget=60.0)
     assert {row.outcome for row in results.rows} == {OK, UNSUPPORTED}
 
 

@@ -127,7 +127,8 @@ def test_the_tiled_backend_is_a_competitor_on_a_card_alone(monkeypatch):
     assert peer.obstacle(LossCase(64)) == "where there is no card, it is what auto takes"
     assert peer.obstacle(LossCase(64, device="cuda:0")) is None
     taken = []
-    monkeypatch.setattr("gist_fast.guided_contrastive_loss", lambda *_, backend, **__: taken.append(backend))
+    function = "gist_fast.functional.function.guided_contrastive_loss"
+    monkeypatch.setattr(function, lambda *_, backend, **__: taken.append(backend))
     case = LossCase(61, 24, 17)
     peer.make(case)(case.embeddings())
     assert taken == ["tiled"]

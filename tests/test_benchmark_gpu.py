@@ -69,7 +69,8 @@ def test_a_checkout_is_enough() -> None:
     """Where nothing is installed, importing the benchmark is what makes the kernels known."""
     code = (
         "import sys; sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]; "
-        "import benchmarks.gpu, gist_fast, gist_fast.kernels.config as config; print(gist_fast.__file__, config.__file__)"
+        "import benchmarks.gpu, gist_fast, gist_fast.kernels.config as config; "
+        "print(gist_fast.__file__, config.__file__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     found = [Path(name) for name in done.stdout.split()]

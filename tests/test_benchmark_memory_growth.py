@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,16 @@ STORED = memory_growth.RESULTS / "cpu-2-threads" / "memory_growth.json"
 DOC = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 
+@pytest.fixture
+def _newcomers_only() -> Iterator[None]:
+    """Hide what other tests left alive."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_newcomers_only")
 @pytest.mark.parametrize("mode", memory_growth.MODES)
 def test_a_few_steps(mode, monkeypatch):
     monkeypatch.setattr(memory_growth, "EPOCH", 2)

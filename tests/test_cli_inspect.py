@@ -238,16 +238,16 @@ class TestReport:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--margins", "0.1,nan"), "--margins: got nan among them; finite numbers would do"),
+        (("--margins", "0.1,nan"), "--margins: expected a finite float, got nan"),
         (("--margins", "0.1,x"), "--margins: expected numbers such as 0,0.05,0.1, got '0.1,x'."),
         (("--margins", ""), "--margins: expected numbers such as 0,0.05,0.1, got ''."),
-        (("--near", "1.5"), "near: got 1.5; a cosine similarity above 0 and below 1"),
-        (("--near", "nan"), "near: got nan"),
+        (("--near", "1.5"), "near: expected a finite float above 0 and below 1, got 1.5"),
+        (("--near", "nan"), "near: expected a finite float above 0 and below 1, got nan"),
         (("--duplicates", "some"), "--duplicates: expected batch, all, or a number of rows of at least 2, got 'some'."),
         (("--duplicates", "1"), "rows of at least 2, got '1'."),
         (("--duplicates", "-3"), "rows of at least 2, got '-3'."),
-        (("--batch", "3"), "batch: got 3; the 66 rows make batches 1 to 2"),
-        (("--margin", "inf"), "margin: got inf; a finite float would do"),
+        (("--batch", "3"), "batch: expected 1 to 2, the batches that 66 rows make at a batch size of 64, got 3"),
+        (("--margin", "inf"), "margin: expected a finite float, got inf"),
         (
             ("--columns", "margin=trust"),
             "--columns: margin=trust would be ignored; give --row-margins too, or leave it out",

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from gist_fast.cli import profile as command
-from gist_fast.report import profile_folder
+from gist_fast.report import profile as report
 from gist_fast.runtime import profiler_regions as ranges
 
 FILES = ["profile.json", "steps.png", "steps.svg", "trace.json.gz"]
@@ -203,7 +203,7 @@ class TestProfile:
         assert result.code == 130
         assert "interrupted; written: " in result.err and "trace.json.gz" in result.err
         assert names(tmp_path / "tiny-profile") == FILES
-        monkeypatch.setattr("gist_fast.report.profile_folder.save_pictures", interrupted)
+        monkeypatch.setattr("gist_fast.report.profile.save_pictures", interrupted)
         result = run(config, "--steps", 1, "--warmup", 1, "--output", "again")
         assert "nothing was written" in result.err
         assert not [name for name in names(tmp_path) if "again" in name]
@@ -239,4 +239,4 @@ def test_the_folder_of_a_profile_holds_no_other_names():
     from gist_fast.report.profile import DEVICE_PICTURE, HOST_PICTURE
 
     pictures = {f"{name}.{ending}" for name in (HOST_PICTURE, DEVICE_PICTURE) for ending in ("svg", "png")}
-    assert {profile_folder.TRACE, profile_folder.FIGURES} | pictures == profile_folder._OURS
+    assert {report.TRACE, report.FIGURES} | pictures == report._OURS

@@ -151,7 +151,7 @@ class TestRun:
         assert losses[1] == pytest.approx(losses[0], rel=1e-3)
         settings["training"]["guide_max_length"] = {"anchor": 5}
         config.write_text(yaml.safe_dump(settings))
-        refused(run(config, "--overwrite"), "guide_max_length: by column")
+        refused(run(config, "--overwrite"), "guide_max_length: expected one number")
 
     def test_settings_reach_their_places(self, run, config, tmp_path):
         result = run(
@@ -248,7 +248,7 @@ class TestDryRun:
             (["--data.train.columns.anchor", "question"], "no column 'question', named for anchor"),
             (["--data.train.split", "train"], "a file has no split"),
             (["--lerning_rate", "1"], "(did you mean '--learning_rate'?)"),
-            (["--temperature", "0"], "temperature: got 0; a float above 0"),
+            (["--temperature", "0"], "temperature: expected a finite float above 0, got 0."),
             (["--load_best_model_at_end"], "training: --load_best_model_at_end"),
             (["--resume_from_checkpoint", "x"], "the command continues a run with --resume instead"),
             (["--max_steps", "many"], "training.max_steps takes a whole number; got 'many'"),
@@ -260,25 +260,37 @@ class TestDryRun:
     @pytest.mark.parametrize(
         ("overrides", "says"),
         [
-            (["--self_guided"], "loss.self_guided: True, though a guide came"),
-            (["--guide", "null", "--margin", "0.1"], "loss.margin: got 0.1 without a guide"),
+            (["--self_guided"], "loss.self_guided: expected False with a guide, got True"),
+            (
+                ["--guide", "null", "--margin", "0.1"],
+                "loss.margin: expected 0.0 without a guide, whose thresholds it is about, got 0.1",
+            ),
             (["--matryoshka_weights", "[1, 2]"], "loss.matryoshka_weights: "),
             (["--hardness_mode", "hard_negatives"], "loss.hardness_strength: "),
-            (["--hardness_strength", "-1", "--hardness_mode", "all_negatives"], "loss.hardness_strength: got -1"),
-            (["--hard", "--triplet_margin", "0.3"], "loss.hard: with triplet_margin"),
-            (["--triplet_margin", "-1"], "loss.triplet_margin: got -1"),
-            (["--learn_temperature", "--temperature", "5"], "loss.temperature: got 5"),
+            (
+                ["--hardness_strength", "-1", "--hardness_mode", "all_negatives"],
+                "loss.hardness_strength: expected a finite float of at least 0, got -1",
+            ),
+            (["--hard", "--triplet_margin", "0.3"], "loss.hard: expected False with triplet_margin"),
+            (["--triplet_margin", "-1"], "loss.triplet_margin: expected a finite float above 0, got -1"),
+            (
+                ["--learn_temperature", "--temperature", "5"],
+                "loss.temperature: expected a start between temperature_min 0.001 and temperature_max 1.0, got 5",
+            ),
             (
                 ["--learn_temperature", "--temperature_schedule", "linear", "--temperature_end", "0.9"],
-                "loss.temperature_schedule: with learn_temperature",
+                "loss.temperature_schedule: expected None with learn_temperature",
             ),
             (
                 ["--temperature_schedule", "exponential", "--temperature_end", "0.5"],
-                "loss.temperature_end: got 0.5, above",
+                "loss.temperature_end: expected at most the temperature 0.05,",
             ),
-            (["--temperature_end", "0.001"], "loss.temperature_end: got 0.001, which no schedule reads"),
+            (["--temperature_end", "0.001"], "loss.temperature_end: got 0.001, which only the schedule"),
             (["--backend", "triton"], "loss.backend: 'triton' cannot run here"),
-            (["--guide", "null", "--self_guided"], "loss.self_guided: True, though training without any guide was"),
+            (
+                ["--guide", "null", "--self_guided"],
+                "loss.self_guided: expected False where training without any guide was",
+            ),
         ],
     )
     def test_finds_a_loss_that_makes_no_sense(self, run, config, overrides, says):
@@ -291,8 +303,8 @@ class TestDryRun:
     @pytest.mark.parametrize(
         ("part", "says"),
         [
-            ("group", "has a column 'group', and the loss does not ask for it; groups: 'column' would do"),
-            ("margin", "has a column 'margin', and the loss does not ask for it; row_margins: True would do"),
+            ("group", "has a column 'group', and the loss does not ask for it. Set groups: 'column'"),
+            ("margin", "has a column 'margin', and the loss does not ask for it. Set row_margins: True"),
         ],
     )
     def test_finds_a_column_that_nothing_reads(self, run, config, tmp_path, pairs, part, says):
@@ -307,7 +319,7 @@ class TestDryRun:
             (["--row_margins"], "row_margins: True, and data.train has no column 'margin'"),
             (
                 ["--hardness_mode", "hard_negatives", "--hardness_strength", "5"],
-                "hardness_mode: 'hard_negatives', and data.train has no column of negatives",
+                "hardness_mode: expected 'in_batch_negatives', as data.train has no column of negatives",
             ),
         ],
     )
@@ -322,7 +334,7 @@ class TestDryRun:
         monkeypatch.setattr("gist_fast.pipeline.plan.with_guide_columns", lambda *_: pytest.fail("texts were embedded"))
         refused(
             run(config, "--guide.columns", "true", "--matryoshka_dims", "[4096]"),
-            "matryoshka_dims: got 4096, but the embeddings are",
+            "matryoshka_dims: expected at most 32, the width of the embeddings, got 4096",
         )
 
     def test_finds_wrong_data(self, run, config):

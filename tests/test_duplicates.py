@@ -180,9 +180,9 @@ def test_no_tile_is_larger_than_said_and_progress_is_told(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"rows": 1}, "rows: got 1; duplicates need at least 2 rows"),
-        ({"near": 0.0}, "near: got 0.0; a cosine similarity above 0"),
-        ({"near": float("inf")}, "near: got inf"),
+        ({"rows": 1}, r"rows: expected at least 2, got 1\."),
+        ({"near": 0.0}, r"near: expected a finite float above 0 and below 1, got 0\.0\."),
+        ({"near": float("inf")}, r"near: expected a finite float above 0 and below 1, got inf\."),
         ({"guide": None}, "guide: none was given, and the data carry no column 'anchor_guide_embedding'"),
     ],
 )

@@ -13,7 +13,7 @@ from oracle import assert_close, make_problem, oracle, oracle_logits, values_and
 from torch.autograd import forward_ad
 
 from gist_fast import GuidedContrastiveStats, guided_contrastive_loss
-from gist_fast.functional.backends import tiled
+from gist_fast.functional.backends import kept, tiled
 
 EVERYWHERE = ["reference", "tiled"]
 backends = pytest.mark.parametrize("backend", EVERYWHERE)
@@ -290,9 +290,9 @@ def test_no_gradient_reaches_the_guide():
 
 
 @pytest.mark.parametrize("mask_bits", ["keep", "recompute"])
-@pytest.mark.parametrize("few", [0, tiled.SCORES_PAIRS])
+@pytest.mark.parametrize("few", [0, kept.SCORES_PAIRS])
 def test_tiled_is_bitwise_the_same_from_run_to_run(monkeypatch, mask_bits, few):
-    monkeypatch.setattr(tiled, "SCORES_PAIRS", few)
+    monkeypatch.setattr(kept, "SCORES_PAIRS", few)
     problem = make_problem(50, 70, (33,), offset=7).to(torch.float32)
     first, second = (values_and_gradients(run(problem, "tiled", mask_bits=mask_bits), problem) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -301,8 +301,8 @@ def test_tiled_is_bitwise_the_same_from_run_to_run(monkeypatch, mask_bits, few):
 def test_kept_scores_kept_masks_and_neither_give_the_same_bits(monkeypatch):
     problem = make_problem(50, 70, (33,), offset=7).to(torch.float32)
     results = []
-    for few, mask_bits in ((tiled.SCORES_PAIRS, "keep"), (0, "keep"), (0, "recompute")):
-        monkeypatch.setattr(tiled, "SCORES_PAIRS", few)
+    for few, mask_bits in ((kept.SCORES_PAIRS, "keep"), (0, "keep"), (0, "recompute")):
+        monkeypatch.setattr(kept, "SCORES_PAIRS", few)
         results.append(values_and_gradients(run(problem, "tiled", mask_bits=mask_bits), problem))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

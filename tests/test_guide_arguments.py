@@ -82,9 +82,13 @@ COUNT = "expected a whole number of at least 1, or None"
         ),
         ({"cache_dir": 5}, TypeError, r"cache_dir: expected the path of a folder, or None, got 5 of type int"),
         ({"report": 3}, TypeError, r"report: expected a gist_fast.guide_columns.Report, got 3 of type int"),
-        ({"guide": "guide"}, TypeError, r"guide: got str; a SentenceTransformer would do, as SentenceTransformer\("),
-        ({"guide": None}, TypeError, r"guide: got NoneType; a SentenceTransformer would do\.$"),
-        ({"guide": torch.nn.Linear(2, 2)}, TypeError, r"guide: got Linear; a SentenceTransformer would do\.$"),
+        (
+            {"guide": "guide"},
+            TypeError,
+            r"guide: expected a SentenceTransformer, as SentenceTransformer\('guide'\), got str\.",
+        ),
+        ({"guide": None}, TypeError, r"guide: expected a SentenceTransformer, got NoneType\.$"),
+        ({"guide": torch.nn.Linear(2, 2)}, TypeError, r"guide: expected a SentenceTransformer, got Linear\.$"),
     ],
 )
 def test_arguments_of_a_wrong_type(wrong, kind, says, guide, pairs, tmp_path):
@@ -107,7 +111,7 @@ def test_whole_numbers_of_other_kinds_are_taken(guide, pairs, tmp_path):
 @pytest.mark.parametrize("loss", [GISTEmbedLoss, CachedGISTEmbedLoss])
 @pytest.mark.parametrize("wrong", ["guide", 3, torch.nn.Linear(2, 2)])
 def test_what_is_no_model_is_refused_by_losses_and_trainer(loss, wrong, student, guide, pairs, tmp_path):
-    says = f"got {type(wrong).__name__}; a SentenceTransformer would do"
+    says = f"expected a SentenceTransformer.*, got {type(wrong).__name__}"
     with pytest.raises(TypeError, match=f"^guide: {says}"):
         loss(student, wrong)
     with pytest.raises(TypeError, match=f"^model: {says}"):
@@ -153,7 +157,7 @@ def routed(student, guide):
 
 
 def test_a_guide_with_routes_for_queries_and_documents_is_refused(student, guide, pairs, tmp_path):
-    says = r"^guide: its Router has a route of its own for document and query, .* a guide without a Router would do"
+    says = r"^guide: its Router has a route of its own for document and query, .* Use a guide without a Router"
     asymmetric = routed(student, guide)
     with pytest.raises(ValueError, match=says):
         embed_guide(pairs, asymmetric, cache_dir=tmp_path, show_progress_bar=False)

@@ -66,7 +66,7 @@ def test_the_dropped_pairs_are_those_of_the_rule(rows, negatives, margin, strate
     columns = {name: [f"{name} {i}" for i in range(rows)] for name in names}
     vectors = {text: random.normal(size=5) for column in columns.values() for text in column}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rule, "TILE", tile)
+        patch.setattr(rule, "SCORES", tile)
         found = inspect_batch(Dataset.from_dict(columns), lookup(vectors), margin=margin, margin_strategy=strategy)
     pairs = all_pairs(columns, vectors, margin, strategy)
     got = {(pair.block, pair.row, pair.other_row): pair for pair in found.dropped}
@@ -141,19 +141,19 @@ def test_embeddings_that_the_data_carry_need_no_guide():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"batch": 0}, "batch: got 0; the 4 rows make batches 1 to 2 at a batch size of 3"),
-        ({"batch": 3}, "batch: got 3; the 4 rows make batches 1 to 2"),
-        ({"batch_size": 1}, "batch_size: got 1; pairs need at least 2 rows"),
-        ({"margin": math.nan}, "margin: got nan"),
-        ({"margins": []}, "margins: got 0 of them; 1 to 64 would do"),
-        ({"margins": [0.1, math.inf]}, "margins: got inf among them; finite numbers would do"),
-        ({"groups": "anchors"}, "groups: got 'anchors'; one of 'anchor', 'column' would do"),
+        ({"batch": 0}, r"batch: expected 1 to 2, the batches that 4 rows make at a batch size of 3, got 0\."),
+        ({"batch": 3}, r"batch: expected 1 to 2, the batches that 4 rows make at a batch size of 3, got 3\."),
+        ({"batch_size": 1}, r"batch_size: expected at least 2 rows, got 1\."),
+        ({"margin": math.nan}, r"margin: expected a finite float, got nan\."),
+        ({"margins": []}, r"margins: expected 1 to 64 of them, got 0\."),
+        ({"margins": [0.1, math.inf]}, r"margins: expected a finite float, got inf\."),
+        ({"groups": "anchors"}, r"groups: expected 'anchor' or 'column', got 'anchors'\."),
         ({"groups": "column"}, "groups: 'column', and the data have no column 'group'; add it"),
         ({"row_margins": True}, "row_margins: True, and the data have no column 'margin'"),
-        ({"hard": True}, "hard: True without a student, whose ranking it goes by; give one"),
-        ({"near": 1.0}, "near: got 1.0; a cosine similarity above 0 and below 1"),
-        ({"near": math.nan}, "near: got nan"),
-        ({"margin_strategy": "relativ"}, "margin_strategy: got 'relativ'; one of 'absolute', 'relative' would do"),
+        ({"hard": True}, r"hard: expected False without a student, whose ranking it goes by, got True\."),
+        ({"near": 1.0}, r"near: expected a finite float above 0 and below 1, got 1\.0\."),
+        ({"near": math.nan}, "near: expected a finite float above 0 and below 1, got nan"),
+        ({"margin_strategy": "relativ"}, r"margin_strategy: expected 'absolute' or 'relative', got 'relativ'\."),
     ],
 )
 def test_what_cannot_be_inspected(options, says):
@@ -165,10 +165,10 @@ def test_what_cannot_be_inspected(options, says):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"margins": "0.1"}, "margins: got '0.1'; a list of numbers"),
-        ({"margins": [0.1, "0.2"]}, "margins: got '0.2' among them"),
-        ({"margins": [True]}, "margins: got True among them"),
-        ({"near": "0.9"}, "near: got '0.9' of type str"),
+        ({"margins": "0.1"}, r"margins: expected a list of numbers such as \[0, 0\.05\], got '0\.1'\."),
+        ({"margins": [0.1, "0.2"]}, r"margins: expected a finite float, got '0\.2' \(str\)\."),
+        ({"margins": [True]}, r"margins: expected a finite float, got True \(bool\)\."),
+        ({"near": "0.9"}, r"near: expected a finite float above 0 and below 1, got '0\.9' \(str\)\."),
     ],
 )
 def test_what_is_no_number(options, says):
@@ -197,7 +197,7 @@ def random_batch(rows, negatives, seed=0, width=6):
 def test_each_margin_drops_what_the_rule_says(rows, negatives, margins, tile, seed):
     columns, vectors = random_batch(rows, negatives, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rule, "TILE", tile)
+        patch.setattr(rule, "SCORES", tile)
         found = inspect_batch(Dataset.from_dict(columns), lookup(vectors), margins=margins)
     tried = sorted({margin + 0.0 for margin in margins})
     assert [(o.strategy, o.margin) for o in found.margins] == [
@@ -288,7 +288,7 @@ def test_ties_groups_and_rows_margins_are_those_of_the_loss(mask_ties, strategy)
 @pytest.mark.parametrize("tile", [1, 2**22])
 @pytest.mark.parametrize("groups", [None, "column"])
 def test_what_hard_drops_is_what_the_loss_calls_easy(groups, tile, monkeypatch):
-    monkeypatch.setattr(rule, "TILE", tile)
+    monkeypatch.setattr(rule, "SCORES", tile)
     columns, vectors = random_batch(rows=41, negatives=1)
     # A copy of a positive ties for the student too, and is not below it.
     columns["positive"][20] = columns["positive"][4]

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
-from gist_fast.kernels.report import Compiled
+from gist_fast.kernels.compile_report import Compiled
 
 from benchmarks import kernel_table
 

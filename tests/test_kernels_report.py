@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,27 +19,29 @@ from gist_fast.functional.backends.triton import MINIMUM_TRITON, interpreted
 if interpreted():
     pytest.skip("kernels are interpreted in this process, and nothing compiles", allow_module_level=True)
 
+import torch
 import triton
 from gist_fast.kernels import config as table
-from gist_fast.kernels.config import HALF, SINGLE, TABLE, Staged
-from gist_fast.kernels.report import Compiled, compile_variant, report
+from gist_fast.kernels.compile_report import Compiled, compile_variant
+from gist_fast.kernels.compile_variants import Variant
+from gist_fast.kernels.config import HALF, TABLE, Config, Staged
 from gist_fast.kernels.targets import TARGETS
-from gist_fast.kernels.variants import BF16, Element, launch_of, variants
 
 from benchmarks import kernel_table
+from gist_fast.functional.backends.kernel_variants import recorded, report
+
+SM_90 = TABLE["sm_90", HALF]
 
 
-def compiled_variants(
-    target: str, kernel: str, student: Element = BF16, guide: Element = BF16, only: tuple[str, ...] = ()
-) -> dict[str, Compiled]:
-    """What became of the variants of a kernel, or of some of them, by what follows its name."""
-    found = {}
-    for variant in variants(student, guide, every=True):
-        name, _, what = variant.kernel.partition(" ")
-        if name == kernel and (not only or what in only):
-            launch = launch_of(TABLE[target, HALF if student == guide == BF16 else SINGLE], variant)
-            found[what] = compile_variant(TARGETS[target], variant, launch, width=384, guide_width=1024)
-    return found
+@functools.cache
+def variants(config: Config = SM_90, *, every: bool = False) -> dict[str, Variant]:
+    """The kernels that a configuration starts for bf16, by name."""
+    return {v.name: v for v in recorded(config, torch.bfloat16, torch.bfloat16, every=every)}
+
+
+def compiled(variant: Variant) -> Compiled:
+    """What becomes of a kernel for sm_90."""
+    return compile_variant(TARGETS["sm_90"], variant, dim=384, guide_dim=1024)
 
 
 def hold(compiled: Compiled) -> None:
@@ -62,37 +66,39 @@ def hold(compiled: Compiled) -> None:
 
 
 def test_the_forward_pass_multiplies_student_and_guide_on_the_matrix_units() -> None:
-    found = compiled_variants("sm_90", "forward_symmetric")
-    for compiled in found.values():
-        hold(compiled)
-    counts = {what: c.matrix_instructions["HGMMA"] * c.warps for what, c in found.items()}
-    # Both products, one, one: a student that guides itself is multiplied once, and so is a width that reads its masks.
-    assert counts[""] == 2 * counts["self-guided"] == 2 * counts["unguided"] == 2 * counts["given"] > 0
-    assert counts["grouped"] == counts[""]
-    # Floors go on from words, so that the guide has been multiplied before.
-    assert counts["hard"] == counts["unguided"]
+    def multiplies(what: str) -> int:
+        one = compiled(variants(every=True)[f"forward_symmetric {what}".strip()])
+        hold(one)
+        return one.matrix_instructions["HGMMA"] * one.warps
+
+    # Both products, one, one: a student that guides itself is multiplied once, and so is a dim that reads its mask.
+    both = multiplies("")
+    assert both == 2 * multiplies("self-guided") == 2 * multiplies("unguided, no mask, not counted") > 0
+    assert both == 2 * multiplies("unguided, initial mask, not counted")
+    assert both == multiplies("initial mask")
+    # Student thresholds go on from an initial mask, so that the guide has been multiplied before.
+    assert both == 2 * multiplies("unguided, initial mask, student thresholds")
 
 
-def test_figures_of_a_tile_follow_from_its_widths() -> None:
-    variant = next(v for v in variants(BF16) if v.kernel == "forward")
-    compiled = compile_variant(TARGETS["sm_90"], variant, TABLE["sm_90", HALF].forward, width=384, guide_width=1024)
-    assert compiled.flops == 2 * 128 * 128 * (384 + 1024)
-    assert compiled.programs == 65536 // ((compiled.registers + 7) // 8 * 8 * 128) == 2
+def test_figures_of_a_tile_follow_from_its_dims() -> None:
+    one = compiled(variants()["forward"])
+    assert one.flops == 2 * 128 * 128 * (384 + 1024)
+    assert one.programs == 65536 // ((one.registers + 7) // 8 * 8 * 128) == 2
     across = 2 * 132 // 8
     operands = 128 * 1408 * 2 * (8 + across) // (8 * across)
-    assert compiled.bytes == operands + 128 * 128 // 8 + 8 * 128
+    assert one.bytes == operands + 128 * 128 // 8 + 8 * 128
 
 
 def test_a_configuration_that_spills_is_seen() -> None:
-    variant = next(v for v in variants(BF16) if v.kernel == "staged_symmetric")
-    compiled = compile_variant(TARGETS["sm_90"], variant, Staged(64, 4, 3), width=384, guide_width=1024)
-    assert compiled.spills > 0
+    config = replace(SM_90, staged_symmetric=Staged(64, 4, 3))
+    one = compiled(variants(config)["staged_symmetric"])
+    assert one.spills > 0
     with pytest.raises(AssertionError, match="spills"):
-        hold(compiled)
+        hold(one)
 
 
 def test_an_unknown_target_is_named() -> None:
-    with pytest.raises(ValueError, match="target: got 'sm_70'; one of sm_80"):
+    with pytest.raises(ValueError, match=r"target: expected one of sm_80, .*, got 'sm_70'"):
         next(report("sm_70"))
 
 
@@ -105,20 +111,24 @@ def test_every_shipped_configuration_holds(target: str) -> None:
     assert {c.kernel.split(" ")[0] for c in found} == {
         "forward", "forward_symmetric", "masks", "masks_symmetric", "staged", "staged_symmetric",
         "owned_rows", "owned_columns", "owned_symmetric", "unpack", "unpack_symmetric",
-        "groups", "groups_symmetric", "fold",
+        "groups", "groups_symmetric", "reduce",
     }  # fmt: skip
     # Those of half types come first; beside a guide in float32 a student's kernels have the same names.
     first = {(c.kernel, c.element): c for c in reversed(found)}
     for (kernel, element), compiled in first.items():
         if kernel in ("forward", "forward_symmetric") and ", guide" not in element:
             # The guide's product is one more on the matrix units, and neither is left to others.
-            one = first[f"{kernel} unguided", element].matrix_instructions
+            one = first[f"{kernel} unguided, no mask, not counted", element].matrix_instructions
             assert compiled.matrix_instructions == {name: 2 * count for name, count in one.items()}
     # What docs/kernels.md shows is what this compiler makes of the kernels as they stand.
     on_file = json.loads(kernel_table.FILE.read_text(encoding="utf-8"))
     if on_file["triton"] == triton.__version__:
         shown = {k["kernel"]: k for k in on_file["kernels"] if k["target"] == target}
-        now = {kernel: c.as_dict() for (kernel, element), c in first.items() if element == "bf16" and kernel in shown}
+        now = {
+            kernel: c.as_dict()
+            for (kernel, element), c in first.items()
+            if element in ("bf16", "any") and kernel in shown
+        }
         assert now == shown, "python -m benchmarks.kernel_table writes the tables anew"
 
 
@@ -144,7 +154,7 @@ def test_the_oldest_triton_that_is_supported_spills_nothing_either(tmp_path: Pat
 OLDEST = """\
 import json, sys, triton
 from gist_fast.kernels.config import HALF
-from gist_fast.kernels.report import report
+from gist_fast.functional.backends.kernel_variants import report
 print(json.dumps([triton.__version__, [c.as_dict() for c in report(sys.argv[1], every=True, size=HALF)]]))
 """
 
@@ -168,4 +178,4 @@ def test_the_command_refuses_an_unknown_target() -> None:
         [sys.executable, "-m", "gist_fast.cli.main", "kernels", "--target", "h100"], capture_output=True, text=True
     )
     assert run.returncode == 2
-    assert "--target: got 'h100'; one of sm_80" in run.stderr
+    assert "--target: expected one of sm_80" in run.stderr and "got 'h100'" in run.stderr

@@ -22,7 +22,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def key(**changed: object) -> str:
     what = {
-        "device": "a card", "versions": ("2.13", "3.9"), "dtypes": ("torch.bfloat16",), "widths": (384, 1024),
+        "device": "a card", "versions": ("2.13", "3.9"), "dtypes": ("torch.bfloat16",), "dims": (384, 1024),
         "rows": 32768, "pairs": 3 << 30,
     }  # fmt: skip
     return tuning.make_key("forward", **{**what, **changed})
@@ -42,7 +42,7 @@ class Timer:
 
 
 def test_what_tells_keys_apart() -> None:
-    others = [{}, {"variant": "self-guided"}, {"widths": (384, 0)}, {"rows": 65536}, {"versions": ("2.11", "3.6")}]
+    others = [{}, {"variant": "self-guided"}, {"dims": (384, 0)}, {"rows": 65536}, {"versions": ("2.11", "3.6")}]
     assert len({key(**other) for other in others}) == len(others)
     assert key(rows=32769) == key()
 
@@ -54,12 +54,12 @@ def test_the_fastest_that_runs_wins_and_the_rest_stays() -> None:
     assert replace(found, forward=DEFAULT.forward, forward_symmetric=DEFAULT.forward_symmetric) == DEFAULT
 
 
-def test_backward_tunes_the_plan_that_is_faster() -> None:
+def test_backward_tunes_the_method_that_is_faster() -> None:
     def seconds(config: Config) -> float:
-        return (1 if config.plan == "owned" else 5) - 0.01 * config.owned.stages
+        return (1 if config.backward_method == "owned" else 5) - 0.01 * config.owned.stages
 
-    found = tuning.tuned(key(), replace(DEFAULT, plan="staged"), "backward", seconds)
-    assert found.plan == "owned"
+    found = tuning.tuned(key(), replace(DEFAULT, backward_method="staged"), "backward", seconds)
+    assert found.backward_method == "owned"
     assert found.owned.stages == 4
     assert found.staged == DEFAULT.staged
 
@@ -76,7 +76,7 @@ def test_an_answer_is_kept_for_the_process_and_for_the_next() -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"device": "b card"}, {"versions": ("2.14", "3.9")}, {"dtypes": ("torch.float16",)}, {"widths": (768, 1024)},
+    [{"device": "b card"}, {"versions": ("2.14", "3.9")}, {"dtypes": ("torch.float16",)}, {"dims": (768, 1024)},
      {"rows": 65536}, {"pairs": 1 << 20}],
 )  # fmt: skip
 def test_another_question_gets_another_answer(changed: dict) -> None:

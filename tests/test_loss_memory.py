@@ -1,13 +1,14 @@
 """What a step adds to its inputs at its peak, counted while the very code runs that runs on a GPU.
 
-Tensors are fake: they have shapes and storages, and no memory. Kernels are stubbed, which allocate nothing. What an
-operation of torch's allocates inside itself is not seen; on a GPU that is cuBLAS's workspace, some 32 MiB.
+Tensors are fake: they have shapes and storages, and no memory. Kernels are recorded, and neither run nor allocate
+anything. What an operation of torch's allocates inside itself is not seen; on a GPU that is cuBLAS's workspace, some
+32 MiB.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,13 +20,13 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
-from gist_fast.kernels import forward as forward_pass
-from gist_fast.kernels import groups, masks, owned, staged, unpack
+from gist_fast.kernels import staged, unpack
+from gist_fast.kernels.launch import record_launches
 
 from gist_fast.functional import operands, operator, triplet
 from gist_fast.functional.backends import triton
 from gist_fast.functional.blocks import make_blocks
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 
 GB = 10**9
 
@@ -63,13 +64,6 @@ class Peak(TorchDispatchMode):
         return out
 
 
-class NoKernel:
-    """Stands for a kernel; any grid will do."""
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *arguments, **options: None
-
-
 def add_product_apart(total: Tensor, a: Tensor, b: Tensor) -> None:
     """The dearer of the two ways of a GPU: the product apart, in float32."""
     total.add_(torch.empty(a.shape[0], b.shape[1]))
@@ -77,22 +71,12 @@ def add_product_apart(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 @pytest.fixture
 def no_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for module, names in (
-        (forward_pass, ("forward_kernel", "fold_kernel")),
-        (groups, ("groups_kernel",)),
-        (masks, ("masks_kernel",)),
-        (staged, ("coefficients_kernel",)),
-        (owned, ("owned_kernel",)),
-        (unpack, ("unpack_kernel",)),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, NoKernel())
     # They are tensors of a CPU, since a torch without CUDA cannot cut up those of a GPU. What a CPU would do besides:
     # look for numbers that are not finite, and multiply half types in float32.
     monkeypatch.setattr(operands, "_check_finite", lambda *_: None)
     for module in (staged, unpack):
         monkeypatch.setattr(module, "add_product", add_product_apart)
-    with FakeTensorMode():
+    with FakeTensorMode(), record_launches():
         yield
 
 
@@ -101,8 +85,8 @@ def peaks(
     width: int,
     guide_width: int,
     *,
-    keep_bits: bool,
-    rule: Rule = Rule(margin=0.05),  # noqa: B008
+    keep_mask_bits: bool,
+    config: LossConfig = LossConfig(margin=0.05),  # noqa: B008
     grouped: bool = False,
     widths: tuple[int, ...] = (),
 ) -> tuple[int, int]:
@@ -111,7 +95,7 @@ def peaks(
     guide = [torch.empty(batch, guide_width, dtype=torch.bfloat16) for _ in range(2)]
     temperature = torch.empty(())
     groups = torch.empty(batch, dtype=torch.int64) if grouped else None
-    others = (None, groups, widths, keep_bits, False, *rule.to_arguments())
+    others = (None, groups, widths, keep_mask_bits, False, 0, *config.to_arguments())
     with Peak() as peak:
         peak.ignore([*student, *guide, temperature, *([groups] if grouped else [])])
         loss, lse2, *statistics, bits = operator.forward_rows("triton", student, guide, temperature, *others)
@@ -132,20 +116,23 @@ def peaks(
 
 
 @pytest.mark.usefixtures("no_memory")
-@pytest.mark.parametrize(("keep_bits", "limit"), [(False, GB), (True, 8 * GB)])
-def test_the_largest_batch_adds_less_than_is_promised(keep_bits: bool, limit: int) -> None:
-    forward, both = peaks(131_072, 384, 1024, keep_bits=keep_bits)
-    print(f"bits kept: {keep_bits}; forward {forward / GB:.3f} GB, with backward {both / GB:.3f} GB")
+@pytest.mark.parametrize(("keep_mask_bits", "limit"), [(False, GB), (True, 8 * GB)])
+def test_the_largest_batch_adds_less_than_is_promised(keep_mask_bits: bool, limit: int) -> None:
+    forward, both = peaks(131_072, 384, 1024, keep_mask_bits=keep_mask_bits)
+    print(f"bits kept: {keep_mask_bits}; forward {forward / GB:.3f} GB, with backward {both / GB:.3f} GB")
     assert forward <= both < limit
     # The bits alone, or the gradients in float32 and the operands: less would mean that the count misses them.
-    assert both > (6.4 * GB if keep_bits else 0.6 * GB)
+    assert both > (6.4 * GB if keep_mask_bits else 0.6 * GB)
 
 
 VARIANTS = {
-    "hard, of groups": ({"rule": Rule(margin=0.05, hard=True), "grouped": True}, GB),
-    "hardness weighting": ({"rule": Rule(margin=0.05, hardness_mode="in_batch_negatives", hardness_strength=5.0)}, GB),
-    # Of each narrower width: its operands, and gradients in float32 that are summed in float32.
-    "a ladder": ({"widths": (384, 192, 96)}, 1.8 * GB),
+    "hard, of groups": ({"config": LossConfig(margin=0.05, hard=True), "grouped": True}, GB),
+    "hardness weighting": (
+        {"config": LossConfig(margin=0.05, hardness_mode="in_batch_negatives", hardness_strength=5.0)},
+        GB,
+    ),
+    # Of each narrower dim: its operands, and gradients in float32 that are summed in float32.
+    "Matryoshka dims": ({"widths": (384, 192, 96)}, 1.8 * GB),
 }
 
 
@@ -154,21 +141,21 @@ VARIANTS = {
 def test_variants_hold_no_matrix_and_never_ask_the_device(name: str) -> None:
     """Fake tensors have no values: a host that waited for one would raise."""
     options, limit = VARIANTS[name]
-    _, both = peaks(131_072, 384, 1024, keep_bits=False, **options)
+    _, both = peaks(131_072, 384, 1024, keep_mask_bits=False, **options)
     print(f"{name}: {both / GB:.3f} GB")
     assert both < limit
 
 
 @pytest.mark.usefixtures("no_memory")
 def test_a_mask_is_multiplied_chunk_by_chunk() -> None:
-    rule = Rule()
-    blocks = make_blocks(131_072, (131_072,), rule)
+    config = LossConfig()
+    blocks = make_blocks(131_072, (131_072,), config)
     bits = torch.empty(triton.mask_bytes(blocks, 1), dtype=torch.uint8)
     other = torch.empty(131_072, 392)
     with Peak() as peak:
         peak.ignore([bits, other])
-        found = triplet._mask_product("triton", bits, other, False, 1, torch.bfloat16, [131_072, 131_072, 1],
-            *rule.to_arguments())  # fmt: skip
+        found = triplet._mask_product("triton", bits, other, False, 1, torch.bfloat16, [131_072, 131_072, 1, 0],
+            *config.to_arguments())  # fmt: skip
         assert found.shape == (131_072, 392)
     print(f"{peak.most / GB:.3f} GB")
     assert peak.most < 0.8 * GB

@@ -7,7 +7,7 @@ import torch
 
 import gist_fast.functional.operator  # noqa: F401, registers the operators
 from gist_fast import guided_contrastive_loss
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 
 
 def embeddings(guided: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -19,7 +19,7 @@ def embeddings(guided: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 def check_operators(backend: str) -> None:
     """`torch.library.opcheck` on both operators, with and without a guide, bits kept or not."""
-    for guided, self_guided, keep_bits in (
+    for guided, self_guided, keep_mask_bits in (
         (True, False, True),
         (True, False, False),
         (False, True, True),
@@ -27,8 +27,8 @@ def check_operators(backend: str) -> None:
     ):
         student, guide = embeddings(guided)
         temperature = torch.tensor(0.1, requires_grad=True)
-        rule = Rule(margin=0.1, self_guided=self_guided, offset=2)
-        static = (None, None, [], keep_bits, False, *rule.to_arguments())
+        config = LossConfig(margin=0.1, self_guided=self_guided)
+        static = (None, None, [], keep_mask_bits, False, 2, *config.to_arguments())
         arguments = (backend, student, guide, temperature, *static)
         torch.library.opcheck(torch.ops.gist_fast.guided_forward.default, arguments)
         _, lse2, *_, bits = torch.ops.gist_fast.guided_forward(*arguments)

@@ -39,5 +39,5 @@ def test_groups_cover_all_and_keep_the_limits(lengths, max_tokens, max_rows, pad
 
 @pytest.mark.parametrize("limit", ["max_tokens", "max_rows"])
 def test_a_limit_below_one_is_refused(limit):
-    with pytest.raises(ValueError, match=rf"{limit}: got 0; at least 1 would do"):
+    with pytest.raises(ValueError, match=rf"{limit}: expected at least 1, or None for no limit, got 0"):
         pack([3], **{limit: 0})

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from gist_fast.config import load_config
 from gist_fast.pipeline import RunPlan, make_trainer, prepare, train_and_save
-from gist_fast.pipeline.profile import prepare_profile
+from gist_fast.pipeline.plan import prepare_profile
 from gist_fast.runtime.errors import InputError
 from gist_fast.training.checkpoints import step_of, whole_checkpoints
 from gist_fast.training.stop_on_signal import StopOnSignal, TrainingStoppedError

@@ -142,7 +142,7 @@ def test_self_guided(trained):
     # The best checkpoint is kept, which may be the first; without a warm-up it has moved too.
     overrides += ["--warmup_steps", "0"]
     trainer, summary, _ = trained("self-guided", *overrides)
-    assert trainer.loss.variants.self_guided
+    assert trainer.loss.config.self_guided
     assert trainer.loss.guide is None
     assert trainer.loss.margin == -0.1
     # What to watch is logged.
@@ -155,15 +155,15 @@ def test_retrieval(trained):
     trainer, summary, _ = trained("retrieval")
     loss = trainer.loss
     assert (loss.contrast_positives, loss.margin, loss.margin_strategy) == (False, 0.05, "relative")
-    assert loss.variants.groups == "anchor"
+    assert loss.config.groups == "anchor"
     assert trainer.data_collator.groups == "anchor"
     assert "masked_pp" not in summary["masked"]
 
 
 def test_matryoshka(trained, wide_student):
     trainer, *_ = trained("matryoshka", student=wide_student)
-    assert trainer.loss.variants.matryoshka_dims == [384, 256, 128, 64]
-    assert trainer.loss.variants.matryoshka_weights == [1, 1, 1, 1]
+    assert trainer.loss.config.matryoshka_dims == [384, 256, 128, 64]
+    assert trainer.loss.config.matryoshka_weights == [1, 1, 1, 1]
 
 
 class TestLora:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html.parser
 import itertools
 import json
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from browser import pictures_of
 
 from gist_fast.config.load import load_config
 from gist_fast.report.colours import DARK, LIGHT, SERIES, THEME
@@ -62,11 +62,6 @@ class Tree(html.parser.HTMLParser):
 
 def one_section(*parts, text="") -> Tree:
     return Tree(make_page("A report", {}, [Section("A section", text, parts)]))
-
-
-def pictures_of(page: str) -> list[str]:
-    """The SVGs that a page's images are made of."""
-    return [base64.b64decode(data).decode() for data in re.findall(r'src="data:image/svg[+]xml;base64,([^"]*)"', page)]
 
 
 def luminance(colour: str) -> float:

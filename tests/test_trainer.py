@@ -174,12 +174,14 @@ def test_unguided_beside_guide_columns(student, guide, pairs, tmp_path):
     assert [e["masked_ap"] for e in trainer.state.log_history if "loss" in e] == [0.0]
     with pytest.raises(ValueError, match="guide: the dataset carries embeddings of a guide already"):
         GISTTrainer(student, arguments(tmp_path), embedded, guide=guide)
-    with pytest.raises(ValueError, match="guided: False, though a guide came"):
+    with pytest.raises(ValueError, match="guided: expected True with a guide, got False"):
         GISTTrainer(student, arguments(tmp_path), pairs, guide=guide, guided=False)
 
 
 def test_no_guide_at_all_and_the_student_as_one(student, pairs, tmp_path, run_command, tiny_student):
-    with pytest.raises(ValueError, match=r"^self_guided: True, though training without any guide was asked for"):
+    with pytest.raises(
+        ValueError, match=r"^self_guided: expected False where training without any guide was asked for"
+    ):
         GISTTrainer(student, arguments(tmp_path, self_guided=True), pairs, guided=False)
     assert GISTTrainer(student, arguments(tmp_path, self_guided=True), pairs).loss.guided
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
@@ -190,7 +192,7 @@ def test_no_guide_at_all_and_the_student_as_one(student, pairs, tmp_path, run_co
     )
     result = run_command("train", config)
     assert result.code == 2
-    assert "self_guided: True, though" in result.err.splitlines()[-1]
+    assert "self_guided: expected False where training without any guide" in result.err.splitlines()[-1]
     assert "'guide: null' in a configuration" in result.err.splitlines()[-1]
 
 
@@ -202,7 +204,7 @@ def test_a_loss_that_remembers_gets_the_texts_names(student, guide, pairs, tmp_p
 
 
 def test_arguments_that_contradict(student, guide, pairs, tmp_path):
-    with pytest.raises(ValueError, match="mini_batch_num_tokens: got 64, and mini_batch_size 8"):
+    with pytest.raises(ValueError, match="mini_batch_num_tokens: expected None with mini_batch_size 8, got 64"):
         GISTTrainer(student, arguments(tmp_path, mini_batch_size=8, mini_batch_num_tokens=64), pairs, guide=guide)
     with pytest.raises(ValueError, match="mini_batch_size: got 0"):
         GISTTrainer(student, arguments(tmp_path, mini_batch_size=0), pairs, guide=guide)

@@ -16,17 +16,17 @@ from gist_fast.functional import backends, operator
 from gist_fast.functional.backends import tiled, triton
 from gist_fast.functional.backends.interface import Negatives
 from gist_fast.functional.blocks import Block, make_blocks
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import Operands
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
 
 
-def run_interpreted(examples: int) -> None:
+def run_interpreted(examples: int, which: str) -> None:
     here = Path(__file__).parent
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", str(here / "triton_interpreted.py")],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-k", which, str(here / "triton_interpreted.py")],
         env={**os.environ, "TRITON_INTERPRET": "1", "GIST_FAST_TEST_EXAMPLES": str(examples), "OMP_NUM_THREADS": "1"},
         cwd=here.parent,
         capture_output=True,
@@ -35,13 +35,16 @@ def run_interpreted(examples: int) -> None:
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
 
 
-def test_kernels_in_the_interpreter_agree_with_float64() -> None:
-    run_interpreted(examples=12)
+@pytest.mark.parametrize("which", ["chunks or width or operators", "not (chunks or width or operators)"])
+def test_kernels_in_the_interpreter_agree_with_float64(which: str) -> None:
+    """In two halves, which two workers share."""
+    run_interpreted(12, which)
 
 
 @pytest.mark.slow
-def test_kernels_in_the_interpreter_agree_with_float64_at_length() -> None:
-    run_interpreted(examples=500)
+@pytest.mark.parametrize("which", ["everything_agrees", "every_variant_agrees"])
+def test_kernels_in_the_interpreter_agree_with_float64_at_length(which: str) -> None:
+    run_interpreted(500, which)
 
 
 def test_it_is_refused_by_name_on_a_cpu() -> None:
@@ -71,14 +74,14 @@ def test_what_is_too_old_is_an_obstacle(found: dict, complaint: str, monkeypatch
 
 
 def test_mask_bytes_are_a_tile_s_worth_for_each_tile() -> None:
-    blocks = make_blocks(130, (400, 5), Rule(offset=100))
+    blocks = make_blocks(130, (400, 5), LossConfig(), 100)
     # ap: 2 x 4 tiles; aa: 2 x 2 and 2 of the diagonal; pp: 2 x 1 left, 2 x 2 + 2 square, 2 x 2 right; an_1: 2 x 1.
-    # One mask serves all widths of a ladder.
+    # One mask serves all Matryoshka dims.
     assert triton.mask_bytes(blocks, 1) == triton.mask_bytes(blocks, 3) == 4 * TILE_WORDS * (8 + 6 + (2 + 6 + 4) + 2)
 
 
 def test_bits_of_the_largest_batch_leave_room_in_8_gb() -> None:
-    blocks = make_blocks(131_072, (131_072,), Rule())
+    blocks = make_blocks(131_072, (131_072,), LossConfig())
     assert triton.mask_bytes(blocks, 1) < 6.5e9
 
 
@@ -136,10 +139,10 @@ def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("PTX was compiled for another card")
 
-    def forward(operands: Operands, blocks: list[Block], keep_bits: bool) -> Negatives:
+    def forward(operands: Operands, blocks: list[Block], keep_mask_bits: bool) -> Negatives:
         found = tiled.forward(operands, blocks, False)
         # Bits that `tiled` would choke on, or take for other masks.
-        size = triton.mask_bytes(blocks, 1) if keep_bits and operands.guided else 0
+        size = triton.mask_bytes(blocks, 1) if keep_mask_bits and operands.guided else 0
         return found._replace(bits=torch.full((size,), 255, dtype=torch.uint8))
 
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
@@ -230,7 +233,7 @@ def _choice(device: str, dtype: torch.dtype) -> tuple[str, str]:
 def test_tf32_is_read_however_it_was_set(setting: str, wanted: bool) -> None:
     """In a process of its own: torch refuses to mix the older and the newer way."""
     code = (
-        f"import torch\n{setting}\nfrom gist_fast.functional.operands import multiplies_in_tf32\n"
+        f"import torch\n{setting}\nfrom gist_fast.kernels.precision import multiplies_in_tf32\n"
         "print(multiplies_in_tf32())"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -14,7 +14,7 @@ from oracle import Problem, assert_close, make_problem, values_and_gradients
 from torch import Tensor
 
 from gist_fast import guided_contrastive_loss
-from gist_fast.functional.backends import tiled
+from gist_fast.functional.backends import kept, tiled
 
 EVERYWHERE = ["reference", "tiled"]
 backends = pytest.mark.parametrize("backend", EVERYWHERE)
@@ -290,43 +290,101 @@ def test_bits_serve_a_ladder_as_kept_scores_do(monkeypatch: pytest.MonkeyPatch) 
     problem = make_problem(40, 70, (33,), offset=11, margin=0.05).to(torch.float32)
     options: dict[str, Any] = {"matryoshka_dims": [12, 5, 3], "groups": torch.arange(70) // 4, "triplet_margin": 0.7}
     found = []
-    for pairs in (tiled.SCORES_PAIRS, 0):
-        monkeypatch.setattr(tiled, "SCORES_PAIRS", pairs)
+    for pairs in (kept.SCORES_PAIRS, 0):
+        monkeypatch.setattr(kept, "SCORES_PAIRS", pairs)
         found.append(values_and_gradients(run(problem, "tiled", **options), problem))
     assert_close(*found, 1e-6)
 
 
 REFUSED = {
-    "a margin without a guide": ({"margin": 0.1}, False, r"margin: got 0.1 without a guide"),
-    "ties without a guide": ({"mask_ties": True}, False, r"mask_ties: there is no guide"),
-    "margins of another length": ({"margin": torch.zeros(3)}, True, r"margin: got a tensor of shape \[3\]"),
-    "margins that are NaN": ({"margin": torch.full((9,), torch.nan)}, True, r"margin: row 0 is nan"),
+    "a margin without a guide": ({"margin": 0.1}, False, r"margin: expected 0\.0 without a guide,.* got 0\.1"),
+    "ties without a guide": ({"mask_ties": True}, False, r"mask_ties: expected False without a.* got True"),
+    "margins of another length": (
+        {"margin": torch.zeros(3)},
+        True,
+        r"margin: expected a float, or a floating.* got a tensor of shape \[3\] and type torch\.float32\.",
+    ),
+    "margins that are NaN": (
+        {"margin": torch.full((9,), torch.nan)},
+        True,
+        r"margin: expected finite numbers, got nan in row 0\.",
+    ),
     "a triplet term with nothing to go by": ({"triplet_margin": 0.1}, False, r"triplet_margin: nothing says"),
-    "a triplet margin of 0": ({"triplet_margin": 0.0}, True, r"triplet_margin: got 0.0"),
-    "a triplet term of hard negatives": ({"triplet_margin": 0.1, "hard": True}, True, r"hard: with triplet_margin"),
-    "a triplet term without masks": ({"triplet_margin": 0.1, "mask_bits": "recompute"}, True, r"mask_bits: 'recomp"),
-    "groups of another length": ({"groups": torch.zeros(3, dtype=torch.int64)}, True, r"groups: got shape \[3\]"),
-    "groups that are floats": ({"groups": torch.zeros(9)}, True, r"groups: got type torch.float32"),
-    "groups in a list": ({"groups": [0] * 9}, True, r"groups: got list"),
-    "an unknown mode": ({"hardness_mode": "hard", "hardness_strength": 1.0}, True, r"hardness_mode: got 'hard'; one"),
-    "a mode that does nothing": ({"hardness_mode": "all_negatives"}, True, r"hardness_strength: got 0.0, with which"),
-    "a strength without a mode": ({"hardness_strength": 2.0}, True, r"hardness_strength: got 2.0 without"),
+    "a triplet margin of 0": (
+        {"triplet_margin": 0.0},
+        True,
+        r"triplet_margin: expected a finite float above 0, got 0\.0\.",
+    ),
+    "a triplet term of hard negatives": (
+        {"triplet_margin": 0.1, "hard": True},
+        True,
+        r"hard: expected False with triplet_margin,.* got True\.",
+    ),
+    "a triplet term without masks": (
+        {"triplet_margin": 0.1, "mask_bits": "recompute"},
+        True,
+        r"mask_bits: expected 'keep' with.* got 'recompute'\.",
+    ),
+    "groups of another length": (
+        {"groups": torch.zeros(3, dtype=torch.int64)},
+        True,
+        r"groups: expected a tensor \[9\] of int64 or.* got shape \[3\]\.",
+    ),
+    "groups that are floats": (
+        {"groups": torch.zeros(9)},
+        True,
+        r"groups: expected a tensor \[9\] of int64 or.* got type torch\.float32\.",
+    ),
+    "groups in a list": ({"groups": [0] * 9}, True, r"groups: expected a tensor \[9\] of int64 or.* got list\."),
+    "an unknown mode": (
+        {"hardness_mode": "hard", "hardness_strength": 1.0},
+        True,
+        r"hardness_mode: expected.* got 'hard'\.",
+    ),
+    "a mode that does nothing": (
+        {"hardness_mode": "all_negatives"},
+        True,
+        r"hardness_strength: expected a float above.* got 0\.0\.",
+    ),
+    "a strength without a mode": (
+        {"hardness_strength": 2.0},
+        True,
+        r"hardness_strength: expected 0 without a.* got 2\.0",
+    ),
     "a negative strength": (
-        {"hardness_mode": "all_negatives", "hardness_strength": -1.0}, True, r"hardness_strength: got -1.0",
+        {"hardness_mode": "all_negatives", "hardness_strength": -1.0},
+        True,
+        r"hardness_strength: expected a finite float of at least 0, got -1\.0\.",
     ),
     "own negatives that are not there": (
-        {"hardness_mode": "hard_negatives", "hardness_strength": 2.0}, True, r"hardness_mode: 'hard_negatives' without",
+        {"hardness_mode": "hard_negatives", "hardness_strength": 2.0},
+        True,
+        r"hardness_mode: expected.* got 'hard_negatives'\.",
     ),
-    "widths above the model's": ({"matryoshka_dims": [64, 8]}, True, r"matryoshka_dims: got 64, but .* 12 wide"),
-    "a width twice": ({"matryoshka_dims": [8, 8]}, True, r"matryoshka_dims: got \[8, 8\]; different"),
-    "no width": ({"matryoshka_dims": []}, True, r"matryoshka_dims: got an empty list"),
-    "a width that is no int": ({"matryoshka_dims": [8.0]}, True, r"matryoshka_dims: got \[8.0\]; a list of ints"),
+    "widths above the model's": (
+        {"matryoshka_dims": [64, 8]},
+        True,
+        r"matryoshka_dims: expected at most 12, the width of the embeddings, got 64\.",
+    ),
+    "a width twice": (
+        {"matryoshka_dims": [8, 8]},
+        True,
+        r"matryoshka_dims: expected different ints of at least 1, got \[8, 8\]\.",
+    ),
+    "no width": ({"matryoshka_dims": []}, True, r"matryoshka_dims: expected different ints of at least 1, got \[\]\."),
+    "a width that is no int": (
+        {"matryoshka_dims": [8.0]},
+        True,
+        r"matryoshka_dims: expected a list of ints, got \[8\.0\]\.",
+    ),
     "too few weights": (
-        {"matryoshka_dims": [8, 4], "matryoshka_weights": [1.0]}, True, r"matryoshka_weights: got 1, and 2 widths",
+        {"matryoshka_dims": [8, 4], "matryoshka_weights": [1.0]},
+        True,
+        r"matryoshka_weights: expected 2, one for each of the dims, got 1\.",
     ),
     "weights alone": ({"matryoshka_weights": [1.0]}, True, r"matryoshka_weights: given without"),
-    "a flag that is a text": ({"hard": "no"}, True, r"hard: got 'no' of type str"),
-}  # fmt: skip
+    "a flag that is a text": ({"hard": "no"}, True, r"hard: expected True or False, got 'no' \(str\)\."),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -339,7 +397,7 @@ def test_what_makes_no_sense_is_refused_by_name(name: str) -> None:
 
 def test_hard_negatives_of_a_student_that_guides_itself_are_refused() -> None:
     problem = make_problem(9)
-    with pytest.raises(ValueError, match="hard: the student guides itself by the same scores"):
+    with pytest.raises(ValueError, match="hard: expected False with self_guided, got True"):
         run(problem, "tiled", self_guided=True, hard=True)
 
 
@@ -362,15 +420,15 @@ def test_a_compiled_step_has_no_graph_break() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_opcheck_of_the_masks_product() -> None:
     problem = make_problem(9, 12, (12,), offset=2).to(torch.float32)
-    from gist_fast.functional.loss_config import Rule
+    from gist_fast.functional.loss_config import LossConfig
 
-    rule = Rule(offset=2, margin=0.1)
+    config = LossConfig(margin=0.1)
     student = [x.detach() for x in (problem.anchors, problem.positives, *problem.negatives)]
     guide = [problem.guide_anchors, problem.guide_positives, *problem.guide_negatives]
     forward = functools.partial(torch.ops.gist_fast.guided_forward.default, "tiled", student, guide)
-    *_, bits = forward(torch.tensor(0.1), None, None, [], True, False, *rule.to_arguments())
+    *_, bits = forward(torch.tensor(0.1), None, None, [], True, False, 2, *config.to_arguments())
     other = torch.randn(12, 5, requires_grad=True)
-    arguments = ("tiled", bits, other, False, 0, torch.float32, [9, 12, 12, 1], *rule.to_arguments())
+    arguments = ("tiled", bits, other, False, 0, torch.float32, [9, 12, 12, 1, 2], *config.to_arguments())
     torch.library.opcheck(torch.ops.gist_fast.mask_product.default, arguments)
 
 

@@ -12,7 +12,7 @@ import torch
 from gist_fast.bench.cases import LossCase
 from gist_fast.bench.results import Results
 from gist_fast.bench.run import run
-from gist_fast.bench.suite import Plan, Suite
+from gist_fast.bench.suite import Scope, Suite
 from gist_fast.runtime.files import write_whole
 
 FULL = {"batch": 32_768, "widths": (384, 768, 1024), "guide": 1024, "largest": 131_072, "matrix": 8192}
@@ -61,6 +61,6 @@ class Bench:
             outcomes = [f"{row.suite} {row.size} {row.what}: {row.outcome} {row.why}".strip() for row in results.rows]
             self.write(file=file, outcomes=outcomes, **more())
 
-        plan = Plan((16, 24), "cpu") if self.toy else Plan(sizes, "cuda", "bfloat16")
+        scope = Scope((16, 24), "cpu") if self.toy else Scope(sizes, "cuda", "bfloat16")
         budget = 300.0 if self.toy else seconds
-        run(suites, plan, command="benchmarks/gpu.sh", budget=budget, rounds=7, say=print, keep=keep)
+        run(suites, scope, command="benchmarks/gpu.sh", budget=budget, rounds=7, say=print, keep=keep)

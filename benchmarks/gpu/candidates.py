@@ -36,7 +36,7 @@ def compile_candidates(device: torch.device, dtype: torch.dtype, *, toy: bool) -
 
 def candidates(default: Config) -> Iterator[Config]:
     """What tuning a plain batch may come to, each launch by itself."""
-    yield replace(default, plan="owned" if default.plan == "staged" else "staged")
+    yield replace(default, backward_method="owned" if default.backward_method == "staged" else "staged")
     steps = [default.block_k, *tuning.other_steps(default)]
     for direction, step in itertools.product(("forward", "backward"), steps):
         stepped = tuning.with_step(default, step)

@@ -11,7 +11,7 @@ from gist_fast.bench.cases import Embeddings, LossCase
 from gist_fast.bench.loss import LossSuite
 from gist_fast.bench.peers import OURS, PEERS, Loss, Peer
 from gist_fast.bench.peers import ours as ours_by
-from gist_fast.bench.suite import Plan
+from gist_fast.bench.suite import Scope
 from gist_fast.functional.backends import triton
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class SpeedSuite(LossSuite):
         # In the interpreter there is nothing to measure in a process of its own.
         self._bench, self.isolated = bench, not bench.toy
 
-    def cases(self, plan: Plan) -> Sequence[LossCase]:
+    def cases(self, scope: Scope) -> Sequence[LossCase]:
         return [self._bench.case(self._bench.sizes["batch"], width) for width in self._bench.sizes["widths"]]
 
     def matmul_side(self, case: LossCase) -> int:

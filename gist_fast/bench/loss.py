@@ -18,7 +18,7 @@ from gist_fast.bench.cases import (
 )
 from gist_fast.bench.peers import OURS, PEERS, Peer
 from gist_fast.bench.results import WHOLE
-from gist_fast.bench.suite import Plan, Suite
+from gist_fast.bench.suite import Scope, Suite
 from gist_fast.bench.timing import BOTH, Parts
 
 CPU_SIZES = (256, 512, 1024, 2048, 4096, 8192)
@@ -54,12 +54,12 @@ class LossSuite(Suite):
     def peers(self) -> Mapping[str, Peer]:
         return PEERS if self._peers is None else self._peers
 
-    def cases(self, plan: Plan) -> Sequence[LossCase]:
-        cuda = plan.device.startswith("cuda")
-        sizes = plan.sizes_of(CUDA_SIZES if cuda else CPU_SIZES, SMALL)
+    def cases(self, scope: Scope) -> Sequence[LossCase]:
+        cuda = scope.device.startswith("cuda")
+        sizes = scope.sizes_of(CUDA_SIZES if cuda else CPU_SIZES, SMALL)
         width, guide_width = (768, 1024) if cuda else (384, 384)
         return [
-            LossCase(rows, width, guide_width, plan.dtype, plan.device, self._guide, self._blocks) for rows in sizes
+            LossCase(rows, width, guide_width, scope.dtype, scope.device, self._guide, self._blocks) for rows in sizes
         ]
 
     def competitors(self, case: LossCase) -> Sequence[str]:

@@ -117,21 +117,17 @@ def _compiler_missing(case: LossCase) -> str | None:
     return None if found else "torch.compile needs a C++ compiler, and none of g++, clang++, c++ is on the path"
 
 
-class _HandThrough:
+def _hand_through(*columns: Any) -> Any:
     """Gives out embeddings column by column, in the place of a model, whatever the features."""
+    from torch import nn
 
-    def __new__(cls, columns: tuple[Any, ...]) -> Any:
-        from torch import nn
+    left = list(columns)
 
-        class Module(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self._left = list(columns)
+    class Module(nn.Module):
+        def forward(self, features: dict) -> dict[str, Any]:
+            return {"sentence_embedding": left.pop(0)}
 
-            def forward(self, features: dict) -> dict[str, Any]:
-                return {"sentence_embedding": self._left.pop(0)}
-
-        return Module()
+    return Module()
 
 
 def _st_loss(case: LossCase, name: str) -> Any:
@@ -149,8 +145,8 @@ def sentence_transformers_gist(case: LossCase) -> Loss:
     loss = _st_loss(case, "GISTEmbedLoss")
 
     def run(e: Embeddings) -> Tensor:
-        loss.model = _HandThrough((e.anchors, e.positives))
-        loss.guide = _HandThrough((e.guide_anchors, e.guide_positives))
+        loss.model = _hand_through(e.anchors, e.positives)
+        loss.guide = _hand_through(e.guide_anchors, e.guide_positives)
         return loss([{}, {}], None)
 
     return run

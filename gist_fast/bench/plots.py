@@ -31,9 +31,18 @@ def pictures(results: Results) -> dict[str, Picture]:
     for suite in dict.fromkeys(row.suite for row in results.rows if row.size):
         rows = [row for row in results.rows if row.suite == suite]
         if any(row.timing() for row in rows):
-            found[f"{suite}-time"] = _against_size(results, suite, rows, "time", "seconds", _seconds)
+            found[f"{suite}-time"] = _against_size(
+                results, suite, rows, "time", "seconds", lambda row: timing.median if (timing := row.timing()) else None
+            )
         if any(row.memory and row.outcome in COUNTED for row in rows):
-            found[f"{suite}-memory"] = _against_size(results, suite, rows, "memory", "memory added (MiB)", _mebibytes)
+            found[f"{suite}-memory"] = _against_size(
+                results,
+                suite,
+                rows,
+                "memory",
+                "memory added (MiB)",
+                lambda row: row.memory / 2**20 if row.memory else None,
+            )
         if any(row.share for row in rows):
             found[f"{suite}-share"] = _share(suite, rows)
     return found
@@ -80,7 +89,11 @@ def _against_size(
         return of(row) if row.outcome in COUNTED else None
 
     names = list(dict.fromkeys(row.what for row in rows if row.outcome == OUT_OF_MEMORY or figure_of(row) is not None))
-    grows = {fit["what"]: Power(**fit["power"]) for fit in results.fits if _is(fit, suite, quantity)}
+    grows = {
+        fit["what"]: Power(**fit["power"])
+        for fit in results.fits
+        if (fit["suite"], fit["quantity"]) == (suite, quantity)
+    }
     clear = {name: f"{name}, ~B^{power.exponent:.2f}" for name, power in grows.items() if power.clear}
     labels = {name: clear.get(name, name) for name in names}
     drawn, axes = plots.narrow(list(labels.values()), HEIGHT)
@@ -161,16 +174,3 @@ def _share(suite: str, rows: Sequence[Row]) -> Picture:
     plots.legend_below(axes)
     alt = f"Share of the rate of a large matrix product, by minimal FLOPs: {'; '.join(said)}."
     return plots.to_svg(drawn, alt, "By minimal FLOPs; the dashed line is a large matrix product. Bands: quartiles.")
-
-
-def _seconds(row: Row) -> float | None:
-    timing = row.timing()
-    return None if timing is None else timing.median
-
-
-def _mebibytes(row: Row) -> float | None:
-    return None if not row.memory else row.memory / 2**20
-
-
-def _is(fit: dict[str, Any], suite: str, quantity: str) -> bool:
-    return fit["suite"] == suite and fit["quantity"] == quantity

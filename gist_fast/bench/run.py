@@ -24,7 +24,7 @@ from gist_fast.bench.results import (
     Row,
 )
 from gist_fast.bench.start import StartSuite
-from gist_fast.bench.suite import Plan, Suite
+from gist_fast.bench.suite import Scope, Suite
 from gist_fast.bench.timing import (
     CHEAP,
     LEAST_ROUNDS,
@@ -109,7 +109,7 @@ def suites_named(names: str | None, device: str = "cpu") -> list[Suite]:
 
 def run(
     suites: Sequence[Suite],
-    plan: Plan,
+    scope: Scope,
     *,
     command: str,
     budget: float,
@@ -127,15 +127,15 @@ def run(
         keep: given what there is so far whenever a case is done.
     """
     started = time.monotonic()
-    results = Results(machine(plan.device), command)
-    if not plan.device.startswith("cuda") and any(suite.isolated for suite in suites):
+    results = Results(machine(scope.device), command)
+    if not scope.device.startswith("cuda") and any(suite.isolated for suite in suites):
         start_server()
     begin = time.monotonic()
     clock = _Clock(begin + OVERRUN * budget)
     for place, suite in enumerate(suites):
         left = budget - (time.monotonic() - begin)
         share = _weight(suite) / sum(map(_weight, suites[place:]))
-        for _ in _run_suite(suite, plan, results, max(5.0, left * share), clock, rounds, say):
+        for _ in _run_suite(suite, scope, results, max(5.0, left * share), clock, rounds, say):
             results.fits = fits(results.rows)
             results.seconds = time.monotonic() - started
             keep(results)
@@ -180,11 +180,11 @@ def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _run_suite(
-    suite: Suite, plan: Plan, results: Results, budget: float, clock: _Clock, rounds: int, say: Say
+    suite: Suite, scope: Scope, results: Results, budget: float, clock: _Clock, rounds: int, say: Say
 ) -> Iterator[None]:
     begin = time.monotonic()
-    cases = list(suite.cases(plan))
-    stopwatch = Stopwatch(plan.device if suite.isolated else "cpu")
+    cases = list(suite.cases(scope))
+    stopwatch = Stopwatch(scope.device if suite.isolated else "cpu")
     # The larger a case, the more of the budget it gets; the first one has more to do than its size says.
     floor = max(1.0, budget / (4 * len(cases)))
     weights = [1.0 + FIRST_CASE, *(place + 1.0 for place in range(1, len(cases)))]

@@ -11,7 +11,7 @@ from typing import Any
 
 from gist_fast.bench.cases import WrongResult
 from gist_fast.bench.results import WHOLE
-from gist_fast.bench.suite import Plan, Suite
+from gist_fast.bench.suite import Scope, Suite
 from gist_fast.bench.timing import Parts
 
 COMMANDS = {
@@ -56,7 +56,7 @@ class StartSuite(Suite):
     baseline = None
     looks_at = ()
 
-    def cases(self, plan: Plan) -> Sequence[StartCase]:
+    def cases(self, scope: Scope) -> Sequence[StartCase]:
         return [StartCase()]
 
     def competitors(self, case: StartCase) -> Sequence[str]:

@@ -13,7 +13,7 @@ SCALES = ("small", "medium", "large")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Scope:
     """What is asked of a suite."""
 
     sizes: tuple[int, ...]
@@ -46,9 +46,9 @@ class Suite:
     baseline: str | None = "gist_fast"
     """The competitor that ratios are taken to."""
     looks_at: tuple[str, ...] = ("sizes",)
-    """What of a plan its cases depend on, beside the device: ``sizes``, ``dtype``."""
+    """What of a scope its cases depend on, beside the device: ``sizes``, ``dtype``."""
 
-    def cases(self, plan: Plan) -> Sequence[Any]:
+    def cases(self, scope: Scope) -> Sequence[Any]:
         raise NotImplementedError
 
     def competitors(self, case: Any) -> Sequence[str]:

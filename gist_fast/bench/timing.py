@@ -83,15 +83,9 @@ class Timing:
 
     def against(self, other: Timing) -> Ratio:
         """``self / other``, over the rounds that both took part in."""
-        pairs = zip(self.rounds, other.rounds, strict=False)
-        ratios = [a / b for a, b in pairs]
+        ratios = [a / b for a, b in zip(self.rounds, other.rounds, strict=False)]
         low, middle, high = map(math.exp, log_quartiles(ratios))
         return Ratio(low, middle, high, len(ratios))
-
-    def ratio_to(self, other: Timing) -> tuple[float, float, float]:
-        """Lower quartile, median and upper quartile of ``self / other``, paired round by round."""
-        ratio = self.against(other)
-        return ratio.low, ratio.median, ratio.high
 
 
 @dataclass
@@ -211,13 +205,6 @@ def too_slow(seconds: float, left: float, least: int = LEAST_ROUNDS) -> str:
     """Why somebody whose iteration takes so long is left out where only so much time is left."""
     left = max(0.0, left)
     return f"an iteration takes {seconds:.1f} s, and {least} of them more than the {left:.1f} s that are left for it"
-
-
-def alternate(functions: Mapping[str, Call], rounds: int) -> dict[str, Timing]:
-    """Time each function once a round on the CPU."""
-    calls = {name: {"whole": function} for name, function in functions.items()}
-    iterations = time_iterations(calls, stopwatch=Stopwatch(), most=rounds, least=rounds)
-    return {name: timed.parts["whole"] for name, timed in iterations.items()}
 
 
 def _iteration(parts: Parts, stopwatch: Callable[[Call], float]) -> dict[str, float]:

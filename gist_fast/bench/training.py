@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gist_fast.bench.cases import TEMPERATURE, hold_to
 from gist_fast.bench.models import about, build_model, texts
 from gist_fast.bench.results import WHOLE
-from gist_fast.bench.suite import Plan, Suite
+from gist_fast.bench.suite import Scope, Suite
 from gist_fast.bench.timing import Parts
 from gist_fast.data.names import GUIDE_SUFFIX
 
@@ -49,9 +50,9 @@ class _ModelSuite(Suite):
     def __init__(self, cpu: Sequence[int], cuda: Sequence[int], small: int) -> None:
         self._cpu, self._cuda, self._small = tuple(cpu), tuple(cuda), small
 
-    def cases(self, plan: Plan) -> Sequence[TextCase]:
-        own = self._cuda if plan.device.startswith("cuda") else self._cpu
-        return [TextCase(size, plan.device) for size in plan.sizes_of(own, self._small)]
+    def cases(self, scope: Scope) -> Sequence[TextCase]:
+        own = self._cuda if scope.device.startswith("cuda") else self._cpu
+        return [TextCase(size, scope.device) for size in scope.sizes_of(own, self._small)]
 
 
 class EngineSuite(_ModelSuite):
@@ -84,15 +85,8 @@ class EngineSuite(_ModelSuite):
 
     @staticmethod
     def _loss(name: str, model: SentenceTransformer, guide: SentenceTransformer, rows: int) -> Any:
-        if name.startswith("st "):
-            return _theirs(model, guide, rows)
-        return _ours(
-            model,
-            guide,
-            rows,
-            sort_by_length=name != "gist_fast, data order",
-            activation_memory=0.0 if name == "gist_fast, two passes" else "auto",
-        )
+        memory = 0.0 if name == "gist_fast, two passes" else "auto"
+        return _loss(name, model, guide, rows, sort_by_length=name != "gist_fast, data order", activation_memory=memory)
 
 
 class GuideSuite(_ModelSuite):
@@ -176,21 +170,15 @@ class StepSuite(_ModelSuite):
 
     @staticmethod
     def _loss(name: str, model: SentenceTransformer, guide: SentenceTransformer, rows: int) -> Any:
-        if name.startswith("st "):
-            return _theirs(model, guide, rows)
-        return _ours(model, None if "columns" in name else guide, rows, activation_memory="auto")
+        return _loss(name, model, None if "columns" in name else guide, rows, activation_memory="auto")
 
 
-def _ours(model: SentenceTransformer, guide: SentenceTransformer | None, rows: int, **options: Any) -> Any:
-    from gist_fast.losses import CachedGISTEmbedLoss
-
-    return CachedGISTEmbedLoss(model, guide, temperature=TEMPERATURE, mini_batch_size=rows, **options)
-
-
-def _theirs(model: SentenceTransformer, guide: SentenceTransformer, rows: int) -> Any:
-    from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss
-
-    return CachedGISTEmbedLoss(model, guide, temperature=TEMPERATURE, mini_batch_size=rows)
+def _loss(name: str, model: SentenceTransformer, guide: SentenceTransformer | None, rows: int, **options: Any) -> Any:
+    """Ours with these options, or sentence-transformers' as it comes."""
+    library = "sentence_transformers.sentence_transformer" if name.startswith("st ") else "gist_fast"
+    kind = importlib.import_module(f"{library}.losses").CachedGISTEmbedLoss
+    options = options if library == "gist_fast" else {}
+    return kind(model, guide, temperature=TEMPERATURE, mini_batch_size=rows, **options)
 
 
 @functools.cache

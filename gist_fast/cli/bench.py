@@ -72,7 +72,7 @@ def bench(
     with only_results_on_stdout(), interruptible(done, sigterm=True) as ctrl_c:
         _check(device, dtype, seconds, report, overwrite)
         from gist_fast.bench.run import BUDGETS, run, suites_named
-        from gist_fast.bench.suite import Plan
+        from gist_fast.bench.suite import Scope
         from gist_fast.runtime.environment import device_name
 
         place, extent = _device(device), _scale(scale, quick)
@@ -83,7 +83,7 @@ def bench(
         budget = seconds or BUDGETS[extent]
         results = run(
             chosen,
-            Plan(given, place, dtype, extent),
+            Scope(given, place, dtype, extent),
             command=shlex.join(["gist-fast", *sys.argv[1:]]),
             budget=budget,
             say=note,
@@ -235,7 +235,7 @@ def _device(device: str | None) -> str:
 
 def _scale(scale: str | None, quick: bool) -> str:
     from gist_fast.bench.suite import SCALES
-    from gist_fast.functional.checks import check_choice
+    from gist_fast.functional.values import check_choice
 
     if scale is not None:
         check_choice("--scale", scale, SCALES)
@@ -251,7 +251,7 @@ def _check(device: str | None, dtype: str, seconds: float | None, report: Path |
     import torch
 
     from gist_fast.bench.cases import ITEM_SIZES
-    from gist_fast.functional.checks import check_choice
+    from gist_fast.functional.values import check_choice
 
     check_choice("--dtype", dtype, tuple(ITEM_SIZES))
     if seconds is not None and not math.isfinite(seconds):

@@ -171,11 +171,11 @@ def inspect(
 
 
 def _margins(text: str | None) -> list[float]:
-    from gist_fast.inspection.margins import LADDER, check_margins
+    from gist_fast.inspection.margins import MARGINS, check_margins
     from gist_fast.runtime.errors import InputError, shown
 
     if text is None:
-        return list(LADDER)
+        return list(MARGINS)
     try:
         return check_margins([float(part) for part in text.split(",")], "--margins")
     except ValueError as error:

@@ -17,7 +17,7 @@ def kernels(
     width: Annotated[int, typer.Option("--width", min=1, help="Student width that work is counted for.")] = 384,
     guide_width: Annotated[int, typer.Option("--guide-width", min=1, help="Guide width, likewise.")] = 1024,
     every: Annotated[
-        bool, typer.Option("--every", help="Also the kernels of batches without a guide, or guided by themselves.")
+        bool, typer.Option("--every", help="All kernels of all of the loss's variants, and of a guide of another type.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -26,19 +26,19 @@ def kernels(
     from gist_fast.runtime.errors import InputError
 
     if os.environ.get("TRITON_INTERPRET") == "1":
-        raise InputError("TRITON_INTERPRET: set to 1, and what is interpreted is not compiled; leave it out.")
+        raise InputError("TRITON_INTERPRET: expected it not to be set, got 1. What is interpreted is not compiled.")
 
     try:
-        from gist_fast.kernels.report import report
+        from gist_fast.functional.backends.kernel_variants import report
         from gist_fast.kernels.targets import TARGETS
     except ImportError as error:
         raise InputError(f"kernels: Triton is needed and cannot be imported ({error}).") from error
     if target not in TARGETS:
-        raise InputError(f"--target: got {target!r}; one of {', '.join(TARGETS)} would do.")
+        raise InputError(f"--target: expected one of {', '.join(TARGETS)}, got {target!r}.")
 
     found = []
     with only_results_on_stdout():
-        for compiled in report(target, width=width, guide_width=guide_width, every=every):
+        for compiled in report(target, dim=width, guide_dim=guide_width, every=every):
             found.append(compiled)
             note(f"compiled {compiled.kernel} ({compiled.element})")
     if as_json:

@@ -59,9 +59,9 @@ def profile(
         with tempfile.TemporaryDirectory(prefix="gist-fast-profile-") as scratch:
             _check_places(target, report, overwrite)
             from gist_fast.config.load import load_config
-            from gist_fast.pipeline.profile import prepare_profile
+            from gist_fast.pipeline.plan import prepare_profile
             from gist_fast.report.facts import changed_settings
-            from gist_fast.report.profile_folder import TRACE, profile_facts, write_folder
+            from gist_fast.report.profile import TRACE, profile_facts, write_folder
 
             folder = Path(scratch) / "run"
             # A configuration that names no folder can be profiled too.
@@ -89,7 +89,7 @@ def profile(
 
 def _check_places(target: Path, report: Path | None, overwrite: bool) -> None:
     """Raise `InputError` where the profile could not be written, before any work."""
-    from gist_fast.report.profile_folder import check_folder
+    from gist_fast.report.profile import check_folder
     from gist_fast.runtime.errors import InputError
 
     check_report(report, overwrite)

@@ -92,7 +92,7 @@ def _run(plan: RunPlan, *, overwrite: bool, report: Path | None) -> dict[str, An
         trainer = make_trainer(plan)
         summary = train_and_save(plan, trainer, overwrite=overwrite)
         if report is not None and summary:
-            from gist_fast.report.training_report import write_training_report
+            from gist_fast.report.training import write_training_report
 
             summary["report"] = write_training_report(report, plan, trainer, summary, overwrite=overwrite)
         return summary

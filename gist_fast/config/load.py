@@ -6,7 +6,7 @@ guide: path/or/hub-name              # the same, with columns in place of lora; 
 data:
   train: pairs.jsonl                 # or {path, split, name, columns, streaming, shuffle_buffer}
   eval: held_out.jsonl               # or, as train too, several by name: {questions: a.jsonl, titles: {path: b.csv}}
-loss: {temperature: 0.01, margin: 0.05, margin_strategy: relative, mini_batch_size: 32}
+loss: {temperature: 0.01, margin: 0.05, mini_batch_size: 32}
 training: {output_dir: runs/first, learning_rate: 2e-5, per_device_train_batch_size: 256}
 evaluation: {queries: queries.jsonl, corpus: corpus.jsonl, relevant: relevant.tsv, sts: scored.csv}
 ```
@@ -36,6 +36,7 @@ from gist_fast.config.schema import (
     ModelConfig,
     SourceConfig,
     StudentConfig,
+    argument_bounds,
     argument_hints,
     dataclass_in,
     hint_of,
@@ -44,6 +45,7 @@ from gist_fast.config.schema import (
 )
 from gist_fast.config.yaml_values import Entry, check, read_argument, read_yaml
 from gist_fast.data.text_files import suffix_of
+from gist_fast.functional.values import check_number
 from gist_fast.runtime.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
             where the key is of one section only.
 
     Raises:
-        InputError: naming the place, the key, what came and what would do.
+        InputError: naming the place, the key, what was expected and what came.
     """
     tree = read_yaml(Path(path))
     _known(tree, SECTIONS, "")
@@ -106,7 +108,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     sections = tree.value
     for name in ("student", "data"):
         if name not in sections or sections[name].value is None:
-            raise InputError(f"{path}: {name!r} is missing; {_EXAMPLES[name]} would do.")
+            raise InputError(f"{path}: {name!r} is missing. Add {_EXAMPLES[name]}.")
     guide = sections.get("guide")
     unguided = guide is not None and guide.value is None
     student = _build(StudentConfig, sections["student"], "student")
@@ -247,7 +249,7 @@ def _check_lora_value(entry: Entry, name: str, value: Any) -> None:
     if name.endswith(".dropout") and not 0 <= value < 1:
         raise InputError(f"{entry.where}: {name} must be at least 0 and below 1; got {value}.")
     if name.endswith(".target_modules") and value is not None and not value:
-        raise InputError(f"{entry.where}: {name} is empty; names of layers would do, or 'all-linear'.")
+        raise InputError(f"{entry.where}: {name}: expected names of layers, or 'all-linear', got nothing.")
 
 
 def _build_sources(entry: Entry, key: str) -> SourceConfig | dict[str, SourceConfig]:
@@ -269,7 +271,7 @@ def _build_sources(entry: Entry, key: str) -> SourceConfig | dict[str, SourceCon
 
 def _arguments(tree: Entry, student: ModelConfig, guide: ModelConfig | None, path: str) -> dict[str, Any]:
     """The checked values of ``loss`` and ``training``, and what the models' sections say of prompts and lengths."""
-    hints = argument_hints()
+    hints, bounds = argument_hints(), argument_bounds()
     arguments: dict[str, Any] = {}
     for section, names in (("loss", loss_settings()), ("training", list(hints))):
         entry = tree.value.get(section)
@@ -284,10 +286,12 @@ def _arguments(tree: Entry, student: ModelConfig, guide: ModelConfig | None, pat
             value = check(below, hints[name], f"{section}.{name}")
             if isinstance(value, str) and name in PATH_ARGUMENTS:
                 value = resolve_path(value, below.base, name_allowed=False)
-            _check_loss_value(below, section, name, value)
+            if value is not None and name in bounds:
+                # At once, and not when the loss is built, after the models were loaded.
+                check_number(f"{below.where}: {section}.{name}", value, **bounds[name])
             arguments[name] = value
     if arguments.get("output_dir") is None:
-        raise InputError(f"{path}: training.output_dir is missing; {_EXAMPLES['output_dir']} would do.")
+        raise InputError(f"{path}: training.output_dir is missing. Add {_EXAMPLES['output_dir']}.")
     for name, section, value in (
         ("prompts", "student", student.prompts),
         ("guide_prompts", "guide", guide and guide.prompts),
@@ -299,31 +303,6 @@ def _arguments(tree: Entry, student: ModelConfig, guide: ModelConfig | None, pat
             raise InputError(f"{path}: training.{name} and the section {section} both say it; keep one.")
         arguments[name] = value
     return arguments
-
-
-def _check_loss_value(entry: Entry, section: str, name: str, value: Any) -> None:
-    """Refuse at once what the loss would refuse when it is built, after the models were loaded."""
-    from gist_fast.functional.backends import BACKENDS
-    from gist_fast.functional.checks import MASK_BITS, STRATEGIES, check_choice, check_margin, check_temperature
-    from gist_fast.functional.loss_config import HARDNESS_MODES
-    from gist_fast.losses.variants import GROUPS
-    from gist_fast.training.temperature_schedule import SCHEDULES
-
-    choices = {"margin_strategy": STRATEGIES, "backend": BACKENDS, "mask_bits": MASK_BITS}
-    if value is not None:
-        choices |= {"hardness_mode": HARDNESS_MODES, "groups": GROUPS, "temperature_schedule": SCHEDULES}
-    try:
-        if name == "temperature":
-            check_temperature(value)
-        elif name == "margin":
-            check_margin(value, "absolute")
-        elif name in choices:
-            check_choice(name, value, choices[name])
-        elif name in ("mini_batch_size", "mini_batch_num_tokens") and value is not None and value < 1:
-            raise InputError(f"{name}: got {value}; 1 or more would do.")
-    except ValueError as error:
-        near = nearest(str(value), choices.get(name, ()))
-        raise InputError(f"{entry.where}: {section}.{error}{near}") from error
 
 
 def _evaluation(entry: Entry) -> EvaluationConfig:

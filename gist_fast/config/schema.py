@@ -135,9 +135,19 @@ def loss_settings() -> list[str]:
     """Those fields that the section ``loss`` takes: what `GISTTrainingArguments` adds, but for how texts are read."""
     from sentence_transformers import SentenceTransformerTrainingArguments
 
-    stock = {f.name for f in dataclasses.fields(SentenceTransformerTrainingArguments)}
-    added = [name for name in argument_hints() if name not in stock]
-    return [name for name in added if name != "max_length" and not name.startswith("guide_")]
+    from gist_fast.training.arguments import OF_TEXTS
+
+    others = {*OF_TEXTS, *(f.name for f in dataclasses.fields(SentenceTransformerTrainingArguments))}
+    return [name for name in argument_hints() if name not in others]
+
+
+@functools.cache
+def argument_bounds() -> dict[str, dict[str, Any]]:
+    """The bounds of those fields that have some, as `gist_fast.functional.values.check_number` takes them."""
+    from gist_fast.training.arguments import GISTTrainingArguments
+
+    found = {f.name: f.metadata.get("bounds") for f in dataclasses.fields(GISTTrainingArguments)}
+    return {name: bounds for name, bounds in found.items() if bounds}
 
 
 @functools.cache

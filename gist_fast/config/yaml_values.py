@@ -146,7 +146,7 @@ def check(entry: Entry, hint: Any, key: str) -> Any:
     """The entry's plain value, where it fits the type hint.
 
     Raises:
-        InputError: naming the place, the key, what came and what would do.
+        InputError: naming the place, the key, what was expected and what came.
     """
     value = entry.plain()
     options = _options(hint)

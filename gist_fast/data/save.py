@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.files import replace_folder
+from gist_fast.runtime.files import written_folder
+from gist_fast.runtime.progress_bars import without_progress_bars
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,18 +30,6 @@ def check_folder(output: Path, overwrite: bool) -> None:
 
 def save_whole(dataset: Dataset, output: Path, *, show_progress_bar: bool = True) -> None:
     """``save_to_disk``, beside its place first, and moved there when it is whole."""
-    import datasets
-
-    part = output.with_name(output.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    hidden = not show_progress_bar and not datasets.are_progress_bars_disabled()
-    if hidden:
-        datasets.disable_progress_bars()
-    try:
+    hidden = contextlib.nullcontext() if show_progress_bar else without_progress_bars()
+    with hidden, written_folder(output, output.with_name(output.name + ".part")) as part:
         dataset.save_to_disk(str(part))
-        replace_folder(part, output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        if hidden:
-            datasets.enable_progress_bars()

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 
 ANCHORS, POSITIVES, FIRST_NEGATIVES = 0, 1, 2
 
@@ -41,10 +41,10 @@ class Block:
     columns: int
     excluded: int | None
     """Column ``excluded + i`` never counts in row ``i``; None where every column counts."""
-    boosted: Literal["none", "all", "others", "own"] = "none"
-    """Which entries hardness weighting makes heavier: those of column ``own + i`` in row i, all others, or both."""
-    own: int | None = None
-    """Column ``own + i`` is the negative that came with anchor i; None where that makes no difference."""
+    scaled: Literal["none", "all", "others", "own"] = "none"
+    """Which entries hardness weighting scales: those of column ``own_negative + i`` in row i, all others, or both."""
+    own_negative: int | None = None
+    """Column ``own_negative + i`` is the negative that came with anchor i; None where that makes no difference."""
 
     @property
     def symmetric(self) -> bool:
@@ -57,24 +57,26 @@ class Block:
         return self.rows * self.columns - (0 if self.excluded is None else self.rows)
 
 
-def make_blocks(rows: int, columns: Sequence[int], rule: Rule) -> list[Block]:
-    """The blocks of a problem with ``rows`` anchors and ``columns = (M, N_1, N_2, ...)`` candidates."""
+def make_blocks(rows: int, columns: Sequence[int], config: LossConfig, offset: int = 0) -> list[Block]:
+    """The blocks of a problem with ``rows`` anchors and ``columns = (M, N_1, N_2, ...)`` candidates.
+
+    Anchor i's positive is row ``offset + i`` of the positives.
+    """
     positives, *negatives = columns
-    offset = rule.offset
-    in_batch = rule.hardness_mode in ("in_batch_negatives", "all_negatives")
-    own = rule.hardness_mode in ("hard_negatives", "all_negatives")
+    in_batch = config.hardness_mode in ("in_batch_negatives", "all_negatives")
+    own = config.hardness_mode in ("hard_negatives", "all_negatives")
     blocks = [
-        Block("ap", ANCHORS, 0, POSITIVES, rows, positives, excluded=offset, boosted="all" if in_batch else "none")
+        Block("ap", ANCHORS, 0, POSITIVES, rows, positives, excluded=offset, scaled="all" if in_batch else "none")
     ]
-    if rule.contrast_anchors:
+    if config.contrast_anchors:
         blocks.append(Block("aa", ANCHORS, 0, ANCHORS, rows, rows, excluded=0))
-    if rule.contrast_positives:
+    if config.contrast_positives:
         blocks.append(Block("pp", POSITIVES, offset, POSITIVES, rows, positives, excluded=offset))
-    boosted: Literal["none", "all", "others", "own"] = "none"
+    scaled: Literal["none", "all", "others", "own"] = "none"
     if in_batch or own:
-        boosted = "all" if in_batch and own else "others" if in_batch else "own"
-    differs = offset if boosted in ("others", "own") else None
+        scaled = "all" if in_batch and own else "others" if in_batch else "own"
+    differs = offset if scaled in ("others", "own") else None
     for k, count in enumerate(negatives):
         column = FIRST_NEGATIVES + k
-        blocks.append(Block(f"an_{k + 1}", ANCHORS, 0, column, rows, count, None, boosted=boosted, own=differs))
+        blocks.append(Block(f"an_{k + 1}", ANCHORS, 0, column, rows, count, None, scaled=scaled, own_negative=differs))
     return blocks

@@ -13,27 +13,22 @@ from gist_fast.functional.backends import choose_backend, may_fall_back, referen
 from gist_fast.functional.backends.interface import GuidedRows
 from gist_fast.functional.blocks import ANCHORS, Block, make_blocks
 from gist_fast.functional.checks import (
-    MASK_BITS,
     REDUCTIONS,
-    check_choice,
-    check_combination,
     check_embeddings,
-    check_flags,
     check_groups,
-    check_hardness,
-    check_margin,
+    check_row_margins,
     check_temperature,
-    check_widths,
 )
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig, check_dims
 from gist_fast.functional.operands import accumulation_dtype, prepare
 from gist_fast.functional.operator import guided_forward
 from gist_fast.functional.stats import GuidedContrastiveStats, make_stats
 from gist_fast.functional.triplet import DenseMasks, KeptMasks, Masks, triplet_rows
+from gist_fast.functional.values import check_choice
 from gist_fast.runtime.errors import InputError
 
-BITS_SHARE = 8
-"""``mask_bits="auto"`` keeps the bits while they fill at most a `BITS_SHARE`-th of the device's memory."""
+KEPT_SHARE = 8
+"""``mask_bits="auto"`` keeps the masks while they fill at most a `KEPT_SHARE`-th of the device's memory."""
 
 
 class LossArguments(TypedDict, total=False):
@@ -162,10 +157,10 @@ def guided_contrastive_loss(
         hardness_strength: 0 or more; published: 9 (arXiv 2503.04812, in-batch), 5 (arXiv 2509.20354, own).
         triplet_margin: adds the soft triplet term of `gist_fast.functional.triplet` with this margin, in units of
             cosine similarity; above 0.
-        matryoshka_dims: widths, for nested embeddings (Matryoshka, arXiv 2205.13147): the loss is the weighted sum of
+        matryoshka_dims: for nested embeddings (Matryoshka, arXiv 2205.13147): the loss is the weighted sum of
             those of the first so many columns, normalised anew. Masks are decided once, by the guide or, where the
-            student's scores decide, by the widest.
-        matryoshka_weights: one for each of the widths; None for 1.
+            student's scores decide, by the largest dim.
+        matryoshka_weights: one for each of the dims; None for 1.
 
     Returns:
         The loss, 0-d or ``[B]``, float32 (float64 for float64 embeddings); with `return_stats`, a pair of it and the
@@ -188,131 +183,118 @@ def guided_contrastive_loss(
     )
     check_temperature(temperature, anchors.dtype)
     if isinstance(temperature, Tensor) and temperature.device != anchors.device:
-        raise InputError(
-            f"temperature: on {temperature.device}, but anchors are on {anchors.device}; use one device, or a float."
-        )
+        raise InputError(f"temperature: expected on {anchors.device}, as the anchors, got on {temperature.device}.")
     rows = anchors.shape[0]
-    check_margin(margin, margin_strategy, rows)
     check_choice("reduction", reduction, REDUCTIONS)
-    check_choice("mask_bits", mask_bits, MASK_BITS)
-    check_flags(
-        contrast_anchors=contrast_anchors, contrast_positives=contrast_positives, mask_ties=mask_ties, hard=hard
-    )
     check_groups(groups, anchors, positives.shape[0])
-    check_hardness(hardness_mode, hardness_strength)
-    _check_own_negatives(hardness_mode, student, offset)
-    widths, width_weights = check_widths(matryoshka_dims, matryoshka_weights, anchors.shape[1])
+    margins = margin if isinstance(margin, Tensor) else None
+    if margins is not None:
+        check_row_margins(margins, rows)
+        if not guide:
+            raise InputError("margin: expected 0.0 without a guide, whose thresholds it is about, got a tensor.")
     self_guided = len(guide) > 0 and all(map(_same_tensor, student, guide))
-    check_combination(
-        guided=len(guide) > 0,
-        self_guided=self_guided,
-        margin=margin,
+    config = LossConfig(
         margin_strategy=margin_strategy,
+        margin=0.0 if isinstance(margin, Tensor) else margin,
+        contrast_anchors=contrast_anchors,
+        contrast_positives=contrast_positives,
+        self_guided=self_guided,
         mask_ties=mask_ties,
+        groups=None if groups is None else "column",
         hard=hard,
+        hardness_mode=hardness_mode,
+        hardness_strength=hardness_strength,
         triplet_margin=triplet_margin,
+        matryoshka_dims=matryoshka_dims,  # type: ignore[arg-type]  # any sequence
+        matryoshka_weights=matryoshka_weights,  # type: ignore[arg-type]
+        backend=backend,
         mask_bits=mask_bits,
-        grouped=groups is not None,
+        guided=len(guide) > 0,
     )
+    dims, weights = check_dims(matryoshka_dims, matryoshka_weights, anchors.shape[1])
+    _check_own_negatives(hardness_mode, student, offset)
     types = {x.dtype for x in (*student, *guide)}
     chosen = choose_backend(backend, anchors.device.type, torch.float64 if torch.float64 in types else anchors.dtype)
 
     if not isinstance(temperature, Tensor):
         dtype = accumulation_dtype(anchors.dtype)
         temperature = torch.full((), float(temperature), dtype=dtype, device=anchors.device)
-    rule = Rule(
-        margin=0.0 if isinstance(margin, Tensor) else float(margin),
-        relative=margin_strategy == "relative",
-        mask_ties=mask_ties,
-        self_guided=self_guided,
-        hard=hard,
-        contrast_anchors=contrast_anchors,
-        contrast_positives=contrast_positives,
-        offset=offset,
-        hardness_mode=hardness_mode or "",
-        hardness_strength=float(hardness_strength),
-    )
     sizes = [x.shape[0] for x in student]
-    blocks = make_blocks(rows, sizes[1:], rule)
+    blocks = make_blocks(rows, sizes[1:], config, offset)
     student, guide = tuple(map(_ordinary, student)), tuple(map(_ordinary, guide))
-    if self_guided:
-        guide = ()
-    margins = _ordinary(margin.to(anchors.device)) if isinstance(margin, Tensor) else None
-    groups = None if groups is None else _ordinary(groups).to(torch.int64)
     found, masks = _guided_rows(
-        chosen, backend == "auto", student, guide, temperature, margins, groups, widths, rule, blocks, mask_bits,
-        triplet_margin is not None,
-    )  # fmt: skip
+        chosen,
+        config,
+        offset,
+        student,
+        () if self_guided else guide,
+        temperature,
+        None if margins is None else _ordinary(margins.to(anchors.device)),
+        None if groups is None else _ordinary(groups).to(torch.int64),
+        dims,
+        blocks,
+    )
     loss = found.loss
-    if triplet_margin is not None:
-        assert masks is not None
+    if masks is not None and triplet_margin is not None:
         with torch.autocast(anchors.device.type, enabled=False):
             terms = [
-                triplet_rows([x[:, :width] for x in student], rule, triplet_margin, masks)
-                for width in widths or (anchors.shape[1],)
+                triplet_rows([x[:, :dim] for x in student], offset, triplet_margin, masks)
+                for dim in dims or (anchors.shape[1],)
             ]
         loss = loss + torch.stack(terms)
-    if widths:
+    if dims:
         # Weighed one by one: a tensor of the weights would have to be copied to the device, which waits.
-        loss = torch.stack([row * weight for row, weight in zip(loss.unbind(), width_weights, strict=True)]).sum(0)
+        loss = torch.stack([row * weight for row, weight in zip(loss.unbind(), weights, strict=True)]).sum(0)
     else:
         loss = loss[0]
     loss = loss if reduction == "none" else getattr(loss, reduction)()
     if not return_stats:
         return loss
     names, compared = zip(*((b.name, b.compared) for b in blocks), strict=True)
-    easy = found.easy if hard else None
+    easy = found.easy_negatives if hard else None
     return loss, make_stats(names, compared, found.masked, easy, found.positive, found.hardest)
 
 
 def _guided_rows(
     chosen: str,
-    automatic: bool,
+    config: LossConfig,
+    offset: int,
     student: tuple[Tensor, ...],
     guide: tuple[Tensor, ...],
     temperature: Tensor,
     margins: Tensor | None,
     groups: Tensor | None,
-    widths: tuple[int, ...],
-    rule: Rule,
+    dims: tuple[int, ...],
     blocks: Sequence[Block],
-    mask_bits: str,
-    wants_masks: bool,
 ) -> tuple[GuidedRows, Masks | None]:
-    """The loss of each row by a backend, and the masks it decided, where they are wanted."""
+    """The loss of each row by the backend `chosen`, and the masks it decided, where a triplet term needs them."""
     device, dtype = student[ANCHORS].device, student[ANCHORS].dtype
+    wants_masks = config.triplet_margin is not None
     if chosen == "reference":
         with torch.autocast(device.type, enabled=False):
             operands = prepare(
-                student, guide, temperature, rule, margins=margins, groups=groups, widths=widths, differentiable=True
-            )
-            return reference.forward(operands, blocks, temperature), (
-                DenseMasks(operands, blocks) if wants_masks else None
-            )
+                student, guide, temperature, config, offset, margins=margins, groups=groups, dims=dims,
+                differentiable=True,
+            )  # fmt: skip
+            rows = reference.forward(operands, blocks, temperature)
+            return rows, DenseMasks(operands, blocks) if wants_masks else None
     _refuse_transforms((*student, temperature))
     # What a traced graph runs is decided while it is traced.
-    automatic = automatic and chosen == "triton" and not torch.compiler.is_compiling()
+    automatic = config.backend == "auto" and chosen == "triton" and not torch.compiler.is_compiling()
+    count = max(1, len(dims))
 
     def stream(streaming: str) -> tuple[GuidedRows, Masks | None]:
-        keep_bits = wants_masks or _keep_bits(mask_bits, streaming, blocks, max(1, len(widths)), device)
+        keep = wants_masks or _keeps_masks(config.mask_bits, streaming, blocks, count, device)
+        settings = config.to_arguments()
         rows = GuidedRows(
             *guided_forward(
-                streaming,
-                student,
-                guide,
-                temperature,
-                margins,
-                groups,
-                widths,
-                keep_bits,
-                automatic,
-                *rule.to_arguments(),
+                streaming, student, guide, temperature, margins, groups, dims, keep, automatic, offset, *settings
             )
         )
         if not wants_masks:
             return rows, None
-        sizes = [*(x.shape[0] for x in student), max(1, len(widths))]
-        return rows, KeptMasks(blocks, streaming, rows.bits, student[ANCHORS], sizes, rule)
+        sizes = [*(x.shape[0] for x in student), count, offset]
+        return rows, KeptMasks(blocks, streaming, rows.mask_bits, student[ANCHORS], sizes, config)
 
     if not automatic:
         return stream(chosen)
@@ -331,15 +313,15 @@ def _check_own_negatives(hardness_mode: str | None, student: Sequence[Tensor], o
     needed = offset + student[ANCHORS].shape[0]
     if hardness_mode == "hard_negatives" and len(student) == 2:
         raise InputError(
-            "hardness_mode: 'hard_negatives' without a column of negatives; 'in_batch_negatives' would do."
+            "hardness_mode: expected 'in_batch_negatives' without a column of negatives, got 'hard_negatives'."
         )
     if hardness_mode not in ("hard_negatives", "in_batch_negatives"):
         return
     for k, negatives in enumerate(student[2:]):
         if negatives.shape[0] < needed:
             raise InputError(
-                f"negatives[{k}]: got {negatives.shape[0]} rows; hardness_mode {hardness_mode!r} takes row offset + i "
-                f"for anchor i's own negative, so at least {needed} are needed ('all_negatives' needs none)."
+                f"negatives[{k}]: expected at least {needed} rows with hardness_mode {hardness_mode!r}, which takes "
+                f"row offset + i for anchor i's own negative, got {negatives.shape[0]}. 'all_negatives' needs none."
             )
 
 
@@ -377,10 +359,11 @@ def _ordinary(x: Tensor) -> Tensor:
     return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
 
 
-def _keep_bits(mask_bits: str, backend: str, blocks: Sequence[Block], widths: int, device: torch.device) -> bool:
+def _keeps_masks(mask_bits: str, backend: str, blocks: Sequence[Block], dims: int, device: torch.device) -> bool:
+    """Whether the masks of so many Matryoshka dims are kept for the backward pass."""
     if mask_bits != "auto":
         return mask_bits == "keep"
-    return streaming_backend(backend).mask_bytes(blocks, widths) * BITS_SHARE <= _device_memory(device)
+    return streaming_backend(backend).mask_bytes(blocks, dims) * KEPT_SHARE <= _device_memory(device)
 
 
 @torch.compiler.assume_constant_result

@@ -5,19 +5,19 @@ operands is a finished logit in base 2, for every block alike (``aa`` and ``pp``
 one side would break), a backend never sees the temperature, and its softmax uses ``exp2``, which is the hardware's
 own instruction on a GPU and over twice as fast as ``exp`` in torch's CPU vectorisation.
 
-Guide embeddings become plain unit vectors. Each row's threshold is turned into a *limit*, the guide score above which
-an entry is masked, with the margin already taken off. Where only hard negatives count, each row has a *floor* too, the
-logit below which an entry is masked.
+Guide embeddings become plain unit vectors. Each row has a *guide threshold*, the guide score above which an entry is
+masked, with the margin already taken off. Where only hard negatives count, it has a *student threshold* too, the logit
+below which an entry is masked.
 
-**Widths.** Nested embeddings (Matryoshka) are a ladder of operands: the first columns of each embedding, normalised
-anew. Limits and floors are those of the widest, so that one mask serves the whole ladder.
+**Matryoshka dims.** Nested embeddings are the first columns of each embedding, normalised anew, as operands of their
+own. Thresholds are those of the largest dim, so that one mask serves all.
 
 **Memory.** No step here makes a float32 copy of all rows: they are taken in pieces (`PIECE`). The guide's unit vectors
-are no more than the promise of them (`UnitRows`), which a backend multiplies out where and when it needs them.
+are kept as their two factors (`UnitRows`), which a backend multiplies out where and when it needs them.
 
 **Ties.** The rule is ``guide score > threshold``, strictly, so that another copy of the positive's text stays a
 negative. A dot product summed in another order differs in its last bits, and would decide such a tie at random: the
-limit therefore stands `tie_band` above the threshold, or as far below it where ties are to be masked. For sums in
+threshold is therefore raised by `tie_band`, or lowered by it where ties are to be masked. For sums in
 float32 that is 1.9e-6 up to a width of 256, 7.6e-6 at 1024; for float64 3.6e-15 and 1.4e-14.
 """
 
@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from gist_fast.functional.blocks import ANCHORS, POSITIVES, Block
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
+from gist_fast.kernels.precision import multiplies_in_tf32
 from gist_fast.runtime.errors import InputError
 
 ZERO_NORM = 1e-12
@@ -92,7 +93,7 @@ class UnitRows:
 
 @dataclass(frozen=True)
 class Student:
-    """The student's operands of one width ``D``."""
+    """The student's operands of one Matryoshka dim ``D``."""
 
     operands: tuple[Tensor, ...]
     """Anchors ``[B, D]``, positives ``[M, D]``, negatives ``[N_k, D]``, in the type of the embeddings. A dot product
@@ -105,30 +106,31 @@ class Student:
 
 @dataclass(frozen=True)
 class Operands:
-    """What a backend computes with. ``B`` anchors, ``G`` guide width, ``L`` student widths."""
+    """What a backend computes with. ``B`` anchors, ``G`` guide width, ``L`` Matryoshka dims."""
 
-    ladder: tuple[Student, ...]
-    """``[L]``, the widest first, which decides where the student's own scores decide."""
+    matryoshka: tuple[Student, ...]
+    """``[L]``, the largest dim first, which decides where the student's own scores decide."""
     guide_rows: tuple[UnitRows, ...] | None
     """The guide's unit vectors, same rows, ``[.., G]``; None without a guide that has embeddings of its own."""
     self_guided: bool
     """Whether the student guides itself."""
-    limits: Tensor | None
-    """``[B]``, accumulation type: entries of row i whose guide score exceeds ``limits[i]`` are masked."""
-    floors: Tensor | None = None
-    """``[B]``, accumulation type: entries of row i whose logit (of the widest) is below ``floors[i]`` are masked."""
+    guide_thresholds: Tensor | None
+    """``[B]``, accumulation type: entries of row i whose guide score exceeds ``guide_thresholds[i]`` are masked."""
+    student_thresholds: Tensor | None = None
+    """``[B]``, accumulation type: entries of row i whose logit (of the largest dim) is below
+    ``student_thresholds[i]`` are masked."""
     groups: Tensor | None = None
     """``[M]``, int64: of the candidates; entries of one group are masked."""
     offset: int = 0
     """Anchor i is in the group of candidate ``offset + i``."""
-    boost: Tensor | None = None
-    """0-d, accumulation type: what hardness weighting multiplies the logits of boosted entries by, without being
-    part of their derivative."""
+    logit_scale: Tensor | None = None
+    """0-d, accumulation type: what hardness weighting multiplies the logits of the entries by that it is
+    about, without being part of their derivative."""
 
     @property
     def student(self) -> tuple[Tensor, ...]:
-        """The widest operands."""
-        return self.ladder[0].operands
+        """The operands of the largest dim."""
+        return self.matryoshka[0].operands
 
     @property
     def guide(self) -> tuple[Tensor, ...] | None:
@@ -140,12 +142,12 @@ class Operands:
     @property
     def guided(self) -> bool:
         """Whether a guide decides masks, be it the student."""
-        return self.limits is not None
+        return self.guide_thresholds is not None
 
     @property
     def masks(self) -> bool:
         """Whether there is anything to mask but what never counts."""
-        return self.guided or self.floors is not None or self.groups is not None
+        return self.guided or self.student_thresholds is not None or self.groups is not None
 
     def groups_of(self, block: Block) -> tuple[Tensor, Tensor] | None:
         """The groups of a block's rows ``[rows]`` and columns ``[columns]``; None where they do not matter."""
@@ -154,10 +156,10 @@ class Operands:
         rows = self.groups[self.offset : self.offset + block.rows]
         return rows, rows if block.column_operand == ANCHORS else self.groups
 
-    def boosts_of(self, block: Block) -> tuple[Tensor | None, Tensor | None]:
+    def logit_scales_of(self, block: Block) -> tuple[Tensor | None, Tensor | None]:
         """What multiplies the logits of a block's entries, 0-d: of an anchor's own negative, and of all others."""
-        own = self.boost if block.boosted in ("all", "own") else None
-        others = self.boost if block.boosted in ("all", "others") else None
+        own = self.logit_scale if block.scaled in ("all", "own") else None
+        others = self.logit_scale if block.scaled in ("all", "others") else None
         return own, others
 
 
@@ -175,7 +177,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def logit_scale(temperature: Tensor) -> Tensor:
+def operand_norm(temperature: Tensor) -> Tensor:
     """``sqrt(log2(e) / temperature)``: the norm of every student operand."""
     return (math.log2(math.e) / temperature).sqrt()
 
@@ -184,23 +186,25 @@ def prepare(
     student: Sequence[Tensor],
     guide: Sequence[Tensor],
     temperature: Tensor,
-    rule: Rule,
+    config: LossConfig,
+    offset: int = 0,
     *,
     margins: Tensor | None = None,
     groups: Tensor | None = None,
-    widths: Sequence[int] = (),
+    dims: Sequence[int] = (),
     differentiable: bool = False,
 ) -> Operands:
-    """Normalise, scale and round the embeddings, and work out each row's limit and floor.
+    """Normalise, scale and round the embeddings, and work out each row's thresholds.
 
     Args:
         student: anchors ``[B, D]``, positives ``[M, D]``, then any negatives ``[N_k, D]``, as the user gave them.
         guide: the guide's embeddings of the same texts, or an empty sequence.
         temperature: 0-d.
-        rule: where it is self-guided, the student's own scores decide the mask, and `guide` is empty.
-        margins: ``[B]``, in the place of the rule's one margin.
+        config: where it is self-guided, the student's own scores decide the mask, and `guide` is empty.
+        offset: anchor i's positive is row ``offset + i`` of the positives.
+        margins: ``[B]``, in the place of the one margin of `config`.
         groups: ``[M]``, int64.
-        widths: of the ladder, the widest first; empty for the embeddings' whole width.
+        dims: Matryoshka dims, the largest first; empty for the embeddings' whole width.
         differentiable: keep to operations that autograd knows, by student and temperature, at the price of copies in
             the accumulation type.
 
@@ -209,34 +213,37 @@ def prepare(
             wait, so the loss comes out as NaN instead.
     """
     dtype = accumulation_dtype(student[ANCHORS].dtype)
-    scale = logit_scale(temperature.to(dtype))
-    ladder = tuple(
-        _student([x[:, :width] for x in student], scale, rule.offset, differentiable)
-        for width in widths or (student[ANCHORS].shape[1],)
+    scale = operand_norm(temperature.to(dtype))
+    students = tuple(
+        _student([x[:, :dim] for x in student], scale, offset, differentiable)
+        for dim in dims or (student[ANCHORS].shape[1],)
     )
-    guides, limits, floors, boost = None, None, None, None
+    guides, guide_thresholds, student_thresholds, logit_scale = None, None, None, None
     with torch.no_grad():
-        margin = rule.margin if margins is None else margins.to(dtype)
-        widest, squared = ladder[0].positives.detach(), scale.square()
-        student_band = tie_band(dtype, ladder[0].operands[ANCHORS].shape[1])
-        if rule.self_guided:
-            # The student's scores carry the factor scale**2, so the limits must carry it too.
-            limits = _limits(widest / squared, margin, rule, student_band) * squared
+        margin = config.margin if margins is None else margins.to(dtype)
+        rule = {"relative": config.relative, "mask_ties": config.mask_ties}
+        own_logits, squared = students[0].positives.detach(), scale.square()
+        student_band = tie_band(dtype, students[0].operands[ANCHORS].shape[1])
+        if config.self_guided:
+            # The student's scores carry the factor scale**2, so the thresholds must carry it too.
+            guide_thresholds = make_thresholds(own_logits / squared, margin, band=student_band, **rule) * squared
         elif guide:
             guides = tuple(UnitRows(x, _inverse(_norms(x, "guide_" + _student_name(k)))) for k, x in enumerate(guide))
             own_scores = [
-                _row_dots(guides[ANCHORS].rows(piece), guides[POSITIVES].rows(_moved(piece, rule.offset)))
+                _row_dots(guides[ANCHORS].rows(piece), guides[POSITIVES].rows(_moved(piece, offset)))
                 for piece in pieces(guide[ANCHORS])
             ]
             own = torch.cat(own_scores)
-            limits = _limits(own, margin, rule, tie_band(own.dtype, guide[ANCHORS].shape[1]))
-            # A guide row that is not finite would compare as false and mask nothing, unseen: make every limit NaN.
-            limits = limits + torch.stack([(g.factors - g.factors).sum() for g in guides]).sum()
-        if rule.hard:
-            floors = widest - student_band * squared
-        if rule.hardness_mode:
-            boost = 1 + rule.hardness_strength * temperature.to(dtype)
-    return Operands(ladder, guides, rule.self_guided, limits, floors, groups, rule.offset, boost)
+            guide_thresholds = make_thresholds(own, margin, band=tie_band(own.dtype, guide[ANCHORS].shape[1]), **rule)
+            # A guide row that is not finite would compare as false and mask nothing, unseen: make every threshold NaN.
+            guide_thresholds = guide_thresholds + torch.stack([(g.factors - g.factors).sum() for g in guides]).sum()
+        if config.hard:
+            student_thresholds = own_logits - student_band * squared
+        if config.hardness_mode:
+            logit_scale = 1 + config.hardness_strength * temperature.to(dtype)
+    return Operands(
+        students, guides, config.self_guided, guide_thresholds, student_thresholds, groups, offset, logit_scale
+    )
 
 
 def _student(embeddings: Sequence[Tensor], scale: Tensor, offset: int, differentiable: bool) -> Student:
@@ -252,10 +259,10 @@ def _student(embeddings: Sequence[Tensor], scale: Tensor, offset: int, different
     return Student(operands, positives, norms)
 
 
-def add_positives(gradients: Sequence[Tensor], operands: Sequence[Tensor], coefficients: Tensor, offset: int) -> None:
-    """Add ``coefficients_i * d (anchor_i . positive_{offset + i})`` to the gradients by anchors and positives."""
+def add_positives(gradients: Sequence[Tensor], operands: Sequence[Tensor], dlogits: Tensor, offset: int) -> None:
+    """Add ``dlogits_i * d (anchor_i . positive_{offset + i})`` to the gradients by anchors and positives."""
     anchors, positives = operands[ANCHORS], operands[POSITIVES]
-    column = coefficients[:, None]
+    column = dlogits[:, None]
     for piece in pieces(anchors):
         own = _moved(piece, offset)
         gradients[ANCHORS][piece].addcmul_(column[piece], positives[own])
@@ -279,7 +286,7 @@ def embedding_gradients(
 
     Args:
         gradients: by each operand, accumulation type. Emptied, so that each one's memory goes as soon as it can.
-        student: the raw embeddings of that width, as given to `prepare`.
+        student: the raw embeddings of that dim, as given to `prepare`.
         norms: ``Operands.norms``.
         factor: 0-d; all gradients are multiplied by it.
         keep_wide: leave them in the accumulation type, for a sum that is yet to be made.
@@ -288,7 +295,7 @@ def embedding_gradients(
         The gradients by the embeddings, in their types, and the gradient by the temperature, 0-d.
     """
     temperature = temperature.to(accumulation_dtype(student[0].dtype))
-    scale = logit_scale(temperature)
+    scale = operand_norm(temperature)
     by_embedding, along = [], torch.zeros_like(temperature)
     for x, norm in zip(student, norms, strict=True):
         gradient = gradients.pop(0)
@@ -359,9 +366,22 @@ def _moved(rows: slice, by: int) -> slice:
     return slice(rows.start + by, rows.stop + by)
 
 
-def _limits(thresholds: Tensor, margin: float | Tensor, rule: Rule, band: float) -> Tensor:
-    lowered = thresholds - (thresholds.abs() * margin if rule.relative else margin)
-    return lowered - band if rule.mask_ties else lowered + band
+def lowered(own: Tensor, margin: float | Tensor, *, relative: bool) -> Tensor:
+    """``[B]``: the guide's scores of the anchors with their positives, less the margin; ties are not thought of yet."""
+    return own - (own.abs() * margin if relative else margin)
+
+
+def make_thresholds(own: Tensor, margin: float | Tensor, *, relative: bool, mask_ties: bool, band: float) -> Tensor:
+    """``[B]``: what row i's other entries must score above to be masked.
+
+    Args:
+        own: ``[B]``, the guide's scores of the anchors with their positives.
+        margin: one, or ``[B]``.
+        relative: whether it is a share of the score.
+        mask_ties: whether scores that tie with the positive's are masked.
+        band: see `tie_band`.
+    """
+    return lowered(own, margin, relative=relative) + (-band if mask_ties else band)
 
 
 def _as_multiplied(unit: Tensor) -> Tensor:
@@ -370,16 +390,6 @@ def _as_multiplied(unit: Tensor) -> Tensor:
         # TF32 keeps 10 of float32's 23 mantissa bits: add half of the last kept one, and cut.
         return ((unit.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
     return unit
-
-
-def multiplies_in_tf32() -> bool:
-    """Whether torch's own setting has float32 matrices of a CUDA device multiplied in TF32.
-
-    Where that was set through ``fp32_precision`` (since torch 2.9), reading the older ``allow_tf32`` raises.
-    """
-    matmul = torch.backends.cuda.matmul
-    precision = getattr(matmul, "fp32_precision", None)
-    return matmul.allow_tf32 if precision is None else precision == "tf32"
 
 
 def pieces(x: Tensor) -> Iterator[slice]:

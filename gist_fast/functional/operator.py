@@ -16,6 +16,7 @@ Masks are decided once, in the forward pass, and have no derivative.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,12 +25,12 @@ from torch import Tensor
 from gist_fast.functional.backends import may_fall_back, remember_failure, streaming_backend
 from gist_fast.functional.backends.interface import LARGEST_WEIGHT, LN2
 from gist_fast.functional.blocks import ANCHORS, Block, make_blocks
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import accumulation_dtype, add_positives, embedding_gradients, prepare
 
 _ARGUMENTS = (
     "str backend, Tensor[] student, Tensor[] guide, Tensor temperature, Tensor? margins, Tensor? groups, "
-    f"SymInt[] widths, bool keep_bits, bool automatic, {Rule.schema()}"
+    f"SymInt[] dims, bool keep_mask_bits, bool automatic, int offset, {LossConfig.schema()}"
 )
 
 
@@ -40,10 +41,11 @@ def forward_rows(
     temperature: Tensor,
     margins: Tensor | None,
     groups: Tensor | None,
-    widths: Sequence[int],
-    keep_bits: bool,
+    dims: Sequence[int],
+    keep_mask_bits: bool,
     automatic: bool,
-    *rule_arguments: Any,
+    offset: int,
+    *settings: Any,
 ) -> tuple[Tensor, ...]:
     """The fields of `GuidedRows`.
 
@@ -53,21 +55,22 @@ def forward_rows(
         guide: the same of the guide, or empty.
         margins: ``[B]`` or None.
         groups: ``[M]``, int64, or None.
-        widths: of the ladder, the widest first; empty for the whole width alone.
-        keep_bits: whether what was masked is kept for the backward pass.
+        dims: Matryoshka dims, the largest first; empty for the whole width alone.
+        keep_mask_bits: whether what was masked is kept for the backward pass.
         automatic: the backend was nobody's choice by name, so that a backward pass that fails may take another.
-        rule_arguments: see `gist_fast.functional.loss_config.Rule`.
+        offset: anchor i's positive is row ``offset + i`` of the positives.
+        settings: see `gist_fast.functional.loss_config.LossConfig.to_arguments`.
     """
-    rule = Rule.from_arguments(rule_arguments)
-    blocks = _blocks(student, rule)
+    config = LossConfig.from_arguments(settings)
+    blocks = _blocks(student, config, offset)
     with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):
-        operands = prepare(student, guide, temperature, rule, margins=margins, groups=groups, widths=widths)
-        negatives = streaming_backend(backend).forward(operands, blocks, keep_bits)
-        positives = torch.stack([width.positives for width in operands.ladder])
+        operands = prepare(student, guide, temperature, config, offset, margins=margins, groups=groups, dims=dims)
+        negatives = streaming_backend(backend).forward(operands, blocks, keep_mask_bits)
+        positives = torch.stack([each.positives for each in operands.matryoshka])
         loss = torch.logaddexp(LN2 * (negatives.lse2 - positives), torch.zeros_like(negatives.lse2))
-        if operands.limits is not None:
-            # NaN limits mask nothing; carry them into the loss, where they are seen.
-            loss = loss + (operands.limits - operands.limits).to(loss.dtype)
+        if operands.guide_thresholds is not None:
+            # NaN thresholds mask nothing; carry them into the loss, where they are seen.
+            loss = loss + (operands.guide_thresholds - operands.guide_thresholds).to(loss.dtype)
         to_cosine = LN2 * temperature.to(loss.dtype)
         return (
             loss,
@@ -75,8 +78,8 @@ def forward_rows(
             positives[0] * to_cosine,
             negatives.hardest * to_cosine,
             negatives.masked,
-            negatives.easy,
-            negatives.bits,
+            negatives.easy_negatives,
+            negatives.mask_bits,
         )
 
 
@@ -89,12 +92,12 @@ guided_forward = torch.library.custom_op(
 
 
 @guided_forward.register_fake
-def _(backend, student, guide, temperature, margins, groups, widths, keep_bits, automatic, *rule_arguments):
-    rule = Rule.from_arguments(rule_arguments)
-    blocks = _blocks(student, rule)
-    count = max(1, len(widths))
-    masks = rule.self_guided or len(guide) > 0 or groups is not None or rule.hard
-    n_bytes = streaming_backend(backend).mask_bytes(blocks, count) if keep_bits and masks else 0
+def _(backend, student, guide, temperature, margins, groups, dims, keep_mask_bits, automatic, offset, *settings):
+    config = LossConfig.from_arguments(settings)
+    blocks = _blocks(student, config, offset)
+    count = max(1, len(dims))
+    masks = config.self_guided or len(guide) > 0 or groups is not None or config.hard
+    n_bytes = streaming_backend(backend).mask_bytes(blocks, count) if keep_mask_bits and masks else 0
     a = student[ANCHORS]
     rows = a.new_empty((count, a.shape[0]), dtype=accumulation_dtype(a.dtype))
     counts = a.new_empty(len(blocks), dtype=torch.int64)
@@ -112,33 +115,35 @@ def _(backend, student, guide, temperature, margins, groups, widths, keep_bits, 
 def backward_rows(
     grad_loss: Tensor,
     lse2: Tensor,
-    bits: Tensor,
+    mask_bits: Tensor,
     backend: str,
     student: Sequence[Tensor],
     guide: Sequence[Tensor],
     temperature: Tensor,
     margins: Tensor | None,
     groups: Tensor | None,
-    widths: Sequence[int],
-    keep_bits: bool,
+    dims: Sequence[int],
+    keep_mask_bits: bool,
     automatic: bool,
-    *rule_arguments: Any,
+    offset: int,
+    *settings: Any,
 ) -> list[Tensor]:
     """Gradients by each of `student` and, last, by `temperature`, given ``grad_loss [L, B]``."""
-    rule = Rule.from_arguments(rule_arguments)
-    blocks = _blocks(student, rule)
+    config = LossConfig.from_arguments(settings)
+    blocks = _blocks(student, config, offset)
 
-    def run(backend: str, lse2: Tensor | None, bits: Tensor | None) -> list[Tensor]:
-        # With the bits at hand nothing needs to be decided again.
-        decided = bits is not None
+    def run(backend: str, lse2: Tensor | None, mask_bits: Tensor | None) -> list[Tensor]:
+        # With the masks at hand nothing needs to be decided again.
+        decided = mask_bits is not None
         operands = prepare(
             student,
             () if decided else guide,
             temperature,
-            rule.decided() if decided else rule,
+            replace(config, self_guided=False, hard=False) if decided else config,
+            offset,
             margins=None if decided else margins,
             groups=None if decided else groups,
-            widths=widths,
+            dims=dims,
         )
         if lse2 is None:
             lse2 = streaming_backend(backend).forward(operands, blocks, False).lse2
@@ -146,19 +151,19 @@ def backward_rows(
         weights = LN2 * grad_loss.to(lse2.dtype)
         largest = weights.abs().amax().clamp_min(torch.finfo(weights.dtype).tiny)
         weights = weights / largest * LARGEST_WEIGHT
-        positives = torch.stack([width.positives for width in operands.ladder])
+        positives = torch.stack([each.positives for each in operands.matryoshka])
         total = torch.logaddexp2(lse2, positives)
-        found = streaming_backend(backend).backward(operands, blocks, total, weights, bits)
-        coefficients = weights * -torch.sigmoid(LN2 * (lse2 - positives))
-        ladder = [(width.operands, width.norms) for width in operands.ladder]
+        found = streaming_backend(backend).backward(operands, blocks, total, weights, mask_bits)
+        dlogits = weights * -torch.sigmoid(LN2 * (lse2 - positives))
+        students = [(each.operands, each.norms) for each in operands.matryoshka]
         del operands
-        return _by_embedding(found, ladder, coefficients, student, temperature, rule.offset, largest / LARGEST_WEIGHT)
+        return _by_embedding(found, students, dlogits, student, temperature, offset, largest / LARGEST_WEIGHT)
 
     with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):
         try:
-            found = run(backend, lse2, bits if len(bits) > 0 else None)
+            found = run(backend, lse2, mask_bits if len(mask_bits) > 0 else None)
         except Exception as error:
-            spared = len(bits) > 0 and not guide and _kernels(backend, student, rule) in _proven
+            spared = len(mask_bits) > 0 and not guide and _kernels(backend, student, config) in _proven
             if spared or not automatic or not may_fall_back("auto", backend, error):
                 raise
             # Decides the masks again, so its own logsumexp goes with them: a pair on the threshold that is in one and
@@ -166,47 +171,47 @@ def backward_rows(
             found = run("tiled", None, None)
             remember_failure(student[ANCHORS].device.type, student[ANCHORS].dtype, error)
         else:
-            _proven.add(_kernels(backend, student, rule))
+            _proven.add(_kernels(backend, student, config))
         return found
 
 
 def _by_embedding(
     found: list[list[Tensor]],
-    ladder: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]],
-    coefficients: Tensor,
+    operands_and_norms: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]],
+    dlogits: Tensor,
     student: Sequence[Tensor],
     temperature: Tensor,
     offset: int,
     factor: Tensor,
 ) -> list[Tensor]:
-    """The gradients by the embeddings, summed over the ladder, and by the temperature.
+    """The gradients by the embeddings, summed over the Matryoshka dims, and by the temperature.
 
     Args:
-        found: by each width's operands, those of the positives left out; emptied.
-        ladder: each width's operands and norms, the widest first; emptied.
-        coefficients: ``[L, B]``, the derivative by each positive's logit.
+        found: by each dim's operands, those of the positives left out; emptied.
+        operands_and_norms: of each dim, the largest first; emptied.
+        dlogits: ``[L, B]``, the derivative by each positive's logit.
         factor: 0-d; all gradients are multiplied by it.
     """
     sums: list[Tensor] = []
     by_temperature = torch.zeros_like(temperature)
     one = len(found) == 1
-    for coefficient in coefficients:
-        gradients, (operands, norms) = found.pop(0), ladder.pop(0)
-        add_positives(gradients, operands, coefficient, offset)
-        width = operands[ANCHORS].shape[1]
+    for dlogit in dlogits:
+        gradients, (operands, norms) = found.pop(0), operands_and_norms.pop(0)
+        add_positives(gradients, operands, dlogit, offset)
+        dim = operands[ANCHORS].shape[1]
         del operands
-        by_width, along = embedding_gradients(
-            gradients, [x[:, :width] for x in student], norms, temperature, factor, keep_wide=not one
+        by_dim, along = embedding_gradients(
+            gradients, [x[:, :dim] for x in student], norms, temperature, factor, keep_wide=not one
         )
         by_temperature = by_temperature + along
         if not sums:
-            # Sums of several widths are rounded once, at the end.
-            sums = by_width
-            whole = [x.shape[1] - width for x in student]
+            # Sums of several dims are rounded once, at the end.
+            sums = by_dim
+            whole = [x.shape[1] - dim for x in student]
             sums = [torch.nn.functional.pad(g, (0, more)) if more else g for g, more in zip(sums, whole, strict=True)]
         else:
-            for total, narrow in zip(sums, by_width, strict=True):
-                total[:, :width] += narrow
+            for total, narrow in zip(sums, by_dim, strict=True):
+                total[:, :dim] += narrow
     by_embedding = [total.to(x.dtype) for total, x in zip(sums, student, strict=True)]
     return [*by_embedding, by_temperature.to(temperature.dtype)]
 
@@ -215,49 +220,49 @@ guided_backward = torch.library.custom_op(
     "gist_fast::guided_backward",
     backward_rows,
     mutates_args=(),
-    schema=f"(Tensor grad_loss, Tensor lse2, Tensor bits, {_ARGUMENTS}) -> Tensor[]",
+    schema=f"(Tensor grad_loss, Tensor lse2, Tensor mask_bits, {_ARGUMENTS}) -> Tensor[]",
 )
 
 
 @guided_backward.register_fake
-def _(grad_loss, lse2, bits, backend, student, guide, temperature, *static):
+def _(grad_loss, lse2, mask_bits, backend, student, guide, temperature, *static):
     return [*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in student), temperature.new_empty(())]
 
 
-def _blocks(student: Sequence[Tensor], rule: Rule) -> list[Block]:
+def _blocks(student: Sequence[Tensor], config: LossConfig, offset: int) -> list[Block]:
     rows, *columns = (x.shape[0] for x in student)
-    return make_blocks(rows, columns, rule)
+    return make_blocks(rows, columns, config, offset)
 
 
 _proven: set[tuple] = set()
 """The `_kernels` whose backward pass has run: they are known to compile and start here."""
 
 
-def _kernels(backend: str, student: Sequence[Tensor], rule: Rule) -> tuple:
-    """What decides which kernels a backward pass from bits compiles."""
+def _kernels(backend: str, student: Sequence[Tensor], config: LossConfig) -> tuple:
+    """What decides which kernels a backward pass from kept masks compiles."""
     x = student[ANCHORS]
-    return backend, x.device.type, x.dtype, x.shape[1], rule.hardness_mode
+    return backend, x.device.type, x.dtype, x.shape[1], config.hardness_mode
 
 
 def _setup_context(ctx, inputs, output) -> None:
     backend, student, guide, temperature, margins, groups, *static = inputs
-    _, lse2, *_, bits = output
-    # Where the bits are kept the guide is done with, and its memory can go; but for the first backward pass of its
-    # kind, which may have to fall back on a backend that does not know these bits.
-    _, _, automatic, *rule_arguments = static
-    spared = len(bits) > 0 and (
-        not automatic or _kernels(backend, student, Rule.from_arguments(rule_arguments)) in _proven
+    _, lse2, *_, mask_bits = output
+    # Where the masks are kept the guide is done with, and its memory can go; but for the first backward pass of its
+    # kind, which may have to fall back on a backend that does not know these mask bits.
+    _, _, automatic, _, *settings = static
+    spared = len(mask_bits) > 0 and (
+        not automatic or _kernels(backend, student, LossConfig.from_arguments(settings)) in _proven
     )
     needed = () if spared else guide
     ctx.backend, ctx.static, ctx.students, ctx.guides = backend, static, len(student), len(guide)
-    ctx.save_for_backward(lse2, bits, temperature, margins, groups, *student, *needed)
+    ctx.save_for_backward(lse2, mask_bits, temperature, margins, groups, *student, *needed)
 
 
 def _backward(ctx, grad_loss, *_):
-    lse2, bits, temperature, margins, groups, *embeddings = ctx.saved_tensors
+    lse2, mask_bits, temperature, margins, groups, *embeddings = ctx.saved_tensors
     student, guide = embeddings[: ctx.students], embeddings[ctx.students :]
     *by_student, by_temperature = torch.ops.gist_fast.guided_backward(
-        grad_loss, lse2, bits, ctx.backend, student, guide, temperature, margins, groups, *ctx.static
+        grad_loss, lse2, mask_bits, ctx.backend, student, guide, temperature, margins, groups, *ctx.static
     )
     return (None, by_student, [None] * ctx.guides, by_temperature, None, None, *no_gradients(ctx.static))
 

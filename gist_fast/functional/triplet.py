@@ -7,7 +7,8 @@ count:
     term_i = max(0, mean of sim over N_i - mean of sim over P_i + triplet_margin)
 
 and 0 where N_i is empty. Means are linear in the embeddings, so no matrix of scores is needed: with the mask ``M`` of 0
-and 1, ``sum over masked j of sim(a_i, y_j) = a_i . (M y)_i``, one product of the bits that the softmax left behind.
+and 1, ``sum over masked j of sim(a_i, y_j) = a_i . (M y)_i``, one product with the masks that the
+softmax left behind.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn.functional import normalize, pad
 
 from gist_fast.functional.backends import reference, streaming_backend
 from gist_fast.functional.blocks import ANCHORS, POSITIVES, Block, make_blocks
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import ZERO_NORM, Operands, accumulation_dtype
 from gist_fast.functional.operator import no_gradients
 
@@ -28,11 +29,12 @@ COUNTERS = 8
 """Columns of ones behind an operand, whose product is the number of masked entries; eight, to keep rows aligned."""
 
 
-def triplet_rows(student: Sequence[Tensor], rule: Rule, margin: float, masks: Masks) -> Tensor:
+def triplet_rows(student: Sequence[Tensor], offset: int, margin: float, masks: Masks) -> Tensor:
     """The term of each row, ``[B]``, accumulation type, differentiable by the embeddings.
 
     Args:
-        student: embeddings of one width: anchors ``[B, D]``, positives ``[M, D]``, negatives.
+        student: embeddings of one Matryoshka dim: anchors ``[B, D]``, positives ``[M, D]``, negatives.
+        offset: anchor i's positive is row ``offset + i`` of the positives.
         margin: in units of cosine similarity.
         masks: of the same batch.
     """
@@ -40,7 +42,7 @@ def triplet_rows(student: Sequence[Tensor], rule: Rule, margin: float, masks: Ma
     unit = [normalize(x.to(dtype), dim=1, eps=ZERO_NORM) for x in student]
     anchors = unit[ANCHORS]
     rows = anchors.shape[0]
-    own = slice(rule.offset, rule.offset + rows)
+    own = slice(offset, offset + rows)
     positive = (anchors * unit[POSITIVES][own]).sum(1)
     masked, everything, masked_count = (torch.zeros_like(positive) for _ in range(3))
     count = 0
@@ -87,60 +89,66 @@ class KeptMasks(Masks):
     """Those that a streaming backend kept for its backward pass."""
 
     def __init__(
-        self, blocks: Sequence[Block], backend: str, bits: Tensor, like: Tensor, sizes: Sequence[int], rule: Rule
+        self,
+        blocks: Sequence[Block],
+        backend: str,
+        mask_bits: Tensor,
+        like: Tensor,
+        sizes: Sequence[int],
+        config: LossConfig,
     ) -> None:
         super().__init__(blocks)
-        self._arguments = (backend, bits, like.dtype, sizes, rule.to_arguments())
+        self._arguments = (backend, mask_bits, like.dtype, sizes, config.to_arguments())
 
     def product(self, index: int, columns: Tensor) -> Tensor:
-        backend, bits, dtype, sizes, rule = self._arguments
-        return mask_product(backend, bits, columns, False, index, dtype, sizes, *rule)
+        backend, mask_bits, dtype, sizes, settings = self._arguments
+        return mask_product(backend, mask_bits, columns, False, index, dtype, sizes, *settings)
 
 
-def _mask_product(backend, bits, other, transposed, index, dtype, sizes, *rule_arguments):
+def _mask_product(backend, mask_bits, other, transposed, index, dtype, sizes, *settings):
     """A block's mask, or its transpose, times ``other [.., E]``; operands are rounded to `dtype`.
 
-    `sizes` are the rows of anchors, positives and each column of negatives, then the number of the ladder's widths.
+    `sizes` are the rows of anchors, positives and each column of negatives, the number of Matryoshka dims, the offset.
     """
-    blocks, widths = _read_sizes(sizes, rule_arguments)
+    blocks, dims = _read_sizes(sizes, settings)
     # A float16 operand knows no small gradients.
     largest = other.abs().amax().clamp_min(torch.finfo(other.dtype).tiny)
     narrow = (other / largest).to(dtype)
     with torch.autocast(other.device.type, enabled=False):
-        found = streaming_backend(backend).mask_product(blocks, widths, bits, index, narrow, transposed)
+        found = streaming_backend(backend).mask_product(blocks, dims, mask_bits, index, narrow, transposed)
     return found.to(other.dtype) * largest
 
 
-def _read_sizes(sizes: Sequence[int], rule_arguments: Sequence) -> tuple[list[Block], int]:
-    rows, *columns, widths = sizes
-    return make_blocks(rows, columns, Rule.from_arguments(rule_arguments)), widths
+def _read_sizes(sizes: Sequence[int], settings: Sequence) -> tuple[list[Block], int]:
+    rows, *columns, dims, offset = sizes
+    return make_blocks(rows, columns, LossConfig.from_arguments(settings), offset), dims
 
 
 mask_product = torch.library.custom_op(
     "gist_fast::mask_product",
     _mask_product,
     mutates_args=(),
-    schema="(str backend, Tensor bits, Tensor other, bool transposed, int index, ScalarType dtype, SymInt[] sizes, "
-    f"{Rule.schema()}) -> Tensor",
+    schema="(str backend, Tensor mask_bits, Tensor other, bool transposed, int index, ScalarType dtype, "
+    f"SymInt[] sizes, {LossConfig.schema()}) -> Tensor",
 )
 
 
 @mask_product.register_fake
-def _(backend, bits, other, transposed, index, dtype, sizes, *rule_arguments):
-    blocks, _ = _read_sizes(sizes, rule_arguments)
+def _(backend, mask_bits, other, transposed, index, dtype, sizes, *settings):
+    blocks, _ = _read_sizes(sizes, settings)
     block = blocks[index]
     return other.new_empty(block.columns if transposed else block.rows, other.shape[1])
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    backend, bits, _, transposed, *static = inputs
+    backend, mask_bits, _, transposed, *static = inputs
     ctx.backend, ctx.transposed, ctx.static = backend, transposed, static
-    ctx.save_for_backward(bits)
+    ctx.save_for_backward(mask_bits)
 
 
 def _backward(ctx, gradient):
-    (bits,) = ctx.saved_tensors
-    by_other = mask_product(ctx.backend, bits, gradient, not ctx.transposed, *ctx.static)
+    (mask_bits,) = ctx.saved_tensors
+    by_other = mask_product(ctx.backend, mask_bits, gradient, not ctx.transposed, *ctx.static)
     return (None, None, by_other, None, *no_gradients(ctx.static))
 
 

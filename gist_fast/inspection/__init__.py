@@ -2,10 +2,14 @@
 
 from gist_fast.inspection.batch import DroppedPair, Encode, Inspection, inspect_batch, inspect_rows
 from gist_fast.inspection.duplicates import Copied, Duplicates, NearPair, find_duplicates
-from gist_fast.inspection.margins import LADDER, MarginOutcome, check_margins
+from gist_fast.inspection.margins import MARGINS, MarginOutcome, check_margins
+
+LADDER = MARGINS
+"""Its earlier name."""
 
 __all__ = [
     "LADDER",
+    "MARGINS",
     "Copied",
     "DroppedPair",
     "Duplicates",

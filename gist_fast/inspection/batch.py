@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from gist_fast.data.names import GROUP, MARGIN, text_columns
+from gist_fast.functional.backends.reference import easy_for_student, masked_by_guide
 from gist_fast.functional.blocks import Block, make_blocks
-from gist_fast.functional.checks import check_choice, check_flags, check_margin
-from gist_fast.functional.loss_config import Rule
+from gist_fast.functional.loss_config import LossConfig
+from gist_fast.functional.operands import lowered, make_thresholds
 from gist_fast.inspection.best import Best
 from gist_fast.inspection.duplicates import NEAR, Duplicates, Texts, check_near, duplicates_among
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded
-from gist_fast.inspection.guide_scores import Variant, limits, lowered, own_scores, scores, tie, tiles, unit_rows
-from gist_fast.inspection.margins import LADDER, MarginCounter, MarginOutcome, check_margins
+from gist_fast.inspection.guide_scores import own_scores, scores, tie, tiles, unit_rows
+from gist_fast.inspection.margins import MARGINS, MarginCounter, MarginOutcome, check_margins
 from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,11 +132,12 @@ def inspect_batch(
         InputError: there is no such batch, and as `inspect_rows`.
     """
     if batch_size < 2:
-        raise InputError(f"batch_size: got {batch_size}; pairs need at least 2 rows.")
+        raise InputError(f"batch_size: expected at least 2 rows, got {batch_size}.")
     batches = -(-len(dataset) // batch_size)
     if not 1 <= batch <= batches:
         raise InputError(
-            f"batch: got {batch}; the {len(dataset)} rows make batches 1 to {batches} at a batch size of {batch_size}."
+            f"batch: expected 1 to {batches}, the batches that {len(dataset)} rows make at a batch size of "
+            f"{batch_size}, got {batch}."
         )
     first = (batch - 1) * batch_size
     return inspect_rows(dataset, range(first, min(first + batch_size, len(dataset))), guide, student, **options)
@@ -147,17 +149,10 @@ def inspect_rows(
     guide: Encode | None,
     student: Encode | None = None,
     *,
-    margin: float = 0.0,
-    margin_strategy: str = "absolute",
-    contrast_anchors: bool = True,
-    contrast_positives: bool = True,
-    margins: Sequence[float] = LADDER,
+    margins: Sequence[float] = MARGINS,
     near: float = NEAR,
     most: int | None = None,
-    mask_ties: bool = False,
-    groups: str | None = None,
-    row_margins: bool = False,
-    hard: bool = False,
+    **settings: Any,
 ) -> Inspection:
     """Find the pairs that the guide drops among some rows of a dataset, as if they were a batch.
 
@@ -169,19 +164,18 @@ def inspect_rows(
         margins: what else to try; see `Inspection.margins`.
         near: texts of a higher cosine similarity are nearly the same; see `Inspection.duplicates`.
         most: how many dropped pairs and duplicates to list; None for all. All are counted.
-        mask_ties, groups, row_margins: as `gist_fast.GISTTrainingArguments` has them. Rows of one group are not
-            compared, so that none of their pairs counts as dropped.
-        hard: likewise; what it drops is counted apart from what the guide drops, see `Inspection.easy`.
+        settings: those of the loss that say what is dropped, as `gist_fast.GISTTrainingArguments` has them; others are
+            not looked at. Rows of one group are not compared, so that none of their pairs counts as dropped. What
+            ``hard`` drops is counted apart from what the guide drops, see `Inspection.easy`.
 
     Raises:
         InputError: neither a guide nor embeddings of one; `hard` without a student; an argument is out of its range.
     """
-    check_margin(margin, margin_strategy)
+    config = LossConfig.of(settings)
     margins = check_margins(margins)
     check_near(near)
-    check_flags(mask_ties=mask_ties, row_margins=row_margins, hard=hard)
-    if hard and student is None:
-        raise InputError("hard: True without a student, whose ranking it goes by; give one, or leave it out.")
+    if config.hard and student is None:
+        raise InputError("hard: expected False without a student, whose ranking it goes by, got True.")
     batch = dataset.select(rows)
     numbers = tuple(row + 1 for row in rows)
     columns = text_columns(batch)
@@ -191,19 +185,14 @@ def inspect_rows(
     studied = None if student is None else encoded(texts, student)
     if studied is not None:
         check_finite(studied, columns, numbers, "student")
-    blocks = make_blocks(
-        len(rows),
-        [len(rows)] * (len(columns) - 1),
-        Rule(contrast_anchors=contrast_anchors, contrast_positives=contrast_positives),
-    )
+    blocks = make_blocks(len(rows), [len(rows)] * (len(columns) - 1), config)
     unit = [unit_rows(values) for values in guided]
     student_unit = None if studied is None else [unit_rows(values) for values in studied]
-    variant = Variant(
-        mask_ties,
-        None if groups is None else _groups(batch, groups, texts[columns[0]]),
-        torch.tensor(_beside(batch, MARGIN, "row_margins: True"), dtype=torch.float32) if row_margins else None,
-    )
-    pass_over = _Pass(unit, student_unit, margin, margin_strategy, variant, margins, most, hard)
+    numbered = None if config.groups is None else _groups(batch, config.groups, texts[columns[0]])
+    row_margins: Tensor | float = 0.0
+    if config.row_margins:
+        row_margins = torch.tensor(_beside(batch, MARGIN, "row_margins: True"), dtype=torch.float32)
+    pass_over = _Pass(unit, student_unit, config, numbered, row_margins, margins, most)
     for block in blocks:
         pass_over.take(block)
     among = Texts.of(texts, numbers)
@@ -217,7 +206,7 @@ def inspect_rows(
         student_above=pass_over.student_above if student_unit else None,
         margins=pass_over.counter.outcomes(pass_over.compared),
         duplicates=duplicates_among(among, [unit[k][first] for k, first in enumerate(among.first)], near, most),
-        easy=pass_over.easy if hard else None,
+        easy=pass_over.easy if config.hard else None,
     )
 
 
@@ -228,23 +217,24 @@ class _Pass:
         self,
         guide: Sequence[Tensor],
         student: Sequence[Tensor] | None,
-        margin: float,
-        strategy: str,
-        variant: Variant,
+        config: LossConfig,
+        groups: Tensor | None,
+        row_margins: Tensor | float,
         margins: Sequence[float],
         most: int | None,
-        hard: bool = False,
     ) -> None:
-        own = own_scores(guide)
-        self.hard = hard
-        self.guide, self.student = guide, student
+        own, relative, mask_ties = own_scores(guide), config.relative, config.mask_ties
+        self.guide, self.student, self.groups = guide, student, groups
         self.guide_tie = tie(guide)
         self.student_tie = 0.0 if student is None else tie(student)
         self.student_own = None if student is None else own_scores(student)
-        self.variant = variant
-        self.thresholds = lowered(own, margin, strategy, variant)
-        self.limits = limits(own, self.guide_tie, margin, strategy, variant)
-        self.counter = MarginCounter(own, self.guide_tie, margins, variant)
+        self.student_thresholds = None
+        if config.hard and self.student_own is not None:
+            self.student_thresholds = self.student_own - self.student_tie
+        margin = row_margins + config.margin
+        self.lowered = lowered(own, margin, relative=relative)
+        self.thresholds = make_thresholds(own, margin, relative=relative, mask_ties=mask_ties, band=self.guide_tie)
+        self.counter = MarginCounter(own, self.guide_tie, margins, mask_ties, row_margins)
         self.best = Best(most)
         self.compared: dict[str, int] = {}
         self.counts: dict[str, int] = {}
@@ -260,22 +250,22 @@ class _Pass:
         number, self._blocks = self._blocks, self._blocks + 1
         self.compared[block.name] = self.counts[block.name] = self.ties[block.name] = self.easy[block.name] = 0
         for rows in tiles(block):
-            found = scores(self.guide, block, rows, self.variant)
+            found = scores(self.guide, block, rows, self.groups)
             counts = torch.isfinite(found)
             self.compared[block.name] += int(counts.sum())
             studied = None if self.student is None else scores(self.student, block, rows)
             below = self._below(studied, rows)
             self.counter.add(block, rows, found, None if below is None else below & counts)
-            masked = found > self.limits[rows, None]
+            masked = masked_by_guide(found, self.thresholds[rows])
             self.counts[block.name] += int(masked.sum())
-            self.ties[block.name] += int(((found >= self.thresholds[rows, None] - self.guide_tie) & ~masked).sum())
+            self.ties[block.name] += int(((found >= self.lowered[rows, None] - self.guide_tie) & ~masked).sum())
             kept = counts & ~masked
             if below is not None:
                 self.easy[block.name] += int((kept & below).sum())
                 kept &= ~below
             self.kept[rows] += kept.sum(dim=1)
             i, j = masked.nonzero(as_tuple=True)
-            guided, threshold = found[i, j].double(), self.thresholds[rows][i].double()
+            guided, threshold = found[i, j].double(), self.lowered[rows][i].double()
             own = similar = torch.full_like(guided, torch.nan)
             if studied is not None and self.student_own is not None:
                 similar = studied[i, j].double()
@@ -286,9 +276,9 @@ class _Pass:
 
     def _below(self, studied: Tensor | None, rows: slice) -> Tensor | None:
         """``[n, columns]``: what the student ranks below the row's positive; None where that does not matter."""
-        if not self.hard or studied is None or self.student_own is None:
+        if studied is None or self.student_thresholds is None:
             return None
-        return studied < self.student_own[rows, None] - self.student_tie
+        return easy_for_student(studied, self.student_thresholds[rows])
 
     def pairs(
         self, blocks: Sequence[Block], texts: Mapping[str, list[str]], numbers: Sequence[int]
@@ -324,7 +314,6 @@ def _rank(ahead: float, tie: float) -> str:
 
 def _groups(batch: Dataset, groups: str, anchors: Sequence[str]) -> Tensor:
     """``[B]``: a number for each row's group."""
-    check_choice("groups", groups, ("anchor", "column"))
     values = anchors if groups == "anchor" else _beside(batch, GROUP, "groups: 'column'")
     number = {value: place for place, value in enumerate(dict.fromkeys(values))}
     return torch.tensor([number[value] for value in values])

@@ -17,14 +17,14 @@ class Best:
         self.most = most
         self._parts: list[tuple[Tensor, ...]] = []
         self._held = 0
-        self._floor: float | None = None
+        self._least: float | None = None
 
     def add(self, keys: Tensor, *values: Tensor) -> None:
         """Add entries: their keys ``[n]``, and what belongs to each, tensors of ``n`` rows."""
         if self.most == 0 or not len(keys):
             return
-        if self._floor is not None:
-            better = keys > self._floor
+        if self._least is not None:
+            better = keys > self._least
             keys, values = keys[better], tuple(value[better] for value in values)
         self._parts.append((keys, *values))
         self._held += len(keys)
@@ -44,4 +44,4 @@ class Best:
         self._parts = [tuple(column[order] for column in columns)]
         self._held = len(order)
         if self._held == self.most:
-            self._floor = float(self._parts[0][0][-1])
+            self._least = float(self._parts[0][0][-1])

@@ -6,20 +6,19 @@ embeddings is one tile, whatever the number of rows. Copies are found by the tex
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gist_fast.data.names import text_columns
+from gist_fast.functional.values import check_number
 from gist_fast.inspection.best import Best
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded_once
 from gist_fast.inspection.guide_scores import unit_rows
-from gist_fast.runtime.errors import InputError, InputTypeError, shown
+from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,12 +124,7 @@ class Texts:
 
 def check_near(near: float, name: str = "near") -> None:
     """Raise unless `near` is a cosine similarity that texts can be above of."""
-    if not isinstance(near, Real) or isinstance(near, bool):
-        raise InputTypeError(
-            f"{name}: got {shown(near)} of type {type(near).__name__}; a number such as 0.95 would do."
-        )
-    if not (math.isfinite(near) and 0 < near < 1):
-        raise InputError(f"{name}: got {near}; a cosine similarity above 0 and below 1, such as 0.95, would do.")
+    check_number(name, near, above=0, below=1)
 
 
 def find_duplicates(
@@ -162,7 +156,7 @@ def find_duplicates(
     """
     check_near(near)
     if rows is not None and rows < 2:
-        raise InputError(f"rows: got {rows}; duplicates need at least 2 rows.")
+        raise InputError(f"rows: expected at least 2, got {rows}.")
     looked_at = dataset if rows is None or rows >= len(dataset) else dataset.select(range(rows))
     columns = text_columns(looked_at)
     numbers = range(1, len(looked_at) + 1)

@@ -1,4 +1,4 @@
-"""The rule by which a guide drops pairs, on its own: unit vectors, thresholds, limits, and a block's scores in tiles.
+"""What an inspection compares: unit vectors, the scores of anchors with their positives, and a block's in tiles.
 
 All of it in float32, whatever type the embeddings came in. ``B`` rows, ``G`` the guide's width.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,22 +14,8 @@ from torch import Tensor
 from gist_fast.functional.blocks import ANCHORS, FIRST_NEGATIVES, POSITIVES, Block
 from gist_fast.functional.operands import ZERO_NORM, tie_band
 
-TILE = 2**22
+SCORES = 2**22
 """Scores at a time: 16 MiB."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What of the loss's variants decides which pairs are dropped."""
-
-    mask_ties: bool = False
-    groups: Tensor | None = None
-    """``[B]``: rows of one group are not compared in ap, aa and pp."""
-    margins: Tensor | None = None
-    """``[B]``: added to the margin."""
-
-
-PLAIN = Variant()
 
 
 def unit_rows(embeddings: Tensor) -> Tensor:
@@ -50,34 +35,23 @@ def tie(unit: Sequence[Tensor]) -> float:
     return tie_band(torch.float32, unit[ANCHORS].shape[1])
 
 
-def lowered(thresholds: Tensor, margin: float, strategy: str, variant: Variant = PLAIN) -> Tensor:
-    """``[B]``: the thresholds less the margin."""
-    taken = margin if variant.margins is None else variant.margins + margin
-    return thresholds - (thresholds.abs() * taken if strategy == "relative" else taken)
-
-
-def limits(thresholds: Tensor, band: float, margin: float, strategy: str, variant: Variant = PLAIN) -> Tensor:
-    """``[B]``: pairs of row i that score above ``limits[i]`` are dropped.
-
-    Args:
-        band: the guide's `tie`.
-    """
-    return lowered(thresholds, margin, strategy, variant) + (-band if variant.mask_ties else band)
-
-
 def tiles(block: Block) -> Iterator[slice]:
-    """A block's rows in slices of at most `TILE` scores, or one row."""
-    step = max(1, TILE // max(1, block.columns))
+    """A block's rows in slices of at most `SCORES` scores, or one row."""
+    step = max(1, SCORES // max(1, block.columns))
     for start in range(0, block.rows, step):
         yield slice(start, min(start + step, block.rows))
 
 
-def scores(unit: Sequence[Tensor], block: Block, rows: slice, variant: Variant = PLAIN) -> Tensor:
-    """``[n, columns]``: the scores of some rows of a block; -inf where the entry never counts."""
+def scores(unit: Sequence[Tensor], block: Block, rows: slice, groups: Tensor | None = None) -> Tensor:
+    """``[n, columns]``: the scores of some rows of a block; -inf where the entry never counts.
+
+    Args:
+        groups: ``[B]``; rows of one group are not compared in ap, aa and pp.
+    """
     first = block.row_start + rows.start
     found = unit[block.row_operand][first : first + rows.stop - rows.start] @ unit[block.column_operand].T
     if block.excluded is not None:
         found.diagonal(block.excluded + rows.start).fill_(-math.inf)
-    if variant.groups is not None and block.column_operand < FIRST_NEGATIVES:
-        found.masked_fill_(variant.groups[rows, None] == variant.groups, -math.inf)
+    if groups is not None and block.column_operand < FIRST_NEGATIVES:
+        found.masked_fill_(groups[rows, None] == groups, -math.inf)
     return found

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from gist_fast.functional.backends.reference import masked_by_guide
 from gist_fast.functional.blocks import Block
-from gist_fast.functional.checks import STRATEGIES
-from gist_fast.inspection.guide_scores import PLAIN, Variant, limits
+from gist_fast.functional.loss_config import MarginStrategy
+from gist_fast.functional.operands import make_thresholds
+from gist_fast.functional.values import check_number
 from gist_fast.runtime.errors import InputError, InputTypeError, shown
 
-LADDER = (-0.1, -0.05, 0.0, 0.02, 0.05, 0.1, 0.2)
+MARGINS = (-0.1, -0.05, 0.0, 0.02, 0.05, 0.1, 0.2)
 """The margins that are tried where none are named."""
 MOST = 64
 
@@ -57,15 +58,12 @@ def check_margins(margins: Sequence[float], name: str = "margins") -> list[float
         InputError, InputTypeError: there are none or too many, or one is no finite number.
     """
     if isinstance(margins, str) or not isinstance(margins, Sequence):
-        raise InputTypeError(f"{name}: got {shown(margins)}; a list of numbers such as [0, 0.05] would do.")
+        raise InputTypeError(f"{name}: expected a list of numbers such as [0, 0.05], got {shown(margins)}.")
     for margin in margins:
-        if not isinstance(margin, Real) or isinstance(margin, bool):
-            raise InputTypeError(f"{name}: got {shown(margin)} among them; numbers such as 0.05 would do.")
-        if not math.isfinite(margin):
-            raise InputError(f"{name}: got {margin} among them; finite numbers would do.")
+        check_number(name, margin)
     distinct = sorted({float(margin) + 0.0 for margin in margins})
     if not 1 <= len(distinct) <= MOST:
-        raise InputError(f"{name}: got {len(distinct)} of them; 1 to {MOST} would do.")
+        raise InputError(f"{name}: expected 1 to {MOST} of them, got {len(distinct)}.")
     return distinct
 
 
@@ -73,15 +71,22 @@ class MarginCounter:
     """Counts, tile by tile, what each margin would drop under each strategy.
 
     Args:
-        thresholds: ``[B]``, before any margin.
+        own: ``[B]``, the guide's scores of the anchors with their positives.
         band: the guide's `gist_fast.inspection.guide_scores.tie`.
         margins: as `check_margins` returns them.
+        mask_ties: whether ties are dropped.
+        row_margins: ``[B]``, added to each margin; or 0.
     """
 
-    def __init__(self, thresholds: Tensor, band: float, margins: Sequence[float], variant: Variant = PLAIN) -> None:
-        self._settings = [(strategy, margin) for strategy in STRATEGIES for margin in margins]
-        self._limits = [limits(thresholds, band, margin, strategy, variant) for strategy, margin in self._settings]
-        self._kept = torch.zeros(len(self._settings), len(thresholds), dtype=torch.int64)
+    def __init__(
+        self, own: Tensor, band: float, margins: Sequence[float], mask_ties: bool, row_margins: Tensor | float
+    ) -> None:
+        self._settings = [(strategy, margin) for strategy in get_args(MarginStrategy) for margin in margins]
+        self._thresholds = [
+            make_thresholds(own, row_margins + margin, relative=strategy == "relative", mask_ties=mask_ties, band=band)
+            for strategy, margin in self._settings
+        ]
+        self._kept = torch.zeros(len(self._settings), len(own), dtype=torch.int64)
         self._dropped: dict[str, Tensor] = {}
 
     def add(self, block: Block, rows: slice, scores: Tensor, below: Tensor | None = None) -> None:
@@ -92,8 +97,8 @@ class MarginCounter:
         """
         total = self._dropped.setdefault(block.name, torch.zeros(len(self._settings), dtype=torch.int64))
         compared = torch.isfinite(scores).sum(dim=1)
-        for place, limit in enumerate(self._limits):
-            dropped = scores > limit[rows, None]
+        for place, thresholds in enumerate(self._thresholds):
+            dropped = masked_by_guide(scores, thresholds[rows])
             total[place] += dropped.sum()
             gone = dropped if below is None else dropped | below
             self._kept[place, rows] += compared - gone.sum(dim=1)

@@ -48,14 +48,14 @@ def inspect_training(
     args, loss = trainer.args, trainer.loss
     found: dict[str, Inspection] = {}
     # A loss of the user's own has settings of its own; those of the arguments describe the one that is built of them.
-    if not isinstance(loss, GuidedLoss) or not loss.guided:
+    if not isinstance(loss, GuidedLoss) or not loss.config.guided:
         return found
-    variants = loss.variants
+    config = loss.config
     for name, dataset in list(by_name(trainer.train_dataset).items())[:datasets]:
-        has_guide = variants.self_guided or loss.guide is not None or guide_columns(dataset)
+        has_guide = config.self_guided or loss.guide is not None or guide_columns(dataset)
         if not isinstance(dataset, Dataset) or not has_guide:
             continue
-        batch = args.train_batch_size * (args.world_size if loss.gather_across_devices else 1)
+        batch = args.train_batch_size * (args.world_size if config.gather_across_devices else 1)
         count = min(rows, batch, len(dataset))
         if count < 2:
             continue
@@ -66,17 +66,10 @@ def inspect_training(
         found[name] = inspect_rows(
             _plain(dataset),
             chosen,
-            student if variants.self_guided else guide,
+            student if config.self_guided else guide,
             student,
-            margin=loss.margin,
-            margin_strategy=loss.margin_strategy,
-            contrast_anchors=loss.contrast_anchors,
-            contrast_positives=loss.contrast_positives,
             most=most,
-            mask_ties=variants.mask_ties,
-            groups=variants.groups,
-            row_margins=variants.row_margins,
-            hard=variants.hard,
+            **vars(config),
         )
     return found
 

@@ -36,7 +36,7 @@ class ActivationMemory:
         number = isinstance(limit, int | float) and not isinstance(limit, bool)
         known = limit == "auto" or (number and 0 <= limit < math.inf)  # type: ignore[operator]
         if not known:
-            raise InputError(f"activation_memory: got {limit!r}; 'auto', or a number of GiB of at least 0 would do.")
+            raise InputError(f"activation_memory: expected 'auto', or a number of GiB of at least 0, got {limit!r}.")
         self.limit = limit
         self._per_token = 0.0
         self._trained = False

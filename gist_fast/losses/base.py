@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from gist_fast.data.names import GROUP, MARGIN
-from gist_fast.functional.backends import BACKENDS
-from gist_fast.functional.checks import MASK_BITS, check_choice, check_flags, check_margin, check_temperature
+from gist_fast.functional.checks import check_temperature
 from gist_fast.functional.function import guided_contrastive_loss
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.stats import StatsAverage
-from gist_fast.losses.gather import HALF_TYPES, check_batches_agree, gather_candidates
+from gist_fast.losses.gather import check_batches_agree, gather_candidates
 from gist_fast.losses.guide import EMBEDDING, GuideEncoder, check_model, give_back
 from gist_fast.losses.temperature import as_float, bounded, make_parameter
-from gist_fast.losses.variants import VariantArguments, Variants
 from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.profiler_regions import GUIDE, LOSS_FORWARD, named
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+
+SETTINGS = tuple(f.name for f in fields(LossConfig))
+_OF_THE_FUNCTION = [
+    name
+    for name in inspect.signature(guided_contrastive_loss).parameters
+    if name in SETTINGS and name not in ("temperature", "margin", "groups")
+]
+"""The settings that the function takes as they are."""
 
 
 class GuidedLoss(nn.Module):
@@ -30,97 +40,64 @@ class GuidedLoss(nn.Module):
     The student is a child module (``model``), as those trainers expect. The guide is not: it moves with the loss to
     another device, but the trainer cannot mistake it for the student, and its parameters are none of the loss's.
 
+    Args:
+        model: the student.
+        guide: the guide, or None.
+        settings: the fields of `LossConfig`; the temperature may be a 0-d tensor. Each can be read and set as an
+            attribute of the loss.
+
     Example:
         >>> from gist_fast.losses import GISTEmbedLoss
         >>> isinstance(GISTEmbedLoss(student, guide), GuidedLoss)
         True
     """
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        guide: SentenceTransformer | None,
-        *,
-        temperature: float,
-        margin_strategy: Literal["absolute", "relative"],
-        margin: float,
-        contrast_anchors: bool,
-        contrast_positives: bool,
-        gather_across_devices: bool,
-        guided: bool,
-        backend: Literal["auto", "triton", "tiled", "reference"],
-        mask_bits: Literal["auto", "keep", "recompute"],
-        guide_cache: bool,
-        gather_guide_dtype: Literal["float16", "bfloat16"] | None,
-        **variants: Unpack[VariantArguments],
-    ) -> None:
+    def __init__(self, model: SentenceTransformer, guide: SentenceTransformer | None, **settings: Any) -> None:
         super().__init__()
         check_model("model", model)
         if guide is not None:
             check_model("guide", guide)
-        check_flags(
-            contrast_anchors=contrast_anchors,
-            contrast_positives=contrast_positives,
-            gather_across_devices=gather_across_devices,
-            guided=guided,
-            guide_cache=guide_cache,
-        )
-        if gather_guide_dtype is not None:
-            check_choice("gather_guide_dtype", gather_guide_dtype, tuple(HALF_TYPES))
+        temperature = settings["temperature"]
         check_temperature(temperature)
-        check_margin(margin, margin_strategy)
-        check_choice("backend", backend, BACKENDS)
-        check_choice("mask_bits", mask_bits, MASK_BITS)
-        if guide is not None and not guided:
-            raise InputError("guided: False, though a guide came; leave out one of the two.")
-        self.variants = Variants.of(dict(variants))
-        if self.variants.self_guided and not guided:
-            raise InputError("self_guided: True, and guided False; leave out one of the two.")
-        if guide is model and self.variants.hard:
+        self.config = LossConfig.of({**settings, "temperature": as_float(temperature)})
+        """Its temperature is that of the start."""
+        self.config.check_models(guide=guide is not None, width=model.get_embedding_dimension())
+        if guide is model and self.config.hard:
             raise InputError(
-                "hard: the guide is the student itself, which decides by the same scores, so that hardly a negative is "
-                "left; a guide of its own would do, or hard=False."
+                "hard: expected False where the guide is the student itself, got True: it decides by the same scores, "
+                "so that hardly a negative is left. Set hard=False, or give a guide of its own."
             )
-        self.variants.check_with(
-            guided=guided,
-            guide=guide is not None,
-            margin=margin,
-            margin_strategy=margin_strategy,
-            mask_bits=mask_bits,
-            width=model.get_embedding_dimension(),
-        )
         self.model = model
-        self._start = as_float(temperature)
         self._temperature: float | Tensor = temperature
         self.log_temperature = None
-        if self.variants.learn_temperature:
+        if self.config.learn_temperature:
             if isinstance(temperature, Tensor):
-                raise InputError("temperature: got a tensor, and learn_temperature; a float to start from would do.")
-            bounds = self.variants.temperature_min, self.variants.temperature_max
-            self.log_temperature = make_parameter(float(temperature), *bounds)
-        self.margin_strategy = margin_strategy
-        self.margin = margin
-        self.contrast_anchors = contrast_anchors
-        self.contrast_positives = contrast_positives
-        self.gather_across_devices = gather_across_devices
-        self.gather_guide_dtype = gather_guide_dtype
-        self.guided = guided
-        self.backend = backend
-        self.mask_bits = mask_bits
+                raise InputError("temperature: expected a float to start from with learn_temperature, got a tensor.")
+            self.log_temperature = make_parameter(self.config.temperature)
         self.statistics = StatsAverage()
         """Running averages over the training batches since it was last emptied; see `gist_fast.functional.stats`."""
-        self.guide_cache = guide_cache
-        self._encoder = None if guide is None else GuideEncoder(model, guide, remember=guide_cache)
+        self._encoder = None if guide is None else GuideEncoder(model, guide, remember=self.config.guide_cache)
         self._compute_dtype: torch.dtype | None = None
         self.largest_batch = 0
         """Rows of the last batch; of batches gathered from several ranks, those of the largest."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in SETTINGS and "config" in self.__dict__:
+            return getattr(self.config, name)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in SETTINGS and name != "temperature":
+            self.config = replace(self.config, **{name: value})
+        else:
+            super().__setattr__(name, value)
 
     @property
     def temperature(self) -> float | Tensor:
         """What divides the similarities; a tensor with a graph where it is learnt. May be set, as by a schedule."""
         if self.log_temperature is None:
             return self._temperature
-        return bounded(self.log_temperature, self.variants.temperature_min, self.variants.temperature_max)
+        return bounded(self.log_temperature, self.config.temperature_min, self.config.temperature_max)
 
     @temperature.setter
     def temperature(self, value: float | Tensor) -> None:
@@ -161,15 +138,16 @@ class GuidedLoss(nn.Module):
             rows: what `take_rows` took from the batch.
         """
         student, guide = self._in_compute_dtype(student, guide)
-        groups, margin = rows.get(GROUP), rows[MARGIN] + self.margin if MARGIN in rows else self.margin
+        config = self.config
+        groups, margin = rows.get(GROUP), rows[MARGIN] + config.margin if MARGIN in rows else config.margin
         offset, weight = 0, 1.0
         self.largest_batch = len(student[0])
-        if self.gather_across_devices:
-            gathered = gather_candidates(student, guide, self.gather_guide_dtype, groups)
+        if config.gather_across_devices:
+            gathered = gather_candidates(student, guide, config.gather_guide_dtype, groups)
             student, guide, offset, weight = gathered.student, gathered.guide, gathered.offset, gathered.weight
             groups = gathered.groups
             self.largest_batch = gathered.largest
-        if self.variants.self_guided:
+        if config.self_guided:
             guide = student
         anchors, *candidates = student
         guide_anchors, guide_candidates = (guide[0], list(guide[1:])) if guide else (None, [])
@@ -182,15 +160,10 @@ class GuidedLoss(nn.Module):
             guide_negatives=guide_candidates[1:],
             temperature=self.temperature,
             margin=margin,
-            margin_strategy=self.margin_strategy,
-            contrast_anchors=self.contrast_anchors,
-            contrast_positives=self.contrast_positives,
             offset=offset,
             groups=groups,
-            **self.variants.arguments(),
-            backend=self.backend,
-            mask_bits=self.mask_bits,
             return_stats=True,
+            **{name: getattr(config, name) for name in _OF_THE_FUNCTION},
         )
         if torch.is_grad_enabled():
             self.statistics.add(stats)
@@ -215,14 +188,14 @@ class GuidedLoss(nn.Module):
             ValueError: fewer than two columns, a column without rows, or one without guide embeddings where no guide
                 is at hand; with `gather_across_devices`, on every rank, where one of them has no rows or other columns.
         """
-        if self.gather_across_devices:
+        if self.config.gather_across_devices:
             check_batches_agree(features)
         if len(features) < 2:
             raise InputError(f"the dataset gives {len(features)} text column(s); anchor and positive are needed.")
         for place, column in enumerate(features):
             if not any(len(value) for value in column.values() if not isinstance(value, Tensor) or value.ndim):
                 raise InputError(f"the batch holds no row in column {place} ({', '.join(column) or 'nothing'} in it).")
-        if not self.guided or self._encoder is not None or self.variants.self_guided:
+        if not self.config.guided or self._encoder is not None or self.config.self_guided:
             return
         missing = [str(k) for k, f in enumerate(features) if EMBEDDING not in f]
         if missing:
@@ -241,8 +214,8 @@ class GuidedLoss(nn.Module):
         """
         taken = {name: features[0].pop(name) for name in (GROUP, MARGIN) if name in features[0]}
         for name, needed, remedy in (
-            (GROUP, self.variants.groups is not None, f"groups={self.variants.groups!r}"),
-            (MARGIN, self.variants.row_margins, "row_margins=True"),
+            (GROUP, self.config.groups is not None, f"groups={self.config.groups!r}"),
+            (MARGIN, self.config.row_margins, "row_margins=True"),
         ):
             if needed and name not in taken:
                 raise InputError(
@@ -274,7 +247,7 @@ class GuidedLoss(nn.Module):
             features: of each column.
             inputs: what `take_guide_inputs` took from them.
         """
-        if not self.guided or self.variants.self_guided:
+        if not self.config.guided or self.config.self_guided:
             return []
         if self._encoder is None:
             return [f[EMBEDDING] for f in features]
@@ -288,18 +261,9 @@ class GuidedLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments that the model card lists."""
-        return {
-            "guide": self.guide,
-            "temperature": self._start,
-            "margin_strategy": self.margin_strategy,
-            "margin": self.margin,
-            "contrast_anchors": self.contrast_anchors,
-            "contrast_positives": self.contrast_positives,
-            "gather_across_devices": self.gather_across_devices,
-            # A guide's embeddings in the data are not seen by any other name.
-            **({} if self.guide is not None else {"guided": self.guided}),
-            **self.variants.changed(),
-        }
+        # A guide's embeddings in the data are not seen by any other name.
+        guided = {} if self.guide is not None else {"guided": self.config.guided}
+        return {"guide": self.guide, **self.config.recorded(), **guided}
 
     @property
     def citation(self) -> str:

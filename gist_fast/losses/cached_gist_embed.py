@@ -9,13 +9,13 @@ import torch
 from sentence_transformers.base.losses.gradcache import has_static_embedding_input
 from torch import Tensor
 
-from gist_fast.functional.checks import check_flags
+from gist_fast.functional.loss_config import LossKeywords
+from gist_fast.functional.values import check_flags, check_number
 from gist_fast.losses.activation_memory import ActivationMemory
 from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.gradient_cache import GradientCache
 from gist_fast.losses.guide import check_model, students_own, take_guide_inputs
 from gist_fast.losses.micro_batches import EXTENTS, MicroBatches, extents, positions_are_relative
-from gist_fast.losses.variants import VariantArguments
 from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.profiler_regions import LOSS_BACKWARD, within
 
@@ -36,12 +36,12 @@ class CachedGISTEmbedLoss(GuidedLoss):
         mini_batch_num_tokens: if given, mini-batches hold as many rows as stay within that many tokens, padding
             included, instead.
         show_progress_bar: whether to show one over the mini-batches.
-        margin_strategy: see `GISTEmbedLoss`, as all that follow but the last two.
+        margin_strategy, margin, contrast_anchors, contrast_positives, gather_across_devices: see `GISTEmbedLoss`.
         sort_by_length: put texts of like length into one mini-batch, so that little is padded. Loss and gradients are
             the same, but dropout draws other numbers than in the order of the data set.
         activation_memory: GiB of activations to keep, which spares the mini-batches they belong to a second forward
             pass; ``"auto"``: what half of the free main memory holds, or four fifths of the free memory of a GPU.
-        variants: see `gist_fast.losses.variants.Variants`.
+        settings: see `GISTEmbedLoss`.
 
     Example:
         >>> loss = CachedGISTEmbedLoss(student, guide, mini_batch_size=1)
@@ -66,34 +66,23 @@ class CachedGISTEmbedLoss(GuidedLoss):
         contrast_positives: bool = True,
         gather_across_devices: bool = False,
         *,
-        guided: bool = True,
-        backend: Literal["auto", "triton", "tiled", "reference"] = "auto",
-        mask_bits: Literal["auto", "keep", "recompute"] = "auto",
-        guide_cache: bool = False,
-        gather_guide_dtype: Literal["float16", "bfloat16"] | None = None,
         sort_by_length: bool = True,
         activation_memory: float | Literal["auto"] = 0.0,
-        **variants: Unpack[VariantArguments],
+        **settings: Unpack[LossKeywords],
     ) -> None:
         check_model("model", model)
         if has_static_embedding_input(model):
             raise InputError(
-                "model: it is based on StaticEmbedding, whose inputs cannot be cut into mini-batches; GISTEmbedLoss "
-                "would do."
+                "model: expected one whose inputs can be cut into mini-batches, got one based on StaticEmbedding. Use "
+                "GISTEmbedLoss."
             )
-        if not isinstance(mini_batch_size, int) or isinstance(mini_batch_size, bool) or mini_batch_size < 1:
-            raise InputError(f"mini_batch_size: got {mini_batch_size!r}; an int of at least 1 would do.")
+        check_number("mini_batch_size", mini_batch_size, at_least=1, whole=True)
+        if mini_batch_num_tokens is not None:
+            check_number("mini_batch_num_tokens", mini_batch_num_tokens, at_least=1, whole=True)
         if isinstance(temperature, Tensor) and temperature.requires_grad:
             raise InputError(
-                "temperature: got a tensor that requires a gradient, which gradient caching computes before the loss "
-                "is scaled; learn_temperature=True would do, or GISTEmbedLoss."
-            )
-        if mini_batch_num_tokens is not None and (
-            not isinstance(mini_batch_num_tokens, int) or isinstance(mini_batch_num_tokens, bool)
-            or mini_batch_num_tokens < 1
-        ):  # fmt: skip
-            raise InputError(
-                f"mini_batch_num_tokens: got {mini_batch_num_tokens!r}; an int of at least 1 would do, or None."
+                "temperature: expected a float, got a tensor that requires a gradient, which gradient caching computes "
+                "before the loss is scaled. Use learn_temperature=True, or GISTEmbedLoss."
             )
         check_flags(show_progress_bar=show_progress_bar, sort_by_length=sort_by_length)
         super().__init__(
@@ -105,12 +94,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
             contrast_anchors=contrast_anchors,
             contrast_positives=contrast_positives,
             gather_across_devices=gather_across_devices,
-            guided=guided,
-            backend=backend,
-            mask_bits=mask_bits,
-            guide_cache=guide_cache,
-            gather_guide_dtype=gather_guide_dtype,
-            **variants,
+            **settings,
         )
         self.mini_batch_size = mini_batch_size
         self.mini_batch_num_tokens = mini_batch_num_tokens
@@ -138,7 +122,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
         if learnt is not None and "calculate_loss" in vars(self):
             raise InputError(
                 "learn_temperature: a decorator, as MatryoshkaLoss, stands around CachedGISTEmbedLoss, and its weights "
-                "do not reach the temperature's gradient; matryoshka_dims in its place would do, or GISTEmbedLoss."
+                "do not reach the temperature's gradient. Use matryoshka_dims in its place, or GISTEmbedLoss."
             )
         before = None if learnt is None else learnt.grad
         if learnt is not None:

@@ -235,7 +235,7 @@ def _refuse_empty(ranks: list[int]) -> None:
     if ranks:
         raise InputError(
             f"gather_across_devices: rank {_listed(ranks)} of {dist.get_world_size()} has an empty batch; each rank "
-            "needs a row in every step. dataloader_drop_last=True would do, or more rows."
+            "needs a row in every step. Set dataloader_drop_last=True, or give more rows."
         )
 
 
@@ -244,7 +244,7 @@ def _refuse_difference(name: str, values: list[Any]) -> None:
         raise InputError(
             f"gather_across_devices: the {name} differs between ranks: {_listed(values)} on ranks 0 to "
             f"{len(values) - 1}. Batches of one step must come from datasets of the same columns and from the same "
-            "models; gather_across_devices=False would do."
+            "models. Else set gather_across_devices=False."
         )
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from torch import Tensor
 
+from gist_fast.functional.loss_config import LossKeywords
 from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.guide import take_guide_inputs
 from gist_fast.losses.micro_batches import EXTENTS
-from gist_fast.losses.variants import VariantArguments
 from gist_fast.runtime.profiler_regions import STUDENT_FORWARD, follow_backward, within
 
 if TYPE_CHECKING:
@@ -31,21 +31,9 @@ class GISTEmbedLoss(GuidedLoss):
         model: the student.
         guide: decides which texts of the batch are false negatives. None where the dataset carries its embeddings
             (`gist_fast.embed_guide`), or with ``guided=False``.
-        temperature: divides the cosine similarities; above 0.
-        margin_strategy: ``"absolute"`` or ``"relative"``, how the margin lowers the threshold.
-        margin: the larger, the more is masked.
-        contrast_anchors: whether anchors repel each other.
-        contrast_positives: whether positives repel each other.
-        gather_across_devices: let every rank's candidates be negatives on all ranks.
-        guided: False trains without a guide, on all in-batch negatives.
-        backend: see `gist_fast.guided_contrastive_loss`.
-        mask_bits: see `gist_fast.guided_contrastive_loss`.
-        guide_cache: remember the guide's embedding of each text over steps and epochs, in main memory; for texts that
-            `gist_fast.training.collator` tokenised for the guide. (Within a batch each distinct one is encoded once
-            anyway.)
-        gather_guide_dtype: with `gather_across_devices`, the type that the guide's embeddings are rounded to before
-            they are gathered; None for the type they have, which is float16 where they come with the dataset.
-        variants: see `gist_fast.losses.variants.Variants`.
+        temperature, margin_strategy, margin, contrast_anchors, contrast_positives, gather_across_devices, settings: the
+            fields of `gist_fast.functional.loss_config.LossConfig`, where each is described. All but these six by name
+            only; the temperature may be a 0-d tensor.
 
     Raises:
         ValueError: a tokenizer is not of transformers, or a value is out of range.
@@ -66,13 +54,7 @@ class GISTEmbedLoss(GuidedLoss):
         contrast_anchors: bool = True,
         contrast_positives: bool = True,
         gather_across_devices: bool = False,
-        *,
-        guided: bool = True,
-        backend: Literal["auto", "triton", "tiled", "reference"] = "auto",
-        mask_bits: Literal["auto", "keep", "recompute"] = "auto",
-        guide_cache: bool = False,
-        gather_guide_dtype: Literal["float16", "bfloat16"] | None = None,
-        **variants: Unpack[VariantArguments],
+        **settings: Unpack[LossKeywords],
     ) -> None:
         super().__init__(
             model,
@@ -83,12 +65,7 @@ class GISTEmbedLoss(GuidedLoss):
             contrast_anchors=contrast_anchors,
             contrast_positives=contrast_positives,
             gather_across_devices=gather_across_devices,
-            guided=guided,
-            backend=backend,
-            mask_bits=mask_bits,
-            guide_cache=guide_cache,
-            gather_guide_dtype=gather_guide_dtype,
-            **variants,
+            **settings,
         )
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:

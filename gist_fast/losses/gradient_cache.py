@@ -71,7 +71,7 @@ class GradientCache:
         if with_grad and reducer is not None and reducer.static_graph:
             raise InputError(
                 "model: DistributedDataParallel with static_graph=True counts on one backward pass a step, and a "
-                "gradient-cached loss makes one a mini-batch; static_graph=False would do."
+                "gradient-cached loss makes one a mini-batch. Use static_graph=False."
             )
         never = None if reducer is None else groups[-1]
         embeddings: list[list[Tensor]] = [[] for _ in self._columns]

@@ -82,7 +82,7 @@ def check_model(name: str, model: object) -> None:
     """
     if not (isinstance(model, nn.Module) and hasattr(model, "preprocess")):
         hint = f", as SentenceTransformer({model!r})" if isinstance(model, str | Path) else ""
-        raise InputTypeError(f"{name}: got {type(model).__name__}; a SentenceTransformer would do{hint}.")
+        raise InputTypeError(f"{name}: expected a SentenceTransformer{hint}, got {type(model).__name__}.")
 
 
 def check_one_route(guide: SentenceTransformer) -> None:
@@ -97,7 +97,7 @@ def check_one_route(guide: SentenceTransformer) -> None:
             if tasks:
                 raise InputError(
                     f"guide: its Router has a route of its own for {' and '.join(sorted(tasks))}, and all texts would "
-                    "be read by one and the same; a guide without a Router would do, as "
+                    "be read by one and the same. Use a guide without a Router, as "
                     "SentenceTransformer(modules=[*router.sub_modules['document'], ...])."
                 )
 
@@ -153,7 +153,7 @@ class GuideEncoder:
         if remember and self.shares_weights:
             raise InputError(
                 "guide_cache: True, but the guide shares weights with the student, so its embeddings change with every "
-                "step; False would do."
+                "step. Set it to False."
             )
 
     def to(self, fn: Any, recurse: bool = True) -> None:

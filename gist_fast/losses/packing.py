@@ -40,7 +40,7 @@ def pack(
     """
     for name, limit in (("max_tokens", max_tokens), ("max_rows", max_rows)):
         if limit is not None and limit < 1:
-            raise InputError(f"{name}: got {limit}; at least 1 would do, or None for no limit.")
+            raise InputError(f"{name}: expected at least 1, or None for no limit, got {limit}.")
     groups = []
     begin = longest = total = 0
     for row, length in enumerate(lengths):

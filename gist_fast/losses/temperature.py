@@ -8,8 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gist_fast.runtime.errors import InputError
-
 LOG_TEMPERATURE = "log_temperature"
 """The parameter's name in a loss. Its logarithm is trained, so that steps are relative and it stays above 0."""
 
@@ -19,26 +17,12 @@ def as_float(temperature: float | Tensor) -> float:
     return float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
 
 
-def make_parameter(temperature: float, low: float, high: float) -> nn.Parameter:
-    """The parameter, at its start.
-
-    Raises:
-        ValueError: the start lies outside the bounds.
-    """
-    check_start(temperature, low, high)
+def make_parameter(temperature: float) -> nn.Parameter:
+    """The parameter, at its start."""
     parameter = nn.Parameter(torch.tensor(math.log(temperature)))
     # A loss is no part of what DistributedDataParallel wraps, so nothing else would average this gradient.
     parameter.register_hook(_mean_over_ranks)
     return parameter
-
-
-def check_start(temperature: float, low: float, high: float) -> None:
-    """Raise ValueError where a temperature that is to be learnt starts outside its bounds."""
-    if not low <= temperature <= high:
-        raise InputError(
-            f"temperature: got {temperature}, to be learnt between temperature_min {low} and temperature_max {high}; a "
-            "start between them would do."
-        )
 
 
 def bounded(parameter: nn.Parameter, low: float, high: float) -> Tensor:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gist_fast.data.load import load_texts, stream_texts
 from gist_fast.data.named import by_name, columns_by_dataset, count_rows
-from gist_fast.data.names import text_columns
 from gist_fast.data.per_column import check_lengths, check_names, value_for
 from gist_fast.runtime.errors import InputError
 
@@ -111,6 +110,8 @@ def check_run(arguments: GISTTrainingArguments, train: Loaded, evaluation: Loade
     """
     from sentence_transformers.base.sampler import BatchSamplers
 
+    from gist_fast.training.loss_checks import check_data
+
     if count_rows(train) is None:
         if arguments.max_steps <= 0:
             raise InputError(
@@ -123,12 +124,11 @@ def check_run(arguments: GISTTrainingArguments, train: Loaded, evaluation: Loade
                 f"training.batch_sampler: {sampler} chooses among all rows, and a stream shows them one after the "
                 "other; leave out the one or data.train.streaming."
             )
-    variants = arguments.variants()
     for key, data in (("data.train", train), ("data.eval", evaluation)):
         for name, dataset in by_name(data).items():
             if dataset.column_names is not None:
                 full = f"{key}.{name}" if name else key
-                variants.check_data(full, dataset.column_names, text_columns(dataset))
+                check_data(arguments, full, dataset.column_names)
     columns = columns_by_dataset(train, evaluation)
     for name in BY_COLUMN:
         check_names(f"training.{name}", getattr(arguments, name), columns)

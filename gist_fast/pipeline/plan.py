@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.data.named import by_name, carries_guide, count_rows
 from gist_fast.evaluation.evaluators import configured_evaluator, evaluator_names
-from gist_fast.functional.checks import check_widths
+from gist_fast.functional.loss_config import check_dims
 from gist_fast.pipeline.attention import Attention, choose_attention
 from gist_fast.pipeline.datasets import check_run, describe, load_sources, with_guide_columns
 from gist_fast.pipeline.models import add_lora, check_lora, check_model, load_configured
 from gist_fast.pipeline.run_folder import prepare_folder
+from gist_fast.profiling.run import profiling_arguments
 from gist_fast.runtime.errors import InputError
 from gist_fast.training.loss_checks import check_loss_settings, check_self_guiding
 from gist_fast.training.trainer import GISTTrainer
@@ -126,6 +128,24 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
     )
 
 
+def prepare_profile(config: TrainConfig, *, steps: int, warmup: int, folder: Path) -> RunPlan:
+    """As `gist_fast.pipeline.prepare`, for `gist_fast.profiling.profile_training`: nothing is evaluated or saved.
+
+    Args:
+        folder: where the trainer may write, an empty one. The run's own folder is not even looked at: it may hold a
+            run, or not exist.
+
+    Raises:
+        InputError: several processes were started, or as `prepare` says.
+    """
+    config = dataclasses.replace(config, arguments={**config.arguments, "output_dir": str(folder)})
+    plan = prepare(config)
+    if plan.arguments.world_size > 1:
+        raise InputError(f"profile: expected one process, got {plan.arguments.world_size}; start it without torchrun.")
+    arguments = config.training_arguments(**profiling_arguments(steps, warmup, folder))
+    return dataclasses.replace(plan, arguments=arguments, eval=None, evaluator=None)
+
+
 def make_trainer(plan: RunPlan) -> GISTTrainer:
     """Load the models, embed the texts where ``guide.columns`` asks for it, and make the trainer.
 
@@ -140,7 +160,7 @@ def make_trainer(plan: RunPlan) -> GISTTrainer:
     if config.student.lora:
         add_lora(student, config.student.lora)
     # Before any text is embedded.
-    check_widths(arguments.matryoshka_dims, arguments.matryoshka_weights, student.get_embedding_dimension())
+    check_dims(arguments.matryoshka_dims, arguments.matryoshka_weights, student.get_embedding_dimension())
     guide, train_set, eval_set = None, plan.train, plan.eval
     if config.guide:
         # Outside of the trainer's autocast, flash-attn would meet float32.

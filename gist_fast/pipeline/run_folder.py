@@ -69,11 +69,6 @@ def clear_folder(folder: Path) -> list[str]:
     return [path.name for path in gone]
 
 
-def clear_part(part: Path) -> None:
-    """Remove what a process that died left where the final model is written; `replace_folder` then puts it in place."""
-    shutil.rmtree(part, ignore_errors=True)
-
-
 def _models(folder: Path) -> list[Path]:
     found = checkpoint_folders(folder)
     return found + ([folder / FINAL] if (folder / FINAL).exists() else [])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gist_fast.data.named import count_rows
 from gist_fast.evaluation.evaluators import evaluate
-from gist_fast.pipeline.run_folder import FINAL, PART, clear_folder, clear_part, kept_in
+from gist_fast.pipeline.run_folder import FINAL, PART, clear_folder, kept_in
 from gist_fast.runtime.files import replace_folder
 from gist_fast.training.stop_on_signal import StopOnSignal, TrainingStoppedError
 
@@ -57,7 +58,8 @@ def train_and_save(plan: RunPlan, trainer: GISTTrainer, *, overwrite: bool = Fal
         final, part = plan.output_dir / FINAL, plan.output_dir / f"{FINAL}{PART}"
         with trainer.args.main_process_first(desc="clearing the model's folder"):
             if first:
-                clear_part(part)
+                # What a process that died left.
+                shutil.rmtree(part, ignore_errors=True)
         # Every process: a sharded model is gathered here. Only the first one writes.
         trainer.save_model(str(part))
         if not first:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gist_fast.pipeline.run_folder import PART
+from gist_fast.report.facts import machine_facts
 from gist_fast.report.page import Section, Table, make_page, shown
-from gist_fast.report.plots import PALETTE
+from gist_fast.report.plots import NARROW, PALETTE, figure, stacked_bars, to_svg
+from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import written_folder
 from gist_fast.runtime.profiler_regions import IDLE, MEANINGS, NAMES, OTHER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from gist_fast.pipeline.plan import RunPlan
     from gist_fast.profiling.run import Profile
+
+logger = logging.getLogger(__name__)
 
 HOST_PICTURE, DEVICE_PICTURE = "steps", "steps-device"
 """Files' names without their ending."""
+TRACE, FIGURES = "trace.json.gz", "profile.json"
+_OURS = {TRACE, FIGURES, *(f"{name}.{ending}" for name in ("steps", "steps-device") for ending in ("svg", "png"))}
+"""All that a folder of a profile may hold."""
 COLOURS = {name: PALETTE[place % len(PALETTE)] for place, name in enumerate((*NAMES, OTHER, IDLE))}
 """Of the bars and of the table's marks."""
 _LONGEST_NAME = 90
@@ -40,18 +54,12 @@ def parts_table(profile: Profile) -> Table:
     columns = ["region", "calls", "ms a step", "share", "least", "most"]
     columns += ["device ms", "of device"] if device else []
     rows: list[list[object]] = []
-    for part in profile.parts:
-        on_host = part.name != IDLE
-        row: list[object] = [
-            part.name,
-            shown(part.calls) if part.calls else None,
-            shown(part.host_ms) if on_host else None,
-            f"{part.host_share:.1%}" if on_host else None,
-            shown(part.least_ms) if on_host else None,
-            shown(part.most_ms) if on_host else None,
-        ]
-        if part.device_ms is not None and part.device_share is not None:
-            row += [shown(part.device_ms), f"{part.device_share:.1%}"]
+    for one in profile.parts:
+        host = [shown(one.host_ms), f"{one.host_share:.1%}", shown(one.least_ms), shown(one.most_ms)]
+        calls = shown(one.calls) if one.calls else None
+        row: list[object] = [one.name, calls, *(host if one.name != IDLE else [None] * 4)]
+        if one.device_ms is not None and one.device_share is not None:
+            row += [shown(one.device_ms), f"{one.device_share:.1%}"]
         rows.append(row)
     walls = [step.wall_ms for step in profile.steps]
     mean = sum(walls) / len(walls)
@@ -87,22 +95,15 @@ def draw_steps(profile: Profile, *, device: bool = False, narrow: bool = False) 
     Raises:
         InputError: matplotlib is not installed.
     """
-    from gist_fast.report.plots import figure, stacked_bars
-
     names = (*NAMES, OTHER, IDLE) if device else (*NAMES, OTHER)
-    bars: dict[str, Mapping[str, float]] = {}
-    for step in profile.steps:
-        bars[f"step {step.step}"] = (step.device or {}) if device else step.host
-    bars[f"median ({profile.median.step})"] = (profile.median.device or {}) if device else profile.median.host
+    steps = {f"step {step.step}": step for step in profile.steps} | {f"median ({profile.median.step})": profile.median}
+    bars = {name: (step.device or {}) if device else step.host for name, step in steps.items()}
     columns = 2 if narrow else 3
-    picture = figure(4.6 if narrow else 8.0, 1.2 + 0.32 * len(bars) + 0.2 * -(-len(names) // columns))
+    picture = figure(NARROW if narrow else 8.0, 1.2 + 0.32 * len(bars) + 0.2 * -(-len(names) // columns))
     axes = picture.subplots()
-    # All parts in all bars, so that a part's colour is the same in every picture.
-    stacked_bars(
-        axes,
-        {name: {part: lengths.get(part, 0.0) for part in names} for name, lengths in bars.items()},
-        columns=columns,
-    )
+    # All regions in all bars, so that a region's colour is the same in every picture.
+    lengths = {bar: {name: times.get(name, 0.0) for name in names} for bar, times in bars.items()}
+    stacked_bars(axes, lengths, columns=columns)
     axes.set_title("What the device works on, by step" if device else "Where the wall time goes, by step")
     return picture
 
@@ -133,8 +134,6 @@ def report_page(profile: Profile, facts: Mapping[str, str], settings: Mapping[st
     Raises:
         InputError: matplotlib is not installed.
     """
-    from gist_fast.report.plots import to_svg
-
     host, *others = (
         to_svg(draw_steps(profile, device=device, narrow=True), _in_words(profile, device=device))
         for _, device in _pictures(profile)
@@ -171,3 +170,69 @@ def _in_words(profile: Profile, *, device: bool) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+
+
+def check_folder(target: Path, overwrite: bool) -> None:
+    """Raise `InputError` where a profile could not be written to `target`; nothing is left behind."""
+    if target.exists() and not target.is_dir():
+        raise InputError(f"--output: {target} is a file; name a folder that does not exist yet.")
+    held = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    strange = [name for name in held if name not in _OURS]
+    if strange:
+        raise InputError(f"--output: {target} holds {strange[0]}, which is no profile's; name a folder of its own.")
+    if held and not overwrite:
+        raise InputError(f"--output: {target} holds a profile; give --overwrite to replace it, or another --output.")
+    part = _part(target.resolve())
+    there = next(folder for folder in part.parents if folder.exists())
+    probe = there / part.name
+    try:
+        # Rights alone do not tell: a disk can be full or read-only, a name too long, and /proc lets nobody write.
+        probe.mkdir()
+        (probe / FIGURES).write_text(" ")
+    except OSError as error:
+        raise InputError(
+            f"--output: {target} cannot be written ({there}: {error.strerror or error}); name another folder."
+        ) from None
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+
+
+def write_folder(found: Profile, result: dict[str, Any], trace: Path, target: Path) -> list[str]:
+    """Put a profile in place; the paths written.
+
+    Args:
+        result: the figures.
+        trace: a file, which is moved.
+    """
+    target = target.resolve()
+    try:
+        with written_folder(target, _part(target)) as part:
+            shutil.move(trace, part / TRACE)
+            (part / FIGURES).write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            try:
+                save_pictures(found, part)
+            except InputError as error:
+                logger.info("No picture: %s.", error)
+    except OSError as error:
+        raise InputError(f"--output: {target} cannot be written ({error.strerror or error}).") from error
+    return sorted(str(path) for path in target.iterdir())
+
+
+def profile_facts(plan: RunPlan, found: Profile) -> dict[str, str]:
+    """What was profiled, where and with which versions."""
+    config, arguments, half = plan.config, plan.arguments, plan.arguments.half_precision
+    return {
+        "configuration": config.source,
+        "student": config.student.path,
+        "guide": config.guide.path if config.guide else ("none" if config.unguided else "in the data"),
+        "pairs a step": str(round(sum(found.pairs) / len(found.pairs))),
+        "steps": f"{len(found.steps)}, after {len(found.warmup_ms)} to warm up",
+        "computes in": "float32" if half is None else str(half).removeprefix("torch."),
+        "dataloader workers": str(arguments.dataloader_num_workers),
+        **machine_facts(arguments.device.type),
+    }
+
+
+def _part(target: Path) -> Path:
+    """Where a profile is written before it is put in place."""
+    return target.with_name(f".{target.name}.{os.getpid()}{PART}")

@@ -103,6 +103,21 @@ def replace_folder(new: Path, old: Path, previous: str = PREVIOUS) -> None:
     shutil.rmtree(kept, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def written_folder(folder: Path, part: Path) -> Iterator[Path]:
+    """`part`, a folder to write to that is made anew; at the end it takes the place of `folder`.
+
+    What is still there where writing failed is removed.
+    """
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        replace_folder(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def flush(path: Path) -> None:
     """Have the disk hold what was written to a file, or which names a folder holds."""
     if path.is_dir() and os.name == "nt":

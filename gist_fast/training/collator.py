@@ -23,9 +23,9 @@ from torch import Tensor
 
 from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN
 from gist_fast.data.per_column import guide_prompt, value_for
+from gist_fast.functional.loss_config import Groups
 from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route, tokenized
 from gist_fast.losses.micro_batches import EXTENTS, extents
-from gist_fast.losses.variants import Groups
 from gist_fast.runtime.errors import InputError, shown
 from gist_fast.runtime.profiler_regions import TOKENISE, named
 
@@ -81,7 +81,7 @@ class GISTDataCollator(SentenceTransformerDataCollator):
 
     tokenize_for_guide: GuideTokenizer | None = field(default=None, repr=False)
     groups: Groups | None = None
-    """Where the rows' groups come from; see `gist_fast.losses.variants`."""
+    """Where the rows' groups come from; see `gist_fast.functional.loss_config`."""
     row_margins: bool = False
     """Whether the rows bring margins."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from gist_fast.data.names import GUIDE_SUFFIX
+from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN, is_text_role
 from gist_fast.functional.backends import choose_backend
-from gist_fast.losses.temperature import check_start
 from gist_fast.runtime.errors import InputError
 from gist_fast.training.temperature_schedule import check_schedule
 
@@ -27,20 +27,42 @@ def check_loss_settings(arguments: GISTTrainingArguments, *, guided: bool, guide
     Raises:
         ValueError: an argument is out of range, or makes no sense together with another; or TypeError, of a wrong type.
     """
-    variants = arguments.variants()
-    variants.check_with(
-        guided=guided,
-        guide=guide,
-        margin=arguments.margin,
-        margin_strategy=arguments.margin_strategy,
-        mask_bits=arguments.mask_bits,
-        width=width,
-    )
+    config = arguments.loss_config(guided=guided)
+    config.check_models(guide=guide, width=width)
     check_schedule(arguments)
-    if arguments.backend != "auto":
-        choose_backend(arguments.backend, arguments.device.type, arguments.half_precision or torch.float32)
-    if variants.learn_temperature:
-        check_start(arguments.temperature, variants.temperature_min, variants.temperature_max)
+    if config.backend != "auto":
+        choose_backend(config.backend, arguments.device.type, arguments.half_precision or torch.float32)
+
+
+def check_data(arguments: GISTTrainingArguments, key: str, columns: Sequence[str]) -> None:
+    """Raise unless a dataset brings what the loss reads from it, and nothing that other settings alone read.
+
+    Args:
+        key: which dataset, for the message.
+        columns: all of its columns.
+
+    Raises:
+        InputError: it lacks a column ``group`` or ``margin``, or has one that the loss does not ask for; it has no
+            negatives.
+    """
+    for name, needed, setting in (
+        (GROUP, arguments.groups == "column", "groups: 'column'"),
+        (MARGIN, arguments.row_margins, "row_margins: True"),
+    ):
+        if needed and name not in columns:
+            raise InputError(
+                f"{setting}, and {key} has no column {name!r}; its columns are {', '.join(columns)}. Add it, or name "
+                f"the one that is meant under the data's 'columns' ({name}: ...)."
+            )
+        if not needed and name in columns:
+            raise InputError(
+                f"{key}: has a column {name!r}, and the loss does not ask for it. Set {setting}, or leave the column "
+                "out of the data's 'columns'."
+            )
+    if arguments.hardness_mode == "hard_negatives" and sum(map(is_text_role, columns)) < 3:
+        raise InputError(
+            f"hardness_mode: expected 'in_batch_negatives', as {key} has no column of negatives, got 'hard_negatives'."
+        )
 
 
 def check_self_guiding(arguments: GISTTrainingArguments, *, carries_embeddings: bool, without_guide: bool) -> None:
@@ -57,11 +79,11 @@ def check_self_guiding(arguments: GISTTrainingArguments, *, carries_embeddings: 
         return
     if carries_embeddings:
         raise InputError(
-            f"self_guided: True, though the dataset carries embeddings of a guide (columns ending in {GUIDE_SUFFIX}); "
-            "leave out one of the two."
+            "self_guided: expected False where the dataset carries embeddings of a guide (columns ending in "
+            f"{GUIDE_SUFFIX}), got True. Leave out one of the two."
         )
     if without_guide:
         raise InputError(
-            "self_guided: True, though training without any guide was asked for (guided=False, or 'guide: null' in a "
-            "configuration); leave out one of the two, and the student guides itself, or nothing does."
+            "self_guided: expected False where training without any guide was asked for (guided=False, or 'guide: "
+            "null' in a configuration), got True. Leave out one of the two."
         )

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,10 @@ WITHOUT_EFFECT = (
 _OF_NO_ADAPTER = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 """Settings of peft that say where an adapter came from."""
 _PREFIXES_WITHOUT_EFFECT = ("log_", "logging_", "save_", "push_to_hub", "hub_", "include_")
-_OF_THE_LOSS = (
-    *("temperature", "margin", "margin_strategy", "contrast_anchors", "contrast_positives", "gather_across_devices"),
-    *("mini_batch_size", "mini_batch_num_tokens"),
-)
 _HARMLESS_LOSS_CHANGES = ("mini_batch_size", "mini_batch_num_tokens")
 """Equal to rounding, but for dropout, which is drawn mini-batch by mini-batch."""
+_OF_THE_LOSS = (*LossConfig().recorded(), *_HARMLESS_LOSS_CHANGES)
+"""What every loss lists itself."""
 
 
 def run_settings(trainer: Any) -> dict[str, Any]:

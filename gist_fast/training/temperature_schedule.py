@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from gist_fast.functional.checks import check_choice, check_margin, check_temperature
+from gist_fast.functional.values import check_choice, check_number
 from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from gist_fast.losses import GuidedLoss
     from gist_fast.training.arguments import GISTTrainingArguments
-    from gist_fast.training.trainer import GISTTrainer
 
 SCHEDULES = ("linear", "cosine", "exponential")
 
@@ -38,48 +37,44 @@ def check_schedule(args: GISTTrainingArguments) -> None:
     Raises:
         ValueError: naming the argument.
     """
-    if args.temperature_schedule is not None:
-        check_choice("temperature_schedule", args.temperature_schedule, SCHEDULES)
+    schedule, start, end = args.temperature_schedule, args.temperature, args.temperature_end
+    if schedule is not None:
+        check_choice("temperature_schedule", schedule, SCHEDULES)
     for name, schedules in (("temperature_end", SCHEDULES), ("temperature_decay", ("exponential",))):
-        if args.temperature_schedule not in schedules and getattr(args, name) != getattr(type(args), name):
+        if schedule not in schedules and getattr(args, name) != getattr(type(args), name):
             raise InputError(
-                f"{name}: got {getattr(args, name)}, which no schedule reads but {' or '.join(schedules)}; a "
-                "temperature_schedule that reads it would do, or leave it out."
+                f"{name}: got {getattr(args, name)}, which only the schedule {' or '.join(schedules)} reads. Set "
+                "temperature_schedule to one that does, or leave it out."
             )
-    if args.temperature_schedule is None:
+    if schedule is None:
         return
-    check_temperature(args.temperature)
-    check_margin(args.temperature_end, "absolute", name="temperature_end")
-    check_margin(args.temperature_decay, "absolute", name="temperature_decay")
-    if args.temperature_end <= 0:
-        raise InputError(f"temperature_end: got {args.temperature_end}; a float above 0 would do.")
-    if not 0 < args.temperature_decay < 1:
-        raise InputError(f"temperature_decay: got {args.temperature_decay}; between 0 and 1 would do.")
-    if args.temperature_schedule == "exponential" and args.temperature_end > args.temperature:
+    for f in fields(args):
+        if f.name in ("temperature", "temperature_end", "temperature_decay"):
+            check_number(f.name, getattr(args, f.name), **f.metadata["bounds"])
+    if schedule == "exponential" and end > start:
         raise InputError(
-            f"temperature_end: got {args.temperature_end}, above the temperature {args.temperature}, to which an "
-            "exponential schedule falls from 1; a smaller one would do."
+            f"temperature_end: expected at most the temperature {start}, to which an exponential schedule falls from "
+            f"1, got {end}."
         )
-    if args.temperature_end == args.temperature:
+    if end == start:
         raise InputError(
-            f"temperature_end: got {args.temperature_end}, which is the temperature itself, so that a schedule changes "
-            "nothing; another one would do, or no temperature_schedule."
+            f"temperature_end: got {end}, which is the temperature itself, so that a schedule changes nothing. Give "
+            "another one, or no temperature_schedule."
         )
     if args.learn_temperature:
-        raise InputError("temperature_schedule: with learn_temperature, which changes it too; one of the two would do.")
+        raise InputError("temperature_schedule: expected None with learn_temperature, which changes it too.")
 
 
 class TemperatureCallback(TrainerCallback):
-    """Sets the temperature of the trainer's loss before each step."""
+    """Sets the temperature of the trainer's loss before each step.
 
-    def __init__(self, trainer: GISTTrainer) -> None:
+    Args:
+        trainer: asked for its loss before each step, because a hyperparameter search replaces it.
+    """
+
+    def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-
-    @property
-    def _loss(self) -> GuidedLoss:
-        """The trainer's at this moment; a hyperparameter search replaces it."""
-        return cast("GuidedLoss", self._trainer.loss)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Before the first batch of a step."""
-        self._loss.temperature = scheduled(args, state.global_step, state.max_steps)
+        self._trainer.loss.temperature = scheduled(args, state.global_step, state.max_steps)

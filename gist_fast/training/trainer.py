@@ -112,14 +112,14 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
     ) -> None:
         if loss is not None and (guide is not None or guided is not None):
             name = "guide" if guide is not None else "guided"
-            raise InputError(f"{name}: a loss was given too, and it brings its own guide; give one of the two.")
+            raise InputError(f"{name}: a loss was given too, and it brings its own guide. Give one of the two.")
         if loss is not None and isinstance(args, GISTTrainingArguments) and (changed := args.changed_loss_settings()):
             logger.warning(
                 "args: %s: of the loss that the trainer would build, and not looked at, since a loss was given.",
                 ", ".join(changed),
             )
         if guide is not None and guided is False:
-            raise InputError("guided: False, though a guide came; leave out one of the two.")
+            raise InputError("guided: expected True with a guide, got False. Leave out one of the two.")
         if guide is not None:
             check_model("guide", guide)
         for name in ("prompts", "max_length", "guide_prompts", "guide_max_length") if args is not None else ():
@@ -191,28 +191,13 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         guided = known if self._guided is None else self._guided
         if not guided and self._guided is None:
             logger.warning("No guide, and no guide embeddings in the dataset: training on all in-batch negatives.")
-        shared: dict[str, Any] = {
-            "temperature": args.temperature,
-            "margin_strategy": args.margin_strategy,
-            "margin": args.margin,
-            "contrast_anchors": args.contrast_anchors,
-            "contrast_positives": args.contrast_positives,
-            "gather_across_devices": args.gather_across_devices,
-            "guided": guided,
-            "backend": args.backend,
-            "mask_bits": args.mask_bits,
-            "guide_cache": args.guide_cache,
-            "gather_guide_dtype": args.gather_guide_dtype,
-            **vars(args.variants()),
-        }
+        settings = {**args.loss_settings(), "guided": guided}
         rows, tokens = args.mini_batch_size, args.mini_batch_num_tokens
         if rows is not None and tokens is not None:
-            raise InputError(
-                f"mini_batch_num_tokens: got {tokens}, and mini_batch_size {rows}; one of the two cuts mini-batches."
-            )
+            raise InputError(f"mini_batch_num_tokens: expected None with mini_batch_size {rows}, got {tokens}.")
         if rows is None and tokens is None:
             if has_static_embedding_input(model):
-                return GISTEmbedLoss(model, self._guide, **shared)
+                return GISTEmbedLoss(model, self._guide, **settings)
             tokens = default_tokens(args.device)
         return CachedGISTEmbedLoss(
             model,
@@ -220,7 +205,7 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             mini_batch_size=32 if rows is None else rows,
             mini_batch_num_tokens=tokens,
             activation_memory=args.activation_memory,  # type: ignore[arg-type]  # the loss checks it
-            **shared,
+            **settings,
         )
 
     def prepare_loss(self, loss: Any, model: Any) -> Any:
@@ -256,11 +241,11 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
     def _take_rows(collator: GISTDataCollator, losses: list[GuidedLoss]) -> None:
         """Let the collator bring what the losses want to know of each row beside its texts."""
         for setting in ("groups", "row_margins"):
-            wanted = {getattr(each.variants, setting) for each in losses}
+            wanted = {getattr(each.config, setting) for each in losses}
             if len(wanted) > 1:
                 raise InputError(
-                    f"{setting}: the losses differ ({', '.join(sorted(map(repr, wanted)))}), and one collator serves "
-                    "them all; the same for all would do."
+                    f"{setting}: expected the same for all losses, which one collator serves, got "
+                    f"{', '.join(sorted(map(repr, wanted)))}."
                 )
             if wanted and not getattr(collator, setting):
                 setattr(collator, setting, wanted.pop())
@@ -330,7 +315,7 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             }
             logs.update(rounded(mean_over_processes(done, processes)))
             for prefix, loss in _named_guided_losses(self.loss):
-                if loss.variants.learn_temperature or self.args.temperature_schedule is not None:
+                if loss.config.learn_temperature or self.args.temperature_schedule is not None:
                     logs[f"{prefix}temperature"] = as_float(loss.temperature)
             logs.update(gathered_figures(callbacks, processes))
             show_on_bar(callbacks, logs)

@@ -11,15 +11,18 @@ import functools
 import importlib.util
 import logging
 import os
+from typing import get_args
 
 import torch
 
 from gist_fast.functional.backends.interface import StreamingBackend
+from gist_fast.functional.loss_config import Backend
+from gist_fast.functional.values import one_of
 from gist_fast.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "triton", "tiled", "reference")
+BACKENDS = get_args(Backend)
 ENVIRONMENT_VARIABLE = "GIST_FAST_BACKEND"
 """Overrides ``auto``, and only that: a backend named in the call stays."""
 _failures: dict[tuple[str, torch.dtype], str] = {}
@@ -40,11 +43,11 @@ def choose_backend(requested: str, device_type: str, dtype: torch.dtype) -> str:
     if requested == "auto" and (named := _from_environment()) != "auto":
         source, requested = ENVIRONMENT_VARIABLE, named
     if requested not in BACKENDS:
-        raise InputError(f"{source}: got {requested!r}; one of {', '.join(map(repr, BACKENDS))} would do.")
+        raise InputError(f"{source}: expected {one_of(BACKENDS)}, got {requested!r}.")
     if requested == "auto":
         return _automatic(device_type, dtype)
     if requested == "triton" and (reason := triton_obstacle(device_type, dtype)):
-        raise InputError(f"{source}: 'triton' cannot run here: {reason}. 'auto' or 'tiled' would do.")
+        raise InputError(f"{source}: 'triton' cannot run here: {reason}. Use 'auto' or 'tiled'.")
     return requested
 
 

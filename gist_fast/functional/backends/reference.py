@@ -1,7 +1,7 @@
 """The reference: every score of every block in memory, ordinary differentiable torch operations, and nothing clever.
 
-It takes ``O(B * (2 B + M + N))`` memory a width, and is what the other backends are held to. Second derivatives work
-here.
+It takes ``O(B * (2 B + M + N))`` memory a Matryoshka dim. The other backends are held to it, and it alone has second
+derivatives.
 """
 
 from __future__ import annotations
@@ -20,60 +20,70 @@ from gist_fast.functional.operands import Operands, accumulation_dtype
 def forward(operands: Operands, blocks: Sequence[Block], temperature: Tensor) -> GuidedRows:
     """The loss of each row, from all its scores at once; `temperature` is needed for the statistics alone."""
     decided = [decide(operands, block) for block in blocks]
-    hidden = torch.cat([hidden for hidden, _, _ in decided], dim=1)
+    left_out = torch.cat([left_out for left_out, _, _ in decided], dim=1)
     losses, lse2 = [], []
-    for student in operands.ladder:
-        logits = torch.cat([_boosted(_scores(student.operands, b), b, operands) for b in blocks], dim=1)
-        logits = logits.masked_fill(hidden, -math.inf)
+    for student in operands.matryoshka:
+        logits = torch.cat([_scaled(_scores(student.operands, b), b, operands) for b in blocks], dim=1)
+        logits = logits.masked_fill(left_out, -math.inf)
         # The base-2 logits of the operands, back in units of the natural logarithm.
         everything = LN2 * torch.cat([student.positives[:, None], logits], dim=1)
         losses.append(torch.logsumexp(everything, dim=1) - LN2 * student.positives)
         lse2.append(torch.logsumexp(LN2 * logits.detach(), dim=1) / LN2)
-        if student is operands.ladder[0]:
+        if student is operands.matryoshka[0]:
             hardest = logits.detach().amax(dim=1)
     loss = torch.stack(losses)
-    if operands.limits is not None:
-        # NaN limits mask nothing; carry them into the loss, where they are seen.
-        loss = loss + (operands.limits - operands.limits).detach().to(loss.dtype)
+    if operands.guide_thresholds is not None:
+        # NaN thresholds mask nothing; carry them into the loss, where they are seen.
+        loss = loss + (operands.guide_thresholds - operands.guide_thresholds).detach().to(loss.dtype)
     to_cosine = LN2 * temperature.detach().to(loss.dtype)
     return GuidedRows(
         loss=loss,
         lse2=torch.stack(lse2),
-        positive=operands.ladder[0].positives.detach() * to_cosine,
+        positive=operands.matryoshka[0].positives.detach() * to_cosine,
         hardest=hardest * to_cosine,
         masked=torch.stack([masked.sum() for _, masked, _ in decided]),
-        easy=torch.stack([easy.sum() for _, _, easy in decided]),
-        bits=loss.new_empty(0, dtype=torch.uint8),
+        easy_negatives=torch.stack([easy.sum() for _, _, easy in decided]),
+        mask_bits=loss.new_empty(0, dtype=torch.uint8),
     )
 
 
 @torch.no_grad()
 def decide(operands: Operands, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-    """``[rows, columns]`` bools: what does not count; what of it the guide or the group masked; what a floor did."""
+    """``[rows, columns]`` bools: what does not count; what of it the guide or the group masked; what is easy."""
     excluded = torch.zeros(block.rows, block.columns, dtype=torch.bool, device=operands.student[0].device)
     if block.excluded is not None:
         excluded.diagonal(block.excluded).fill_(True)
     masked = torch.zeros_like(excluded)
-    if operands.guide is not None and operands.limits is not None:
-        masked |= _scores(operands.guide, block) > operands.limits[:, None]
+    if operands.guide is not None and operands.guide_thresholds is not None:
+        masked |= masked_by_guide(_scores(operands.guide, block), operands.guide_thresholds)
     if (groups := operands.groups_of(block)) is not None:
         rows, columns = groups
         masked |= rows[:, None] == columns
     masked &= ~excluded
     easy = torch.zeros_like(excluded)
-    if operands.floors is not None:
-        easy = (_scores(operands.student, block) < operands.floors[:, None]) & ~masked & ~excluded
+    if operands.student_thresholds is not None:
+        easy = easy_for_student(_scores(operands.student, block), operands.student_thresholds) & ~masked & ~excluded
     return masked | easy | excluded, masked, easy
 
 
-def _boosted(logits: Tensor, block: Block, operands: Operands) -> Tensor:
+def masked_by_guide(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """Which of the guide's scores ``[rows, columns]`` are above their row's threshold, ``[rows]``."""
+    return scores > thresholds[:, None]
+
+
+def easy_for_student(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """Which of the student's scores ``[rows, columns]`` are below their row's threshold, ``[rows]``."""
+    return scores < thresholds[:, None]
+
+
+def _scaled(logits: Tensor, block: Block, operands: Operands) -> Tensor:
     """The logits with what hardness weighting adds to them, which has no derivative."""
-    if block.boosted == "none":
+    if block.scaled == "none":
         return logits
-    own, others = operands.boosts_of(block)
+    own, others = operands.logit_scales_of(block)
     factor = torch.ones_like(logits) if others is None else others.expand_as(logits).clone()
-    if block.own is not None:
-        factor.diagonal(block.own).fill_(1.0 if own is None else own)
+    if block.own_negative is not None:
+        factor.diagonal(block.own_negative).fill_(1.0 if own is None else own)
     return logits + ((factor - 1) * logits).detach()
 
 

@@ -1,8 +1,8 @@
 """The streaming backend on Triton kernels: what operands and blocks become for `gist_fast.kernels`.
 
-Blocks become *parts*: a block ``pp`` that has more columns than rows (candidates gathered from all ranks) is a
-symmetric square and the plain rectangles left and right of it. Widths are filled up with zeros to what the kernels
-step by, which changes no product.
+Blocks become *rectangles*: a block ``pp`` that has more columns than rows (candidates gathered from all ranks) is a
+symmetric square and the plain rectangles left and right of it. Embedding dims are filled up with zeros to what the
+kernels step by, which changes no product.
 
 A guide's unit vectors are held whole where they are few (`HELD_BYTES`), and else made for a chunk of pairs at a time:
 a pass over 2 x 16 MiB in front of a product of 8192 x 8192 x 1024, a twentieth of its time at most.
@@ -28,7 +28,7 @@ from gist_fast.functional.operands import Operands, UnitRows
 from gist_fast.kernels import tuning
 from gist_fast.kernels.config import Config, Generation, choose_config, generation_of
 from gist_fast.kernels.layout import mask_words
-from gist_fast.kernels.parts import Decision, Part, Rows
+from gist_fast.kernels.rectangle import Predicates, Rectangle, Rows
 
 MINIMUM_TRITON = (3, 6)
 MINIMUM_CAPABILITY = (8, 0)
@@ -36,8 +36,8 @@ HELD_BYTES = 2**28
 """Unit vectors of a guide that are held whole: those of 65,536 pairs of 1024 columns in a half type."""
 
 
-class Rectangle(NamedTuple):
-    """Where a part lies in its block."""
+class Extent(NamedTuple):
+    """Where a rectangle lies in its block."""
 
     first: int
     columns: int
@@ -79,30 +79,35 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
 
-def mask_bytes(blocks: Sequence[Block], widths: int) -> int:
-    """Bytes of the mask bits, which serve all widths; see `StreamingBackend`."""
-    return 4 * sum(_words(block, part) for block in blocks for part in _rectangles(block))
+def mask_bytes(blocks: Sequence[Block], dims: int) -> int:
+    """Bytes of the mask bits, which serve all Matryoshka dims; see `StreamingBackend`."""
+    return 4 * sum(_words(block, extent) for block in blocks for extent in _extents(block))
 
 
-def forward(operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
+def forward(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -> Negatives:
     """The softmax over the negatives of each row; see `gist_fast.functional.backends.interface.StreamingBackend`."""
     config = _config(
-        _forward_direction(operands, blocks), operands, blocks, lambda c: forward_with(c, operands, blocks, keep_bits)
+        _forward_direction(operands, blocks),
+        operands,
+        blocks,
+        lambda c: forward_with(c, operands, blocks, keep_mask_bits),
     )
-    return forward_with(config, operands, blocks, keep_bits)
+    return forward_with(config, operands, blocks, keep_mask_bits)
 
 
 def backward(
-    operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, bits: Tensor | None
+    operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, mask_bits: Tensor | None
 ) -> list[list[Tensor]]:
     """Gradients by the student operands; see `gist_fast.functional.backends.interface.StreamingBackend`."""
-    direction = "recompute" if bits is None and operands.masks else "backward"
-    config = _config(direction, operands, blocks, lambda c: backward_with(c, operands, blocks, lse2, weights, bits))
-    return backward_with(config, operands, blocks, lse2, weights, bits)
+    direction = "recompute" if mask_bits is None and operands.masks else "backward"
+    config = _config(
+        direction, operands, blocks, lambda c: backward_with(c, operands, blocks, lse2, weights, mask_bits)
+    )
+    return backward_with(config, operands, blocks, lse2, weights, mask_bits)
 
 
 def mask_product(
-    blocks: Sequence[Block], widths: int, bits: Tensor, index: int, other: Tensor, transposed: bool
+    blocks: Sequence[Block], dims: int, mask_bits: Tensor, index: int, other: Tensor, transposed: bool
 ) -> Tensor:
     """A block's mask times a matrix; see `gist_fast.functional.backends.interface.StreamingBackend`."""
     from gist_fast.kernels.unpack import add_masked
@@ -112,17 +117,16 @@ def mask_product(
         block.columns if transposed else block.rows, other.shape[1], dtype=torch.float32, device=other.device
     )
     with _on(other.device):
-        for found, rectangle, words in _spans(blocks, bits):
+        for found, extent, packed in _with_mask_bits(blocks, mask_bits):
             if found is not block:
                 continue
-            assert words is not None, "masks are multiplied by where they are kept"
-            columns = slice(rectangle.first, rectangle.first + rectangle.columns)
-            shape = block.rows, rectangle.columns
+            assert packed is not None, "masks are multiplied by where they are kept"
+            columns = slice(extent.first, extent.first + extent.columns)
             add_masked(
-                words,
-                shape,
-                rectangle.excluded,
-                rectangle.symmetric,
+                packed,
+                (block.rows, extent.columns),
+                extent.excluded,
+                extent.symmetric,
                 other if transposed else other[columns],
                 transposed,
                 total[columns] if transposed else total,
@@ -130,24 +134,24 @@ def mask_product(
     return total
 
 
-def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], keep_bits: bool) -> Negatives:
+def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -> Negatives:
     """`forward` by a given configuration."""
-    from gist_fast.kernels.forward import forward_part
+    from gist_fast.kernels.forward import forward_pass
 
     work = _Padded(operands, config)
     device = operands.student[0].device
-    maximum = torch.full((len(operands.ladder), blocks[0].rows), -torch.inf, device=device)
+    maximum = torch.full((len(operands.matryoshka), blocks[0].rows), -torch.inf, device=device)
     total = torch.zeros_like(maximum)
-    keep_bits = keep_bits and operands.masks
-    n_bytes = mask_bytes(blocks, len(operands.ladder)) if keep_bits else 0
-    bits = torch.empty(n_bytes, dtype=torch.uint8, device=device)
+    keep_mask_bits = keep_mask_bits and operands.masks
+    n_bytes = mask_bytes(blocks, len(operands.matryoshka)) if keep_mask_bits else 0
+    mask_bits = torch.empty(n_bytes, dtype=torch.uint8, device=device)
     counts = torch.zeros(len(blocks), 2, dtype=torch.int64, device=device)
     with _on(device):
-        for block, rectangle, words in _spans(blocks, bits if keep_bits else None):
-            part = work.part(block, rectangle, words, decide=operands.masks)
-            counts[blocks.index(block)] += forward_part(part, maximum, total, config)
-    masked, easy = counts.unbind(1)
-    return Negatives(maximum + total.log2(), maximum[0], masked.clone(), easy.clone(), bits)
+        for block, extent, packed in _with_mask_bits(blocks, mask_bits if keep_mask_bits else None):
+            rectangle = work.rectangle(block, extent, packed, decide=operands.masks)
+            counts[blocks.index(block)] += forward_pass(rectangle, maximum, total, config)
+    masked, easy_negatives = counts.unbind(1)
+    return Negatives(maximum + total.log2(), maximum[0], masked.clone(), easy_negatives.clone(), mask_bits)
 
 
 def backward_with(
@@ -156,105 +160,109 @@ def backward_with(
     blocks: Sequence[Block],
     lse2: Tensor,
     weights: Tensor,
-    bits: Tensor | None,
+    mask_bits: Tensor | None,
 ) -> list[list[Tensor]]:
     """`backward` by a given configuration."""
-    from gist_fast.kernels.backward import backward_part
+    from gist_fast.kernels.backward import backward_pass
 
     work = _Padded(operands, config)
-    gradients = [[torch.zeros_like(u, dtype=torch.float32) for u in student] for student in work.ladder]
+    gradients = [[torch.zeros_like(u, dtype=torch.float32) for u in student] for student in work.matryoshka]
     with _on(lse2.device):
-        for block, rectangle, words in _spans(blocks, bits):
-            part = work.part(block, rectangle, words, decide=bits is None and operands.masks)
-            rows = slice(block.row_start, block.row_start + block.rows)
-            columns = slice(rectangle.first, rectangle.first + rectangle.columns)
-            row_gradients = [level[block.row_operand][rows] for level in gradients]
-            column_gradients = [level[block.column_operand][columns] for level in gradients]
-            backward_part(part, lse2, weights, row_gradients, column_gradients, config)
+        for block, extent, packed in _with_mask_bits(blocks, mask_bits):
+            rectangle = work.rectangle(block, extent, packed, decide=mask_bits is None and operands.masks)
+            rows, columns = _slices(block, extent)
+            row_gradients = [by_dim[block.row_operand][rows] for by_dim in gradients]
+            column_gradients = [by_dim[block.column_operand][columns] for by_dim in gradients]
+            backward_pass(rectangle, lse2, weights, row_gradients, column_gradients, config)
     # Contiguous, as the operator's fake implementation says.
     return [
-        [gradient[:, : u.shape[1]].contiguous() for gradient, u in zip(level, student.operands, strict=True)]
-        for level, student in zip(gradients, operands.ladder, strict=True)
+        [gradient[:, : u.shape[1]].contiguous() for gradient, u in zip(by_dim, student.operands, strict=True)]
+        for by_dim, student in zip(gradients, operands.matryoshka, strict=True)
     ]
 
 
-def _rectangles(block: Block) -> Iterator[Rectangle]:
-    """The block's parts, from left to right."""
+def _extents(block: Block) -> Iterator[Extent]:
+    """The block's rectangles, from left to right."""
     if not block.symmetric or block.excluded is None:
         none = block.columns
-        yield Rectangle(0, block.columns, none if block.excluded is None else block.excluded, symmetric=False)
+        yield Extent(0, block.columns, none if block.excluded is None else block.excluded, symmetric=False)
         return
     square, right = block.excluded, block.excluded + block.rows
     if square > 0:
-        yield Rectangle(0, square, excluded=square, symmetric=False)
-    yield Rectangle(square, block.rows, excluded=0, symmetric=True)
+        yield Extent(0, square, excluded=square, symmetric=False)
+    yield Extent(square, block.rows, excluded=0, symmetric=True)
     if right < block.columns:
-        yield Rectangle(right, block.columns - right, excluded=block.columns - right, symmetric=False)
+        yield Extent(right, block.columns - right, excluded=block.columns - right, symmetric=False)
 
 
-def _words(block: Block, rectangle: Rectangle) -> int:
-    """32-bit words of a part's bits."""
-    return mask_words(block.rows, rectangle.columns, rectangle.symmetric)
+def _slices(block: Block, extent: Extent) -> tuple[slice, slice]:
+    """The rows and the columns of a rectangle, in their operands."""
+    return slice(block.row_start, block.row_start + block.rows), slice(extent.first, extent.first + extent.columns)
 
 
-def _spans(blocks: Sequence[Block], bits: Tensor | None) -> Iterator[tuple[Block, Rectangle, Tensor | None]]:
-    """Each part with its block and its words; the bits stand one part after the other."""
-    words = None if bits is None else bits.view(torch.int32)
+def _words(block: Block, extent: Extent) -> int:
+    """32-bit words of a rectangle's packed mask."""
+    return mask_words(block.rows, extent.columns, extent.symmetric)
+
+
+def _with_mask_bits(blocks: Sequence[Block], mask_bits: Tensor | None) -> Iterator[tuple[Block, Extent, Tensor | None]]:
+    """Each rectangle's extent with its block and its packed mask; these stand one after the other."""
+    words = None if mask_bits is None else mask_bits.view(torch.int32)
     cursor = 0
     for block in blocks:
-        for rectangle in _rectangles(block):
-            size = _words(block, rectangle)
-            yield block, rectangle, None if words is None else words[cursor : cursor + size]
+        for extent in _extents(block):
+            size = _words(block, extent)
+            yield block, extent, None if words is None else words[cursor : cursor + size]
             cursor += size
 
 
 class _Padded:
-    """Operands filled up to widths that the kernels step by, cut into the parts of each block."""
+    """Operands filled up to dims that the kernels step by, cut into the rectangles of each block."""
 
     def __init__(self, operands: Operands, config: Config) -> None:
-        self.ladder = [tuple(_fill_up(u, config.block_k) for u in student.operands) for student in operands.ladder]
+        step = config.block_k
+        self.matryoshka = [tuple(_fill_up(u, step) for u in student.operands) for student in operands.matryoshka]
         self._operands = operands
         self._groups = None if operands.groups is None else _dense(operands.groups)
-        self._guide = None if operands.guide_rows is None else _Guide(operands.guide_rows, config.block_k)
+        self._guide = None if operands.guide_rows is None else _Guide(operands.guide_rows, step)
 
-    def part(self, block: Block, rectangle: Rectangle, bits: Tensor | None, *, decide: bool) -> Part:
-        """A block's part; with `decide`, what masks its pairs goes with it."""
-        rows = slice(block.row_start, block.row_start + block.rows)
-        columns = slice(rectangle.first, rectangle.first + rectangle.columns)
-        return Part(
-            ladder=tuple((u[block.row_operand][rows], u[block.column_operand][columns]) for u in self.ladder),
-            decision=self._decision(block, rows, columns) if decide else None,
-            excluded=rectangle.excluded,
-            symmetric=rectangle.symmetric,
-            bits=bits,
-            boosts=self._boosts(block),
-            own=block.own,
+    def rectangle(self, block: Block, extent: Extent, packed: Tensor | None, *, decide: bool) -> Rectangle:
+        """A block's rectangle; with `decide`, what masks its pairs goes with it."""
+        rows, columns = _slices(block, extent)
+        return Rectangle(
+            matryoshka=tuple((u[block.row_operand][rows], u[block.column_operand][columns]) for u in self.matryoshka),
+            predicates=self._predicates(block, rows, columns) if decide else None,
+            excluded=extent.excluded,
+            symmetric=extent.symmetric,
+            mask_bits=packed,
+            logit_scales=self._logit_scales(block),
+            own_negative=block.own_negative,
         )
 
-    def _decision(self, block: Block, rows: slice, columns: slice) -> Decision | None:
+    def _predicates(self, block: Block, rows: slice, columns: slice) -> Predicates | None:
         operands, guide = self._operands, self._guide
         groups = None
         if self._groups is not None:
             groups = replace(operands, groups=self._groups).groups_of(block)
-        if not operands.guided and operands.floors is None and groups is None:
+        if not operands.guided and operands.student_thresholds is None and groups is None:
             return None
-        return Decision(
-            limits=operands.limits,
+        return Predicates(
+            guide_thresholds=operands.guide_thresholds,
             self_guided=operands.self_guided,
             guide_rows=None if guide is None else guide.within(block.row_operand, rows),
             guide_columns=None if guide is None else guide.within(block.column_operand, columns),
-            floors=operands.floors,
+            student_thresholds=operands.student_thresholds,
             row_groups=None if groups is None else groups[0],
             column_groups=None if groups is None else groups[1][columns],
         )
 
-    def _boosts(self, block: Block) -> Tensor | None:
-        """``[2]``: the factors of an anchor's own negative and of all others."""
-        factors = self._operands.boosts_of(block)
-        if factors == (None, None):
+    def _logit_scales(self, block: Block) -> Tensor | None:
+        """``[2]``: that of an anchor's own negative and that of all others."""
+        scales = self._operands.logit_scales_of(block)
+        if scales == (None, None):
             return None
-        one = torch.ones((), device=self.ladder[0][0].device)
-        return torch.stack([one if factor is None else factor for factor in factors])
+        one = torch.ones((), device=self.matryoshka[0][0].device)
+        return torch.stack([one if scale is None else scale for scale in scales])
 
 
 def _dense(groups: Tensor) -> Tensor:
@@ -308,12 +316,12 @@ def _fill_up(operand: Tensor, step: int) -> Tensor:
 def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Callable[[Config], object]) -> Config:
     """The configuration of the table, or with ``GIST_FAST_AUTOTUNE=1`` the fastest known or found by `run`."""
     student = operands.student[ANCHORS]
-    element_size, guide_width = student.element_size(), 0
+    element_size, guide_dim = student.element_size(), 0
     dtypes = {str(student.dtype)}
     if operands.guide_rows is not None:
         guide = operands.guide_rows[ANCHORS].raw
         element_size = max(element_size, guide.element_size())
-        guide_width = guide.shape[1]
+        guide_dim = guide.shape[1]
         dtypes.add(str(guide.dtype))
     default = choose_config(generation(student.device), element_size, student.shape[1])
     if not tuning.enabled() or student.device.type != "cuda":
@@ -325,7 +333,7 @@ def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Ca
             device=torch.cuda.get_device_name(student.device),
             versions=(torch.__version__, importlib.metadata.version("triton")),
             dtypes=tuple(sorted(dtypes)),
-            widths=(*(level.operands[ANCHORS].shape[1] for level in operands.ladder), guide_width),
+            dims=(*(level.operands[ANCHORS].shape[1] for level in operands.matryoshka), guide_dim),
             variant=" ".join(_variant(operands)),
             rows=blocks[0].rows,
             pairs=sum(block.rows * block.columns for block in blocks),
@@ -333,7 +341,9 @@ def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Ca
 
     def seconds(config: Config) -> float:
         with _on(student.device):
-            return tuning.time_on_device(lambda: run(config))
+            from triton.testing import do_bench
+
+            return do_bench(lambda: run(config), return_mode="median") / 1e3
 
     if direction != "recompute":
         return tuning.tuned(key(direction), default, direction, seconds)
@@ -346,16 +356,16 @@ def _variant(operands: Operands) -> Iterator[str]:
     """What of the loss's variants is on that changes which kernels run, or what they hold."""
     if operands.self_guided:
         yield "self-guided"
-    for name in ("floors", "groups", "boost"):
-        if getattr(operands, name) is not None:
+    for name, field in (("floors", "student_thresholds"), ("groups", "groups"), ("boost", "logit_scale")):
+        if getattr(operands, field) is not None:
             yield name
 
 
 def _forward_direction(operands: Operands, blocks: Sequence[Block]) -> str:
     """What the forward pass is to `gist_fast.kernels.tuning`."""
-    found = ["floors"] if operands.floors is not None else []
-    if any(block.own is not None for block in blocks):
-        found.append("own differs")
+    found = ["student thresholds"] if operands.student_thresholds is not None else []
+    if any(block.own_negative is not None for block in blocks):
+        found.append("own-negative scale")
     return ", ".join(found) or "forward"
 
 

@@ -1,0 +1,177 @@
+"""What kernels compile to for a named GPU, present or not.
+
+Triton's compiler needs no card, and the disassembler that its wheel carries shows what came out: registers, spills,
+shared memory, matrix instructions. A configuration of `gist_fast.kernels.config` that spills, does not fit or misses
+the matrix units for one of its products is no configuration.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from gist_fast.kernels.compile_variants import ALIGNMENT, Element, Variant
+from gist_fast.kernels.layout import TILE, TILE_WORDS
+from gist_fast.kernels.targets import KIB, Target
+from triton.compiler import ASTSource
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What came out, and what it allows."""
+
+    target: str
+    kernel: str
+    element: str
+    warps: int
+    stages: int
+    block_k: int
+    registers: int
+    spills: int
+    """Bytes a thread."""
+    shared: int
+    programs: int
+    """That one multiprocessor can hold."""
+    matrix_instructions: dict[str, int]
+    """By the element that they multiply where the name says so; how many the code holds."""
+    instructions: int
+    flops: int
+    """Of a tile (a step of `owned`), at the embedding dims asked for."""
+    bytes: int
+    """From memory for a tile, where the programs that run together share their operands in L2."""
+    roofline: float
+    """Share of the matrix rate that memory and exponentials leave."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compile_variant(card: Target, variant: Variant, *, dim: int, guide_dim: int) -> Compiled:
+    """Compile one kernel and look at what came out; work is counted for those embedding dims."""
+    binary = _compile(card, variant)
+    listing, registers, spills = _disassemble(card, binary)
+    shared = binary.metadata.shared
+    programs = _programs(card, variant.warps, registers, shared)
+    flops, traffic, exponentials = _work(card, variant, programs, dim, guide_dim)
+    found: dict[str, int] = {}
+    for name in re.findall(rf"\b({card.matrix})\b", listing):
+        found[name] = found.get(name, 0) + 1
+    matrix_time = sum(n / _rate(card, element) for n, element in flops) * card.multiprocessors
+    memory_time = traffic / (card.gigabytes * 1e9) * card.multiprocessors
+    exponential_time = exponentials / (card.exponentials * card.gigahertz * 1e9)
+    # Programs that share a multiprocessor hide one's exponentials under another's products.
+    busy = max(matrix_time, exponential_time) if programs > 1 else matrix_time + exponential_time
+    return Compiled(
+        target=card.generation,
+        kernel=variant.name,
+        element=variant.element,
+        warps=variant.warps,
+        stages=variant.stages,
+        block_k=variant.constant("BLOCK_K", 0),
+        registers=registers,
+        spills=spills,
+        shared=shared,
+        programs=programs,
+        matrix_instructions=found,
+        instructions=len(listing.splitlines()),
+        flops=sum(n for n, _ in flops),
+        bytes=traffic,
+        roofline=matrix_time / max(busy, memory_time) if flops else 1.0,
+    )
+
+
+def _compile(card: Target, variant: Variant) -> Any:
+    types, constants = dict(variant.types), dict(variant.constants)
+    signature = {name: types.get(name, "constexpr") for name in variant.kernel.arg_names}
+    attributes = {
+        (place,): [["tt.divisibility", ALIGNMENT]] for place, name in enumerate(signature) if name in variant.aligned
+    }
+    source = ASTSource(variant.kernel, signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=card.gpu, options=dict(variant.options))
+
+
+def _disassemble(card: Target, binary: Any) -> tuple[str, int, int]:
+    """The instructions, a line each; registers a thread; bytes a thread spilled."""
+    if card.generation == "gfx942":
+        text = binary.asm["amdgcn"]
+        vector = int(re.search(r"\.vgpr_count:\s+(\d+)", text).group(1))
+        spilled = int(re.search(r"\.vgpr_spill_count:\s+(\d+)", text).group(1))
+        scratch = int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", text).group(1))
+        lines = [line for line in text.splitlines() if re.match(r"\s+[a-z]\w+_\w+", line)]
+        return "\n".join(lines), vector, max(4 * spilled, scratch)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(binary.asm["cubin"])
+        usage = _tool("cuobjdump", "--dump-resource-usage", str(path))
+        code = _tool("nvdisasm", "-c", str(path))
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    lines = [line for line in code.splitlines() if re.match(r"\s+/\*[0-9a-f]+\*/", line)]
+    # A stack may hold more than spills; without a load from it none of it is one.
+    spilled = stack if any(re.search(r"\b(LDL|STL)\b", line) for line in lines) else 0
+    return "\n".join(lines), registers, spilled
+
+
+def _tool(name: str, *arguments: str) -> str:
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([str(path), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _programs(card: Target, warps: int, registers: int, shared: int) -> int:
+    """How many programs fit on a multiprocessor."""
+    # Registers are handed out to a warp in steps of 8 a thread.
+    taken = (registers + 7) // 8 * 8 * card.warp * warps
+    reserved = KIB if card.generation.startswith("sm_") else 0
+    fits = shared <= card.shared_program
+    by_shared = card.shared // (shared + reserved) if shared else card.threads
+    return min(card.registers // taken, by_shared, card.threads // (card.warp * warps)) if fits else 0
+
+
+def _rate(card: Target, element: Element) -> float:
+    """FLOPs a second."""
+    if element.exact:
+        return 1e12 * card.single
+    return 1e12 * card.teraflops * (0.5 if element.type == "fp32" else 1)
+
+
+def _work(
+    card: Target, variant: Variant, programs: int, dim: int, guide_dim: int
+) -> tuple[list[tuple[int, Element]], int, int]:
+    """FLOPs of each product with what it multiplies, bytes from memory and exponentials of a tile."""
+    kernel, student, guide, sides = variant.kernel.__name__, variant.student, variant.guide, variant.sides
+    if kernel == "reduce_kernel":
+        rows, depth = variant.constant("ROWS"), variant.constant("DEPTH")
+        return [], 8 * rows * (depth + 2), rows * (depth + 1)
+    together = max(1, programs) * card.multiprocessors
+    columns = variant.constant("COLUMNS", TILE)
+    pairs = variant.constant("ROWS", TILE) * columns
+    if kernel == "owned_kernel":
+        assert student is not None
+        # All programs stream the same rows at about the same time, so that one load from memory serves them all.
+        streamed = columns * dim * student.size // together
+        flops = 2 * pairs * (dim + min(variant.constant("SLICE"), dim))
+        return [(flops, student)], streamed + sides * pairs // 8, sides * pairs
+    multiplied = [
+        (2 * pairs * depth, element)
+        for depth, element in ((dim, student), (guide_dim, guide))
+        if element is not None and kernel != "unpack_kernel"
+    ]
+    read = 0
+    if multiplied:
+        down = variant.constant("GROUP")
+        across = max(1, together // down)
+        deep = sum(flops // (2 * pairs) * element.size for flops, element in multiplied)
+        read = columns * deep * (down + across) // (down * across)
+    bits = 4 * TILE_WORDS * sides * columns // TILE
+    has_softmax = kernel in ("forward_kernel", "dlogits_kernel")
+    out = 0
+    if kernel in ("dlogits_kernel", "unpack_kernel"):
+        assert student is not None
+        out = pairs * student.size
+    elif has_softmax:
+        out = 8 * TILE * sides
+    return multiplied, read + bits + out, sides * pairs if has_softmax else 0

@@ -1,0 +1,155 @@
+"""The kernels that launches start, as Triton compiles them: recorded, and told apart by what is compiled in.
+
+`gist_fast.kernels.launch.record_launches` notes launches; `variants_of` makes of them what the compiler is given. Which
+launches a loss starts is known further up, in `gist_fast.functional.backends.kernel_variants`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gist_fast.kernels.launch import Started, TensorNote
+
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
+"""Triton's names."""
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+ALIGNMENT = 16
+"""Triton compiles in that a number, or the bytes of an address, are a multiple of it."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel, compiled for some constants, some types, and some arguments that are there."""
+
+    kernel: Any
+    constants: tuple[tuple[str, Any], ...]
+    """Arguments that are compiled in: those by a capital name, and None for an absent tensor."""
+    types: tuple[tuple[str, str], ...]
+    """Triton's name of the type of every other argument."""
+    aligned: frozenset[str]
+    """Those of them that are a multiple of `ALIGNMENT`."""
+    options: tuple[tuple[str, Any], ...]
+
+    def constant(self, name: str, default: Any = None) -> Any:
+        return dict(self.constants).get(name, default)
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor or number is an argument and there."""
+        return name in dict(self.types)
+
+    @property
+    def warps(self) -> int:
+        return dict(self.options)["num_warps"]
+
+    @property
+    def stages(self) -> int:
+        return dict(self.options).get("num_stages", 1)
+
+    @property
+    def name(self) -> str:
+        """The kernel's name and, with a blank before them, what makes it another than those of the plain loss."""
+        name = self.kernel.__name__.removesuffix("_kernel").replace("dlogits", "staged")
+        if name == "owned":
+            sides = {(True, False): "_rows", (False, True): "_columns", (True, True): "_symmetric"}
+            name += sides[self.constant("DIRECT"), self.constant("MIRRORED")]
+        elif self.constant("SYMMETRIC"):
+            name += "_symmetric"
+        return " ".join([name, ", ".join(self._differences())]).strip()
+
+    def _differences(self) -> Iterable[str]:
+        absent = [name for name, value in self.constants if value is None]
+        if "guide_x" in absent:
+            yield "self-guided" if self.has("guide_thresholds") else "unguided"
+        elif self.has("guide_thresholds") and not self.has("guide_x"):
+            yield "self-guided"
+        if self.constant("HAS_INITIAL_MASK"):
+            yield "initial mask"
+        if self.has("student_thresholds"):
+            yield "student thresholds"
+        if self.has("logit_scales"):
+            yield "own-negative scale" if self.has("own_negative") else "scaled"
+        if "mask_bits" in absent:
+            yield "no mask"
+        elif self.constant("CHUNK_MASK") and not self.kernel.__name__.startswith("masks"):
+            yield "mask of a chunk"
+        elif self.constant("CHUNK_MASK") is False and self.kernel.__name__.startswith("masks"):
+            yield "mask kept"
+        if "counts" in absent:
+            yield "not counted"
+
+    @property
+    def sides(self) -> int:
+        """Rows of the problem that a tile serves: 2 in a symmetric rectangle."""
+        both = self.constant("DIRECT", False) and self.constant("MIRRORED", False)
+        return 2 if both or self.constant("SYMMETRIC") else 1
+
+    @property
+    def student(self) -> Element | None:
+        """What it multiplies, or writes, of the student's; None where it looks at none of it."""
+        return self._element(("x", "own", "masked"), "PRECISION")
+
+    @property
+    def guide(self) -> Element | None:
+        """What it multiplies of a guide that is not the student."""
+        return self._element(("guide_x",), "GUIDE_PRECISION")
+
+    def _element(self, names: tuple[str, ...], precision: str) -> Element | None:
+        found = [dict(self.types)[name].removeprefix("*") for name in names if self.has(name)]
+        return Element(found[0], self.constant(precision, "ieee")) if found else None
+
+    @property
+    def element(self) -> str:
+        """What the report calls its operands."""
+        elements = dict.fromkeys(str(element) for element in (self.student, self.guide) if element is not None)
+        return ", guide ".join(elements) or "any"
+
+
+@dataclass(frozen=True)
+class Element:
+    """Of an operand."""
+
+    type: str
+    """Triton's name."""
+    precision: str = "ieee"
+    """How ``tl.dot`` multiplies float32; half types have one way only."""
+
+    def __str__(self) -> str:
+        return f"fp32 {self.precision}" if self.type == "fp32" else self.type
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return 4 if self.type == "fp32" else 2
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is multiplied as float32, for which NVIDIA's matrix units have no instruction."""
+        return (self.type, self.precision) == ("fp32", "ieee")
+
+
+def variants_of(launches: Iterable[Started]) -> list[Variant]:
+    """What Triton compiles for these launches, each kernel once, in the order in which they first start."""
+    return list(dict.fromkeys(_variant(launch) for launch in launches))
+
+
+def _variant(launch: Started) -> Variant:
+    """As Triton's own launcher tells kernels apart; it does so by the address of a tensor that is in memory."""
+    constants, types, aligned = {}, {}, set()
+    for parameter in launch.kernel.params:
+        name, value = parameter.name, launch.arguments[parameter.name]
+        if parameter.is_constexpr or value is None:
+            constants[name] = value
+        elif isinstance(value, TensorNote):
+            types[name] = "*" + TYPES[value.dtype]
+            # The storage is aligned where it begins, as all memory that torch allocates.
+            if value.offset % ALIGNMENT == 0 and not parameter.do_not_specialize_on_alignment:
+                aligned.add(name)
+        else:
+            types[name] = "i32"
+            if value % ALIGNMENT == 0 and not parameter.do_not_specialize:
+                aligned.add(name)
+    options = tuple((name, launch.arguments[name]) for name in OPTIONS if name in launch.arguments)
+    return Variant(launch.kernel, tuple(constants.items()), tuple(types.items()), frozenset(aligned), options)
