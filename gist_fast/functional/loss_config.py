@@ -5,7 +5,7 @@
 section ``loss``, the record of a run and the model card are made from them. Without torch, which a configuration is
 read before.
 
-To add a setting, add a field here, and its type to `LossKeywords`; its row in ``docs/variants.md``; and what it does
+To add a setting, add a field here, and its type to `SharedKeywords` or `LossKeywords`; its row in ``docs/variants.md``; and what it does
 to the reference and to each backend.
 """
 
@@ -24,7 +24,9 @@ from gist_fast.runtime.errors import InputError, InputTypeError, nearest
 STOCK = "sentence-transformers 6.2"
 MarginStrategy = Literal["absolute", "relative"]
 Groups = Literal["anchor", "column"]
+HardnessMode = Literal["in_batch_negatives", "hard_negatives", "all_negatives"]
 Backend = Literal["auto", "triton", "tiled", "reference"]
+MaskBits = Literal["auto", "keep", "recompute"]
 
 
 def setting(
@@ -52,7 +54,11 @@ def setting(
 
 @dataclass
 class LossSettings:
-    """The settings of a guided loss that training arguments have too.
+    """The settings of a guided loss that training arguments have too; not checked until a `LossConfig` is made of them.
+
+    Example:
+        >>> LossSettings(margin=0.05).loss_settings()["margin"]
+        0.05
 
     The first six are positional in the losses of sentence-transformers, in this order.
     """
@@ -103,7 +109,7 @@ class LossSettings:
     hard: bool = setting(
         False, "Whether negatives that the student already ranks below the positive are dropped too.", decides=True
     )
-    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None = setting(
+    hardness_mode: HardnessMode | None = setting(
         None,
         "Which negatives weigh the more the more similar they are: 'in_batch_negatives', 'hard_negatives' (each row's "
         "own) or 'all_negatives'.",
@@ -148,7 +154,7 @@ class LossSettings:
     backend: Backend = setting(
         "auto", "How the loss is computed: 'auto', 'triton', 'tiled' or 'reference'.", recorded=False
     )
-    mask_bits: Literal["auto", "keep", "recompute"] = setting(
+    mask_bits: MaskBits = setting(
         "auto",
         "Whether masks are kept for the backward pass ('keep'), decided again ('recompute'), or by size ('auto').",
         recorded=False,
@@ -157,29 +163,6 @@ class LossSettings:
     def loss_settings(self) -> dict[str, Any]:
         """The settings by name."""
         return {f.name: getattr(self, f.name) for f in fields(LossSettings)}
-
-
-class LossKeywords(TypedDict, total=False):
-    """The settings that losses take by name alone, for type checkers; `LossConfig` says what each is."""
-
-    self_guided: bool
-    mask_ties: bool
-    row_margins: bool
-    groups: Groups | None
-    hard: bool
-    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None
-    hardness_strength: float
-    triplet_margin: float | None
-    matryoshka_dims: Sequence[int] | None
-    matryoshka_weights: Sequence[float] | None
-    learn_temperature: bool
-    temperature_min: float
-    temperature_max: float
-    gather_guide_dtype: Literal["float16", "bfloat16"] | None
-    guide_cache: bool
-    backend: Backend
-    mask_bits: Literal["auto", "keep", "recompute"]
-    guided: bool
 
 
 @dataclass
@@ -196,6 +179,7 @@ class LossConfig(LossSettings):
         True
     """
 
+    _: KW_ONLY
     guided: bool = setting(True, "Whether there is a guide of any kind. False: all in-batch negatives count.")
 
     def __post_init__(self) -> None:
@@ -265,6 +249,34 @@ class LossConfig(LossSettings):
     def from_arguments(cls, arguments: Sequence[Any]) -> LossConfig:
         """The inverse of `to_arguments`; all else is at its default."""
         return cls(**dict(zip(_DECIDING, arguments, strict=True)))
+
+
+class SharedKeywords(TypedDict, total=False):
+    """For type checkers: the settings that the function and the losses take by name, with the same types."""
+
+    backend: Backend
+    mask_bits: MaskBits
+    mask_ties: bool
+    hard: bool
+    hardness_mode: HardnessMode | None
+    hardness_strength: float
+    triplet_margin: float | None
+    matryoshka_dims: Sequence[int] | None
+    matryoshka_weights: Sequence[float] | None
+
+
+class LossKeywords(SharedKeywords, total=False):
+    """For type checkers: all settings that a loss takes by name alone."""
+
+    self_guided: bool
+    row_margins: bool
+    groups: Groups | None
+    learn_temperature: bool
+    temperature_min: float
+    temperature_max: float
+    gather_guide_dtype: Literal["float16", "bfloat16"] | None
+    guide_cache: bool
+    guided: bool
 
 
 @dataclass(frozen=True)

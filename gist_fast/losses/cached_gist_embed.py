@@ -9,7 +9,7 @@ import torch
 from sentence_transformers.base.losses.gradcache import has_static_embedding_input
 from torch import Tensor
 
-from gist_fast.functional.loss_config import LossKeywords
+from gist_fast.functional.loss_config import LossKeywords, MarginStrategy
 from gist_fast.functional.values import check_flags, check_number
 from gist_fast.losses.activation_memory import ActivationMemory
 from gist_fast.losses.base import GuidedLoss
@@ -60,7 +60,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
         mini_batch_size: int = 32,
         mini_batch_num_tokens: int | None = None,
         show_progress_bar: bool = False,
-        margin_strategy: Literal["absolute", "relative"] = "absolute",
+        margin_strategy: MarginStrategy = "absolute",
         margin: float = 0.0,
         contrast_anchors: bool = True,
         contrast_positives: bool = True,
