@@ -54,21 +54,10 @@ def forward_kernel(
     dim,
     guide_dim,
     own_negative,  # or None
-    row_count,
-    column_count,
-    excluded,
-    chunk_row,
-    chunk_column,
-    row_tiles,
-    column_tiles,
-    SYMMETRIC: tl.constexpr,
-    CHUNK_MASK: tl.constexpr,
-    HAS_INITIAL_MASK: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GUIDE_PRECISION: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-):
+    row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles,
+    SYMMETRIC: tl.constexpr, CHUNK_MASK: tl.constexpr, HAS_INITIAL_MASK: tl.constexpr, PRECISION: tl.constexpr,
+    GUIDE_PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
     TILE: tl.constexpr = tile.TILE
     at = tile.locate(
         tl.program_id(0), row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles, GROUP

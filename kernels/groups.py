@@ -21,16 +21,9 @@ def groups_kernel(
     row_groups,  # [R]
     column_groups,  # [C]
     mask_bits,  # of the whole rectangle or of the chunk: written
-    row_count,
-    column_count,
-    excluded,
-    chunk_row,
-    chunk_column,
-    row_tiles,
-    column_tiles,
-    SYMMETRIC: tl.constexpr,
-    CHUNK_MASK: tl.constexpr,
-):
+    row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles,
+    SYMMETRIC: tl.constexpr, CHUNK_MASK: tl.constexpr,
+):  # fmt: skip
     TILE: tl.constexpr = tile.TILE
     at = tile.locate(
         tl.program_id(0), row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles, 1

@@ -34,21 +34,10 @@ def masks_kernel(
     mask_bits,  # of the whole rectangle or of the chunk: written, and read before where HAS_INITIAL_MASK
     dim,
     guide_dim,
-    row_count,
-    column_count,
-    excluded,
-    chunk_row,
-    chunk_column,
-    row_tiles,
-    column_tiles,
-    SYMMETRIC: tl.constexpr,
-    CHUNK_MASK: tl.constexpr,
-    HAS_INITIAL_MASK: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GUIDE_PRECISION: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-):
+    row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles,
+    SYMMETRIC: tl.constexpr, CHUNK_MASK: tl.constexpr, HAS_INITIAL_MASK: tl.constexpr, PRECISION: tl.constexpr,
+    GUIDE_PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
     TILE: tl.constexpr = tile.TILE
     at = tile.locate(
         tl.program_id(0), row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles, GROUP

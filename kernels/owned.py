@@ -36,15 +36,9 @@ def owned_kernel(
     other_count,
     excluded,  # row excluded + i of `other` never counts for row i of `own`
     own_negative,  # row own_negative + i of `other` and row i of `own` came together; or None
-    DIRECT: tl.constexpr,
-    MIRRORED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    TILE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    SLICE: tl.constexpr,
-):
+    DIRECT: tl.constexpr, MIRRORED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+    TILE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SLICE: tl.constexpr,
+):  # fmt: skip
     first = tl.program_id(0) * ROWS
     rows = first + tl.arange(0, ROWS)
     own_rows = tl.minimum(rows, own_count - 1)

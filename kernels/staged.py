@@ -42,20 +42,10 @@ def dlogits_kernel(
     dlogits,  # [rows of the chunk, columns of the chunk], padded to tiles
     dim,
     own_negative,  # or None
-    row_count,
-    column_count,
-    excluded,
-    chunk_row,
-    chunk_column,
-    row_tiles,
-    column_tiles,
-    SYMMETRIC: tl.constexpr,
-    CHUNK_MASK: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles,
+    SYMMETRIC: tl.constexpr, CHUNK_MASK: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     TILE: tl.constexpr = tile.TILE
     WORDS: tl.constexpr = COLUMNS // 32
     SHARES: tl.constexpr = tile.TILE // COLUMNS

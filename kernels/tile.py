@@ -43,32 +43,15 @@ def locate(
     row = band * GROUP + inside % height
     column = inside // height
     return Location(
-        row_count=row_count,
-        column_count=column_count,
-        excluded=excluded,
-        row=chunk_row + row,
-        column=chunk_column + column,
-        row_in_chunk=row,
-        column_in_chunk=column,
-        row_tiles=row_tiles,
-        column_tiles=column_tiles,
+        row_count, column_count, excluded, chunk_row + row, chunk_column + column, row, column, row_tiles, column_tiles
     )
 
 
 @triton.jit
 def scores(
-    x,
-    y,
-    first_row,
-    first_column,
-    last_row,
-    last_column,
-    dim,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    x, y, first_row, first_column, last_row, last_column, dim,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """``x[first_row:] @ y[first_column:].T``, fp32 ``[ROWS, COLUMNS]``; `dim` is a multiple of BLOCK_K.
 
     Rows past the last read the last again: what comes of them is never used, and no load needs a mask. Offsets within

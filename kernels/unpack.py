@@ -27,16 +27,9 @@ WARPS = 8
 def unpack_kernel(
     mask_bits,  # of the whole rectangle
     masked,  # [rows of the chunk, columns of the chunk], padded to tiles: 1 where an entry is masked, else 0
-    row_count,
-    column_count,
-    excluded,
-    chunk_row,
-    chunk_column,
-    row_tiles,
-    column_tiles,
-    SYMMETRIC: tl.constexpr,
-    TILE: tl.constexpr,
-):
+    row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles,
+    SYMMETRIC: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     at = tile.locate(
         tl.program_id(0), row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles, 1
     )

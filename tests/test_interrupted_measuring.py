@@ -150,6 +150,7 @@ def test_a_swallowed_ctrl_c_ends_it_all_the_same(
         return model
 
     monkeypatch.setattr(models, "load_model", loading)
+    monkeypatch.setattr("gist_fast.pipeline.evaluate.load_model", loading)
     monkeypatch.chdir(tmp_path)
     sources = {
         "evaluate": ("evaluate", tiny_student, "--baseline", tiny_guide, "--pairs", many, "--batch-size", "16"),

@@ -333,7 +333,7 @@ def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Ca
             device=torch.cuda.get_device_name(student.device),
             versions=(torch.__version__, importlib.metadata.version("triton")),
             dtypes=tuple(sorted(dtypes)),
-            dims=(*(level.operands[ANCHORS].shape[1] for level in operands.matryoshka), guide_dim),
+            dims=(*(by_dim.operands[ANCHORS].shape[1] for by_dim in operands.matryoshka), guide_dim),
             variant=" ".join(_variant(operands)),
             rows=blocks[0].rows,
             pairs=sum(block.rows * block.columns for block in blocks),
@@ -356,8 +356,8 @@ def _variant(operands: Operands) -> Iterator[str]:
     """What of the loss's variants is on that changes which kernels run, or what they hold."""
     if operands.self_guided:
         yield "self-guided"
-    for name, field in (("floors", "student_thresholds"), ("groups", "groups"), ("boost", "logit_scale")):
-        if getattr(operands, field) is not None:
+    for name in ("student_thresholds", "groups", "logit_scale"):
+        if getattr(operands, name) is not None:
             yield name
 
 
