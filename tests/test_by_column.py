@@ -71,7 +71,7 @@ def test_lengths():
     check_lengths("it", {"a": 4, "x": {"b": 5}}, most=5)
     with pytest.raises(InputError, match=r"it\.x\.b: expected at least 1, got 0"):
         check_lengths("it", {"a": 4, "x": {"b": 0}})
-    with pytest.raises(InputError, match=r"it: expected at most 5, the tokens that the student reads, got 6"):
+    with pytest.raises(InputError, match=r"it: expected at most 5, the max_seq_length of the student, got 6"):
         check_lengths("it", 6, most=5)
 
 
@@ -100,7 +100,7 @@ class TestInTheTrainer:
         ("settings", "says"),
         [
             ({"max_length": {"anchr": 5}}, "max_length: 'anchr' is no column of the data"),
-            ({"max_length": 49}, "max_length: expected at most 48, the tokens that the student reads, got 49"),
+            ({"max_length": 49}, "max_length: expected at most 48, the max_seq_length of the student, got 49"),
             ({"guide_max_length": {"positive": 0}}, "guide_max_length.positive: expected at least 1, got 0"),
             ({"guide_prompts": {"passage": "x"}}, "guide_prompts: 'passage' is no column of the data"),
         ],

@@ -151,7 +151,7 @@ class TestRun:
         assert losses[1] == pytest.approx(losses[0], rel=1e-3)
         settings["training"]["guide_max_length"] = {"anchor": 5}
         config.write_text(yaml.safe_dump(settings))
-        refused(run(config, "--overwrite"), "guide_max_length: by column")
+        refused(run(config, "--overwrite"), "guide_max_length: expected one number")
 
     def test_settings_reach_their_places(self, run, config, tmp_path):
         result = run(

@@ -156,21 +156,25 @@ def test_every_argument_s_type_can_be_said():
         ),
         ("models/student", "{path: x, promts: y}", "line 1: unknown key 'promts' in student (did you mean 'prompts'?)"),
         ("pairs.jsonl", "{path: x, colums: [a]}", "line 4: unknown key 'colums' in data.train (did you mean 'columns'"),
-        ("runs/one", "[1]", "line 6: training.output_dir takes a text or null; got [1]."),
-        ("runs/one", "runs\n  max_steps: soon", "line 7: training.max_steps takes a whole number; got 'soon'."),
-        ("runs/one", "runs\n  max_steps: 2.5", "training.max_steps takes a whole number; got 2.5."),
-        ("runs/one", "runs\n  max_steps: 1e3", "training.max_steps takes a whole number; got 1000.0 (write 1000)."),
-        ("runs/one", "runs\n  bf16: yes", "training.bf16 takes true or false; got 'yes' (write true)."),
-        ("runs/one", "runs\n  bf16: 1", "training.bf16 takes true or false; got 1."),
-        ("runs/one", "runs\n  learning_rate: true", "training.learning_rate takes a number; got true."),
-        ("runs/one", "runs\n  learning_rate: .inf", "training.learning_rate takes a number; got inf."),
+        ("runs/one", "[1]", "line 6: training.output_dir: expected a text or null, got [1]."),
+        ("runs/one", "runs\n  max_steps: soon", "line 7: training.max_steps: expected a whole number, got 'soon'."),
+        ("runs/one", "runs\n  max_steps: 2.5", "training.max_steps: expected a whole number, got 2.5."),
+        ("runs/one", "runs\n  max_steps: 1e3", "training.max_steps: expected a whole number, got 1000.0 (write 1000)."),
+        ("runs/one", "runs\n  bf16: yes", "training.bf16: expected true or false, got 'yes' (write true)."),
+        ("runs/one", "runs\n  bf16: 1", "training.bf16: expected true or false, got 1."),
+        ("runs/one", "runs\n  learning_rate: true", "training.learning_rate: expected a number, got true."),
+        ("runs/one", "runs\n  learning_rate: .inf", "training.learning_rate: expected a number, got inf."),
         (
             "runs/one",
             "runs\n  run_name: 7",
-            "training.run_name takes a text or null; got 7 (quote it to make it a text)",
+            "training.run_name: expected a text or null, got 7 (quote it to make it a text)",
         ),
         ("runs/one", "runs\n  optim: adamw_torhc", "got 'adamw_torhc' (did you mean 'adamw_torch'?)."),
-        ("runs/one", "runs\n  prompts: {anchor: 3}", "training.prompts takes a text, a mapping (each value a text)"),
+        (
+            "runs/one",
+            "runs\n  prompts: {anchor: 3}",
+            "training.prompts: expected a text, a mapping (each value a text)",
+        ),
         (
             "runs/one",
             "runs\nloss: {temperature: 0}",
@@ -180,11 +184,11 @@ def test_every_argument_s_type_can_be_said():
         (
             "runs/one",
             "runs\nloss: {backend: cuda}",
-            "loss.backend takes one of 'auto', 'triton', 'tiled', 'reference'; got 'cuda'",
+            "loss.backend: expected one of 'auto', 'triton', 'tiled', 'reference', got 'cuda'",
         ),
         ("runs/one", "runs\nloss: {mini_batch_size: 0}", "loss.mini_batch_size: expected an int of at least 1, got 0."),
         ("runs/one", "runs\n  margin: 1\nloss: {margin: 1}", "margin stands under both loss and training; keep one"),
-        ("runs/one", "runs\nloss: 5", "line 7: loss takes a mapping; got 5."),
+        ("runs/one", "runs\nloss: 5", "line 7: loss: expected a mapping, got 5."),
         ("runs/one", "null", "training.output_dir is missing. Add 'training: {output_dir: <folder>}'."),
         (
             "runs/one",
@@ -200,12 +204,20 @@ def test_every_argument_s_type_can_be_said():
         (
             "runs/one",
             "runs\nevaluation: {pairs: a.csv, sts: b.csv, primary: st}",
-            "line 7: evaluation.primary: got 'st' (did you mean 'sts'?); what is measured here is retrieval, sts.",
+            "line 7: evaluation.primary: expected 'retrieval' or 'sts', got 'st' (did you mean 'sts'?).",
         ),
         ("models/student", "{max_seq_length: 8}", "line 1: student.path is missing; it takes a path or a name."),
-        ("models/student", "{path: x, max_seq_length: 0}", "student.max_seq_length must be at least 1; got 0."),
+        (
+            "models/student",
+            "{path: x, max_seq_length: 0}",
+            "student.max_seq_length: expected an int of at least 1, got 0.",
+        ),
         ("student: models/student\n", "", "'student' is missing. Add 'student: <path or hub name of a model>'."),
-        ("data:\n  train: pairs.jsonl\n", "data: pairs.jsonl\n", "data takes a mapping with train, eval; got 'pairs"),
+        (
+            "data:\n  train: pairs.jsonl\n",
+            "data: pairs.jsonl\n",
+            "data: expected a mapping with train, eval, got 'pairs",
+        ),
         ("  train: pairs.jsonl", "  train: a\n  train: b", "line 5: 'train' is given twice; keep one."),
         ("  train: pairs.jsonl", "  train: [a", "not well-formed YAML"),
         ("runs/one", "!!python/name:os.system x", "line 6: not well-formed YAML (could not determine a constructor"),
@@ -223,7 +235,7 @@ def test_what_is_wrong_is_named_and_placed(write, old, new, says):
     assert says in found
 
 
-@pytest.mark.parametrize(("text", "says"), [("", "is empty"), ("just words", "a mapping of sections is needed")])
+@pytest.mark.parametrize(("text", "says"), [("", "is empty"), ("just words", "expected a mapping of sections")])
 def test_files_that_hold_no_mapping(write, text, says):
     assert says in message(write(text))
 
@@ -297,13 +309,13 @@ class TestOverrides:
             (["--learning_rate"], "--learning_rate: needs a value, as in --learning_rate <value>."),
             (["--learning_rate", "--bf16"], "--learning_rate: needs a value"),
             (["--debug"], "for a traceback: gist-fast --debug train"),
-            (["--learning_rate", "fast"], "--learning_rate: training.learning_rate takes a number; got 'fast'."),
+            (["--learning_rate", "fast"], "--learning_rate: training.learning_rate: expected a number, got 'fast'."),
             (
                 ["--loss.temperature", "-1"],
                 "--loss.temperature: loss.temperature: expected a finite float above 0, got -1.",
             ),
             (["0.1"], "unexpected '0.1'; after the configuration come settings"),
-            (["--data", "x.jsonl"], "--data: data takes a mapping with train, eval; got 'x.jsonl'."),
+            (["--data", "x.jsonl"], "--data: data: expected a mapping with train, eval, got 'x.jsonl'."),
             (["--data.train.path.x", "y"], "data.train.path"),
         ],
     )
@@ -395,11 +407,15 @@ class TestSeveralSources:
         [
             ("nq: nq.jsonl", "pth: nq.jsonl", "line 5: unknown key 'pth' in data.train (did you mean 'path'?)"),
             ("nq: nq.jsonl", "path: nq.jsonl", "line 6: unknown key 'hub' in data.train; known: path, split, name"),
-            ("nq: nq.jsonl", "nq:", "line 5: data.train.nq takes a text; got null"),
+            ("nq: nq.jsonl", "nq:", "line 5: data.train.nq: expected a text, got null"),
             ("split: train", "splt: train", "line 6: unknown key 'splt' in data.train.hub (did you mean 'split'?)"),
-            ("split: train", "streaming: yes", "data.train.hub.streaming takes true or false; got 'yes' (write true)"),
+            (
+                "split: train",
+                "streaming: yes",
+                "data.train.hub.streaming: expected true or false, got 'yes' (write true)",
+            ),
             ("split: train", "shuffle_buffer: 5", "line 6: data.train.hub.shuffle_buffer is for streaming: true"),
-            ("runs/one", "runs\n  max_length: {nq: soon}", "training.max_length takes a whole number, a mapping"),
+            ("runs/one", "runs\n  max_length: {nq: soon}", "training.max_length: expected a whole number, a mapping"),
             ("runs/one", "runs\nloss: {max_length: 3}", "unknown key 'max_length' in loss (it belongs in training)"),
         ],
     )

@@ -33,6 +33,7 @@ EXPORTING = [
 CLASSES = {
     ".evaluation.evaluators": ["Retrieval", "Tasks"],
     ".evaluation.scored_pairs": ["ScoredPairs"],
+    ".functional.loss_config": ["LossConfig"],
     ".training.callbacks": ["DeviceCallback", "LogSource", "ThroughputCallback"],
     ".training.collator": ["GISTDataCollator", "GuideTokenizer"],
     ".training.no_duplicates_sampler": ["NoDuplicatesBatchSampler"],

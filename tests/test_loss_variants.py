@@ -271,8 +271,16 @@ def test_rows_of_the_same_anchor_are_one_group(student, pairs):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ({"group": "x"}, {"groups": "column"}, "group: row 0 of the batch is 'x'; a whole number"),
-        ({"margin": float("nan")}, {"row_margins": True}, "margin: row 0 of the batch is nan; a finite number"),
+        (
+            {"group": "x"},
+            {"groups": "column"},
+            "group: expected a whole number in each row, got 'x' in row 0",
+        ),
+        (
+            {"margin": float("nan")},
+            {"row_margins": True},
+            "margin: expected a finite number .*, got nan in row 0",
+        ),
         ({}, {"groups": "column"}, "group: the loss has groups='column', and the dataset no column 'group'"),
         ({"margin": 0.1}, {}, "margin: the dataset has a column of numbers .* Set row_margins=True"),
     ],

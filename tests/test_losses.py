@@ -271,8 +271,8 @@ def test_wrong_arguments(name, student, guide):
     for change, message in [
         ({"temperature": 0.0}, r"temperature: expected a finite float above 0, got 0\.0\."),
         ({"margin_strategy": "none"}, "margin_strategy: expected 'absolute' or 'relative', got 'none'"),
-        ({"margin": "0.1"}, "margin: got '0.1'"),
-        ({"backend": "gpu"}, "backend: got 'gpu'"),
+        ({"margin": "0.1"}, "margin: expected a finite float, got '0.1'"),
+        ({"backend": "gpu"}, "backend: expected 'auto', 'triton', 'tiled' or 'reference', got 'gpu'"),
         ({"guided": False}, "guided: False, though a guide came"),
     ]:
         with pytest.raises((ValueError, TypeError), match=message):

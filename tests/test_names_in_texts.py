@@ -15,7 +15,7 @@ DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", *ROOT.gl
 SOURCES = [path for folder in ("gist_fast", "kernels", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
 DOTTED = re.compile(r"(?<![\w./-])gist_fast(?:\.[A-Za-z_]\w*)+(?!\w*[/-])")
 IN_REPOSITORY = re.compile(r"(?<![\w./<>-])(?:gist_fast|kernels|benchmarks|tests|docs|recipes)/[\w./*-]*")
-LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
+LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]+))?\)")
 FILES = {"gist_fast": ROOT / "gist_fast", "gist_fast.kernels": ROOT / "kernels"}
 
 
@@ -84,10 +84,20 @@ def test_files_that_are_named_exist() -> None:
         names = {name.rstrip(".") for name in IN_REPOSITORY.findall(text)}
         missing = {name for name in names if not any(ROOT.glob(name.rstrip("/")))}
         if path.suffix == ".md":
-            links = {link for link in LINK.findall(text) if "://" not in link}
-            missing |= {link for link in links if not (path.parent / link).exists()}
+            links = [
+                (path.parent / link if link else path, part) for link, part in LINK.findall(text) if "://" not in link
+            ]
+            missing |= {
+                f"{to.name}#{part}" for to, part in links if not to.exists() or (part and part not in parts(to))
+            }
         wrong[str(path.relative_to(ROOT))] = sorted(missing)
     assert not {path: names for path, names in wrong.items() if names}
+
+
+def parts(document: Path) -> set[str]:
+    """The headings of a document as links name them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_what_is_named_for_a_change_stands_in_its_file() -> None:

@@ -214,7 +214,10 @@ class TestLora:
         [
             ({"r": 0}, "student.lora.r must be at least 1; got 0."),
             ({"dropout": 1}, "student.lora.dropout must be at least 0 and below 1; got 1"),
-            ({"target_modules": []}, "student.lora.target_modules is empty"),
+            (
+                {"target_modules": []},
+                "student.lora.target_modules: expected names of layers",
+            ),
             ({"rank": 4}, "unknown key 'rank' in student.lora"),
             ({"r": "many"}, "student.lora.r takes a whole number; got 'many'"),
             (16, "student.lora takes a mapping with r, alpha, dropout, target_modules; got 16."),

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
 
@@ -134,10 +135,22 @@ def test_what_type_checkers_see_of_the_loss_is_what_it_takes() -> None:
     taken = get_type_hints(function.guided_contrastive_loss)
     parameters = inspect.signature(function.guided_contrastive_loss).parameters
     seen = get_type_hints(function.LossArguments)
-    assert [name for name in parameters if name in seen] == list(seen)
+    assert seen.keys() <= parameters.keys()
     assert {name: taken[name] for name in seen} == seen
     tensors = {"anchors", "positives", "guide_anchors", "guide_positives", "negatives", "guide_negatives"}
     assert parameters.keys() - seen.keys() == {*tensors, "return_stats"}
+
+
+def test_what_type_checkers_see_of_the_losses_are_their_settings() -> None:
+    from gist_fast.functional.loss_config import LossConfig, LossKeywords
+
+    by_name = [f.name for f in fields(LossConfig) if f.kw_only or f.name == "guided"]
+    declared, seen = get_type_hints(LossConfig), get_type_hints(LossKeywords)
+    assert seen.keys() == set(by_name)
+    # Any sequence is taken where a configuration has a list.
+    assert {name: str(kind).replace("collections.abc.Sequence", "list") for name, kind in seen.items()} == {
+        name: str(declared[name]) for name in by_name
+    }
 
 
 def test_all_arguments_of_the_trainer_are_offered_for_completion() -> None:

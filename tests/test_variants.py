@@ -304,22 +304,10 @@ REFUSED = {
         True,
         r"margin: expected a float, or a floating.* got a tensor of shape \[3\] and type torch\.float32\.",
     ),
-    "margins that are NaN": (
-        {"margin": torch.full((9,), torch.nan)},
-        True,
-        r"margin: expected finite numbers, got nan in row 0\.",
-    ),
+    "margins that are NaN": ({"margin": torch.full((9,), torch.nan)}, True, r"margin: expected .*got nan in row 0\."),
     "a triplet term with nothing to go by": ({"triplet_margin": 0.1}, False, r"triplet_margin: nothing says"),
-    "a triplet margin of 0": (
-        {"triplet_margin": 0.0},
-        True,
-        r"triplet_margin: expected a finite float above 0, got 0\.0\.",
-    ),
-    "a triplet term of hard negatives": (
-        {"triplet_margin": 0.1, "hard": True},
-        True,
-        r"hard: expected False with triplet_margin,.* got True\.",
-    ),
+    "a triplet margin of 0": ({"triplet_margin": 0.0}, True, r"triplet_margin: expected .*got 0\.0\."),
+    "a triplet term of hard negatives": ({"triplet_margin": 0.1, "hard": True}, True, r"hard: expected .*got True\."),
     "a triplet term without masks": (
         {"triplet_margin": 0.1, "mask_bits": "recompute"},
         True,
@@ -330,27 +318,15 @@ REFUSED = {
         True,
         r"groups: expected a tensor \[9\] of int64 or.* got shape \[3\]\.",
     ),
-    "groups that are floats": (
-        {"groups": torch.zeros(9)},
-        True,
-        r"groups: expected a tensor \[9\] of int64 or.* got type torch\.float32\.",
-    ),
+    "groups that are floats": ({"groups": torch.zeros(9)}, True, r"groups: expected .*got type torch\.float32\."),
     "groups in a list": ({"groups": [0] * 9}, True, r"groups: expected a tensor \[9\] of int64 or.* got list\."),
     "an unknown mode": (
         {"hardness_mode": "hard", "hardness_strength": 1.0},
         True,
         r"hardness_mode: expected.* got 'hard'\.",
     ),
-    "a mode that does nothing": (
-        {"hardness_mode": "all_negatives"},
-        True,
-        r"hardness_strength: expected a float above.* got 0\.0\.",
-    ),
-    "a strength without a mode": (
-        {"hardness_strength": 2.0},
-        True,
-        r"hardness_strength: expected 0 without a.* got 2\.0",
-    ),
+    "a mode that does nothing": ({"hardness_mode": "all_negatives"}, True, r"hardness_strength: expected .*got 0\.0\."),
+    "a strength without a mode": ({"hardness_strength": 2.0}, True, r"hardness_strength: expected .*got 2\.0"),
     "a negative strength": (
         {"hardness_mode": "all_negatives", "hardness_strength": -1.0},
         True,
@@ -361,22 +337,10 @@ REFUSED = {
         True,
         r"hardness_mode: expected.* got 'hard_negatives'\.",
     ),
-    "widths above the model's": (
-        {"matryoshka_dims": [64, 8]},
-        True,
-        r"matryoshka_dims: expected at most 12, the width of the embeddings, got 64\.",
-    ),
-    "a width twice": (
-        {"matryoshka_dims": [8, 8]},
-        True,
-        r"matryoshka_dims: expected different ints of at least 1, got \[8, 8\]\.",
-    ),
+    "widths above the model's": ({"matryoshka_dims": [64, 8]}, True, r"matryoshka_dims: expected .*got 64\."),
+    "a width twice": ({"matryoshka_dims": [8, 8]}, True, r"matryoshka_dims: expected .*got \[8, 8\]\."),
     "no width": ({"matryoshka_dims": []}, True, r"matryoshka_dims: expected different ints of at least 1, got \[\]\."),
-    "a width that is no int": (
-        {"matryoshka_dims": [8.0]},
-        True,
-        r"matryoshka_dims: expected a list of ints, got \[8\.0\]\.",
-    ),
+    "a width that is no int": ({"matryoshka_dims": [8.0]}, True, r"matryoshka_dims: expected .*got \[8\.0\]\."),
     "too few weights": (
         {"matryoshka_dims": [8, 4], "matryoshka_weights": [1.0]},
         True,

@@ -23,6 +23,7 @@ from gist_fast.cli.output import (
     print_json,
     print_table,
 )
+from gist_fast.functional.loss_config import help_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 CELL = 240
 """Characters of a text in a table of the terminal."""
 BATCH = "batch"
+
+
+def _as_in_training(setting: str, *names: str) -> Any:
+    """An option that is a setting of the loss, with its help."""
+    return typer.Option(*names, help=f"As in training. {help_of(setting)}")
 
 
 def inspect(
@@ -44,28 +50,18 @@ def inspect(
     split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows of a batch.")] = 64,
     batch: Annotated[int, typer.Option(help="Which batch, in the order of the data; the first is 1.")] = 1,
-    margin: Annotated[float, typer.Option(help="Taken off the threshold, as in training.")] = 0.0,
-    margin_strategy: Annotated[str, typer.Option(help="absolute or relative.")] = "absolute",
-    mask_ties: Annotated[
-        bool, typer.Option("--mask-ties", help="Also drop what ties with the threshold, as in training.")
-    ] = False,
-    groups: Annotated[
-        str | None,
-        typer.Option(help="Rows that are not compared, as in training: anchor (same anchor text) or column (group)."),
-    ] = None,
-    row_margins: Annotated[
-        bool, typer.Option("--row-margins", help="Add each row's own margin, as in training: --columns margin=COLUMN.")
-    ] = False,
+    margin: Annotated[float, _as_in_training("margin")] = 0.0,
+    margin_strategy: Annotated[str, _as_in_training("margin_strategy")] = "absolute",
+    mask_ties: Annotated[bool, _as_in_training("mask_ties", "--mask-ties")] = False,
+    groups: Annotated[str | None, _as_in_training("groups")] = None,
+    row_margins: Annotated[bool, _as_in_training("row_margins", "--row-margins")] = False,
     no_contrast_anchors: Annotated[
         bool, typer.Option("--no-contrast-anchors", help="Anchors are not compared: contrast_anchors: false.")
     ] = False,
     no_contrast_positives: Annotated[
         bool, typer.Option("--no-contrast-positives", help="Positives are not compared: contrast_positives: false.")
     ] = False,
-    hard: Annotated[
-        bool,
-        typer.Option("--hard", help="Also count what the student already ranks below the positive, as in training."),
-    ] = False,
+    hard: Annotated[bool, _as_in_training("hard", "--hard")] = False,
     margins: Annotated[
         str | None, typer.Option(metavar="M,M,...", help="Margins to try besides; by default -0.1 to 0.2 in 7 steps.")
     ] = None,

@@ -45,7 +45,7 @@ from gist_fast.config.schema import (
 )
 from gist_fast.config.yaml_values import Entry, check, read_argument, read_yaml
 from gist_fast.data.text_files import suffix_of
-from gist_fast.functional.values import check_number
+from gist_fast.functional.values import check_number, one_of
 from gist_fast.runtime.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _build(cls: type, entry: Entry, key: str) -> Any:
     hints = typing.get_type_hints(cls)
     if not isinstance(entry.value, dict):
         if cls not in _TAKES_PATH:
-            raise InputError(f"{entry.where}: {key} takes a mapping with {_list(hints)}; got {entry.value!r}.")
+            raise InputError(f"{entry.where}: {key}: expected a mapping with {_list(hints)}, got {entry.value!r}.")
         path = check(entry, str, key)
         return cls(path=resolve_path(path, entry.base, name_allowed=True))
     _known(entry, hints, key)
@@ -233,8 +233,8 @@ def _build(cls: type, entry: Entry, key: str) -> Any:
         value = check(below, hints[f.name], name)
         if isinstance(value, str) and "path" in f.metadata:
             value = resolve_path(value, below.base, name_allowed=f.metadata["path"] == "file or name")
-        if name.endswith(("max_seq_length", "batch_size", "shuffle_buffer")) and value is not None and value < 1:
-            raise InputError(f"{below.where}: {name} must be at least 1; got {value}.")
+        if name.endswith(("max_seq_length", "batch_size", "shuffle_buffer")) and value is not None:
+            check_number(f"{below.where}: {name}", value, at_least=1, whole=True)
         if cls is LoraConfig:
             _check_lora_value(below, name, value)
         values[f.name] = value
@@ -244,10 +244,10 @@ def _build(cls: type, entry: Entry, key: str) -> Any:
 
 
 def _check_lora_value(entry: Entry, name: str, value: Any) -> None:
-    if name.endswith((".r", ".alpha")) and value < 1:
-        raise InputError(f"{entry.where}: {name} must be at least 1; got {value}.")
-    if name.endswith(".dropout") and not 0 <= value < 1:
-        raise InputError(f"{entry.where}: {name} must be at least 0 and below 1; got {value}.")
+    if name.endswith((".r", ".alpha")):
+        check_number(f"{entry.where}: {name}", value, at_least=1, whole=True)
+    if name.endswith(".dropout"):
+        check_number(f"{entry.where}: {name}", value, at_least=0, below=1)
     if name.endswith(".target_modules") and value is not None and not value:
         raise InputError(f"{entry.where}: {name}: expected names of layers, or 'all-linear', got nothing.")
 
@@ -278,7 +278,7 @@ def _arguments(tree: Entry, student: ModelConfig, guide: ModelConfig | None, pat
         if entry is None or entry.value is None:
             continue
         if not isinstance(entry.value, dict):
-            raise InputError(f"{entry.where}: {section} takes a mapping; got {entry.value!r}.")
+            raise InputError(f"{entry.where}: {section}: expected a mapping, got {entry.value!r}.")
         _known(entry, names, section)
         for name, below in entry.value.items():
             if name in arguments:
@@ -323,8 +323,8 @@ def _evaluation(entry: Entry) -> EvaluationConfig:
         )
     if config.primary is not None and config.primary not in given:
         raise InputError(
-            f"{entry.value['primary'].where}: evaluation.primary: got {config.primary!r}"
-            f"{nearest(config.primary, given)}; what is measured here is {_list(given)}."
+            f"{entry.value['primary'].where}: evaluation.primary: expected {one_of(given)}, got {config.primary!r}"
+            f"{nearest(config.primary, given)}."
         )
     for name in sources:
         source = getattr(config, name)

@@ -84,7 +84,7 @@ def read_yaml(path: Path) -> Entry:
     if entry.value is None:
         raise InputError(f"{path}: is empty; it needs at least 'student', 'data' and 'training'.")
     if not isinstance(entry.value, dict):
-        raise InputError(f"{path}: holds {_shown(entry.value)}; a mapping of sections is needed.")
+        raise InputError(f"{path}: expected a mapping of sections, got {_shown(entry.value)}.")
     return entry
 
 
@@ -164,7 +164,7 @@ def check(entry: Entry, hint: Any, key: str) -> Any:
         near = f" (write {int(value)})"
     elif isinstance(value, (int, float, bool)) and str in options:
         near = " (quote it to make it a text)"
-    raise InputError(f"{entry.where}: {key} takes {describe(hint)}; got {_shown(value)}{near}.")
+    raise InputError(f"{entry.where}: {key}: expected {describe(hint)}, got {_shown(value)}{near}.")
 
 
 def describe(hint: Any) -> str:

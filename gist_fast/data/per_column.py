@@ -56,41 +56,30 @@ def check_names(name: str, setting: Any, datasets: Mapping[str, Iterable[str]]) 
             _refuse(name, key, [*columns, *named], "column or dataset" if named else "column")
 
 
-def check_lengths(name: str, setting: Any, most: int | None = None) -> None:
+def check_lengths(
+    name: str, setting: Any, most: int | None = None, limit: str = "the max_seq_length of the student"
+) -> None:
     """Refuse a maximum length below 1, or above what the model can read.
+
+    Args:
+        limit: what `most` is, for the message.
 
     Raises:
         InputError: naming the setting and the length.
     """
     if isinstance(setting, Mapping):
         for key, value in setting.items():
-            check_lengths(f"{name}.{key}", value, most)
+            check_lengths(f"{name}.{key}", value, most, limit)
     elif setting is not None and setting < 1:
         raise InputError(f"{name}: expected at least 1, got {setting}.")
     elif setting is not None and most is not None and setting > most:
-        raise InputError(
-            f"{name}: expected at most {most}, the tokens that the student reads, got {setting}. Raise max_seq_length "
-            "first."
-        )
+        raise InputError(f"{name}: expected at most {most}, {limit}, got {setting}.")
 
 
 def check_positions(name: str, setting: Any, guide: SentenceTransformer) -> None:
-    """Refuse a maximum length for which a guide has no position embeddings.
-
-    Args:
-        name: the setting's, for the message.
-        setting: one length, or by column or dataset; None for the guide's own.
-
-    Raises:
-        ValueError: naming the setting and the length.
-    """
-    if isinstance(setting, Mapping):
-        for key, value in setting.items():
-            check_positions(f"{name}.{key}", value, guide)
-        return
+    """`check_lengths` by the position embeddings that a guide has."""
     positions = getattr(getattr(guide[0], "config", None), "max_position_embeddings", None)
-    if setting is not None and positions is not None and setting > positions:
-        raise InputError(f"{name}: expected at most {positions}, the positions that the guide has, got {setting}.")
+    check_lengths(name, setting, positions, "the positions that the guide has")
 
 
 def guide_prompt(

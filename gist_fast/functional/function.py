@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypedDict, Unpack, overload
+from typing import Literal, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -19,7 +19,15 @@ from gist_fast.functional.checks import (
     check_row_margins,
     check_temperature,
 )
-from gist_fast.functional.loss_config import LossConfig, check_dims
+from gist_fast.functional.loss_config import (
+    Backend,
+    HardnessMode,
+    LossConfig,
+    MarginStrategy,
+    MaskBits,
+    SharedKeywords,
+    check_dims,
+)
 from gist_fast.functional.operands import accumulation_dtype, prepare
 from gist_fast.functional.operator import guided_forward
 from gist_fast.functional.stats import GuidedContrastiveStats, make_stats
@@ -31,26 +39,17 @@ KEPT_SHARE = 8
 """``mask_bits="auto"`` keeps the masks while they fill at most a `KEPT_SHARE`-th of the device's memory."""
 
 
-class LossArguments(TypedDict, total=False):
+class LossArguments(SharedKeywords, total=False):
     """Arguments of `guided_contrastive_loss` as type checkers see them: once, for both types that it returns."""
 
     temperature: float | Tensor
     margin: float | Tensor
-    margin_strategy: Literal["absolute", "relative"]
+    margin_strategy: MarginStrategy
     contrast_anchors: bool
     contrast_positives: bool
     offset: int
     reduction: Literal["mean", "sum", "none"]
-    backend: Literal["auto", "triton", "tiled", "reference"]
-    mask_bits: Literal["auto", "keep", "recompute"]
-    mask_ties: bool
     groups: Tensor | None
-    hard: bool
-    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None
-    hardness_strength: float
-    triplet_margin: float | None
-    matryoshka_dims: Sequence[int] | None
-    matryoshka_weights: Sequence[float] | None
 
 
 @overload
@@ -88,19 +87,19 @@ def guided_contrastive_loss(
     guide_negatives: Sequence[Tensor] | None = None,  # K of [N_k, G]
     temperature: float | Tensor = 0.01,
     margin: float | Tensor = 0.0,
-    margin_strategy: Literal["absolute", "relative"] = "absolute",
+    margin_strategy: MarginStrategy = "absolute",
     contrast_anchors: bool = True,
     contrast_positives: bool = True,
     offset: int = 0,
     reduction: Literal["mean", "sum", "none"] = "mean",
-    backend: Literal["auto", "triton", "tiled", "reference"] = "auto",
+    backend: Backend = "auto",
     return_stats: bool = False,
-    mask_bits: Literal["auto", "keep", "recompute"] = "auto",
+    mask_bits: MaskBits = "auto",
     *,
     mask_ties: bool = False,
     groups: Tensor | None = None,  # [M]
     hard: bool = False,
-    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None = None,
+    hardness_mode: HardnessMode | None = None,
     hardness_strength: float = 0.0,
     triplet_margin: float | None = None,
     matryoshka_dims: Sequence[int] | None = None,

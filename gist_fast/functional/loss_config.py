@@ -5,8 +5,8 @@
 section ``loss``, the record of a run and the model card are made from them. Without torch, which a configuration is
 read before.
 
-To add a setting, add a field here, its row in ``docs/variants.md``, and what it does to the reference and to each
-backend.
+To add a setting, add a field here, and its type to `SharedKeywords` or `LossKeywords`; its row in ``docs/variants.md``;
+and what it does to the reference and to each backend.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, Field, FrozenInstanceError, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from gist_fast.functional.values import check_choice, check_flags, check_number, is_number, one_of
 from gist_fast.runtime.errors import InputError, InputTypeError, nearest
@@ -24,7 +24,9 @@ from gist_fast.runtime.errors import InputError, InputTypeError, nearest
 STOCK = "sentence-transformers 6.2"
 MarginStrategy = Literal["absolute", "relative"]
 Groups = Literal["anchor", "column"]
+HardnessMode = Literal["in_batch_negatives", "hard_negatives", "all_negatives"]
 Backend = Literal["auto", "triton", "tiled", "reference"]
+MaskBits = Literal["auto", "keep", "recompute"]
 
 
 def setting(
@@ -52,7 +54,11 @@ def setting(
 
 @dataclass
 class LossSettings:
-    """The settings of a guided loss that training arguments have too.
+    """The settings of a guided loss that training arguments have too; not checked until a `LossConfig` is made of them.
+
+    Example:
+        >>> LossSettings(margin=0.05).loss_settings()["margin"]
+        0.05
 
     The first six are positional in the losses of sentence-transformers, in this order.
     """
@@ -65,17 +71,11 @@ class LossSettings:
         decides=True,
     )
     margin: float = setting(
-        0.0,
-        "The larger, the more pairs are taken for false negatives and dropped.",
-        source=STOCK,
-        decides=True,
+        0.0, "The larger, the more pairs are taken for false negatives and dropped.", source=STOCK, decides=True
     )
     contrast_anchors: bool = setting(True, "Whether anchors are negatives of each other.", source=STOCK, decides=True)
     contrast_positives: bool = setting(
-        True,
-        "Whether positives are negatives of each other; retrieval may prefer False.",
-        source=STOCK,
-        decides=True,
+        True, "Whether positives are negatives of each other; retrieval may prefer False.", source=STOCK, decides=True
     )
     gather_across_devices: bool = setting(
         False, "Whether the candidates of all ranks are negatives on every rank.", source=STOCK
@@ -88,9 +88,7 @@ class LossSettings:
         decides=True,
     )
     mask_ties: bool = setting(
-        False,
-        "Whether what ties with the positive for the guide, as copies of its text do, is dropped.",
-        decides=True,
+        False, "Whether what ties with the positive for the guide, as copies of its text do, is dropped.", decides=True
     )
     row_margins: bool = setting(
         False, "Whether each row brings a margin of its own, in the column 'margin', which is added to 'margin'."
@@ -103,7 +101,7 @@ class LossSettings:
     hard: bool = setting(
         False, "Whether negatives that the student already ranks below the positive are dropped too.", decides=True
     )
-    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None = setting(
+    hardness_mode: HardnessMode | None = setting(
         None,
         "Which negatives weigh the more the more similar they are: 'in_batch_negatives', 'hard_negatives' (each row's "
         "own) or 'all_negatives'.",
@@ -148,7 +146,7 @@ class LossSettings:
     backend: Backend = setting(
         "auto", "How the loss is computed: 'auto', 'triton', 'tiled' or 'reference'.", recorded=False
     )
-    mask_bits: Literal["auto", "keep", "recompute"] = setting(
+    mask_bits: MaskBits = setting(
         "auto",
         "Whether masks are kept for the backward pass ('keep'), decided again ('recompute'), or by size ('auto').",
         recorded=False,
@@ -166,8 +164,14 @@ class LossConfig(LossSettings):
     Raises:
         TypeError: a value is of a wrong type.
         ValueError: a value is out of range, or makes no sense together with another.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> replace(LossConfig(temperature=0.05), mask_ties=True).mask_ties
+        True
     """
 
+    _: KW_ONLY
     guided: bool = setting(True, "Whether there is a guide of any kind. False: all in-batch negatives count.")
 
     def __post_init__(self) -> None:
@@ -237,6 +241,34 @@ class LossConfig(LossSettings):
     def from_arguments(cls, arguments: Sequence[Any]) -> LossConfig:
         """The inverse of `to_arguments`; all else is at its default."""
         return cls(**dict(zip(_DECIDING, arguments, strict=True)))
+
+
+class SharedKeywords(TypedDict, total=False):
+    """For type checkers: the settings that the function and the losses take by name, with the same types."""
+
+    backend: Backend
+    mask_bits: MaskBits
+    mask_ties: bool
+    hard: bool
+    hardness_mode: HardnessMode | None
+    hardness_strength: float
+    triplet_margin: float | None
+    matryoshka_dims: Sequence[int] | None
+    matryoshka_weights: Sequence[float] | None
+
+
+class LossKeywords(SharedKeywords, total=False):
+    """For type checkers: all settings that a loss takes by name alone."""
+
+    self_guided: bool
+    row_margins: bool
+    groups: Groups | None
+    learn_temperature: bool
+    temperature_min: float
+    temperature_max: float
+    gather_guide_dtype: Literal["float16", "bfloat16"] | None
+    guide_cache: bool
+    guided: bool
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,20 @@ class GuidedLoss(nn.Module):
         >>> isinstance(GISTEmbedLoss(student, guide), GuidedLoss)
         True
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show each setting that ``__init__`` takes as ``**settings`` in the signature, for help and completion."""
+        super().__init_subclass__(**kwargs)
+        signature = inspect.signature(cls.__init__)
+        own = [p for p in signature.parameters.values() if p.name not in ("self", "settings")]
+        named = {p.name for p in own}
+        hints = typing.get_type_hints(LossConfig)
+        own += [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+            for f in fields(LossConfig)
+            if "settings" in signature.parameters and f.name not in named
+        ]
+        cls.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
 
     def __init__(self, model: SentenceTransformer, guide: SentenceTransformer | None, **settings: Any) -> None:
         super().__init__()

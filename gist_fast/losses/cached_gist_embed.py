@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
 from sentence_transformers.base.losses.gradcache import has_static_embedding_input
 from torch import Tensor
 
+from gist_fast.functional.loss_config import LossKeywords, MarginStrategy
 from gist_fast.functional.values import check_flags, check_number
 from gist_fast.losses.activation_memory import ActivationMemory
 from gist_fast.losses.base import GuidedLoss
@@ -59,7 +60,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
         mini_batch_size: int = 32,
         mini_batch_num_tokens: int | None = None,
         show_progress_bar: bool = False,
-        margin_strategy: Literal["absolute", "relative"] = "absolute",
+        margin_strategy: MarginStrategy = "absolute",
         margin: float = 0.0,
         contrast_anchors: bool = True,
         contrast_positives: bool = True,
@@ -67,7 +68,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
         *,
         sort_by_length: bool = True,
         activation_memory: float | Literal["auto"] = 0.0,
-        **settings: Any,
+        **settings: Unpack[LossKeywords],
     ) -> None:
         check_model("model", model)
         if has_static_embedding_input(model):

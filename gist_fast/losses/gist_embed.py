@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Unpack
 
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from torch import Tensor
 
+from gist_fast.functional.loss_config import LossKeywords, MarginStrategy
 from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.guide import take_guide_inputs
 from gist_fast.losses.micro_batches import EXTENTS
@@ -48,12 +49,12 @@ class GISTEmbedLoss(GuidedLoss):
         model: SentenceTransformer,
         guide: SentenceTransformer | None,
         temperature: float = 0.01,
-        margin_strategy: Literal["absolute", "relative"] = "absolute",
+        margin_strategy: MarginStrategy = "absolute",
         margin: float = 0.0,
         contrast_anchors: bool = True,
         contrast_positives: bool = True,
         gather_across_devices: bool = False,
-        **settings: Any,
+        **settings: Unpack[LossKeywords],
     ) -> None:
         super().__init__(
             model,

@@ -26,7 +26,7 @@ from gist_fast.runtime.profiler_regions import STUDENT_BACKWARD, STUDENT_FORWARD
 
 
 @dataclass
-class _Part:
+class _MicroBatch:
     """One micro-batch between its first pass and its backward pass."""
 
     column: int
@@ -56,7 +56,7 @@ class GradientCache:
         self._columns = columns
         self._memory = memory
         self._progress = show_progress_bar
-        self._parts: list[_Part] = []
+        self._micro_batches: list[_MicroBatch] = []
         self._device = next(model.parameters()).device
         self._autocast = _autocast_state(self._device.type)
 
@@ -65,7 +65,7 @@ class GradientCache:
         """The student's embeddings of each column, ``[B, D]``; leaves that require a gradient, if gradients are on."""
         with_grad = torch.is_grad_enabled()
         groups = [(c, g) for c, column in enumerate(self._columns) for g in range(len(column))]
-        room = _Room(self._memory, self._columns, self._memory.budget(self._model, self._device) if with_grad else 0)
+        left = _Budget(self._memory, self._columns, self._memory.budget(self._model, self._device) if with_grad else 0)
         # The reducer of DistributedDataParallel is started by the forward pass of the last micro-batch.
         reducer = _reducer(self._model)
         if with_grad and reducer is not None and reducer.static_graph:
@@ -78,8 +78,8 @@ class GradientCache:
         graphless = True
         for c, g in tqdm(groups, desc="Embed mini-batches", disable=not self._progress):
             features, tokens = self._columns[c][g], self._columns[c].tokens[g]
-            part = _Part(c, g, RandContext(*features.values()) if with_grad else None)
-            keep = with_grad and (c, g) != never and room.has_for(tokens)
+            micro_batch = _MicroBatch(c, g, RandContext(*features.values()) if with_grad else None)
+            keep = with_grad and (c, g) != never and left.likely_fits(tokens)
             if keep:
                 if graphless:
                     # A weight that autocast cast without a graph must not be met again where one is needed.
@@ -87,25 +87,25 @@ class GradientCache:
                 graphless = False
                 with measure_kept(self._model, self._device) as kept, _without_reduction(self._model):
                     embedding = self._embedding(features)
-                keep = room.take(tokens, kept.bytes)
+                keep = left.take(tokens, kept.bytes)
             else:
                 graphless = True
                 with torch.no_grad():
                     embedding = self._embedding(features)
-                room.leave(tokens)
+                left.leave(tokens)
             if keep:
-                part.embedding = embedding
+                micro_batch.embedding = embedding
             # What is not kept goes now, not when the next one has been computed.
             embedding = embedding.detach()
             embeddings[c].append(embedding)
-            self._parts.append(part)
-        joined = [column.restore(parts) for column, parts in zip(self._columns, embeddings, strict=True)]
+            self._micro_batches.append(micro_batch)
+        joined = [column.restore(found) for column, found in zip(self._columns, embeddings, strict=True)]
         return [x.requires_grad_(with_grad) for x in joined]
 
     @property
     def kept(self) -> float:
         """Of the micro-batches embedded, the share whose activations were kept."""
-        return sum(part.embedding is not None for part in self._parts) / max(1, len(self._parts))
+        return sum(each.embedding is not None for each in self._micro_batches) / max(1, len(self._micro_batches))
 
     @named(STUDENT_BACKWARD)
     def backward(self, gradients: Sequence[Tensor], scale: Tensor | float = 1.0) -> None:
@@ -118,46 +118,47 @@ class GradientCache:
         Raises:
             RuntimeError: called a second time.
         """
-        if not self._parts:
+        if not self._micro_batches:
             raise RuntimeError(
                 "Trying to go backward through a gradient-cached loss a second time; its activations are gone. Compute "
                 "the loss again."
             )
         split = [column.split(g) for column, g in zip(self._columns, gradients, strict=True)]
         # In one order, whatever was kept: otherwise the weights would depend, by rounding, on the memory that was free.
-        parts, self._parts = self._parts, []
+        micro_batches, self._micro_batches = self._micro_batches, []
         last_trainable = None
         reduced = _reducer(self._model) is None
         torch.clear_autocast_cache()
         with torch.enable_grad(), torch.autocast(**self._autocast):
-            for k, part in enumerate(tqdm(parts, desc="Backward mini-batches", disable=not self._progress)):
-                last = k == len(parts) - 1
+            progress = tqdm(micro_batches, desc="Backward mini-batches", disable=not self._progress)
+            for k, micro_batch in enumerate(progress):
+                last = k == len(micro_batches) - 1
                 with nullcontext() if last else _without_reduction(self._model):
-                    embedding = self._embedding_of(part)
+                    embedding = self._embedding_of(micro_batch)
                     if not embedding.requires_grad:  # frozen, as one route of a Router may be
                         continue
-                    gradient = split[part.column][part.group]
+                    gradient = split[micro_batch.column][micro_batch.group]
                     embedding.backward(_scaled(gradient, scale, embedding.dtype))
-                reduced, last_trainable = reduced or last, part
+                reduced, last_trainable = reduced or last, micro_batch
             if not reduced and last_trainable is not None:
                 # What was due to start the reduction is frozen: start it with nothing to add.
                 embedding = self._embedding_of(last_trainable)
                 embedding.backward(torch.zeros_like(embedding))
 
-    def _embedding_of(self, part: _Part) -> Tensor:
+    def _embedding_of(self, micro_batch: _MicroBatch) -> Tensor:
         """``[b, D]`` with its graph: the kept one, or by a second pass."""
-        if part.embedding is not None:
-            embedding, part.embedding = part.embedding, None
+        if micro_batch.embedding is not None:
+            embedding, micro_batch.embedding = micro_batch.embedding, None
             return embedding
-        assert part.random_state is not None
-        with within(STUDENT_FORWARD_AGAIN), part.random_state:
-            return self._embedding(self._columns[part.column][part.group])
+        assert micro_batch.random_state is not None
+        with within(STUDENT_FORWARD_AGAIN), micro_batch.random_state:
+            return self._embedding(self._columns[micro_batch.column][micro_batch.group])
 
     def _embedding(self, features: dict[str, Any]) -> Tensor:
         return self._model(features)["sentence_embedding"]
 
 
-class _Room:
+class _Budget:
     """What of a batch's budget for activations is left, while its micro-batches are embedded one by one."""
 
     def __init__(self, memory: ActivationMemory, columns: Sequence[MicroBatches], budget: int) -> None:
@@ -168,7 +169,7 @@ class _Room:
         self._to_come = sum(tokens)
         self._all_kept = True
 
-    def has_for(self, tokens: int) -> bool:
+    def likely_fits(self, tokens: int) -> bool:
         """Whether a micro-batch of so many tokens is likely to fit."""
         return self._fits(self._memory.estimate(tokens))
 
@@ -188,7 +189,7 @@ class _Room:
         self._to_come -= tokens
 
     def _fits(self, needed: float) -> bool:
-        # While a second pass is to be expected, the room for its activations stays free.
+        # While a second pass is to be expected, memory for its activations stays free.
         no_second_pass = self._all_kept and self._memory.estimate(self._to_come) <= self._left
         return needed + (0.0 if no_second_pass else self._memory.estimate(self._largest)) <= self._left
 

@@ -26,8 +26,8 @@ class GISTTrainingArguments(LossSettings, SentenceTransformerTrainingArguments):
 
     Example:
         >>> arguments = GISTTrainingArguments("run", temperature=0.05, margin=0.1, learning_rate=1e-5)
-        >>> arguments.margin, arguments.margin_strategy
-        (0.1, 'absolute')
+        >>> arguments.margin, arguments.mask_ties
+        (0.1, False)
     """
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012 - transformers' own name and form

@@ -13,7 +13,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 _STOPPING = b": stopping after the step that is running, with a checkpoint."
 _AGAIN = b" Ctrl-C again stops at once, without one."
@@ -90,9 +90,7 @@ class StopOnSignal(TrainerCallback):
         # Not print: the signal may have come in the middle of a write to the same stream.
         os.write(2, b"\n" + name + _STOPPING + again + b"\n")
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         self.processes = args.world_size
         if self.processes > 1 and self._group is None:
             import torch.distributed as dist
@@ -101,9 +99,7 @@ class StopOnSignal(TrainerCallback):
             self._group = dist.new_group(backend="gloo")
         return control
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         if self.processes > 1:
             self._agree()
         if self.requested:
@@ -113,9 +109,7 @@ class StopOnSignal(TrainerCallback):
             control.should_evaluate = False
         return control
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         # The trainer ends the epoch when it stops inside one; the step's end has saved already.
         if self.requested and control.should_training_stop and state.global_step < state.max_steps:
             control.should_evaluate = False
