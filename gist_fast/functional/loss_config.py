@@ -5,8 +5,8 @@
 section ``loss``, the record of a run and the model card are made from them. Without torch, which a configuration is
 read before.
 
-To add a setting, add a field here, and its type to `SharedKeywords` or `LossKeywords`; its row in ``docs/variants.md``; and what it does
-to the reference and to each backend.
+To add a setting, add a field here, and its type to `SharedKeywords` or `LossKeywords`; its row in ``docs/variants.md``;
+and what it does to the reference and to each backend.
 """
 
 from __future__ import annotations
