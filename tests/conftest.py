@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models spend their time on waking threads: one is up to a hundred times as fast on a machine with other work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,16 @@ what ends a game of chess | Checkmate, a resignation or a draw.""".splitlines()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests come first; the others stay in their order."""
     items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays: a collection of garbage, of which trainers make many, passes it over."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,10 @@ for each process of pytest, has computed nothing, and ends with pytest.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
+import gc
 import json
 import os
 import runpy
@@ -163,6 +165,8 @@ def main() -> None:
     import gist_fast.losses
 
     assert all(getattr(gist_fast, name) for name in gist_fast.__all__)  # imports their modules
+    gc.freeze()  # as in pytest
+    atexit.register(gc.unfreeze)
     given = _serve(socket.socket(fileno=int(sys.argv[1])))
     if given is None:
         return

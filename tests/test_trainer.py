@@ -206,7 +206,7 @@ def test_a_loss_that_remembers_gets_the_texts_names(student, guide, pairs, tmp_p
 def test_arguments_that_contradict(student, guide, pairs, tmp_path):
     with pytest.raises(ValueError, match="mini_batch_num_tokens: expected None with mini_batch_size 8, got 64"):
         GISTTrainer(student, arguments(tmp_path, mini_batch_size=8, mini_batch_num_tokens=64), pairs, guide=guide)
-    with pytest.raises(ValueError, match="mini_batch_size: got 0"):
+    with pytest.raises(ValueError, match="mini_batch_size: expected an int of at least 1, got 0"):
         GISTTrainer(student, arguments(tmp_path, mini_batch_size=0), pairs, guide=guide)
     with pytest.raises(ValueError, match=r"prompts: .*'achor'|prompts.*achor"):
         GISTTrainer(student, arguments(tmp_path, prompts={"achor": "query: "}), pairs, guide=guide)

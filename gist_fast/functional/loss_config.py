@@ -5,8 +5,8 @@
 section ``loss``, the record of a run and the model card are made from them. Without torch, which a configuration is
 read before.
 
-To add a setting, add a field here, and its type to `SharedKeywords` or `LossKeywords`; its row in ``docs/variants.md``; and what it does
-to the reference and to each backend.
+To add a setting, add a field here, and its type to `SharedKeywords` or `LossKeywords`; its row in ``docs/variants.md``;
+and what it does to the reference and to each backend.
 """
 
 from __future__ import annotations
@@ -71,17 +71,11 @@ class LossSettings:
         decides=True,
     )
     margin: float = setting(
-        0.0,
-        "The larger, the more pairs are taken for false negatives and dropped.",
-        source=STOCK,
-        decides=True,
+        0.0, "The larger, the more pairs are taken for false negatives and dropped.", source=STOCK, decides=True
     )
     contrast_anchors: bool = setting(True, "Whether anchors are negatives of each other.", source=STOCK, decides=True)
     contrast_positives: bool = setting(
-        True,
-        "Whether positives are negatives of each other; retrieval may prefer False.",
-        source=STOCK,
-        decides=True,
+        True, "Whether positives are negatives of each other; retrieval may prefer False.", source=STOCK, decides=True
     )
     gather_across_devices: bool = setting(
         False, "Whether the candidates of all ranks are negatives on every rank.", source=STOCK
@@ -94,9 +88,7 @@ class LossSettings:
         decides=True,
     )
     mask_ties: bool = setting(
-        False,
-        "Whether what ties with the positive for the guide, as copies of its text do, is dropped.",
-        decides=True,
+        False, "Whether what ties with the positive for the guide, as copies of its text do, is dropped.", decides=True
     )
     row_margins: bool = setting(
         False, "Whether each row brings a margin of its own, in the column 'margin', which is added to 'margin'."

@@ -316,11 +316,6 @@ def embedding_gradients(
     return by_embedding, -factor * scale * along / (2 * temperature)
 
 
-def operand_name(index: int) -> str:
-    """The argument of `gist_fast.guided_contrastive_loss` that operand `index` comes from."""
-    return _student_name(index)
-
-
 def _student_name(index: int) -> str:
     return ("anchors", "positives")[index] if index < 2 else f"negatives[{index - 2}]"
 

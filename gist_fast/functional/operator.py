@@ -122,13 +122,10 @@ def backward_rows(
     temperature: Tensor,
     margins: Tensor | None,
     groups: Tensor | None,
-    dims: Sequence[int],
-    keep_mask_bits: bool,
-    automatic: bool,
-    offset: int,
-    *settings: Any,
+    *static: Any,
 ) -> list[Tensor]:
-    """Gradients by each of `student` and, last, by `temperature`, given ``grad_loss [L, B]``."""
+    """Gradients by each of `student` and, last, by `temperature`, given ``grad_loss [L, B]``; see `forward_rows`."""
+    dims, _, automatic, offset, *settings = static
     config = LossConfig.from_arguments(settings)
     blocks = _blocks(student, config, offset)
 

@@ -65,12 +65,6 @@ class GuidedContrastiveStats:
         }
 
 
-def row_means(positive: Tensor, hardest: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of ``positive [B]``, and of ``hardest [B]`` over the rows where it is not -inf."""
-    has_one = hardest != -torch.inf
-    return positive.mean(), torch.where(has_one, hardest, 0.0).sum() / has_one.sum()
-
-
 def make_stats(
     names: Sequence[str],
     compared: Sequence[int],
@@ -79,14 +73,12 @@ def make_stats(
     positive: Tensor,
     hardest: Tensor,
 ) -> GuidedContrastiveStats:
-    """Statistics out of what a backend returned for each row and block."""
-    return GuidedContrastiveStats(
-        tuple(names),
-        tuple(compared),
-        masked.detach(),
-        None if easy is None else easy.detach(),
-        *row_means(positive.detach(), hardest.detach()),
-    )
+    """Statistics of counts ``[K]``, and of each row's similarities ``[B]``, the hardest -inf where a row has none."""
+    counts = masked.detach(), None if easy is None else easy.detach()
+    hardest = hardest.detach()
+    has_one = hardest != -torch.inf
+    mean_hardest = torch.where(has_one, hardest, 0.0).sum() / has_one.sum()
+    return GuidedContrastiveStats(tuple(names), tuple(compared), *counts, positive.detach().mean(), mean_hardest)
 
 
 class StatsAverage:

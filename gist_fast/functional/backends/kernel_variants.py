@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from gist_fast.kernels.targets import TARGETS, Target
 BF16, FP32 = torch.bfloat16, torch.float32
 ROWS = 130
 """Of anchors, positives and negatives, whose launches are recorded."""
-PLAIN = {"contrast_positives": False}
+PLAIN: dict[str, Any] = {"contrast_positives": False}
 """Of positives with one another no other kernels run."""
 DIM, GUIDE_DIM = 256, 64
 """A dim that fills the slice of gradient that any configuration holds in registers."""
@@ -88,7 +89,7 @@ def _losses(guides: Sequence[str]) -> Iterator[tuple[LossConfig, dict]]:
     ):
         # A student that guides itself by its own thresholds is refused.
         if not (guide == "self" and hard):
-            weighting = {"hardness_mode": mode, "hardness_strength": 1.0} if mode else {}
+            weighting: dict[str, Any] = {"hardness_mode": mode, "hardness_strength": 1.0} if mode else {}
             loss = LossConfig(self_guided=guide == "self", hard=hard, **weighting, **PLAIN)
             yield loss, {"guided": guide == "own", "grouped": grouped, "nested": nested}
 
