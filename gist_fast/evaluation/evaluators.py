@@ -141,8 +141,11 @@ def retrieval_from_pairs(dataset: Dataset) -> Retrieval:
         query = queries.setdefault(anchor, f"q{len(queries)}")
         document = corpus.setdefault(positive, f"d{len(corpus)}")
         relevant.setdefault(query, set()).add(document)
-    texts_by_key = [{key: text for text, key in texts.items()} for texts in (queries, corpus)]
-    return Retrieval(*texts_by_key, relevant)
+    return Retrieval(_swapped(queries), _swapped(corpus), relevant)
+
+
+def _swapped(keys: dict[str, str]) -> dict[str, str]:
+    return {key: text for text, key in keys.items()}
 
 
 def make_evaluator(
