@@ -109,6 +109,7 @@ def inspect(
         from gist_fast.inspection import inspect_batch
         from gist_fast.inspection.advice import advice
         from gist_fast.report.inspection import PAIRS
+        from gist_fast.runtime.environment import best_device
 
         make = functools.partial(reader, device=device, before_forward=ctrl_c.check)
         read = None if guide is None else make(guide, "guide", guide_prompt, max_length=guide_max_length)
@@ -132,7 +133,8 @@ def inspect(
             contrast_positives=not no_contrast_positives,
             hard=hard,
         )
-        same = None if duplicates == BATCH else _find_duplicates(dataset, read, near, rows, most, device, ctrl_c)
+        place = device or best_device()
+        same = None if duplicates == BATCH else _find_duplicates(dataset, read, near, rows, most, place, ctrl_c)
         told = advice(found, same)
         if report is not None:
             from gist_fast.report.facts import machine_facts
@@ -153,7 +155,7 @@ def inspect(
                 **({"student": student} if student else {}),
                 "margin": f"{margin:g}, {margin_strategy}",
                 **({"variants": variants} if variants else {}),
-                **machine_facts("cuda" if device is None and _has_cuda() else device or "cpu"),
+                **machine_facts(place),
             }
             ctrl_c.check()
             write_page(report, inspection_page(found, facts, same), overwrite=overwrite)
@@ -212,14 +214,13 @@ def _find_duplicates(
     near: float,
     rows: int | None,
     most: int | None,
-    device: str | None,
+    device: str,
     ctrl_c: CtrlC,
 ) -> Duplicates:
     from tqdm.auto import tqdm
 
     from gist_fast.inspection import find_duplicates
 
-    where = device or ("cuda" if _has_cuda() else "cpu")
     note("Comparing the texts of all rows." if rows is None else f"Comparing the texts of the first {rows} rows.")
     with tqdm(desc="Comparing", unit="tile", disable=None, file=sys.stderr) as bar:
 
@@ -228,13 +229,7 @@ def _find_duplicates(
             bar.total = tiles
             bar.update(done - bar.n)
 
-        return find_duplicates(dataset, guide, near=near, rows=rows, most=most, device=where, on_progress=on_progress)
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+        return find_duplicates(dataset, guide, near=near, rows=rows, most=most, device=device, on_progress=on_progress)
 
 
 def _as_dict(found: Inspection, same: Duplicates | None, limit: int | None) -> dict[str, Any]:
