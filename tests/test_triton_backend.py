@@ -143,7 +143,7 @@ def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         found = tiled.forward(operands, blocks, False)
         # Bits that `tiled` would choke on, or take for other masks.
         size = triton.mask_bytes(blocks, 1) if keep_mask_bits and operands.guided else 0
-        return found._replace(bits=torch.full((size,), 255, dtype=torch.uint8))
+        return found._replace(mask_bits=torch.full((size,), 255, dtype=torch.uint8))
 
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setattr(backends, "triton_obstacle", lambda *_: None)

@@ -29,12 +29,13 @@ def kernels(
         raise InputError("TRITON_INTERPRET: expected it not to be set, got 1. What is interpreted is not compiled.")
 
     try:
-        from gist_fast.functional.backends.kernel_variants import report
         from gist_fast.kernels.targets import TARGETS
     except ImportError as error:
         raise InputError(f"kernels: Triton is needed and cannot be imported ({error}).") from error
     if target not in TARGETS:
         raise InputError(f"--target: expected one of {', '.join(TARGETS)}, got {target!r}.")
+
+    from gist_fast.functional.backends.kernel_variants import report
 
     found = []
     with only_results_on_stdout():
