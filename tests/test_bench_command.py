@@ -115,7 +115,7 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
         (("--suite", "los"), "did you mean 'loss'"),
         (("--sizes", "a"), "whole numbers from 2"),
         (("--sizes", "1,8"), "whole numbers from 2"),
-        (("--dtype", "int8"), "--dtype: got 'int8'"),
+        (("--dtype", "int8"), "--dtype: expected 'float32', 'float16', 'bfloat16' or 'float64', got 'int8'"),
         (("--device", "tpu"), "--device: expected cpu or cuda, got 'tpu'"),
         (("--report", "."), "is a folder"),
         (
@@ -136,7 +136,7 @@ def test_the_loss_ends_in_a_table_a_file_and_plots(run_command, tmp_path, few_pe
             ("--suite", "step,start", "--dtype", "float32"),
             "--suite step nor start; leave it out, or name any of loss, self,",
         ),
-        (("--scale", "huge"), "--scale: got 'huge'"),
+        (("--scale", "huge"), "--scale: expected 'small', 'medium' or 'large', got 'huge'"),
         (("--scale", "large", "--quick"), "keep one of the two"),
         (("--seconds", "nan"), "--seconds"),
         (("--seconds", "inf"), "--seconds: expected a number such as 60, got inf"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_a_wide_interval_is_not_shown():
     assert str(power) == "not clear"
     split = fit_split((16, 32, 64), (0.3, 0.64, 0.71))
     assert split.missed > 0.1
-    fit = {"suite": "engine", "what": "x", "quantity": "time", "largest": 64, "power": power.as_dict()}
+    fit = {"suite": "engine", "what": "x", "quantity": "time", "largest": 64, "power": asdict(power)}
     assert fit_table(Results({}, "", fits=[{**fit, "split": split.as_dict()}]))[1] == [
         ["engine", "x", "time", "not clear", "3", "not clear"]
     ]

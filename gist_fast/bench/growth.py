@@ -40,9 +40,6 @@ class Power:
         """Whether the interval tells one whole power from the next."""
         return self.high - self.low <= WIDEST
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     def __str__(self) -> str:
         return f"B^{self.exponent:.2f} ({self.low:.2f} to {self.high:.2f})" if self.clear else NOT_CLEAR
 
@@ -97,15 +94,12 @@ def fit_power(sizes: Sequence[float], costs: Sequence[float]) -> Power | None:
     """
     if len(set(sizes)) < LEAST_SIZES or min(costs) <= 0:
         return None
-    # Not scipy.stats, which takes seconds to import.
-    from scipy.special import stdtrit
-
     x, y = [math.log(b) for b in sizes], [math.log(c) for c in costs]
     slope, intercept = statistics.linear_regression(x, y)
     left_over = sum((b - slope * a - intercept) ** 2 for a, b in zip(x, y, strict=True))
     free = len(x) - 2
     error = math.sqrt(left_over / free / sum((a - statistics.fmean(x)) ** 2 for a in x))
-    half = float(stdtrit(free, (1 + CONFIDENCE) / 2)) * error
+    half = _student(free) * error
     return Power(slope, slope - half, slope + half, math.exp(intercept), len(sizes))
 
 
@@ -135,7 +129,7 @@ def fit_split(sizes: Sequence[float], costs: Sequence[float]) -> Split | None:
             break
         best = min(fits, key=lambda fit: fit[1])
         # An exact sum leaves rounding errors, of which no part is a finding.
-        if chosen is not None and chosen[1] - best[1] <= _quantile(free) * max(best[1] / free, EXACT):
+        if chosen is not None and chosen[1] - best[1] <= _student(free) ** 2 * max(best[1] / free, EXACT):
             break
         chosen = best
     assert chosen is not None  # one part of positive costs is positive
@@ -155,8 +149,9 @@ def _least_squares(parts: np.ndarray, used: tuple[int, ...]) -> tuple[np.ndarray
     return found, float((errors**2).sum()), float(np.abs(errors).max())
 
 
-def _quantile(free: int) -> float:
-    """Of F with 1 and `free` degrees of freedom: the square of Student's t, two-sided."""
+def _student(free: int) -> float:
+    """The two-sided quantile of Student's t; its square is that of F with 1 and `free` degrees of freedom."""
+    # Not scipy.stats, which takes seconds to import.
     from scipy.special import stdtrit
 
-    return float(stdtrit(free, (1 + CONFIDENCE) / 2)) ** 2
+    return float(stdtrit(free, (1 + CONFIDENCE) / 2))

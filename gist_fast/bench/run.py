@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gist_fast.bench.growth import fit_power, fit_split
@@ -72,6 +72,8 @@ ALREADY = " already"
 """How the reason ends of who was not tried, since a smaller case told."""
 _MATMUL = "matmul"
 Say = Callable[[str], None]
+SecondsLeft = Callable[[], float]
+"""Until a run begins nothing more; what is under way then aside."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,14 @@ def run(
     if not scope.device.startswith("cuda") and any(suite.isolated for suite in suites):
         start_server()
     begin = time.monotonic()
-    clock = _Clock(begin + OVERRUN * budget)
+
+    def seconds_left() -> float:
+        return begin + OVERRUN * budget - time.monotonic()
+
     for place, suite in enumerate(suites):
         left = budget - (time.monotonic() - begin)
         share = _weight(suite) / sum(map(_weight, suites[place:]))
-        for _ in _run_suite(suite, scope, results, max(5.0, left * share), clock, rounds, say):
+        for _ in _run_suite(suite, scope, results, max(5.0, left * share), seconds_left, rounds, say):
             results.fits = fits(results.rows)
             results.seconds = time.monotonic() - started
             keep(results)
@@ -144,20 +149,6 @@ def run(
 
 def _weight(suite: Suite) -> float:
     return WEIGHTS.get(suite.name, 1.0)
-
-
-@dataclass(frozen=True)
-class _Clock:
-    """When a run ends at the latest, what is under way then aside."""
-
-    end: float
-
-    @property
-    def left(self) -> float:
-        return self.end - time.monotonic()
-
-    def is_up(self) -> bool:
-        return self.left <= 0
 
 
 def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -172,15 +163,14 @@ def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
             power = fit_power(sizes, costs) if points else None
             if power is None:
                 continue
-            entry = {"suite": suite, "what": what, "quantity": quantity, "largest": max(sizes)}
-            entry["power"] = power.as_dict()
             split = fit_split(sizes, costs)
-            found.append({**entry, "split": split.as_dict() if split else None})
+            entry = {"suite": suite, "what": what, "quantity": quantity, "largest": max(sizes)}
+            found.append({**entry, "power": asdict(power), "split": split and split.as_dict()})
     return found
 
 
 def _run_suite(
-    suite: Suite, scope: Scope, results: Results, budget: float, clock: _Clock, rounds: int, say: Say
+    suite: Suite, scope: Scope, results: Results, budget: float, seconds_left: SecondsLeft, rounds: int, say: Say
 ) -> Iterator[None]:
     begin = time.monotonic()
     cases = list(suite.cases(scope))
@@ -190,7 +180,7 @@ def _run_suite(
     weights = [1.0 + FIRST_CASE, *(place + 1.0 for place in range(1, len(cases)))]
     last: dict[str, Candidate] = {}
     for place, case in enumerate(cases):
-        # However long the cases before took, each has a quarter of an even share; the clock says when a run ends.
+        # However long the cases before took, each has a quarter of an even share, until the run ends.
         left = max(floor, budget - (time.monotonic() - begin))
         share = max(floor, left * weights[place] / sum(weights[place:]))
         beyond = share if place else max(floor, left / (sum(weights) - FIRST_CASE))
@@ -199,16 +189,18 @@ def _run_suite(
         for name in suite.competitors(case):
             # Ours may take from the cases to come: without it no row says anything.
             allowed = left if name == suite.baseline else share
-            candidates[name] = _qualify(suite, case, name, allowed, last.get(name), clock)
+            candidates[name] = _qualify(suite, case, name, allowed, last.get(name), seconds_left)
         last = candidates
         # What qualifying took is not taken from the rounds, as long as the suite has time left.
         share = max(floor, min(share, budget - (time.monotonic() - begin)))
-        _time(suite, case, candidates, results, stopwatch, (share, beyond), clock, rounds)
+        _time(suite, case, candidates, results, stopwatch, (share, beyond), seconds_left, rounds)
         results.rows += [candidate.row for candidate in candidates.values()]
         yield
 
 
-def _qualify(suite: Suite, case: Any, name: str, budget: float, smaller: Candidate | None, clock: _Clock) -> Candidate:
+def _qualify(
+    suite: Suite, case: Any, name: str, budget: float, smaller: Candidate | None, seconds_left: SecondsLeft
+) -> Candidate:
     """Whether a competitor fits and is right, and what memory it takes."""
     row = Row(suite.name, case.as_dict(), case.size, name)
 
@@ -234,14 +226,14 @@ def _qualify(suite: Suite, case: Any, name: str, budget: float, smaller: Candida
         why = f"an iteration would take some {expected:.1f} s, and {LEAST_ROUNDS} of them more than the "
         why += f"{budget:.1f} s for it"
         return ends(NOT_RUN, why, expected)
-    if clock.is_up():
+    if seconds_left() <= 0:
         return ends(NOT_RUN, NO_TIME)
     if suite.isolated and not device.startswith("cuda"):
         # Whoever hangs leaves half of a run's time to those that have qualified already.
-        patience = min(max(PATIENCE, budget), clock.left * (1.0 if name == suite.baseline else 0.5))
+        patience = min(max(PATIENCE, budget), seconds_left() * (1.0 if name == suite.baseline else 0.5))
         outcome = in_own_process(suite, case, name, limit, patience, known_right=smaller is not None, budget=budget)
     else:
-        outcome = check_and_measure(suite, case, name, budget=budget, patience=clock.left)
+        outcome = check_and_measure(suite, case, name, budget=budget, patience=seconds_left())
     row.memory = outcome.memory
     return ends(outcome.outcome, outcome.why, outcome.seconds)
 
@@ -277,7 +269,7 @@ def _time(
     results: Results,
     stopwatch: Stopwatch,
     seconds: tuple[float, float],
-    clock: _Clock,
+    seconds_left: SecondsLeft,
     rounds: int,
 ) -> None:
     """Time all that are left, and write down what they took.
@@ -304,7 +296,7 @@ def _time(
         beyond=beyond,
         most=rounds,
         always=(suite.baseline or "", _MATMUL),
-        out_of_time=clock.is_up,
+        out_of_time=lambda: seconds_left() <= 0,
     )
     product = iterations.get(_MATMUL, Iterations()).parts.get(WHOLE)
     if product is not None:
@@ -323,6 +315,6 @@ def _time(
         if timing is None:
             continue
         if first is not None and name != suite.baseline:
-            candidate.row.ratio = timing.against(first).as_dict()
+            candidate.row.ratio = asdict(timing.against(first))
         if product is not None:
-            candidate.row.share = product.against(timing).scaled(case.flops() / work).as_dict()
+            candidate.row.share = asdict(product.against(timing).scaled(case.flops() / work))

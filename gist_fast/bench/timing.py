@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 LEAST_ROUNDS = 3
@@ -60,9 +60,6 @@ class Ratio:
 
     def scaled(self, factor: float) -> Ratio:
         return Ratio(self.low * factor, self.median * factor, self.high * factor, self.rounds)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

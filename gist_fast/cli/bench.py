@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gist_fast.cli.ctrl_c import interruptible
-from gist_fast.cli.output import Json, expanded, note, only_results_on_stdout, print_json, print_table
+from gist_fast.cli.output import Json, check_report, expanded, note, only_results_on_stdout, print_json, print_table
 from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.files import try_to_write, write_whole
 
@@ -73,13 +73,13 @@ def bench(
         _check(device, dtype, seconds, report, overwrite)
         from gist_fast.bench.run import BUDGETS, run, suites_named
         from gist_fast.bench.suite import Scope
-        from gist_fast.runtime.environment import device_name
+        from gist_fast.runtime.environment import best_device, device_name
 
-        place, extent = _device(device), _scale(scale, quick)
+        place, extent = device or best_device(), _scale(scale, quick)
         chosen = suites_named(suite, place)
         _check_looked_at(context, chosen)
         folder = output.expanduser() / device_name(place)
-        _check_folder(folder)
+        try_to_write(folder, "--output", "name another folder")
         budget = seconds or BUDGETS[extent]
         results = run(
             chosen,
@@ -137,8 +137,7 @@ def show(
 
     if plots:
         check_matplotlib("--plots")
-    if report is not None:
-        _check_report(report, overwrite)
+    _check_report(report, overwrite)
     results = read(file)
     drawn = pictures(results) if plots or report is not None else {}
     if plots:
@@ -227,12 +226,6 @@ def _sizes(text: str | None) -> tuple[int, ...]:
     return sizes
 
 
-def _device(device: str | None) -> str:
-    import torch
-
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _scale(scale: str | None, quick: bool) -> str:
     from gist_fast.bench.suite import SCALES
     from gist_fast.functional.values import check_choice
@@ -260,8 +253,7 @@ def _check(device: str | None, dtype: str, seconds: float | None, report: Path |
         raise InputError(f"--device: expected cpu or cuda, got {device!r}.")
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device: expected cpu, got {device!r}; this torch finds no GPU.")
-    if report is not None:
-        _check_report(report, overwrite)
+    _check_report(report, overwrite)
 
 
 def _check_looked_at(context: typer.Context, chosen: Sequence[Suite]) -> None:
@@ -280,17 +272,13 @@ def _is_given(context: typer.Context, parameter: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _check_report(report: Path, overwrite: bool) -> None:
-    from gist_fast.report.page import check_path
-    from gist_fast.report.plots import check_matplotlib
-
-    check_matplotlib()
+def _check_report(report: Path | None, overwrite: bool) -> None:
     # Anything else might be, or come to be, results or a plot: what was measured must not be lost to --overwrite.
-    if report.suffix.lower() not in PAGES and not report.is_dir():
+    if report is not None and report.suffix.lower() not in PAGES and not report.is_dir():
         raise InputError(
             f"--report: expected a file that ends in {' or '.join(PAGES)}, such as {report.stem}.html, got {report}."
         )
-    check_path(report, overwrite=overwrite)
+    check_report(report, overwrite)
 
 
 def _refuse_options(context: typer.Context) -> None:
@@ -303,23 +291,6 @@ def _refuse_options(context: typer.Context) -> None:
                 f"{parameter.opts[0]}: is an option of gist-fast bench, and {command} measures nothing; leave it out, "
                 f"or put it behind {command} if `gist-fast bench {command} --help` names it."
             )
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise `InputError` where results could not be written, before anything is measured.
-
-    Nothing is left there: a run that is interrupted leaves no empty folder.
-    """
-
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise InputError(f"--output: expected a folder, or one that does not exist yet; {there} is a file.")
-    try:
-        try_to_write(there)
-    except OSError as error:
-        raise InputError(
-            f"--output: {there} cannot be written to ({error.strerror or error}); name another folder."
-        ) from None
 
 
 def _check_timed(results: Results, budget: float) -> None:

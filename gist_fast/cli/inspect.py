@@ -109,6 +109,7 @@ def inspect(
         from gist_fast.inspection import inspect_batch
         from gist_fast.inspection.advice import advice
         from gist_fast.report.inspection import PAIRS
+        from gist_fast.runtime.environment import best_device
 
         make = functools.partial(reader, device=device, before_forward=ctrl_c.check)
         read = None if guide is None else make(guide, "guide", guide_prompt, max_length=guide_max_length)
@@ -132,9 +133,10 @@ def inspect(
             contrast_positives=not no_contrast_positives,
             hard=hard,
         )
+        place = device or best_device()
         same = None
         if duplicates != BATCH:
-            options = {"near": near, "rows": rows, "most": most, "device": _device(device)}
+            options = {"near": near, "rows": rows, "most": most, "device": place}
             same = _find_duplicates(dataset, read, ctrl_c, options)
         told = advice(found, same)
         if report is not None:
@@ -150,7 +152,7 @@ def inspect(
                 "student": student,
                 "margin": f"{margin:g}, {margin_strategy}",
                 "variants": ", ".join(name for name, given in asked.items() if given),
-                **machine_facts(_device(device)),
+                **machine_facts(place),
             }
             ctrl_c.check()
             said = {name: fact for name, fact in facts.items() if fact}
@@ -217,12 +219,6 @@ def _find_duplicates(dataset: Dataset, guide: Encode | None, ctrl_c: CtrlC, opti
             bar.update(done - bar.n)
 
         return find_duplicates(dataset, guide, on_progress=on_progress, **options)
-
-
-def _device(asked: str | None) -> str:
-    import torch
-
-    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _as_dict(found: Inspection, same: Duplicates | None, limit: int | None) -> dict[str, Any]:

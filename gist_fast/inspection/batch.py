@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -180,33 +181,34 @@ def inspect_rows(
     numbers = tuple(row + 1 for row in rows)
     columns = text_columns(batch)
     texts = {column: list(batch[column]) for column in columns}
-    guided = carried(batch, columns) if guide is None else encoded(texts, guide)
-    check_finite(guided, columns, numbers, "guide")
-    studied = None if student is None else encoded(texts, student)
-    if studied is not None:
-        check_finite(studied, columns, numbers, "student")
+
+    def units(encode: Encode | None, role: str) -> list[Tensor]:
+        found = carried(batch, columns) if encode is None else encoded(texts, encode)
+        check_finite(found, columns, numbers, role)
+        return [unit_rows(values) for values in found]
+
+    unit = units(guide, "guide")
+    student_unit = None if student is None else units(student, "student")
     blocks = make_blocks(len(rows), [len(rows)] * (len(columns) - 1), config)
-    unit = [unit_rows(values) for values in guided]
-    student_unit = None if studied is None else [unit_rows(values) for values in studied]
     numbered = None if config.groups is None else _groups(batch, config.groups, texts[columns[0]])
     row_margins: Tensor | float = 0.0
     if config.row_margins:
         row_margins = torch.tensor(_beside(batch, MARGIN, "row_margins: True"), dtype=torch.float32)
     pass_over = _Pass(unit, student_unit, config, numbered, row_margins, margins, most)
-    for block in blocks:
-        pass_over.take(block)
+    for number, block in enumerate(blocks):
+        pass_over.take(number, block)
     among = Texts.of(texts, numbers)
     return Inspection(
         rows=numbers,
-        compared=pass_over.compared,
-        counts=pass_over.counts,
-        ties=pass_over.ties,
+        compared=dict(pass_over.compared),
+        counts=dict(pass_over.counts),
+        ties=dict(pass_over.ties),
         rows_emptied=int((pass_over.kept == 0).sum()),
         dropped=pass_over.pairs(blocks, texts, numbers),
         student_above=pass_over.student_above if student_unit else None,
-        margins=pass_over.counter.outcomes(pass_over.compared),
+        margins=pass_over.counter.outcomes(dict(pass_over.compared)),
         duplicates=duplicates_among(among, [unit[k][first] for k, first in enumerate(among.first)], near, most),
-        easy=pass_over.easy if config.hard else None,
+        easy=dict(pass_over.easy) if config.hard else None,
     )
 
 
@@ -236,33 +238,29 @@ class _Pass:
         self.thresholds = make_thresholds(own, margin, relative=relative, mask_ties=mask_ties, band=self.guide_tie)
         self.counter = MarginCounter(own, self.guide_tie, margins, mask_ties, row_margins)
         self.best = Best(most)
-        self.compared: dict[str, int] = {}
-        self.counts: dict[str, int] = {}
-        self.ties: dict[str, int] = {}
-        self.easy: dict[str, int] = {}
+        # By block.
+        self.compared, self.counts, self.ties, self.easy = (Counter[str]() for _ in range(4))
         self.kept = torch.zeros(len(own), dtype=torch.int64)
         """``[B]``: the negatives that stay of each row."""
         self.student_above = 0
-        self._blocks = 0
 
-    def take(self, block: Block) -> None:
-        """Go over a block's scores."""
-        number, self._blocks = self._blocks, self._blocks + 1
-        self.compared[block.name] = self.counts[block.name] = self.ties[block.name] = self.easy[block.name] = 0
+    def take(self, number: int, block: Block) -> None:
+        """Go over the scores of a block, which is `number` in the order of blocks."""
         for rows in tiles(block):
             found = scores(self.guide, block, rows, self.groups)
             counts = torch.isfinite(found)
             self.compared[block.name] += int(counts.sum())
             studied = None if self.student is None else scores(self.student, block, rows)
-            below = self._below(studied, rows)
+            below = None  # what the student ranks below the row's positive, where that matters
+            if studied is not None and self.student_thresholds is not None:
+                below = easy_for_student(studied, self.student_thresholds[rows])
             self.counter.add(block, rows, found, None if below is None else below & counts)
             masked = masked_by_guide(found, self.thresholds[rows])
             self.counts[block.name] += int(masked.sum())
             self.ties[block.name] += int(((found >= self.lowered[rows, None] - self.guide_tie) & ~masked).sum())
             kept = counts & ~masked
-            if below is not None:
-                self.easy[block.name] += int((kept & below).sum())
-                kept &= ~below
+            self.easy[block.name] += 0 if below is None else int((kept & below).sum())
+            kept = kept if below is None else kept & ~below
             self.kept[rows] += kept.sum(dim=1)
             i, j = masked.nonzero(as_tuple=True)
             guided, threshold = found[i, j].double(), self.lowered[rows][i].double()
@@ -273,12 +271,6 @@ class _Pass:
                 self.student_above += int((similar > own + self.student_tie).sum())
             of_block = torch.full_like(i, number)
             self.best.add(guided - threshold, of_block, i + rows.start, j, guided, threshold, similar, own)
-
-    def _below(self, studied: Tensor | None, rows: slice) -> Tensor | None:
-        """``[n, columns]``: what the student ranks below the row's positive; None where that does not matter."""
-        if studied is None or self.student_thresholds is None:
-            return None
-        return easy_for_student(studied, self.student_thresholds[rows])
 
     def pairs(
         self, blocks: Sequence[Block], texts: Mapping[str, list[str]], numbers: Sequence[int]

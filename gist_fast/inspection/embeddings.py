@@ -26,14 +26,14 @@ def encoded(texts: Mapping[str, Sequence[str]], encode: Encode) -> list[Tensor]:
     found = []
     for position, (column, values) in enumerate(texts.items()):
         distinct = {text: place for place, text in enumerate(dict.fromkeys(values))}
-        embeddings = _plain(encode(list(distinct), column, position))
+        embeddings = encoded_once(list(distinct), column, position, encode)
         found.append(embeddings[[distinct[text] for text in values]])
     return found
 
 
-def encoded_once(distinct: Sequence[str], column: str, position: int, encode: Encode) -> Tensor:
+def encoded_once(distinct: list[str], column: str, position: int, encode: Encode) -> Tensor:
     """The embeddings of texts of one column, which are distinct already."""
-    return _plain(encode(list(distinct), column, position))
+    return encode(distinct, column, position).detach().float().cpu()
 
 
 def carried(rows: Dataset, columns: Sequence[str]) -> list[Tensor]:
@@ -68,7 +68,3 @@ def check_finite(embeddings: Sequence[Tensor], columns: Sequence[str], rows: Seq
                 f"{role}: its embedding of row {rows[int(bad[0, 0])]} (the first is 1), column {column!r}, is not "
                 "finite; look at the model, or at the text of that row."
             )
-
-
-def _plain(embeddings: Tensor) -> Tensor:
-    return embeddings.detach().float().cpu()

@@ -85,17 +85,7 @@ def check_path(path: Path, *, overwrite: bool = False) -> None:
         raise InputError(f"{path}: is a folder; name the report's file, such as {path / 'report.html'}.")
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists; name another file for the report, or replace it with --overwrite.")
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise InputError(f"{path}: {folder} is a file, not a folder; name another place for the report.")
-    try:
-        try_to_write(folder)
-    except OSError as error:
-        raise InputError(
-            f"{path}: {folder} cannot be written to ({error.strerror or error}); name another place for the report."
-        ) from None
+    try_to_write(path.absolute().parent, str(path), "name another place for the report")
 
 
 def write_page(path: Path, page: str, *, overwrite: bool = False) -> None:

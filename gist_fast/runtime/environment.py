@@ -53,6 +53,13 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     return {**about, **versions(MEASURED)}
 
 
+def best_device() -> str:
+    """``cuda`` where there is a card, else ``cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def device_name(device: str = "cpu") -> str:
     """A folder's name: ``cpu-2-threads``, or the card's."""
     import torch

@@ -16,21 +16,29 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from gist_fast.runtime.errors import InputError
+
 PREVIOUS = ".previous"
 """Added to a folder's name while it is replaced."""
 _PARTIAL = re.compile(r"\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+\.partial")
 
 
-def try_to_write(folder: Path) -> None:
-    """Write a file in a folder that exists, before the work whose results go there; nothing is left behind.
+def try_to_write(folder: Path, name: str, advice: str) -> None:
+    """Try, before the work whose results go to `folder`, to write there, or where it would be made; nothing is left.
 
     Raises:
-        OSError: it cannot be done.
+        InputError: it cannot be done; the message begins with `name` and ends in `advice`.
     """
-    # The rights of the folder do not tell: a disk can be full, or read-only.
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".gist-fast.", suffix=".part") as file:
-        file.write(b" ")
-        file.flush()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{name}: {there} is a file, not a folder; {advice}.")
+    try:
+        # The rights of the folder do not tell: a disk can be full, or read-only.
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".gist-fast.", suffix=".part") as file:
+            file.write(b" ")
+            file.flush()
+    except OSError as error:
+        raise InputError(f"{name}: {there} cannot be written to ({error.strerror or error}); {advice}.") from None
 
 
 @contextlib.contextmanager
