@@ -64,6 +64,20 @@ def test_a_wrong_result_is_seen_and_not_timed(monkeypatch):
     assert check_and_measure(SUITE, case, "plain").outcome == "wrong"
 
 
+@pytest.mark.parametrize("name", ["gist_fast", "gist_fast tiled", "gist_fast reference"])
+def test_in_bfloat16_ours_are_held_to_less_than_others(name, monkeypatch):
+    def off_by_three_per_cent(case):
+        right = peers.ours(case, "reference")
+        return lambda e: right(e) * 1.03
+
+    case = LossCase(61, 24, 17, dtype="bfloat16")
+    for who in (name, "plain"):
+        monkeypatch.setitem(PEERS, who, Peer(who, lambda case: None, off_by_three_per_cent))
+    SUITE.check(case, "plain")
+    with pytest.raises(WrongResult, match="allowed 2e-02"):
+        SUITE.check(case, name)
+
+
 @pytest.mark.parametrize(("guide", "blocks"), KINDS)
 def test_sampled_rows_have_the_reference_s_gradients(guide, blocks, monkeypatch):
     monkeypatch.setattr(exact, "CHUNK_PAIRS", 61 * 7)

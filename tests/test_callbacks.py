@@ -154,8 +154,20 @@ class TestDevice:
         assert set(source.figures([source.amounts()])) == {"process_memory_mib"}
 
     def test_processes_are_added_up_but_not_with_one_missing(self):
-        one = {"memory": 10.0, "pairs": 2.0, "energy": 5.0, "power": 50.0, "gpu_allocated_peak_mib": 3.0}
-        other = {"memory": 20.0, "pairs": 3.0, "energy": 15.0, "power": 70.0, "gpu_allocated_peak_mib": 4.0}
+        one = {
+            "process_memory_mib": 10.0,
+            "pairs": 2.0,
+            "gpu_energy_j": 5.0,
+            "gpu_power_w": 50.0,
+            "gpu_allocated_peak_mib": 3.0,
+        }
+        other = {
+            "process_memory_mib": 20.0,
+            "pairs": 3.0,
+            "gpu_energy_j": 15.0,
+            "gpu_power_w": 70.0,
+            "gpu_allocated_peak_mib": 4.0,
+        }
         assert DeviceCallback().figures([one, other]) == {
             "process_memory_mib": 30.0,
             "gpu_power_w": 120.0,
@@ -163,7 +175,7 @@ class TestDevice:
             "energy_per_pair_j": 4.0,
             "gpu_allocated_peak_mib": 4.0,
         }
-        del other["energy"], other["power"]
+        del other["gpu_energy_j"], other["gpu_power_w"]
         assert set(DeviceCallback().figures([one, other])) == {"process_memory_mib", "gpu_allocated_peak_mib"}
 
     def test_the_card_is_named_as_torch_names_it(self, monkeypatch, caplog):

@@ -251,7 +251,7 @@ class TestDryRun:
             (["--temperature", "0"], "temperature: expected a finite float above 0, got 0."),
             (["--load_best_model_at_end"], "training: --load_best_model_at_end"),
             (["--resume_from_checkpoint", "x"], "the command continues a run with --resume instead"),
-            (["--max_steps", "many"], "training.max_steps takes a whole number; got 'many'"),
+            (["--max_steps", "many"], "training.max_steps: expected a whole number, got 'many'"),
         ],
     )
     def test_finds_what_is_wrong(self, run, config, overrides, says):

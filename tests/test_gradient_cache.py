@@ -10,7 +10,7 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 from gist_fast.losses.activation_memory import GIB, ActivationMemory, measure_kept
-from gist_fast.losses.gradient_cache import GradientCache, _Room
+from gist_fast.losses.gradient_cache import GradientCache, _Budget
 from gist_fast.losses.guide import TOKENS
 from gist_fast.losses.micro_batches import MicroBatches
 from gist_fast.runtime.errors import InputError
@@ -120,7 +120,7 @@ def test_the_budget_is_kept(student, pairs):
         for _ in range(3):
             cache = GradientCache(student, columns, memory)
             cache.embed()
-            held = [sizes[p.column, p.group] for p in cache._parts if p.embedding is not None]
+            held = [sizes[p.column, p.group] for p in cache._micro_batches if p.embedding is not None]
             spare = max(sizes.values()) if cache.kept < 1 else 0
             assert sum(held) + spare <= limit * sum(sizes.values())
             assert (limit > 1) == (cache.kept == 1)
@@ -299,7 +299,7 @@ def test_copies_of_the_loss_share_nothing(student, guide, pairs):
 
 @pytest.mark.parametrize("value", [-1, "all", True, None])
 def test_wrong_memory(value, student, guide):
-    with pytest.raises(ValueError, match=r"activation_memory: got .*; 'auto', or a number of GiB"):
+    with pytest.raises(ValueError, match="activation_memory: expected 'auto', or a number of GiB of at least 0, got "):
         CachedGISTEmbedLoss(student, guide, activation_memory=value)
 
 
@@ -310,13 +310,13 @@ def test_room_before_anything_was_seen():
         tokens = (10, 5, 5)
 
     memory = ActivationMemory(1.0)
-    room = _Room(memory, [Column()], budget=100)
-    assert room.has_for(10)
+    room = _Budget(memory, [Column()], budget=100)
+    assert room.likely_fits(10)
     assert not room.take(10, 60), "no room for it and for a second pass of the like"
-    assert room.has_for(5)
+    assert room.likely_fits(5)
     assert room.take(5, 30)
-    assert not room.has_for(5)
-    assert _Room(memory, [Column()], budget=120).take(10, 60), "all fit, so there is no second pass"
+    assert not room.likely_fits(5)
+    assert _Budget(memory, [Column()], budget=120).take(10, 60), "all fit, so there is no second pass"
 
 
 def test_the_guide_reads_micro_batches_of_its_own(student, guide, pairs, monkeypatch):

@@ -273,11 +273,11 @@ def test_wrong_arguments(name, student, guide):
         ({"margin_strategy": "none"}, "margin_strategy: expected 'absolute' or 'relative', got 'none'"),
         ({"margin": "0.1"}, "margin: expected a finite float, got '0.1'"),
         ({"backend": "gpu"}, "backend: expected 'auto', 'triton', 'tiled' or 'reference', got 'gpu'"),
-        ({"guided": False}, "guided: False, though a guide came"),
+        ({"guided": False}, "guided: expected True with a guide, got False"),
     ]:
         with pytest.raises((ValueError, TypeError), match=message):
             make(ours, name, student, guide, **change)
-    with pytest.raises(ValueError, match="mini_batch_size: got 0"):
+    with pytest.raises(ValueError, match="mini_batch_size: expected an int of at least 1, got 0"):
         ours.CachedGISTEmbedLoss(student, guide, mini_batch_size=0)
     with pytest.raises(ValueError, match=r"the dataset gives 1 text column"):
         make(ours, name, student, guide)([student.preprocess(["alone"])], None)

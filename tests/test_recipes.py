@@ -212,15 +212,15 @@ class TestLora:
     @pytest.mark.parametrize(
         ("lora", "says"),
         [
-            ({"r": 0}, "student.lora.r must be at least 1; got 0."),
-            ({"dropout": 1}, "student.lora.dropout must be at least 0 and below 1; got 1"),
+            ({"r": 0}, "student.lora.r: expected an int of at least 1, got 0."),
+            ({"dropout": 1}, "student.lora.dropout: expected a finite float of at least 0 and below 1, got 1"),
             (
                 {"target_modules": []},
                 "student.lora.target_modules: expected names of layers",
             ),
             ({"rank": 4}, "unknown key 'rank' in student.lora"),
-            ({"r": "many"}, "student.lora.r takes a whole number; got 'many'"),
-            (16, "student.lora takes a mapping with r, alpha, dropout, target_modules; got 16."),
+            ({"r": "many"}, "student.lora.r: expected a whole number, got 'many'"),
+            (16, "student.lora: expected a mapping with r, alpha, dropout, target_modules, got 16."),
         ],
     )
     def test_what_is_wrong_in_the_section(self, tmp_path, lora, says):

@@ -27,11 +27,9 @@ def doctor(as_json: Json = False) -> None:
         ("device", "type", "backend", "why"),
         [(choice.device, choice.dtype, choice.backend, choice.reason) for choice in report.choices],
     )
+    padding = {True: "flattened, without padding", False: "padded to others of like length"}
     print_table(
         "Padding",
         ("device", "type", "texts are", "why"),
-        [(choice.device, choice.dtype, _PADDING[choice.padding_free], choice.reason) for choice in report.attention],
+        [(a["device"], a["dtype"], padding[a["padding_free"]], a["reason"]) for a in report.attention],
     )
-
-
-_PADDING = {True: "flattened, without padding", False: "padded to others of like length"}

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from gist_fast.guide_columns import Report
-    from gist_fast.guide_columns.share import Team
 
 
 def embed_guide(
@@ -60,22 +59,21 @@ def embed_guide(
     with only_results_on_stdout():
         from gist_fast.data.load import load_texts
         from gist_fast.data.save import check_folder, save_whole
-        from gist_fast.pipeline.models import check_model
+        from gist_fast.pipeline.models import check_model, load_model
 
         check_model(guide, "guide")
         check_folder(output, overwrite)
         dataset = load_texts(data, split=split, columns=parse_columns(columns))
         from gist_fast.guide_columns import Report
+        from gist_fast.guide_columns import embed_guide as add_columns
         from gist_fast.guide_columns.share import Team
 
         report = Report()
         try:
             team = Team()
-            embedded = _embed(
-                team,
+            embedded = add_columns(
                 dataset,
-                guide,
-                device,
+                load_model(guide, "guide", device=device or team.device),
                 prompts=_prompts(prompt, dataset.column_names),
                 batch_size=batch_size,
                 batch_tokens=batch_tokens,
@@ -109,18 +107,6 @@ def _prompts(given: list[str] | None, columns: list[str]) -> dict[str, str] | st
             f"{len(given)}, of which {given[named.index(False)]!r} is for no column."
         )
     return given[0]
-
-
-def _embed(team: Team, dataset: Dataset, name: str, device: str | None, **options: Any) -> Dataset:
-    from gist_fast.guide_columns import embed_guide
-    from gist_fast.pipeline.models import load_model
-
-    if device is None and team.size > 1:
-        from accelerate import PartialState
-
-        device = str(PartialState().device)
-    # By a text column only: embeddings that the data carry are no texts.
-    return embed_guide(dataset, load_model(name, "guide", device=device), **options)
 
 
 def _kept(report: Report) -> str:

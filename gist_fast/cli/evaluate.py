@@ -75,10 +75,8 @@ def evaluate(
         for role, name in names.items():
             check_model(name, role)
         tasks = None if config is None else load_tasks(config)
-        mteb_tasks = []
-        if mteb:
-            mteb_tasks = find_tasks(mteb)
-            load_data(mteb_tasks)
+        mteb_tasks = find_tasks(mteb) if mteb else []
+        load_data(mteb_tasks)
         results = evaluate_models(
             names,
             tasks,

@@ -132,31 +132,29 @@ def inspect(
             contrast_positives=not no_contrast_positives,
             hard=hard,
         )
-        same = None if duplicates == BATCH else _find_duplicates(dataset, read, near, rows, most, device, ctrl_c)
+        same = None
+        if duplicates != BATCH:
+            options = {"near": near, "rows": rows, "most": most, "device": _device(device)}
+            same = _find_duplicates(dataset, read, ctrl_c, options)
         told = advice(found, same)
         if report is not None:
             from gist_fast.report.facts import machine_facts
             from gist_fast.report.inspection import inspection_page
             from gist_fast.report.page import write_page
 
-            asked = {
-                "mask_ties": mask_ties,
-                f"groups {groups}": groups is not None,
-                "row_margins": row_margins,
-                "hard": hard,
-            }
-            variants = ", ".join(name for name, given in asked.items() if given)
+            asked = {"mask_ties": mask_ties, f"groups {groups}": groups, "row_margins": row_margins, "hard": hard}
             facts = {
                 "data": data,
                 "rows": f"{found.first_row} to {found.last_row} of {len(dataset)}",
                 "guide": guide or "its embeddings in the data",
-                **({"student": student} if student else {}),
+                "student": student,
                 "margin": f"{margin:g}, {margin_strategy}",
-                **({"variants": variants} if variants else {}),
-                **machine_facts("cuda" if device is None and _has_cuda() else device or "cpu"),
+                "variants": ", ".join(name for name, given in asked.items() if given),
+                **machine_facts(_device(device)),
             }
             ctrl_c.check()
-            write_page(report, inspection_page(found, facts, same), overwrite=overwrite)
+            said = {name: fact for name, fact in facts.items() if fact}
+            write_page(report, inspection_page(found, said, same), overwrite=overwrite)
             done.append(str(report))
     if as_json:
         print_json({**_as_dict(found, same, limit or None), "advice": told, "report": report and str(report)})
@@ -183,10 +181,8 @@ def _margins(text: str | None) -> list[float]:
 def _check_beside(roles: dict[str, str] | list[str] | None, groups: str | None, row_margins: bool) -> None:
     """Refuse a group or a margin a row that would be read and ignored, and options that lack theirs."""
     named = roles if isinstance(roles, dict) else {}
-    for role, wanted, option in (
-        ("group", groups == "column", "--groups column"),
-        ("margin", row_margins, "--row-margins"),
-    ):
+    options = ("group", groups == "column", "--groups column"), ("margin", row_margins, "--row-margins")
+    for role, wanted, option in options:
         if role in named and not wanted:
             raise typer.BadParameter(
                 f"{role}={named[role]} would be ignored; give {option} too, or leave it out.", param_hint="--columns"
@@ -206,20 +202,12 @@ def _duplicate_rows(text: str) -> int | None:
     return int(text)
 
 
-def _find_duplicates(
-    dataset: Dataset,
-    guide: Encode | None,
-    near: float,
-    rows: int | None,
-    most: int | None,
-    device: str | None,
-    ctrl_c: CtrlC,
-) -> Duplicates:
+def _find_duplicates(dataset: Dataset, guide: Encode | None, ctrl_c: CtrlC, options: dict[str, Any]) -> Duplicates:
     from tqdm.auto import tqdm
 
     from gist_fast.inspection import find_duplicates
 
-    where = device or ("cuda" if _has_cuda() else "cpu")
+    rows = options["rows"]
     note("Comparing the texts of all rows." if rows is None else f"Comparing the texts of the first {rows} rows.")
     with tqdm(desc="Comparing", unit="tile", disable=None, file=sys.stderr) as bar:
 
@@ -228,13 +216,13 @@ def _find_duplicates(
             bar.total = tiles
             bar.update(done - bar.n)
 
-        return find_duplicates(dataset, guide, near=near, rows=rows, most=most, device=where, on_progress=on_progress)
+        return find_duplicates(dataset, guide, on_progress=on_progress, **options)
 
 
-def _has_cuda() -> bool:
+def _device(asked: str | None) -> str:
     import torch
 
-    return torch.cuda.is_available()
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _as_dict(found: Inspection, same: Duplicates | None, limit: int | None) -> dict[str, Any]:
@@ -282,16 +270,12 @@ def _blocks(found: Inspection) -> dict[str, dict[str, Any]]:
 def _print(found: Inspection, same: Duplicates, data: str, limit: int | None, told: list[str]) -> None:
     from gist_fast.report.inspection import clipped, margin_table, near_rows, places
 
-    hard = found.easy is not None
-    head = ("block", "pairs compared", "dropped", "share")
-    print_table(
-        f"Rows {found.first_row} to {found.last_row} of {data}",
-        (*head, "easy") if hard else head,
-        [
-            (name, c["compared"], c["dropped"], f"{c['share']:.2%}") + ((c["easy"],) if hard else ())
-            for name, c in _blocks(found).items()
-        ],
-    )
+    head = ["block", "pairs compared", "dropped", "share", *(["easy"] if found.easy is not None else [])]
+    blocks = [
+        (name, block["compared"], block["dropped"], f"{block['share']:.2%}", block.get("easy"))[: len(head)]
+        for name, block in _blocks(found).items()
+    ]
+    print_table(f"Rows {found.first_row} to {found.last_row} of {data}", head, blocks)
     _print_dropped(found, limit, functools.partial(clipped, most=CELL))
     for strategy in dict.fromkeys(outcome.strategy for outcome in found.margins):
         table = margin_table(strategy, [outcome for outcome in found.margins if outcome.strategy == strategy])
@@ -314,19 +298,25 @@ def _print_dropped(found: Inspection, limit: int | None, shown: Callable[[str], 
     if not found.total_dropped:
         typer.echo("The guide drops no pair of this batch.")
         return
-    pairs = found.dropped[:limit]
-    student = found.student_above is not None
-    head = ["block", "row", "with", "text", "other text", "guide", "threshold"]
-    print_table(
-        f"Dropped pairs: {len(pairs)} of {found.total_dropped}",
-        [*head, "student", "ranks"] if student else head,
-        [
-            (pair.block, pair.row, pair.other_row, shown(pair.text), shown(pair.other_text), pair.guide, pair.threshold)
-            + ((pair.student, pair.student_ranks) if student else ())
-            for pair in pairs
-        ],
-    )
-    if student:
+    pairs = [
+        (
+            p.block,
+            p.row,
+            p.other_row,
+            shown(p.text),
+            shown(p.other_text),
+            p.guide,
+            p.threshold,
+            p.student,
+            p.student_ranks,
+        )
+        for p in found.dropped[:limit]
+    ]
+    head = ["block", "row", "with", "text", "other text", "guide", "threshold", "student", "ranks"]
+    width = len(head) if found.student_above is not None else head.index("student")
+    title = f"Dropped pairs: {len(pairs)} of {found.total_dropped}"
+    print_table(title, head[:width], [pair[:width] for pair in pairs])
+    if found.student_above is not None:
         typer.echo(
             f"The student ranks {found.student_above} of the {found.total_dropped} dropped pairs above the row's own "
             "positive."

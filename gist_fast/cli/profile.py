@@ -35,10 +35,7 @@ def profile(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output",
-            metavar="DIR",
-            callback=expanded,
-            help="Folder to write; by default <the file's name>-profile here.",
+            metavar="DIR", callback=expanded, help="Folder to write; by default <the file's name>-profile here."
         ),
     ] = None,
     report: Report = None,

@@ -10,8 +10,8 @@ import typer
 from gist_fast.cli.output import (
     INTERRUPTED,
     Json,
+    Report,
     check_report,
-    expanded,
     note,
     only_results_on_stdout,
     print_json,
@@ -37,14 +37,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check files, columns, settings and models, print the plan, and leave.")
     ] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report",
-            callback=expanded,
-            help="At the end, also write one self-contained page of HTML: curves and tables.",
-        ),
-    ] = None,
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a student under a guide.

@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import os
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,6 @@ from gist_fast.config.schema import (
     DataConfig,
     EvaluationConfig,
     GuideConfig,
-    LoraConfig,
     ModelConfig,
     SourceConfig,
     StudentConfig,
@@ -109,18 +108,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     for name in ("student", "data"):
         if name not in sections or sections[name].value is None:
             raise InputError(f"{path}: {name!r} is missing. Add {_EXAMPLES[name]}.")
-    guide = sections.get("guide")
-    unguided = guide is not None and guide.value is None
-    student = _build(StudentConfig, sections["student"], "student")
-    guide = None if guide is None or unguided else _build(GuideConfig, guide, "guide")
-    evaluation = sections.get("evaluation")
+    written = {name: entry for name, entry in sections.items() if entry.value is not None}
+    student = _build(StudentConfig, written["student"], "student")
+    guide = _build(GuideConfig, written["guide"], "guide") if "guide" in written else None
     return TrainConfig(
         student=student,
         guide=guide,
-        unguided=unguided,
-        data=_build(DataConfig, sections["data"], "data"),
+        unguided="guide" in sections and "guide" not in written,
+        data=_build(DataConfig, written["data"], "data"),
         arguments=_arguments(tree, student, guide, str(path)),
-        evaluation=_evaluation(evaluation) if evaluation and evaluation.value is not None else None,
+        evaluation=_evaluation(written["evaluation"]) if "evaluation" in written else None,
         source=str(path),
     )
 
@@ -165,7 +162,7 @@ def _set(tree: Entry, path: tuple[str, ...], entry: Entry) -> None:
             below = node.value[key] = Entry({}, entry.where, entry.base)
         elif not isinstance(below.value, dict):
             # `student: name` is short for `student: {path: name}`.
-            if not _takes_shorthand(path[:depth]):
+            if dataclass_in(hint_of(path[:depth])) not in _TAKES_PATH:
                 raise InputError(
                     f"{below.where}: {'.'.join(path[:depth])} is no mapping, so {entry.where} cannot be set."
                 )
@@ -203,16 +200,12 @@ def _is_flag(path: tuple[str, ...]) -> bool:
     return hint is bool or bool in typing.get_args(hint)
 
 
-def _takes_shorthand(path: tuple[str, ...]) -> bool:
-    return dataclass_in(hint_of(path)) in _TAKES_PATH
-
-
 def _build(cls: type, entry: Entry, key: str) -> Any:
     """A dataclass from a mapping, or from the text that is short for ``{path: text}``."""
     hints = typing.get_type_hints(cls)
     if not isinstance(entry.value, dict):
         if cls not in _TAKES_PATH:
-            raise InputError(f"{entry.where}: {key}: expected a mapping with {_list(hints)}, got {entry.value!r}.")
+            raise InputError(f"{entry.where}: {key}: expected a mapping with {', '.join(hints)}, got {entry.value!r}.")
         path = check(entry, str, key)
         return cls(path=resolve_path(path, entry.base, name_allowed=True))
     _known(entry, hints, key)
@@ -233,23 +226,14 @@ def _build(cls: type, entry: Entry, key: str) -> Any:
         value = check(below, hints[f.name], name)
         if isinstance(value, str) and "path" in f.metadata:
             value = resolve_path(value, below.base, name_allowed=f.metadata["path"] == "file or name")
-        if name.endswith(("max_seq_length", "batch_size", "shuffle_buffer")) and value is not None:
-            check_number(f"{below.where}: {name}", value, at_least=1, whole=True)
-        if cls is LoraConfig:
-            _check_lora_value(below, name, value)
+        if "bounds" in f.metadata and value is not None:
+            check_number(f"{below.where}: {name}", value, **f.metadata["bounds"])
+        if f.name == "target_modules" and value is not None and not value:
+            raise InputError(f"{below.where}: {name}: expected names of layers, or 'all-linear', got nothing.")
         values[f.name] = value
     if values.get("shuffle_buffer") and not values.get("streaming"):
         raise InputError(f"{entry.value['shuffle_buffer'].where}: {key}.shuffle_buffer is for streaming: true.")
     return cls(**values)
-
-
-def _check_lora_value(entry: Entry, name: str, value: Any) -> None:
-    if name.endswith((".r", ".alpha")):
-        check_number(f"{entry.where}: {name}", value, at_least=1, whole=True)
-    if name.endswith(".dropout"):
-        check_number(f"{entry.where}: {name}", value, at_least=0, below=1)
-    if name.endswith(".target_modules") and value is not None and not value:
-        raise InputError(f"{entry.where}: {name}: expected names of layers, or 'all-linear', got nothing.")
 
 
 def _build_sources(entry: Entry, key: str) -> SourceConfig | dict[str, SourceConfig]:
@@ -263,8 +247,8 @@ def _build_sources(entry: Entry, key: str) -> SourceConfig | dict[str, SourceCon
         near = nearest(name, known)
         if near and not isinstance(below.value, dict):
             raise InputError(
-                f"{below.where}: unknown key {name!r} in {key}{near}; known: {_list(known)}. (A dataset of that name "
-                f"would be {name}: {{path: ...}}.)"
+                f"{below.where}: unknown key {name!r} in {key}{near}; known: {', '.join(known)}. (A dataset of that "
+                f"name would be {name}: {{path: ...}}.)"
             )
     return {name: _build(SourceConfig, below, f"{key}.{name}") for name, below in entry.value.items()}
 
@@ -310,7 +294,8 @@ def _evaluation(entry: Entry) -> EvaluationConfig:
     files = {name: getattr(config, name) for name in ("queries", "corpus", "relevant")}
     missing = [name for name, value in files.items() if value is None]
     if 0 < len(missing) < 3:
-        raise InputError(f"{entry.where}: evaluation lacks {_list(missing)}; queries, corpus and relevant go together.")
+        lacking = ", ".join(missing)
+        raise InputError(f"{entry.where}: evaluation lacks {lacking}; queries, corpus and relevant go together.")
     if not missing and config.pairs:
         raise InputError(f"{entry.where}: evaluation has queries, pairs, both for retrieval; keep one.")
     sources = ("pairs", "triplet", "sts", "pair_classification")
@@ -347,17 +332,7 @@ def _known(entry: Entry, names: Iterable[str], key: str) -> None:
         if name in names:
             continue
         inside = f" in {key}" if key else ""
-        elsewhere = _elsewhere(name) if key in ("", "loss", "training") else ""
-        raise InputError(
-            f"{below.where}: unknown key {name!r}{inside}{elsewhere or nearest(name, names)}"
-            + (f"; known: {_list(names)}." if len(names) < 20 else ".")
-        )
-
-
-def _elsewhere(name: str) -> str:
-    sections = [path[:-1] for path in known_paths() if path[-1] == name]
-    return f" (it belongs in {'.'.join(sections[0])})" if sections else ""
-
-
-def _list(names: Iterable[str] | Mapping[str, Any]) -> str:
-    return ", ".join(names)
+        at_home = [path[:-1] for path in known_paths() if path[-1] == name] if key in ("", "loss", "training") else []
+        hint = f" (it belongs in {'.'.join(at_home[0])})" if at_home else nearest(name, names)
+        known = f"; known: {', '.join(names)}" if len(names) < 20 else ""
+        raise InputError(f"{below.where}: unknown key {name!r}{inside}{hint}{known}.")

@@ -11,6 +11,8 @@ from typing import Any
 
 _FILE = {"path": "file"}
 _FILE_OR_NAME = {"path": "file or name"}
+_COUNT: dict[str, Any] = {"bounds": {"at_least": 1, "whole": True}}
+"""What `gist_fast.functional.values.check_number` is to hold a value to; so for the other settings with bounds."""
 PATH_ARGUMENTS = ("output_dir", "resume_from_checkpoint", "logging_dir")
 """Those of the trainer's arguments that are paths."""
 
@@ -24,7 +26,7 @@ class ModelConfig:
     prompts: str | dict[str, str | dict[str, str]] | None = None
     """What to put before the texts in training: one text for all columns, or one a column; with several datasets also
     one a dataset, or a mapping of columns a dataset."""
-    max_seq_length: int | None = None
+    max_seq_length: int | None = field(default=None, metadata=_COUNT)
     """Tokens after which a text is cut; None for the model's own."""
     revision: str | None = None
     trust_remote_code: bool = False
@@ -36,11 +38,11 @@ class ModelConfig:
 class LoraConfig:
     """An adapter to train in place of the student's own weights; see ``peft.LoraConfig``."""
 
-    r: int = 16
+    r: int = field(default=16, metadata=_COUNT)
     """Rank of the added matrices."""
-    alpha: int = 32
+    alpha: int = field(default=32, metadata=_COUNT)
     """What they are scaled by is alpha / r."""
-    dropout: float = 0.0
+    dropout: float = field(default=0.0, metadata={"bounds": {"at_least": 0, "below": 1}})
     target_modules: list[str] | str | None = None
     """Names of the layers that get them, as they end, or ``all-linear``; None: those that peft knows for the kind of
     model."""
@@ -73,7 +75,7 @@ class SourceConfig:
     columns: dict[str, str] | list[str] | None = None
     streaming: bool = False
     """Whether to read the rows as they are needed, in their order; see `gist_fast.data.stream_texts`."""
-    shuffle_buffer: int | None = None
+    shuffle_buffer: int | None = field(default=None, metadata=_COUNT)
     """Rows of a stream that are held, to draw the next one among them; None: the order of the file."""
 
 
@@ -107,7 +109,7 @@ class EvaluationConfig:
     primary: str | None = None
     """Whose score is ``sequential_score``, where several are given: ``retrieval``, ``triplet``, ``sts`` or
     ``pair_classification``; None: the first of these that is given."""
-    batch_size: int = 64
+    batch_size: int = field(default=64, metadata=_COUNT)
     before: bool = True
     """Whether to measure the student before training too."""
 
@@ -141,33 +143,24 @@ def loss_settings() -> list[str]:
     return [name for name in argument_hints() if name not in others]
 
 
-@functools.cache
 def argument_bounds() -> dict[str, dict[str, Any]]:
     """The bounds of those fields that have some, as `gist_fast.functional.values.check_number` takes them."""
     from gist_fast.training.arguments import GISTTrainingArguments
 
-    found = {f.name: f.metadata.get("bounds") for f in dataclasses.fields(GISTTrainingArguments)}
-    return {name: bounds for name, bounds in found.items() if bounds}
+    fields = dataclasses.fields(GISTTrainingArguments)
+    return {f.name: f.metadata["bounds"] for f in fields if f.metadata.get("bounds")}
 
 
 @functools.cache
 def known_paths() -> list[tuple[str, ...]]:
     """Every key that a configuration can have, as a path from the top."""
-    paths: list[tuple[str, ...]] = [("loss", name) for name in loss_settings()]
-    paths += [("training", name) for name in argument_hints()]
-    for name, section in SECTIONS.items():
-        if section is not None:
-            paths += [(name, *path) for path in _paths_of(section)]
-    return paths
+    paths = [("loss", name) for name in loss_settings()] + [("training", name) for name in argument_hints()]
+    return paths + [(name, *path) for name, section in SECTIONS.items() for path in _paths_of(section)]
 
 
-def _paths_of(cls: type) -> list[tuple[str, ...]]:
-    paths: list[tuple[str, ...]] = []
-    for name, hint in typing.get_type_hints(cls).items():
-        paths.append((name,))
-        if (below := dataclass_in(hint)) is not None:
-            paths += [(name, *path) for path in _paths_of(below)]
-    return paths
+def _paths_of(cls: type | None) -> list[tuple[str, ...]]:
+    hints = typing.get_type_hints(cls) if cls else {}
+    return [(name, *path) for name, hint in hints.items() for path in [(), *_paths_of(dataclass_in(hint))]]
 
 
 def hint_of(path: tuple[str, ...]) -> Any:

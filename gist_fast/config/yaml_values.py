@@ -7,6 +7,7 @@ as in ``eval_strategy: no``), and there are no dates and no numbers in base 60.
 from __future__ import annotations
 
 import enum
+import json
 import math
 import re
 import types
@@ -18,7 +19,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from gist_fast.runtime.errors import InputError, nearest
+from gist_fast.runtime.errors import InputError, nearest, nearest_file, shown
 
 MOST_CHOICES = 12
 """How many of a setting's choices an error lists."""
@@ -74,8 +75,7 @@ def read_yaml(path: Path) -> Entry:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-        raise InputError(f"{path}: no such file{near}.") from error
+        raise InputError(f"{path}: no such file{nearest_file(path)}.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start + 1} is not UTF-8; write the file as UTF-8.") from error
     except OSError as error:
@@ -207,15 +207,11 @@ def _choices(hint: Any) -> list[Any]:
 def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
-    if hint is type(None):
-        return value is None
-    if hint is bool:
-        return isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if hint in (str, dict, list):
+    if hint in (type(None), bool, str, dict, list):
         return isinstance(value, hint)
     if _is_enum(hint) or typing.get_origin(hint) is typing.Literal:
         return any(value == choice and type(value) is type(choice) for choice in _choices(hint))
@@ -254,7 +250,5 @@ def _describe(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    shown = (
-        repr(value) if not isinstance(value, bool) and value is not None else str(value).lower().replace("none", "null")
-    )
-    return shown if len(shown) <= 60 else shown[:60] + "..."
+    """A value as it is written in YAML."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else shown(value)

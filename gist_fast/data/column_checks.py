@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gist_fast.runtime.errors import InputError, shown
+from gist_fast.runtime.errors import InputError, nearest, shown
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,19 @@ def wrong_value(at: str, column: Column, value: Any) -> InputError:
         f"{at}, column {column.source!r}: is {'empty' if empty else shown(value)}; {wanted} is needed there, so mend "
         "or remove that row."
     )
+
+
+def no_column(where: object, wanted: str, like: str, names: Sequence[str], hint: str = "") -> InputError:
+    """The error for a column that is not among `names`; the one that is most like `like` is said."""
+    there = ", ".join(map(repr, names)) or "none"
+    return InputError(f"{where}: no column {wanted}{nearest(like, names)}; it has {there}.{hint}")
+
+
+def check_once(where: str, columns: list[str]) -> None:
+    """Refuse a column that is named for two roles."""
+    for column in columns:
+        if columns.count(column) > 1:
+            raise InputError(f"{where}: columns: {column!r} is named for more than one role.")
 
 
 def _first_empty(array: pa.ChunkedArray) -> int | None:

@@ -14,17 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gist_fast.data.column_checks import Column, check_once, check_table, no_column
 from gist_fast.data.embedded_rows import read_as_stored
-from gist_fast.data.names import (
-    ANCHOR,
-    GROUP,
-    GUIDE_SUFFIX,
-    KINDS,
-    POSITIVE,
-    is_text_role,
-    role_order,
-)
-from gist_fast.data.text_files import SUFFIXES, Column, check_table, read_chunks, read_file, suffix_of
+from gist_fast.data.names import ANCHOR, GROUP, GUIDE_SUFFIX, KINDS, POSITIVE, is_text_role, role_order
+from gist_fast.data.text_files import SUFFIXES, Choose, read_chunks, read_file, suffix_of
 from gist_fast.runtime.errors import InputError, first_line, nearest, nearest_file
 
 if TYPE_CHECKING:
@@ -76,8 +69,11 @@ def load_chosen(
     """The same of any columns: `choose` says which to take, from the names there are and ``where``, their source."""
     source = str(source)
     path = Path(source).expanduser()
-    if _is_file(source, split, name):
-        return _from_file(path, choose)
+    if _is_file(source, split, name) or path.is_file():
+        table = read_file(path, functools.partial(choose, where=str(path)))
+        from datasets import Dataset
+
+        return read_as_stored(Dataset(table))
     dataset = _from_directory(path, split, name) if path.exists() else _from_hub(source, split, name)
     return _checked(dataset, choose, f"{source}[{split}]" if split else source)
 
@@ -107,12 +103,10 @@ def stream_texts(
     path = Path(source).expanduser()
     if GROUP in _as_mapping(columns, source):
         raise InputError(f"{source}: columns: group is read as a whole, to number it; leave out streaming.")
-    if _is_file(source, split, name):
+    if _is_file(source, split, name) or path.is_file():
         return _stream_file(path, columns)
     if path.is_dir():
         raise InputError(f"{path}: a saved directory is mapped into memory, not read into it; leave out streaming.")
-    if path.exists():
-        raise InputError(f"{path}: unknown kind of file; it must end in one of {', '.join(SUFFIXES)}.")
     return checked_stream(_from_hub(source, split, name, streaming=True), columns, f"{source}[{split}]")
 
 
@@ -169,15 +163,17 @@ def choose_columns(available: Sequence[str], columns: ColumnNames | None, where:
         roles.setdefault(role, role)
     for role, column in roles.items():
         if column not in available:
-            raise InputError(_missing(role, column, available, where))
-    chosen = []
-    for role in sorted(roles, key=role_order):
-        column = roles[role]
-        chosen.append(Column(column, role, KINDS.get(role, "text")))
-    for role in sorted(roles, key=role_order):
-        embedding = roles[role] + GUIDE_SUFFIX
-        if embedding in available:
-            chosen.append(Column(embedding, role + GUIDE_SUFFIX, "vector"))
+            named, hint = "", f" Rename one, or map it: columns: {{{role}: <name>}}."
+            if role != column:
+                named, hint = f", named for {role}", ""
+            raise no_column(where, f"{column!r}{named}", column, available, hint)
+    in_order = [(role, roles[role]) for role in sorted(roles, key=role_order)]
+    chosen = [Column(column, role, KINDS.get(role, "text")) for role, column in in_order]
+    chosen += [
+        Column(column + GUIDE_SUFFIX, role + GUIDE_SUFFIX, "vector")
+        for role, column in in_order
+        if column + GUIDE_SUFFIX in available
+    ]
     left = [column for column in available if column not in {c.source for c in chosen}]
     if left:
         logger.info("%s: columns left out: %s", where, ", ".join(left))
@@ -218,48 +214,25 @@ def _as_mapping(columns: ColumnNames | None, where: str) -> dict[str, str]:
             )
         if not isinstance(column, str):
             raise InputError(f"{where}: columns: expected the name of a column for {role}, got {column!r}.")
-    used = list(columns.values())
-    for column in used:
-        if used.count(column) > 1:
-            raise InputError(f"{where}: columns: {column!r} is named for more than one role.")
+    check_once(where, list(columns.values()))
     return dict(columns)
-
-
-def _missing(role: str, column: str, available: Sequence[str], where: str) -> str:
-    there = ", ".join(map(repr, available)) or "none"
-    if role == column:
-        return (
-            f"{where}: no column {column!r}{nearest(column, available)}; it has {there}. "
-            f"Rename one, or map it: columns: {{{role}: <name>}}."
-        )
-    return f"{where}: no column {column!r}, named for {role}{nearest(column, available)}; it has {there}."
-
-
-def _from_file(path: Path, choose: Callable[..., Sequence[Column]]) -> Dataset:
-    table = read_file(path, functools.partial(choose, where=str(path)))
-    from datasets import Dataset
-
-    return read_as_stored(Dataset(table))
 
 
 def _stream_file(path: Path, columns: ColumnNames | None) -> IterableDataset:
     from datasets import Features, IterableDataset
 
+    read: dict[str, Any] = {"path": path, "choose": functools.partial(choose_columns, columns=columns, where=str(path))}
     # The first rows tell the columns and their types, and most that can be wrong with a file.
-    first = next(read_chunks(path, lambda names: choose_columns(names, columns, str(path))))
-    return IterableDataset.from_generator(
-        _rows, features=Features.from_arrow_schema(first.schema), gen_kwargs={"path": path, "columns": columns}
-    )
+    features = Features.from_arrow_schema(next(read_chunks(**read)).schema)
+    return IterableDataset.from_generator(_rows, features=features, gen_kwargs=read)
 
 
-def _rows(path: Path, columns: ColumnNames | None) -> Iterator[dict[str, Any]]:
-    for table in read_chunks(path, lambda names: choose_columns(names, columns, str(path))):
+def _rows(path: Path, choose: Choose) -> Iterator[dict[str, Any]]:
+    for table in read_chunks(path, choose):
         yield from table.to_pylist()
 
 
 def _from_directory(path: Path, split: str | None, name: str | None) -> Dataset:
-    if path.is_file():
-        raise InputError(f"{path}: unknown kind of file; it must end in one of {', '.join(SUFFIXES)}.")
     if name:
         raise InputError(f"{path}: name={name!r} chooses a configuration on the hub; a saved directory has none.")
     if not any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
@@ -292,7 +265,7 @@ def _from_hub(source: str, split: str | None, name: str | None, streaming: bool 
             f"{source}: no such file or folder here{nearest_file(Path(source))}, and as a dataset of the hub it cannot "
             f"be loaded ({first_line(error)})."
         ) from error
-    return _one_split(loaded, None if split else split, source)
+    return _one_split(loaded, None, source)
 
 
 def _one_split(loaded: object, split: str | None, where: str) -> Any:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.config.schema import EvaluationConfig, SourceConfig
+from gist_fast.data.column_checks import Column, no_column
 from gist_fast.data.load import load_texts
 from gist_fast.data.names import ANCHOR, POSITIVE, text_columns
-from gist_fast.data.text_files import Column, read_file
+from gist_fast.data.text_files import read_file
 from gist_fast.evaluation.scored_pairs import ScoredPairs, load_labelled_pairs, load_sts
 from gist_fast.runtime.errors import InputError, nearest
 
@@ -67,16 +68,14 @@ class Tasks:
     @property
     def sizes(self) -> dict[str, int]:
         """How many texts and rows there are, by what they are."""
-        sizes: dict[str, int] = {}
-        if self.retrieval is not None:
-            sizes |= {"queries": len(self.retrieval.relevant), "documents": len(self.retrieval.corpus)}
-        if self.triplet is not None:
-            sizes["triplets"] = len(self.triplet)
-        if self.sts is not None:
-            sizes["sts_pairs"] = len(self.sts.scores)
-        if self.pair_classification is not None:
-            sizes["labelled_pairs"] = len(self.pair_classification.scores)
-        return sizes
+        counted = {
+            "queries": getattr(self.retrieval, "relevant", None),
+            "documents": getattr(self.retrieval, "corpus", None),
+            "triplets": self.triplet,
+            "sts_pairs": getattr(self.sts, "scores", None),
+            "labelled_pairs": getattr(self.pair_classification, "scores", None),
+        }
+        return {name: len(rows) for name, rows in counted.items() if rows is not None}
 
 
 def load_tasks(config: EvaluationConfig) -> Tasks:
@@ -87,10 +86,7 @@ def load_tasks(config: EvaluationConfig) -> Tasks:
     """
     retrieval = None
     if config.pairs is not None:
-        pairs = config.pairs
-        retrieval = retrieval_from_pairs(
-            load_texts(pairs.path, split=pairs.split, columns=pairs.columns, name=pairs.name)
-        )
+        retrieval = retrieval_from_pairs(_load(config.pairs))
     elif config.queries is not None:
         # That all three are given was checked where the configuration was read.
         retrieval = load_retrieval(config.queries, config.corpus or "", config.relevant or "")
@@ -273,9 +269,13 @@ def _short_name(name: str) -> str:
     return "triplet_accuracy" if last == "accuracy" else last
 
 
+def _load(source: SourceConfig) -> Dataset:
+    return load_texts(source.path, split=source.split, columns=source.columns, name=source.name)
+
+
 def _load_triplets(source: SourceConfig) -> Dataset:
     """A dataset of three columns: anchor, positive, and the first of the negatives."""
-    dataset = load_texts(source.path, split=source.split, columns=source.columns, name=source.name)
+    dataset = _load(source)
     negative = next((c for c in text_columns(dataset) if c not in (ANCHOR, POSITIVE)), None)
     if negative is None:
         raise InputError(f"{source.path}: no column 'negative'; triplets need anchor, positive and negative.")
@@ -290,14 +290,11 @@ def _texts_by_id(path: Path) -> dict[str, str]:
             Column(_one_of(("text",), names, path), "text"),
         ],
     )
-    identities = table["id"].to_pylist()
-    texts = dict(zip(identities, table["text"].to_pylist(), strict=True))
-    if len(texts) < len(identities):
-        seen: set[str] = set()
-        for row, identity in enumerate(identities, 1):
-            if identity in seen:
-                raise InputError(f"{path}: row {row}: id {identity!r} stands twice; ids must differ.")
-            seen.add(identity)
+    texts: dict[str, str] = {}
+    for row, (identity, text) in enumerate(zip(*table.to_pydict().values(), strict=True), 1):
+        if identity in texts:
+            raise InputError(f"{path}: row {row}: id {identity!r} stands twice; ids must differ.")
+        texts[identity] = text
     return texts
 
 
@@ -313,9 +310,7 @@ def _one_of(wanted: Sequence[str], names: list[str], path: Path) -> str:
     for name in wanted:
         if name in names:
             return name
-    raise InputError(
-        f"{path}: no column {wanted[0]!r}{nearest(wanted[0], names)}; it has {', '.join(map(repr, names)) or 'none'}."
-    )
+    raise no_column(path, repr(wanted[0]), wanted[0], names)
 
 
 def _is_relevant(score: str, path: Path, row: int) -> bool:

@@ -21,19 +21,14 @@ IN_FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<name>\w*))?")
 """``path/to/file.py:ClassName``, or the path alone where the file defines one task."""
 
 
-def check_mteb() -> None:
-    """Raises `InputError` where the package is not installed."""
-    if importlib.util.find_spec("mteb") is None:
-        raise InputError("the package mteb is not installed; pip install 'gist-fast[mteb]' brings it.")
-
-
 def find_tasks(names: Iterable[str]) -> list[AbsTask]:
     """The tasks of those names: mteb's own, or ``path/to/file.py:ClassName``.
 
     Raises:
         InputError: mteb is not installed, has no such task, or the file does not define it.
     """
-    check_mteb()
+    if importlib.util.find_spec("mteb") is None:
+        raise InputError("the package mteb is not installed; pip install 'gist-fast[mteb]' brings it.")
     found: dict[str, AbsTask] = {}
     for name in names:
         task = _task_in_file(Path(match["path"]), match["name"]) if (match := IN_FILE.fullmatch(name)) else _known(name)

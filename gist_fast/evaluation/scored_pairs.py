@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gist_fast.config.schema import SourceConfig
+from gist_fast.data.column_checks import Column, check_once, no_column
 from gist_fast.data.load import ColumnNames, load_chosen
 from gist_fast.data.names import ANCHOR, POSITIVE
-from gist_fast.data.text_files import Column
 from gist_fast.runtime.errors import InputError, nearest
 
 FIRST, SECOND, SCORE, LABEL = "sentence1", "sentence2", "score", "label"
@@ -75,21 +75,13 @@ def _choose(names: Sequence[str], where: str, columns: ColumnNames | None, numbe
     asked = _asked(columns, where, number)
     chosen = []
     for role, known in ((FIRST, TEXTS[0]), (SECOND, TEXTS[1]), (number, (number,))):
-        column = next((asked[name] for name in known if name in asked), None)
+        given = [asked[name] for name in known if name in asked]
+        column = next((name for name in given or known if name in names), None)
         if column is None:
-            column = next((name for name in known if name in names), None)
-        if column not in names:
-            wanted = repr(column) if column else " or ".join(map(repr, known))
-            there = ", ".join(map(repr, names)) or "none"
-            hint = "" if column else f" Rename one, or map it: columns: {{{role}: <name>}}."
-            near = nearest(column or role, names)
-            raise InputError(f"{where}: no column {wanted}{near}; it has {there}.{hint}")
-        assert column is not None
+            hint = "" if given else f" Rename one, or map it: columns: {{{role}: <name>}}."
+            raise no_column(where, " or ".join(map(repr, given or known)), (given or [role])[0], names, hint)
         chosen.append(Column(column, role, "number" if role == number else "text"))
-    sources = [column.source for column in chosen]
-    for name in sources:
-        if sources.count(name) > 1:
-            raise InputError(f"{where}: columns: {name!r} is named for more than one role.")
+    check_once(where, [column.source for column in chosen])
     return chosen
 
 

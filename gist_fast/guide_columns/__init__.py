@@ -31,10 +31,11 @@ from datasets import Dataset, concatenate_datasets
 
 from gist_fast.data.embedded_rows import read_as_stored
 from gist_fast.data.names import GUIDE_EMBEDDING, GUIDE_SUFFIX
-from gist_fast.guide_columns.checks import DTYPES, check_arguments, column_prompts
+from gist_fast.guide_columns.checks import DTYPES, check_arguments, column_prompts, wrong_type
+from gist_fast.guide_columns.encode import Encoder
 from gist_fast.guide_columns.job import Job, Report
 from gist_fast.guide_columns.share import Team
-from gist_fast.runtime.errors import InputTypeError
+from gist_fast.losses.micro_batches import default_tokens
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -90,19 +91,14 @@ def embed_guide(
     """
     check_arguments(dataset, guide, batch_size, batch_tokens, max_length, dtype, cache_dir)
     if not isinstance(report, Report | None):
-        raise InputTypeError(
-            f"report: expected a gist_fast.guide_columns.Report, got {report!r} of type {type(report).__name__}."
-        )
+        raise wrong_type("report", "a gist_fast.guide_columns.Report", report)
     prompt_of = column_prompts(dataset, guide, columns, prompts)
     folder = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "gist_fast"
     job = Job(
-        guide,
+        Encoder(guide, max_length, batch_tokens or default_tokens(guide.device), batch_size),
         folder.expanduser(),
         dtype,
         Team(),
-        max_length=max_length,
-        max_rows=batch_size,
-        max_tokens=batch_tokens,
         shown=show_progress_bar,
         report=Report() if report is None else report,
     )

@@ -45,12 +45,12 @@ def check_arguments(
         raise InputError(f"dtype: expected one of {', '.join(map(repr, DTYPES))}, got {dtype!r}.")
     for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens), ("max_length", max_length)):
         if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
-            raise _wrong_type(name, "a whole number of at least 1, or None", value)
+            raise wrong_type(name, "a whole number of at least 1, or None", value)
         if value is not None and value < 1:
             raise InputError(f"{name}: expected at least 1, or None, got {value}.")
     check_positions("max_length", max_length, guide)
     if not isinstance(cache_dir, str | os.PathLike | None):
-        raise _wrong_type("cache_dir", "the path of a folder, or None", cache_dir)
+        raise wrong_type("cache_dir", "the path of a folder, or None", cache_dir)
     if len(dataset) == 0:
         raise InputError("dataset: it has no rows.")
     if dataset.format["type"] == "custom":
@@ -60,7 +60,7 @@ def check_arguments(
         )
 
 
-def _wrong_type(name: str, expected: str, value: object) -> InputTypeError:
+def wrong_type(name: str, expected: str, value: object) -> InputTypeError:
     return InputTypeError(f"{name}: expected {expected}, got {value!r} of type {type(value).__name__}.")
 
 
@@ -69,10 +69,10 @@ def _check_names(columns: object) -> None:
     if isinstance(columns, str):
         raise InputTypeError(f"columns: expected a list of names, as [{columns!r}], got the text {columns!r}.")
     if not isinstance(columns, Sequence | None):
-        raise _wrong_type("columns", "a list of names, or None", columns)
+        raise wrong_type("columns", "a list of names, or None", columns)
     for column in columns or ():
         if not isinstance(column, str):
-            raise _wrong_type("columns", "names of columns", column)
+            raise wrong_type("columns", "names of columns", column)
         if list(columns or ()).count(column) > 1:
             raise InputError(f"columns: expected each name once, got {column!r} more than once.")
 
@@ -80,10 +80,10 @@ def _check_names(columns: object) -> None:
 def _check_prompts(prompts: object) -> None:
     """Refuse what is neither a text nor texts by column."""
     if not isinstance(prompts, str | Mapping | None):
-        raise _wrong_type("prompts", "one text for all columns, {column: text}, or None", prompts)
+        raise wrong_type("prompts", "one text for all columns, {column: text}, or None", prompts)
     for column, prompt in prompts.items() if isinstance(prompts, Mapping) else ():
         if not isinstance(prompt, str):
-            raise _wrong_type("prompts", f"a text, perhaps an empty one, for {column!r}", prompt)
+            raise wrong_type("prompts", f"a text, perhaps an empty one, for {column!r}", prompt)
 
 
 def column_prompts(

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gist_fast.losses.guide import embedded, tokenized
-from gist_fast.losses.micro_batches import MicroBatches, default_tokens, extents
+from gist_fast.losses.micro_batches import MicroBatches, extents
 from gist_fast.losses.packing import by_length, pack
 from gist_fast.runtime.errors import InputError
 
@@ -48,32 +49,19 @@ class Unstorable(ValueError):  # noqa: N818 - always told on as an InputError
         self.row = row
 
 
+@dataclass
 class Encoder:
-    """The guide's way from texts to embeddings.
+    """The guide's way from texts to embeddings."""
 
-    Args:
-        prompt: put before each text, perhaps empty.
-        max_length: tokens of a text that are read; None for the guide's own maximum.
-        max_tokens: padded tokens of a batch; None for what suits the guide's device.
-        max_rows: texts of a batch, or None.
-    """
+    guide: SentenceTransformer
+    max_length: int | None
+    """Tokens of a text that are read; None for the guide's own maximum."""
+    max_tokens: int
+    """Padded tokens of a batch."""
+    max_rows: int | None
+    """Texts of a batch."""
 
-    def __init__(
-        self,
-        guide: SentenceTransformer,
-        prompt: str,
-        *,
-        max_length: int | None = None,
-        max_tokens: int | None = None,
-        max_rows: int | None = None,
-    ) -> None:
-        self.guide = guide
-        self.prompt = prompt
-        self.max_length = max_length
-        self.max_tokens = default_tokens(guide.device) if max_tokens is None else max_tokens
-        self.max_rows = max_rows
-
-    def __call__(self, windows: Iterable[list[str]]) -> Iterator[tuple[int, Encoded]]:
+    def __call__(self, windows: Iterable[list[str]], prompt: str) -> Iterator[tuple[int, Encoded]]:
         """The embeddings of windows of texts, batch by batch, each with the number of its window.
 
         While the guide reads a piece, the next is tokenised. What is computed does not depend on how many windows
@@ -86,16 +74,16 @@ class Encoder:
             (number, rows, texts) for number, window in enumerate(windows) for rows, texts in self._pieces(window)
         )
         with _evaluating(self.guide):
-            for (number, rows, texts), features in _one_ahead(lambda piece: self._tokens(piece[2]), pieces):
+            for (number, rows, texts), features in _one_ahead(lambda piece: self._tokens(piece[2], prompt), pieces):
                 if features is None:
                     for begin, end in pack([len(t.encode()) for t in texts], **self._limits(_BYTES_PER_TOKEN)):
-                        tokens = tokenized(self.guide, texts[begin:end], self.prompt, self.max_length)
+                        tokens = tokenized(self.guide, texts[begin:end], prompt, self.max_length)
                         vectors = self._forward(tokens, end - begin)
                         yield number, Encoded(rows[begin:end], vectors, 0)
                     continue
                 batches = MicroBatches(features, **self._limits(1), trim_left=True)
                 # Read by name: `restore` would wait for the whole piece.
-                order = _order(features, batches)
+                order = torch.cat(batches.split(torch.arange(len(texts)))).numpy()
                 for (begin, end), batch, tokens_read in zip(batches.groups, batches, batches.tokens, strict=True):
                     yield number, Encoded(rows[order[begin:end]], self._forward(batch, end - begin), tokens_read)
 
@@ -109,9 +97,9 @@ class Encoder:
         for begin, end in pack([lengths[i] for i in order], max_tokens=PIECE_BYTES):
             yield order[begin:end], [texts[i] for i in order[begin:end]]
 
-    def _tokens(self, texts: list[str]) -> dict[str, Any] | None:
+    def _tokens(self, texts: list[str], prompt: str) -> dict[str, Any] | None:
         """The guide's features of the texts; None where it makes none that could be cut into batches afterwards."""
-        features = tokenized(self.guide, texts, self.prompt, self.max_length)
+        features = tokenized(self.guide, texts, prompt, self.max_length)
         ids = features.get("input_ids")
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             return None
@@ -149,37 +137,22 @@ def to_stored(vectors: Tensor, dtype: np.dtype) -> np.ndarray:
         Unstorable: an embedding is not finite, or the type does not hold it.
     """
     exact = vectors.detach().float().cpu().numpy()
-    if row := _first(~np.isfinite(exact).all(1)):
-        raise Unstorable(row - 1, "the guide's embedding holds NaN or infinity; look at the guide and at that text.")
+
+    def refuse(wrong: np.ndarray, problem: Callable[[int], str]) -> None:
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise Unstorable(row, f"the guide's embedding {problem(row)}")
+
+    refuse(~np.isfinite(exact).all(1), lambda row: "holds NaN or infinity; look at the guide and at that text.")
     with np.errstate(over="ignore"):
         stored = exact.astype(dtype)
-    if row := _first(~np.isfinite(stored).all(1)):
-        largest = np.abs(exact[row - 1]).max()
-        raise Unstorable(
-            row - 1,
-            f"the guide's embedding holds {largest:.6g}, above the largest {np.dtype(dtype)}, "
-            f"{np.finfo(dtype).max:.6g}; set dtype='float32'.",
-        )
+    above = f"above the largest {np.dtype(dtype)}, {np.finfo(dtype).max:.6g}; set dtype='float32'."
+    refuse(~np.isfinite(stored).all(1), lambda row: f"holds {np.abs(exact[row]).max():.6g}, {above}")
     if dtype == np.float16:
         norms = np.linalg.norm(exact, axis=1)
-        if row := _first((norms < _SMALLEST_NORM) & (norms > 0)):
-            raise Unstorable(
-                row - 1,
-                f"the guide's embedding has a norm of {norms[row - 1]:.3g}, too small for float16 to hold its "
-                "direction; set dtype='float32'.",
-            )
+        small = "too small for float16 to hold its direction; set dtype='float32'."
+        refuse((norms < _SMALLEST_NORM) & (norms > 0), lambda row: f"has a norm of {norms[row]:.3g}, {small}")
     return stored
-
-
-def _first(wrong: np.ndarray) -> int:
-    """The first place that holds True, counted from 1; 0 for none."""
-    return int(wrong.argmax()) + 1 if wrong.any() else 0
-
-
-def _order(features: dict[str, Any], batches: MicroBatches) -> np.ndarray:
-    """Which row of the features stands where in the batches."""
-    rows = torch.arange(sum(end - begin for begin, end in batches.groups))
-    return torch.cat(batches.split(rows)).numpy()
 
 
 @contextlib.contextmanager
@@ -197,11 +170,7 @@ def _evaluating(guide: SentenceTransformer) -> Iterator[None]:
 def _one_ahead(work: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[T, Any]]:
     """Each item with what `work` makes of it, in order; the next one is worked on meanwhile, in a thread."""
     with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for item in items:
-            started = (item, pool.submit(work, item))
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = started
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
+        started = ((item, pool.submit(work, item)) for item in items)
+        # In pairs, so that the next one is started before the result of this one is waited for.
+        for (item, result), _ in pairwise(chain(started, [None])):  # type: ignore[misc]
+            yield item, result.result()

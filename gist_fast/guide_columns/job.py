@@ -9,7 +9,6 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +26,6 @@ from gist_fast.guide_columns.store import Store
 from gist_fast.guide_columns.texts import DistinctTexts, TextColumn
 from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.files import put, remove_leftovers
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 LAYOUT = "1"
 """Of the files; another one does not look at these."""
@@ -75,13 +71,10 @@ class Report:
 class Job:
     """A guide and how it reads, a place for its embeddings, and the processes that share the work."""
 
-    guide: SentenceTransformer
+    encoder: Encoder
     folder: Path
     dtype: str
     team: Team
-    max_length: int | None
-    max_rows: int | None
-    max_tokens: int | None
     shown: bool
     report: Report
 
@@ -89,18 +82,15 @@ class Job:
         """The file of each column of `prompts`, in that order."""
         columns = {name: TextColumn(dataset, name) for name in prompts}
         digests = {name: column.digest() for name, column in columns.items()}
-        weights = guide_fingerprint(self.guide)
+        weights = guide_fingerprint(self.encoder.guide)
         self.team.agree("guide", weights)
-        self.team.agree("dataset", (digests, prompts, self.max_length, self.dtype))
+        self.team.agree("dataset", (digests, prompts, self.encoder.max_length, self.dtype))
         files: dict[str, Path | None] = {}
         for prompt in dict.fromkeys(prompts.values()):
             folder = self._folder(weights, prompt)
             self.report.folders.append(folder)
-            named = [name for name in columns if prompts[name] == prompt]
-            files |= self._find(folder, {name: (digests[name], len(columns[name])) for name in named})
-            lacking = [name for name in named if files[name] is None]
-            if lacking:
-                files |= self._make(folder, prompt, {name: columns[name] for name in lacking}, digests)
+            named = {name: column for name, column in columns.items() if prompts[name] == prompt}
+            files |= self._find_or_make(folder, prompt, named, digests)
         for path in files.values():
             if path is None or not path.exists():
                 raise InputError(f"cache_dir: expected a folder that all processes share, and {path} is not here.")
@@ -112,7 +102,7 @@ class Job:
             "layout": LAYOUT,
             "guide": weights,
             "prompt": prompt,
-            "max_length": str(self.max_length or self.guide.max_seq_length),
+            "max_length": str(self._max_length),
             "dtype": self.dtype,
         }
         written = json.dumps(told, sort_keys=True, indent=2)
@@ -130,19 +120,26 @@ class Job:
         self.team.first(describe)
         return folder
 
-    def _find(self, folder: Path, wanted: dict[str, tuple[str, int]]) -> dict[str, Path | None]:
-        """The files that are there, by digest and rows of their columns."""
-        dtype = np.dtype(DTYPES[self.dtype])
-        return self.team.first(
-            lambda: {name: find_column(folder, digest, rows, dtype) for name, (digest, rows) in wanted.items()}
-        )
+    @property
+    def _max_length(self) -> int | None:
+        return self.encoder.max_length or self.encoder.guide.max_seq_length
 
-    def _make(
+    @property
+    def _stored(self) -> np.dtype:
+        return np.dtype(DTYPES[self.dtype])
+
+    def _find_or_make(
         self, folder: Path, prompt: str, columns: dict[str, TextColumn], digests: dict[str, str]
-    ) -> dict[str, Path]:
-        """Embed what is missing, and write the files of these columns."""
+    ) -> dict[str, Path | None]:
+        """The files of these columns; those that are not there are made, and what is missing for them embedded."""
+        found = self.team.first(
+            lambda: {name: find_column(folder, digests[name], len(c), self._stored) for name, c in columns.items()}
+        )
+        columns = {name: columns[name] for name, path in found.items() if path is None}
+        if not columns:
+            return found
         texts = DistinctTexts(list(columns.values()))
-        store = Store(folder, np.dtype(DTYPES[self.dtype]))
+        store = Store(folder, self._stored)
         missing = self._missing(store, texts)
         self.report.columns += len(columns)
         self.report.distinct += len(texts)
@@ -162,7 +159,7 @@ class Job:
                 for name, rows in zip(columns, texts.rows, strict=True)
             }
 
-        return self.team.first(write)
+        return found | self.team.first(write)
 
     def _missing(self, store: Store, texts: DistinctTexts) -> np.ndarray:
         """The numbers of the texts that the store lacks; the same in every process, whatever others add meanwhile."""
@@ -181,19 +178,15 @@ class Job:
         """Embed this process's share of the missing texts, and write them."""
         fewest, most = WINDOW_TEXTS
         size = min(most, max(fewest, -(-len(missing) // WINDOWS)))
-        mine = [missing[start : start + size] for start in range(0, len(missing), size)][
-            self.team.rank :: self.team.size
-        ]
-        encoder = Encoder(
-            self.guide, prompt, max_length=self.max_length, max_tokens=self.max_tokens, max_rows=self.max_rows
-        )
+        starts = range(self.team.rank * size, len(missing), self.team.size * size)
+        mine = [missing[start : start + size] for start in starts]
         shard = _Shard(store, texts, self.report)
-        most_tokens = self.max_length or self.guide.max_seq_length or math.inf
+        most_tokens = self._max_length or math.inf
         work = np.minimum(texts.lengths, _BYTES_COUNTED * most_tokens) + _BYTES_COUNTED
         count, whole = sum(map(len, mine)), int(sum(work[numbers].sum() for numbers in mine))
         title = "Guide" if self.team.size == 1 else f"Guide (process 1 of {self.team.size})"
         with Progress(title, count, whole, shown=self.shown and self.team.rank == 0) as progress, shard:
-            for number, encoded in encoder(map(texts.take, mine)):
+            for number, encoded in self.encoder(map(texts.take, mine), prompt):
                 numbers = mine[number][encoded.rows]
                 shard.add(numbers, encoded)
                 progress.advance(len(numbers), encoded.tokens, int(work[numbers].sum()))
@@ -227,9 +220,8 @@ class _Shard:
             try:
                 stored = to_stored(vectors, self._store.dtype)
             except Unstorable as error:
-                good = np.arange(error.row)
-                if len(good):
-                    self._put(numbers[good], to_stored(vectors[: error.row], self._store.dtype), 0)
+                if error.row:
+                    self._put(numbers[: error.row], to_stored(vectors[: error.row], self._store.dtype), 0)
                 raise InputError(f"{self._texts.where(int(numbers[error.row]))}: {error}") from error
             self._put(numbers, stored, sum(encoded.tokens for _, encoded in waiting))
         self._since = time.monotonic()

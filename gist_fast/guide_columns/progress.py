@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 _LINE_SECONDS = 30.0
 
@@ -22,24 +25,15 @@ class Progress:
     def __init__(self, title: str, texts: int, work: int, *, shown: bool) -> None:
         self._title, self._texts, self._work = title, texts, max(1, work)
         self._shown = shown
-        self._bar: Any = None
+        self._bar: Bar | None = None
         self._done = self._tokens = self._worked = 0
         self._began = self._last_line = time.monotonic()
 
     def __enter__(self) -> Progress:
-        self._began = self._last_line = time.monotonic()
         if self._shown and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[rates]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
+            rates = TextColumn("{task.fields[rates]}")
+            columns = TextColumn("{task.description}"), BarColumn(), rates, TimeRemainingColumn()
+            self._bar = Bar(*columns, console=Console(stderr=True))
             self._bar.add_task(self._title, total=self._work, rates=self.rates())
             self._bar.start()
         return self

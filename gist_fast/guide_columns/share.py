@@ -38,6 +38,15 @@ class Team:
         self.rank = dist.get_rank() if joined else 0
         self._group = _patient_group() if self.size > 1 else None
 
+    @property
+    def device(self) -> str | None:
+        """This process's own; None for whatever there is, where it is alone."""
+        if self.size == 1:
+            return None
+        from accelerate import PartialState
+
+        return str(PartialState().device)
+
     def part(self) -> None:
         """End the group of processes where this team made it."""
         if self._met_here:
@@ -60,18 +69,21 @@ class Team:
         if self.size == 1:
             return [work()]
         failed: Exception | None = None
-        mine: Any = None
+        value: Any = None
         try:
-            mine = (None, work())
+            value = work()
         except Exception as error:
-            failed, mine = error, (_described(error), None)
+            failed = error
+        kind = InputError if isinstance(failed, WrongInput) else RuntimeError
+        problem = failed and f"{type(failed).__name__}: {failed}"
         everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, mine, group=self._group)
+        dist.all_gather_object(everyone, (problem, kind, value), group=self._group)
         if failed is not None:
             raise failed
-        for rank, (problem, _) in enumerate(everyone):
-            _raise_of(rank, problem)
-        return [value for _, value in everyone]
+        for rank, (problem, kind, _) in enumerate(everyone):
+            if problem is not None:
+                raise kind(f"process {rank} failed: {problem}")
+        return [value for *_, value in everyone]
 
     def agree(self, name: str, value: object) -> None:
         """Check that all processes have the same.
@@ -94,13 +106,3 @@ def _patient_group() -> Any:
         group = dist.new_group(backend="gloo", timeout=PATIENCE)
         _kept = (weakref.ref(world), weakref.ref(group))
     return group
-
-
-def _described(error: Exception) -> tuple[bool, str]:
-    return isinstance(error, WrongInput), f"{type(error).__name__}: {error}"
-
-
-def _raise_of(rank: int, problem: tuple[bool, str] | None) -> None:
-    if problem is not None:
-        wrong_input, message = problem
-        raise (InputError if wrong_input else RuntimeError)(f"process {rank} failed: {message}")

@@ -34,9 +34,6 @@ class _Shard:
     checksum: int
     """What that of the vectors must be; reading them all is put off until some are needed."""
 
-    def is_whole(self) -> bool:
-        return checksum(self.vectors) == self.checksum
-
 
 class Store:
     """The shards of one folder.
@@ -67,10 +64,6 @@ class Store:
             # Names in the order of time; the rest keeps those of two processes apart.
             put(partial, self.folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}{SUFFIX}")
 
-    def names(self) -> list[str]:
-        """The shards that lie there now."""
-        return sorted(path.name for path in self.folder.glob(f"*{SUFFIX}"))
-
     def open(self, names: Sequence[str] | None = None) -> None:
         """Map shards into memory, all or those named; damaged ones are set aside with a warning.
 
@@ -78,8 +71,8 @@ class Store:
             ValueError: a shard that is named is not there, or damaged.
         """
         self._shards = []
-        for name in self.names() if names is None else names:
-            path = self.folder / name
+        paths = sorted(self.folder.glob(f"*{SUFFIX}")) if names is None else [self.folder / name for name in names]
+        for path in paths:
             try:
                 self._shards.append(self._read(path))
             except (OSError, ValueError, KeyError, TypeError) as error:
@@ -104,7 +97,7 @@ class Store:
             if not check:
                 return places
             used = np.unique(np.searchsorted(self._starts, places[places >= 0], side="right") - 1)
-            damaged = [self._shards[k] for k in used if not self._shards[k].is_whole()]
+            damaged = [self._shards[k] for k in used if checksum(self._shards[k].vectors) != self._shards[k].checksum]
             if not damaged:
                 return places
             for shard in damaged:

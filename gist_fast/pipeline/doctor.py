@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from gist_fast.runtime import environment
@@ -33,16 +33,6 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class AttentionChoice:
-    """Whether models that compute in a type on a device need no padding, and why."""
-
-    device: str
-    dtype: str
-    padding_free: bool
-    reason: str
-
-
-@dataclass(frozen=True)
 class Report:
     """What was found."""
 
@@ -56,8 +46,9 @@ class Report:
     gpu_runtime: str
     """``CUDA 13.0``, ``ROCm 7.0``, or why there is none."""
     cpu: dict[str, Any]
-    choices: list[Choice] = field(default_factory=list)
-    attention: list[AttentionChoice] = field(default_factory=list)
+    choices: list[Choice]
+    attention: list[dict[str, Any]]
+    """Whether models that compute in a type on a device need no padding, and why."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,11 +65,11 @@ def examine() -> Report:
     choices, attention = [], []
     for device in ("cuda", "cpu") if gpus else ("cpu",):
         for dtype in (torch.float32, torch.bfloat16):
+            place = {"device": device, "dtype": str(dtype).removeprefix("torch.")}
             backend, reason = explain_choice(device, dtype)
-            name = str(dtype).removeprefix("torch.")
-            choices.append(Choice(device, name, backend, reason))
+            choices.append(Choice(**place, backend=backend, reason=reason))
             attended = choose_attention(device, half=dtype is not torch.float32)
-            attention.append(AttentionChoice(device, name, attended.padding_free, attended.reason))
+            attention.append({**place, "padding_free": attended.padding_free, "reason": attended.reason})
     return Report(
         gist_fast=__version__,
         python=platform.python_version(),

@@ -70,13 +70,8 @@ def load_with_attention(path: str, role: str, attention: Attention, **options: A
         return load_model(path, role, **{**options, "model_kwargs": wanted})
     except InputError as error:
         model = load_model(path, role, **options)
-        logger.info(
-            "%s: %s does not know %s, so its texts are padded (%s).",
-            role,
-            path,
-            attention.implementation,
-            error.__cause__,
-        )
+        told = "%s: %s does not know %s, so its texts are padded (%s)."
+        logger.info(told, role, path, attention.implementation, error.__cause__)
         return model
 
 
@@ -151,9 +146,8 @@ def add_lora(student: SentenceTransformer, lora: LoraConfig) -> None:
     """Freeze the student and put an adapter on it, which alone is trained, in float32 where the student is in half.
 
     Raises:
-        InputError: peft is missing, or finds no such layers in this model.
+        InputError: peft finds no such layers in this model.
     """
-    check_lora()
     from peft import LoraConfig as PeftLoraConfig
 
     adapter = PeftLoraConfig(
@@ -167,12 +161,8 @@ def add_lora(student: SentenceTransformer, lora: LoraConfig) -> None:
     try:
         student.add_adapter(adapter)
     except (ValueError, re.error) as error:  # a text for target_modules is a pattern
-        key = (
-            "student.lora.target_modules"
-            if "target" in str(error).lower() or isinstance(error, re.error)
-            else "student.lora"
-        )
-        raise InputError(f"{key}: {first_line(error)}") from error
+        named = "target" in str(error).lower() or isinstance(error, re.error)
+        raise InputError(f"student.lora{'.target_modules' if named else ''}: {first_line(error)}") from error
     for parameter in student.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -99,8 +99,5 @@ def _scores_before(plan: RunPlan, trainer: GISTTrainer) -> dict[str, float] | No
 
 def _last_masked(trainer: GISTTrainer) -> dict[str, float]:
     """The shares of pairs masked, by block, as logged last."""
-    for logged in reversed(trainer.state.log_history):
-        shares = {name: value for name, value in logged.items() if name.startswith("masked")}
-        if shares:
-            return shares
-    return {}
+    masked = [{k: v for k, v in logged.items() if k.startswith("masked")} for logged in trainer.state.log_history]
+    return next(filter(None, reversed(masked)), {})

@@ -38,6 +38,14 @@ from gist_fast.runtime.power import PowerMeter, power_meter
 
 LOG_DIGITS = 6
 _IDS = "_input_ids"
+_COMBINED: dict[str, Callable[[Iterable[float]], float]] = {
+    "gpu_allocated_peak_mib": max,
+    "gpu_reserved_peak_mib": max,
+    "process_memory_mib": sum,
+    "gpu_power_w": sum,
+    "gpu_energy_j": sum,
+}
+"""The device's figures, and what all processes together have of each."""
 _ON_THE_BAR = {"pairs_per_second": "pairs/s", "tokens_per_second": "tokens/s", "masked_ap": "masked ap"}
 
 
@@ -101,7 +109,7 @@ class ThroughputCallback(LogSource):
 
     def _reset(self) -> None:
         self._pairs, self._tokens, self._paused = 0, 0, 0.0
-        self._tokens_on_device: Tensor | None = None
+        self._tokens_on_device: int | Tensor = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._since = self._mark = self._clock()
@@ -110,16 +118,12 @@ class ThroughputCallback(LogSource):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._mark = self._clock()
 
-    def _pause(self) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         now = self._clock()
         self._paused += now - self._mark
         self._mark = now
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._pause()
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._pause()
+    on_save = on_evaluate
 
     def count(self, inputs: Mapping[str, Any]) -> None:
         columns = [key.removesuffix(_IDS) for key in inputs if key.endswith(_IDS)]
@@ -128,15 +132,15 @@ class ThroughputCallback(LogSource):
             self._pairs += rows if place == 0 else 0
             if isinstance(tokens, Tensor):
                 # Added up where they are; nothing waits before the log does.
-                self._tokens_on_device = tokens if self._tokens_on_device is None else self._tokens_on_device + tokens
+                self._tokens_on_device = self._tokens_on_device + tokens
             else:
                 self._tokens += tokens
 
     def amounts(self) -> dict[str, float]:
         now = self._clock()
-        late = 0 if self._tokens_on_device is None else int(self._tokens_on_device)
         elapsed = 0.0 if self._since is None else now - self._since - self._paused
-        amounts = {"pairs": float(self._pairs), "tokens": float(self._tokens + late), "seconds": elapsed}
+        tokens = self._tokens + int(self._tokens_on_device)
+        amounts = {"pairs": float(self._pairs), "tokens": float(tokens), "seconds": elapsed}
         self._since = self._mark = now
         self._reset()
         return amounts
@@ -185,7 +189,7 @@ class DeviceCallback(LogSource):
             self._pairs += _rows_and_tokens(inputs, first)[0]
 
     def amounts(self) -> dict[str, float]:
-        amounts = {"memory": process_memory_mib(), "pairs": float(self._pairs)}
+        amounts = {"process_memory_mib": process_memory_mib(), "pairs": float(self._pairs)}
         if self._device.type == "cuda":
             amounts |= gpu_memory_mib(self._device)
         if self._meter is not None:
@@ -193,22 +197,19 @@ class DeviceCallback(LogSource):
             power = self._meter.power_watts()
             self._start()
             if before is not None and self._energy is not None:
-                amounts["energy"] = self._energy - before
-                power = amounts["energy"] / (self._since - since) if self._since > since else power
+                amounts["gpu_energy_j"] = self._energy - before
+                power = amounts["gpu_energy_j"] / (self._since - since) if self._since > since else power
             if power is not None:
-                amounts["power"] = power
+                amounts["gpu_power_w"] = power
         self._pairs = 0
         return amounts
 
     def figures(self, processes: Sequence[dict[str, float]]) -> dict[str, float]:
         figures = {}
-        for name in ("gpu_allocated_peak_mib", "gpu_reserved_peak_mib"):
-            if all(name in process for process in processes):
-                figures[name] = max(process[name] for process in processes)
-        for name, amount in (("process_memory_mib", "memory"), ("gpu_power_w", "power"), ("gpu_energy_j", "energy")):
+        for name, combine in _COMBINED.items():
             # A sum without one of the cards would look like a sum.
-            if all(amount in process for process in processes):
-                figures[name] = sum(process[amount] for process in processes)
+            if all(name in process for process in processes):
+                figures[name] = combine(process[name] for process in processes)
         pairs = sum(process["pairs"] for process in processes)
         if "gpu_energy_j" in figures and pairs:
             figures["energy_per_pair_j"] = figures["gpu_energy_j"] / pairs

@@ -153,8 +153,8 @@ def explained(run: Path, name: str, estimate: int) -> Iterator[None]:
         needed = max([estimate, *(size_of(path) for path in whole[-1:])])
         kept = f"{whole[-1].name} is whole and stays" if whole else "there is no older one"
         raise CheckpointError(
-            f"{run}: {name} could not be saved ({' '.join(str(error).split())}). It needs about {mib(needed)}; "
-            f"{mib(_free(run))} are free there. What was written of it is deleted; {kept}."
+            f"{run}: {name} could not be saved ({' '.join(str(error).split())}). It needs about {_mib(needed)}; "
+            f"{_mib(_free(run))} are free there. What was written of it is deleted; {kept}."
         ) from error
 
 
@@ -163,8 +163,7 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in _files(folder))
 
 
-def mib(size: int) -> str:
-    """A size for people."""
+def _mib(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 

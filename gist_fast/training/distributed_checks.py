@@ -60,7 +60,8 @@ def check_parallelism(trainer: SentenceTransformerTrainer, gathers: bool, caches
                 "mini-batch (sentence-transformers issue 3173). A GISTEmbedLoss passed as the loss may work, untested. "
                 f"{INSTEAD}."
             )
-        if _zero_stage(trainer) == 3:
+        plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+        if getattr(plugin, "zero_stage", None) == 3:
             raise InputError(
                 "deepspeed: ZeRO stage 3 shards the student's weights, which sentence-transformers' trainer cannot "
                 f"save. Stages 1 and 2 may work, untested. {INSTEAD}."
@@ -91,8 +92,9 @@ def check_batches(dataloader: DataLoader) -> None:
         if batches % world:
             what = f"{batches} batches for {world} ranks leave {world - batches % world} of them without one"
     else:
-        rows, size = _rows(shard.batch_sampler), shard.batch_size
-        if rows is not None and 0 < rows % size <= size - size // world:
+        sampler: Any = getattr(shard.batch_sampler, "sampler", None)
+        rows, size = len(sampler) if hasattr(sampler, "__len__") else 0, shard.batch_size
+        if 0 < rows % size <= size - size // world:
             what = f"the last batch has {rows % size} rows, of which each rank but the last takes {size // world}"
     if what:
         raise InputError(
@@ -106,15 +108,3 @@ def _refuse_fsdp() -> None:
         "fsdp: sentence-transformers' trainer writes the student's weights as they lie on one rank, and FSDP leaves "
         f"only a part of them there. {INSTEAD}."
     )
-
-
-def _zero_stage(trainer: SentenceTransformerTrainer) -> int:
-    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    return int(getattr(plugin, "zero_stage", 0) or 0)
-
-
-def _rows(batch_sampler: Any) -> int | None:
-    try:
-        return len(batch_sampler.sampler)
-    except (AttributeError, TypeError):
-        return None

@@ -19,10 +19,11 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import xxhash
 from sentence_transformers.base.sampler import DefaultBatchSampler
@@ -147,7 +148,7 @@ class NoDuplicatesBatchSampler(DefaultBatchSampler):
 
     def _warn(self, batches: _Batches, count: int) -> None:
         """Say which rows are left out, or taken twice."""
-        rows, in_batches = len(self.dataset), batches.rows_in(count)
+        rows, in_batches = len(self.dataset), int(batches.ends[count])
         placed = len(np.unique(batches.rows[:in_batches])) if batches.repeats else in_batches
         last = rows % self.batch_size if self.drop_last else 0
         if (rows - placed > last or placed < in_batches) and self._texts is not None:
@@ -200,10 +201,6 @@ class _Batches:
     def __getitem__(self, k: int) -> np.ndarray:
         return self.rows[self.ends[k] : self.ends[k + 1]]
 
-    def rows_in(self, count: int) -> int:
-        """How many rows the first batches hold."""
-        return int(self.ends[count])
-
 
 def _read_texts(dataset: Dataset, columns: list[str]) -> _Texts:
     rows = len(dataset)
@@ -231,22 +228,11 @@ def _read_texts(dataset: Dataset, columns: list[str]) -> _Texts:
 def _hashes(column: pa.ChunkedArray, name: str, first_row: int) -> np.ndarray:
     """``[rows]``, uint64."""
     if column.null_count:
-        row = first_row + column.is_null().to_pylist().index(True) + 1
+        row = first_row + pc.index(column.is_null(), True).as_py() + 1
         raise InputError(f"dataset: row {row}, column {name!r} is None; a text is needed there, or leave out that row.")
-    parts = [np.empty(0, dtype=np.uint64)]
-    for chunk in column.chunks:
-        if pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type):
-            wide = np.int64 if pa.types.is_large_string(chunk.type) else np.int32
-            _, offsets, data = chunk.buffers()
-            ends = np.frombuffer(offsets, dtype=wide)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
-            held = memoryview(data) if data is not None else memoryview(b"")
-            values: Any = (held[a:b] for a, b in itertools.pairwise(ends))
-        else:
-            # What is stored: an image is its bytes, not an object made of them.
-            values = (str(value).encode("utf-8", "surrogatepass") for value in chunk.to_pylist())
-        digest = xxhash.xxh3_64_intdigest
-        parts.append(np.fromiter((digest(value) for value in values), dtype=np.uint64, count=len(chunk)))
-    return np.concatenate(parts)
+    # What is stored: an image is its bytes, not an object made of them.
+    values = (str(value).encode("utf-8", "surrogatepass") for value in column.to_pylist())
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, values), dtype=np.uint64, count=len(column))
 
 
 def _first_fit_batches(texts: _Texts, order: np.ndarray, size: int, drop_last: bool) -> _Batches:
@@ -302,9 +288,8 @@ def _filled(sources: Iterable[np.ndarray], texts: _Texts, size: int) -> np.ndarr
 
 def _first_fit(codes: np.ndarray, count: int, size: int, limit: int) -> np.ndarray:
     """Each row's batch, in the order of the rows; -1 for those that fit into none below `limit`."""
-    batch_of = np.full(len(codes), -1, dtype=np.int64)
     if not limit:
-        return batch_of
+        return np.full(len(codes), -1)
     free = [size] * limit + [1]  # the one past the end is never full, and ends every search
     # Each batch below lowest[t] is full or holds t; batches above that hold it stand in `ahead`, as t * wide + batch.
     lowest, ahead, first, wide = [0] * count, set[int](), 0, limit + 1
@@ -336,9 +321,7 @@ def _first_fit(codes: np.ndarray, count: int, size: int, limit: int) -> np.ndarr
             free[batch] -= 1
             while not free[first]:
                 first += 1
-    batch_of[:] = chosen
-    batch_of[batch_of >= limit] = -1
-    return batch_of
+    return np.where(np.array(chosen) < limit, chosen, -1)
 
 
 def _swap_in(batch_of: np.ndarray, codes: np.ndarray, count: int, size: int, limit: int) -> None:
@@ -347,9 +330,13 @@ def _swap_in(batch_of: np.ndarray, codes: np.ndarray, count: int, size: int, lim
     Such a row meets one of its texts in every batch that is not full. But it may fit into a full batch, out of which
     another row can move to one that is not.
     """
-    members = _by_batch(batch_of, limit)
+    in_order = np.argsort(batch_of, kind="stable")
+    ends = np.searchsorted(batch_of[in_order], np.arange(limit + 1))
+    members = [in_order[a:b].tolist() for a, b in itertools.pairwise(ends)]
     opened = [b for b in range(limit) if len(members[b]) < size]
-    occurs, starts = _occurrences(codes, count)
+    tied, columns = np.nonzero(codes >= 0)
+    by_text = np.argsort(codes[tied, columns], kind="stable")
+    occurs, starts = tied[by_text], np.searchsorted(codes[tied, columns][by_text], np.arange(count + 1))
 
     def holders(row: int) -> np.ndarray:
         """The batches that hold one of a row's texts."""
@@ -385,18 +372,3 @@ def _swap_in(batch_of: np.ndarray, codes: np.ndarray, count: int, size: int, lim
                 members[batch][k] = row
                 members[target].append(other)
                 break
-
-
-def _by_batch(batch_of: np.ndarray, limit: int) -> list[list[int]]:
-    """The rows of each batch."""
-    order = np.argsort(batch_of, kind="stable")
-    ends = np.searchsorted(batch_of[order], np.arange(limit + 1))
-    return [order[a:b].tolist() for a, b in itertools.pairwise(ends)]
-
-
-def _occurrences(codes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of each text, text after text, and where each text's start."""
-    rows, columns = np.nonzero(codes >= 0)
-    which = codes[rows, columns]
-    order = np.argsort(which, kind="stable")
-    return rows[order], np.searchsorted(which[order], np.arange(count + 1))

@@ -78,7 +78,7 @@ class LongRunMixin(_Trainer):
         saves = self.args.should_save
         if saves:
             tidy(run)
-        self._wait_for_all()
+        self.accelerator.wait_for_everyone()
         self._writing_to = run / UNFINISHED
         try:
             with explained(run, name, self._bytes_of_a_checkpoint()):
@@ -86,7 +86,7 @@ class LongRunMixin(_Trainer):
                 self._name_the_best(run)
                 self._save_own_state(run / UNFINISHED / name)
                 # The checkpoint is whole when every process has written its part.
-                self._wait_for_all()
+                self.accelerator.wait_for_everyone()
                 if saves:
                     publish(run / UNFINISHED / name, run / name)
         finally:
@@ -94,7 +94,7 @@ class LongRunMixin(_Trainer):
         if saves:
             shutil.rmtree(run / UNFINISHED, ignore_errors=True)
             delete_old(run, self.args.save_total_limit, self.state.best_model_checkpoint)
-        self._wait_for_all()
+        self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run / name))
 
@@ -125,10 +125,6 @@ class LongRunMixin(_Trainer):
         if self.optimizer is not None:
             tensors += [t for state in self.optimizer.state.values() for t in state.values()]
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
-
-    def _wait_for_all(self) -> None:
-        if self.args.world_size > 1:
-            self.accelerator.wait_for_everyone()
 
     # --- going on ---
 

@@ -24,20 +24,9 @@ SAMPLED_ROWS = 256
 """Rows of a dataset, evenly spread, that are compared; all would take long where it is large."""
 
 REFUSED = (
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
-    "data_seed",
-    "batch_sampler",
-    "multi_dataset_batch_sampler",
-    "dataloader_drop_last",
-    "prompts",
-    "max_length",
-    "temperature_schedule",
-    "temperature_end",
-    "temperature_decay",
-    "guide_prompts",
-    "guide_max_length",
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "batch_sampler"),
+    *("multi_dataset_batch_sampler", "dataloader_drop_last", "prompts", "max_length", "guide_prompts"),
+    *("guide_max_length", "temperature_schedule", "temperature_end", "temperature_decay"),
 )
 """Arguments whose change is refused, beside the loss, the data, the guide, the student and the number of processes."""
 WITHOUT_EFFECT = (
