@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,13 +23,18 @@ if interpreted():
 import torch
 import triton
 from gist_fast.kernels import config as table
+from gist_fast.kernels import forward, groups, launch, masks, owned, staged, unpack
 from gist_fast.kernels.compile_report import Compiled, compile_variant
-from gist_fast.kernels.compile_variants import Variant
+from gist_fast.kernels.compile_variants import Variant, variants_of
 from gist_fast.kernels.config import HALF, TABLE, Config, Staged
 from gist_fast.kernels.targets import TARGETS
+from triton.compiler.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from benchmarks import kernel_table
+from gist_fast.functional.backends import kernel_variants
 from gist_fast.functional.backends.kernel_variants import recorded, report
+from gist_fast.functional.loss_config import LossConfig
 
 SM_90 = TABLE["sm_90", HALF]
 
@@ -100,6 +106,38 @@ def test_a_configuration_that_spills_is_seen() -> None:
 def test_an_unknown_target_is_named() -> None:
     with pytest.raises(ValueError, match=r"target: expected one of sm_80, .*, got 'sm_70'"):
         next(report("sm_70"))
+
+
+def test_what_is_compiled_is_what_triton_s_own_launcher_would_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types, constants and alignment, for tensors that are in memory."""
+    backend, seen = make_backend(TARGETS["sm_90"].gpu), set()
+
+    def spy(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        with launch.record_launches() as launches:
+            launch.start(kernel, grid, **arguments)
+        (variant,) = variants_of(launches)
+        options = {name for name, _ in variant.options}
+        _, found, rest = bind(**arguments)
+        assert set(rest) == options
+        for parameter, (kind, value) in zip(kernel.params, found, strict=True):
+            name = parameter.name
+            if kind == "constexpr":
+                assert dict(variant.constants)[name] == value, f"{kernel.__name__}: {name}"
+            else:
+                assert dict(variant.types)[name] == kind, f"{kernel.__name__}: {name}"
+                assert (name in variant.aligned) == (value == "D"), f"{kernel.__name__}: {name}"
+        seen.add(kernel.__name__)
+
+    for module in (forward, groups, masks, owned, staged, unpack):
+        monkeypatch.setattr(module, "start", spy)
+    monkeypatch.setattr(kernel_variants, "_empty", lambda *shape, dtype: torch.ones(shape, dtype=dtype))
+    loss = LossConfig(hardness_mode="in_batch_negatives", hardness_strength=1.0, contrast_positives=False)
+    for grouped in (False, True):
+        plain = LossConfig(contrast_positives=False)
+        kernel_variants._run(SM_90, torch.bfloat16, torch.bfloat16, plain, grouped=grouped)
+        kernel_variants._run(SM_90, torch.bfloat16, torch.float32, loss, grouped=grouped, nested=True)
+    assert seen == {f"{name}_kernel" for name in ("forward", "reduce", "groups", "masks", "dlogits", "owned", "unpack")}
 
 
 @pytest.mark.slow
