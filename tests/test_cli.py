@@ -139,7 +139,7 @@ class TestErrors:
         from gist_fast.functional.checks import check_temperature
 
         monkeypatch.setattr("gist_fast.pipeline.doctor.examine", lambda: check_temperature(-1.0))
-        refused(run("doctor"), "gist-fast: temperature: got -1.0")
+        refused(run("doctor"), "gist-fast: temperature: expected a finite float above 0, got -1.0")
 
     def test_what_nobody_checked(self, raising):
         result = raising(ValueError("inner trouble"))
@@ -260,11 +260,12 @@ class TestInspect:
     def test_wrong_usage(self, run, pairs_file, tiny_guide, tmp_path):
         refused(run("inspect", "--data", pairs_file), "the data carry no column 'anchor_guide_embedding'")
         refused(
-            run("inspect", "--data", pairs_file, "--guide", tiny_guide, "--batch", "2"), "batch: got 2; the 64 rows"
+            run("inspect", "--data", pairs_file, "--guide", tiny_guide, "--batch", "2"),
+            "batch: expected 1 to 1, the batches that 64 rows make",
         )
         refused(
             run("inspect", "--data", pairs_file, "--guide", tiny_guide, "--margin-strategy", "rel"),
-            "margin_strategy: got 'rel'",
+            "margin_strategy: expected 'absolute' or 'relative', got 'rel'",
         )
         refused(run("inspect", "--data", pairs_file, "--guide", "./nowhere"), "guide: ./nowhere: no such folder")
         refused(run("inspect", "--data", tmp_path / "x.csv", "--guide", tiny_guide), "x.csv: no such file")

@@ -653,7 +653,11 @@ class TestStreaming:
                 (),
                 "line 4: data.train.shuffle_buffer is for streaming: true",
             ),
-            ({"path": "pairs.jsonl", "streaming": True, "shuffle_buffer": 0}, (), "shuffle_buffer must be at least 1"),
+            (
+                {"path": "pairs.jsonl", "streaming": True, "shuffle_buffer": 0},
+                (),
+                "shuffle_buffer: expected an int of at least 1, got 0",
+            ),
             ({"path": ".", "streaming": True}, ("--max_steps", "3"), "a saved directory is mapped into memory"),
         ],
     )
