@@ -159,7 +159,7 @@ def check_and_measure(
                 call()
             seconds = time.perf_counter() - start
 
-        added = peak_memory(iteration, suite.device_of(case))
+        added = peak_memory(iteration, case.device)
         if to_skip(seconds, budget) and seconds <= min(max(budget, COLD), patience - (time.perf_counter() - begin)):
             iteration()
         suite.check_whole(case, name)

@@ -72,8 +72,6 @@ class LossSuite(Suite):
     def check(self, case: LossCase, name: str) -> None:
         small = replace(case, rows=min(case.rows, CHECKED_ROWS))
         e = coarse(small.embeddings())
-        if small.guide == "self":
-            e = small.embeddings()
         loss = self._value(small, name, e)
         self._compare(small, name, (loss, e.anchors.grad, e.positives.grad), exact_gradients(small, e))
 
@@ -94,7 +92,7 @@ class LossSuite(Suite):
 
         from gist_fast.bench.exact import exact_sample
 
-        e = case.embeddings() if case.guide == "self" else coarse(case.embeddings())
+        e = coarse(case.embeddings())
         rows = torch.randperm(case.rows, generator=torch.Generator().manual_seed(0))[:SAMPLED_ROWS].to(case.device)
         loss = self._value(case, name, e)
         gradients = [x.grad[rows] for x in (e.anchors, e.positives) if x.grad is not None]
