@@ -51,7 +51,7 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., Non
         reason = suite.obstacle(case, name)
         if reason is not None:
             pytest.skip(f"{name}: {reason}")
-        device = suite.device_of(case)
+        device = case.device
         free, least = free_memory(device), suite.least_memory(case, name)
         limit = int(free * LIMIT_SHARE)
         if least > limit:

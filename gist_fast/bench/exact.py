@@ -6,7 +6,6 @@ rows cost little.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from gist_fast.bench.cases import TEMPERATURE, Embeddings, LossCase
@@ -69,15 +68,13 @@ def exact_sample(case: LossCase, e: Embeddings, rows: Tensor) -> Sample:
         mask = mask | own if of is to else mask & ~own
         return scores.div_(TEMPERATURE).masked_fill_(mask, -torch.inf)
 
-    def chunks() -> Iterator[Tensor]:
-        return iter(every.split(max(1, CHUNK_PAIRS // count)))
-
+    chunks = every.split(max(1, CHUNK_PAIRS // count))
     lse = torch.cat(
-        [torch.stack([logits(*block, part, every).logsumexp(1) for block in blocks]).logsumexp(0) for part in chunks()]
+        [torch.stack([logits(*block, part, every).logsumexp(1) for block in blocks]).logsumexp(0) for part in chunks]
     )
     gradients = {id(a): -p.unit[rows], id(p): -a.unit[rows]}
     for of, to in blocks:
-        for these in chunks():
+        for these in chunks:
             # As columns of every row, and below as rows themselves.
             weights = (logits(of, to, these, rows) - lse[these, None]).exp_()
             gradients[id(to)] += weights.T @ of.unit[these]

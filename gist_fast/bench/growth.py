@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -94,13 +93,11 @@ def fit_power(sizes: Sequence[float], costs: Sequence[float]) -> Power | None:
     """
     if len(set(sizes)) < LEAST_SIZES or min(costs) <= 0:
         return None
-    x, y = [math.log(b) for b in sizes], [math.log(c) for c in costs]
-    slope, intercept = statistics.linear_regression(x, y)
-    left_over = sum((b - slope * a - intercept) ** 2 for a, b in zip(x, y, strict=True))
-    free = len(x) - 2
-    error = math.sqrt(left_over / free / sum((a - statistics.fmean(x)) ** 2 for a in x))
-    half = _student(free) * error
-    return Power(slope, slope - half, slope + half, math.exp(intercept), len(sizes))
+    import numpy as np
+
+    (slope, intercept), covariance = np.polyfit(np.log(sizes), np.log(costs), 1, cov=True)
+    half = _student(len(sizes) - 2) * math.sqrt(covariance[0, 0])
+    return Power(float(slope), float(slope - half), float(slope + half), math.exp(intercept), len(sizes))
 
 
 def fit_split(sizes: Sequence[float], costs: Sequence[float]) -> Split | None:

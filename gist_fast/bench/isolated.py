@@ -74,19 +74,11 @@ def in_own_process(
     name: str,
     limit: int,
     patience: float,
-    *,
-    known_right: bool = False,
-    budget: float = math.inf,
+    **options: Any,
 ) -> Outcome:
-    """`check_and_measure` in a process that ends with it.
-
-    Args:
-        limit: bytes that it may take.
-        patience: seconds until it is stopped.
-        budget: see there.
-    """
+    """`check_and_measure` in a process that ends with it, and is stopped after `patience` seconds."""
     context = _context()
-    options = {"known_right": known_right, "budget": budget, "patience": patience}
+    options["patience"] = patience
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(theirs, suite, case, name, limit, options), daemon=True)
     process.start()
@@ -167,7 +159,7 @@ def check_and_measure(
                 call()
             seconds = time.perf_counter() - start
 
-        added = peak_memory(iteration, suite.device_of(case))
+        added = peak_memory(iteration, case.device)
         if to_skip(seconds, budget) and seconds <= min(max(budget, COLD), patience - (time.perf_counter() - begin)):
             iteration()
         suite.check_whole(case, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from gist_fast.bench.cases import (
     exact_gradients,
     hold_to,
 )
-from gist_fast.bench.peers import OURS, PEERS, Peer
+from gist_fast.bench.peers import OURS, PEERS
 from gist_fast.bench.results import WHOLE
 from gist_fast.bench.suite import Scope, Suite
 from gist_fast.bench.timing import BOTH, Parts
@@ -35,7 +35,6 @@ class LossSuite(Suite):
 
     Args:
         guide: of its cases, as `LossCase` has it.
-        peers: other ones, which do not travel to other processes.
     """
 
     grows = 2.0
@@ -47,13 +46,8 @@ class LossSuite(Suite):
         title: str = "The loss: embeddings to gradients",
         guide: Literal["model", "self", "none"] = "model",
         blocks: tuple[str, ...] = BLOCKS,
-        peers: Mapping[str, Peer] | None = None,
     ) -> None:
-        self.name, self.title, self._guide, self._blocks, self._peers = name, title, guide, blocks, peers
-
-    @property
-    def peers(self) -> Mapping[str, Peer]:
-        return PEERS if self._peers is None else self._peers
+        self.name, self.title, self._guide, self._blocks = name, title, guide, blocks
 
     def cases(self, scope: Scope) -> Sequence[LossCase]:
         cuda = scope.device.startswith("cuda")
@@ -65,21 +59,19 @@ class LossSuite(Suite):
 
     def competitors(self, case: LossCase) -> Sequence[str]:
         # What a compiler makes of the plain version is seen where there is a guide, and costs much of a run's time.
-        return [name for name in self.peers if case.guide == "model" or name != "plain compiled"]
+        return [name for name in PEERS if case.guide == "model" or name != "plain compiled"]
 
     def obstacle(self, case: LossCase, name: str) -> str | None:
         if case.matryoshka_dims and not name.startswith(OURS):
             return "it knows no Matryoshka dims"
-        return self.peers[name].obstacle(case)
+        return PEERS[name].obstacle(case)
 
     def least_memory(self, case: LossCase, name: str) -> float:
-        return self.peers[name].least_memory(case)
+        return PEERS[name].least_memory(case)
 
     def check(self, case: LossCase, name: str) -> None:
         small = replace(case, rows=min(case.rows, CHECKED_ROWS))
         e = coarse(small.embeddings())
-        if small.guide == "self":
-            e = small.embeddings()
         loss = self._value(small, name, e)
         self._compare(small, name, (loss, e.anchors.grad, e.positives.grad), exact_gradients(small, e))
 
@@ -100,7 +92,7 @@ class LossSuite(Suite):
 
         from gist_fast.bench.exact import exact_sample
 
-        e = case.embeddings() if case.guide == "self" else coarse(case.embeddings())
+        e = coarse(case.embeddings())
         rows = torch.randperm(case.rows, generator=torch.Generator().manual_seed(0))[:SAMPLED_ROWS].to(case.device)
         loss = self._value(case, name, e)
         gradients = [x.grad[rows] for x in (e.anchors, e.positives) if x.grad is not None]
@@ -108,7 +100,7 @@ class LossSuite(Suite):
 
     def build(self, case: LossCase, name: str) -> Parts:
         e = case.embeddings()
-        loss = self.peers[name].make(case)
+        loss = PEERS[name].make(case)
         kept: list[Any] = []
 
         def forward() -> None:
@@ -118,12 +110,12 @@ class LossSuite(Suite):
         def backward() -> None:
             kept.pop().backward()
 
-        return {BOTH: forward} if self.peers[name].whole else {"forward": forward, "backward": backward}
+        return {BOTH: forward} if PEERS[name].whole else {"forward": forward, "backward": backward}
 
     def _value(self, case: LossCase, name: str, e: Embeddings) -> Any:
         """The loss, with the gradients left in the leaves."""
-        loss = self.peers[name].make(case)(e)
-        if not self.peers[name].whole:
+        loss = PEERS[name].make(case)(e)
+        if not PEERS[name].whole:
             loss.backward()
         return loss.detach()
 

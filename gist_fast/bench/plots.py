@@ -30,22 +30,21 @@ def pictures(results: Results) -> dict[str, Picture]:
     found: dict[str, Picture] = {}
     for suite in dict.fromkeys(row.suite for row in results.rows if row.size):
         rows = [row for row in results.rows if row.suite == suite]
-        if any(row.timing() for row in rows):
-            found[f"{suite}-time"] = _against_size(
-                results, suite, rows, "time", "seconds", lambda row: timing.median if (timing := row.timing()) else None
-            )
-        if any(row.memory and row.outcome in COUNTED for row in rows):
-            found[f"{suite}-memory"] = _against_size(
-                results,
-                suite,
-                rows,
-                "memory",
-                "memory added (MiB)",
-                lambda row: row.memory / 2**20 if row.memory else None,
-            )
+        for quantity, unit, of in (("time", "seconds", _seconds), ("memory", "memory added (MiB)", _mebibytes)):
+            if any(of(row) for row in rows):
+                found[f"{suite}-{quantity}"] = _against_size(results, suite, rows, quantity, unit, of)
         if any(row.share for row in rows):
             found[f"{suite}-share"] = _share(suite, rows)
     return found
+
+
+def _seconds(row: Row) -> float | None:
+    timing = row.timing() if row.outcome in COUNTED else None
+    return timing.median if timing else None
+
+
+def _mebibytes(row: Row) -> float | None:
+    return row.memory / 2**20 if row.memory and row.outcome in COUNTED else None
 
 
 def page(results: Results, drawn: dict[str, Picture]) -> str:
@@ -85,10 +84,7 @@ def _text(suite: str, results: Results) -> str:
 def _against_size(
     results: Results, suite: str, rows: Sequence[Row], quantity: str, unit: str, of: Callable[[Row], float | None]
 ) -> Picture:
-    def figure_of(row: Row) -> float | None:
-        return of(row) if row.outcome in COUNTED else None
-
-    names = list(dict.fromkeys(row.what for row in rows if row.outcome == OUT_OF_MEMORY or figure_of(row) is not None))
+    names = list(dict.fromkeys(row.what for row in rows if row.outcome == OUT_OF_MEMORY or of(row) is not None))
     grows = {
         fit["what"]: Power(**fit["power"])
         for fit in results.fits
@@ -101,7 +97,7 @@ def _against_size(
     crosses: dict[int, int] = {}
     for name, style in zip(names, plots.line_styles(len(names)), strict=True):
         own = [row for row in rows if row.what == name]
-        points = [(row.size, value) for row in own if (value := figure_of(row)) is not None]
+        points = [(row.size, value) for row in own if (value := of(row)) is not None]
         label = labels[name]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)

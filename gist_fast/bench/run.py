@@ -193,7 +193,7 @@ def _run_suite(
         last = candidates
         # What qualifying took is not taken from the rounds, as long as the suite has time left.
         share = max(floor, min(share, budget - (time.monotonic() - begin)))
-        _time(suite, case, candidates, results, stopwatch, (share, beyond), seconds_left, rounds)
+        _time(suite, case, candidates, results, stopwatch, share, beyond, seconds_left, rounds)
         results.rows += [candidate.row for candidate in candidates.values()]
         yield
 
@@ -211,8 +211,7 @@ def _qualify(
     reason = suite.obstacle(case, name)
     if reason is not None:
         return ends(UNSUPPORTED, reason)
-    device = suite.device_of(case)
-    free, least = free_memory(device), suite.least_memory(case, name)
+    free, least = free_memory(case.device), suite.least_memory(case, name)
     limit = int(free * LIMIT_SHARE)
     if least > limit:
         row.least_memory = least
@@ -228,7 +227,7 @@ def _qualify(
         return ends(NOT_RUN, why, expected)
     if seconds_left() <= 0:
         return ends(NOT_RUN, NO_TIME)
-    if suite.isolated and not device.startswith("cuda"):
+    if suite.isolated and not case.device.startswith("cuda"):
         # Whoever hangs leaves half of a run's time to those that have qualified already.
         patience = min(max(PATIENCE, budget), seconds_left() * (1.0 if name == suite.baseline else 0.5))
         outcome = in_own_process(suite, case, name, limit, patience, known_right=smaller is not None, budget=budget)
@@ -268,16 +267,12 @@ def _time(
     candidates: dict[str, Candidate],
     results: Results,
     stopwatch: Stopwatch,
-    seconds: tuple[float, float],
+    budget: float,
+    beyond: float,
     seconds_left: SecondsLeft,
     rounds: int,
 ) -> None:
-    """Time all that are left, and write down what they took.
-
-    Args:
-        seconds: the budget, and what there is of it for more than the least number of rounds.
-    """
-    budget, beyond = seconds
+    """Time all that are left, and write down what they took; `budget` and `beyond` as `time_iterations` has them."""
     calls: dict[str, Parts] = {}
     for name, candidate in candidates.items():
         if candidate.row.outcome != OK:

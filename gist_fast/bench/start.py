@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from gist_fast.bench.cases import WrongResult
 from gist_fast.bench.results import WHOLE
@@ -41,6 +41,7 @@ class StartCase:
     """A start; there is one."""
 
     size: int = 0
+    device: ClassVar[str] = "cpu"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,9 +62,6 @@ class StartSuite(Suite):
 
     def competitors(self, case: StartCase) -> Sequence[str]:
         return list(COMMANDS)
-
-    def device_of(self, case: StartCase) -> str:
-        return "cpu"
 
     def check(self, case: StartCase, name: str) -> None:
         arguments, begins = COMMANDS[name]

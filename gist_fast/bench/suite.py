@@ -34,7 +34,7 @@ class Scope:
 class Suite:
     """Cases, competitors, and the calls to time. It travels to other processes: no state.
 
-    A case has a ``size`` (rows of a batch, texts; 0 where nothing grows) and an ``as_dict``.
+    A case has a ``size`` (rows of a batch, texts; 0 where nothing grows), a ``device`` and an ``as_dict``.
     """
 
     name: str
@@ -73,9 +73,6 @@ class Suite:
     def build(self, case: Any, name: str) -> Parts:
         """What one iteration does."""
         raise NotImplementedError
-
-    def device_of(self, case: Any) -> str:
-        return case.device
 
     def memory(self, case: Any, name: str) -> int | None:
         """Bytes, of a suite that is not `isolated`."""

@@ -31,14 +31,10 @@ def suite_table(results: Results, suite: str) -> tuple[list[str], list[Cells]]:
     return columns, [_cells(row, sized, parts, ratios, shares) for row in rows]
 
 
-def unsupported(results: Results, suite: str) -> dict[str, str]:
-    """Who took no part in a suite, and why not."""
-    return {row.what: row.why for row in results.rows if row.suite == suite and row.outcome == UNSUPPORTED}
-
-
 def notes(results: Results, suite: str) -> list[str]:
     """A sentence for each competitor that was not timed, at some size or at all, and why."""
-    said = [f"{what} takes no part: {why}." for what, why in unsupported(results, suite).items()]
+    no_part = {row.what: row.why for row in results.rows if row.suite == suite and row.outcome == UNSUPPORTED}
+    said = [f"{what} takes no part: {why}." for what, why in no_part.items()]
     for what in dict.fromkeys(row.what for row in results.rows if row.suite == suite):
         rows = [row for row in results.rows if (row.suite, row.what) == (suite, what)]
         told: set[str] = set()
@@ -57,14 +53,9 @@ def fit_table(results: Results) -> tuple[list[str], list[Cells]]:
     rows = []
     for fit in results.fits:
         power = Power(**fit["power"])
-        rows.append([fit["suite"], fit["what"], fit["quantity"], str(power), str(power.sizes), parts_of(fit)])
+        parts = Split.from_dict(fit["split"]).in_words(fit["largest"]) if fit.get("split") else ""
+        rows.append([fit["suite"], fit["what"], fit["quantity"], str(power), str(power.sizes), parts])
     return ["suite", "what", "of", "grows as (95 %)", "sizes", "parts"], rows
-
-
-def parts_of(fit: dict[str, Any]) -> str:
-    """What a cost is made of, in words; empty where no sum was fitted."""
-    split = fit.get("split")
-    return Split.from_dict(split).in_words(fit["largest"]) if split else ""
 
 
 def facts(results: Results) -> dict[str, str]:

@@ -47,12 +47,12 @@ class TextCase:
 
 
 class _ModelSuite(Suite):
-    def __init__(self, cpu: Sequence[int], cuda: Sequence[int], small: int) -> None:
-        self._cpu, self._cuda, self._small = tuple(cpu), tuple(cuda), small
+    cpu_sizes: Sequence[int]
+    cuda_sizes: Sequence[int]
 
     def cases(self, scope: Scope) -> Sequence[TextCase]:
-        own = self._cuda if scope.device.startswith("cuda") else self._cpu
-        return [TextCase(size, scope.device) for size in scope.sizes_of(own, self._small)]
+        own = self.cuda_sizes if scope.device.startswith("cuda") else self.cpu_sizes
+        return [TextCase(size, scope.device) for size in scope.sizes_of(own, 3)]
 
 
 class EngineSuite(_ModelSuite):
@@ -60,9 +60,7 @@ class EngineSuite(_ModelSuite):
 
     name = "engine"
     title = "The micro-batch engine: tokens to the student's gradients"
-
-    def __init__(self) -> None:
-        super().__init__((16, 32, 64, 128), (64, 256, 1024, 4096), 3)
+    cpu_sizes, cuda_sizes = (16, 32, 64, 128), (64, 256, 1024, 4096)
 
     def competitors(self, case: TextCase) -> Sequence[str]:
         return [OURS, "gist_fast, data order", "gist_fast, two passes", "st CachedGISTEmbed"]
@@ -94,9 +92,7 @@ class GuideSuite(_ModelSuite):
 
     name = "guide"
     title = "Guide columns: texts to embeddings on disk"
-
-    def __init__(self) -> None:
-        super().__init__((32, 64, 128, 256), (256, 1024, 4096, 16384), 3)
+    cpu_sizes, cuda_sizes = (32, 64, 128, 256), (256, 1024, 4096, 16384)
 
     def competitors(self, case: TextCase) -> Sequence[str]:
         return [OURS, "gist_fast, known texts", "st encode"]
@@ -121,12 +117,7 @@ class GuideSuite(_ModelSuite):
         if name.startswith("st "):
             return {WHOLE: lambda: [guide.encode(column, **_QUIET) for column in columns]}
         if name == OURS:
-
-            def fresh() -> None:
-                with tempfile.TemporaryDirectory() as cache:
-                    _embed(columns, guide, cache)
-
-            return {WHOLE: fresh}
+            return {WHOLE: lambda: _embed(columns, guide)}
         kept = tempfile.TemporaryDirectory()
         _embed(columns, guide, kept.name)
         # The folder lives as long as the call that uses it.
@@ -138,9 +129,7 @@ class StepSuite(_ModelSuite):
 
     name = "step"
     title = "The whole training step: texts to updated weights"
-
-    def __init__(self) -> None:
-        super().__init__((32, 64, 128, 256), (128, 512, 2048, 8192), 3)
+    cpu_sizes, cuda_sizes = (32, 64, 128, 256), (128, 512, 2048, 8192)
 
     def competitors(self, case: TextCase) -> Sequence[str]:
         return [OURS, "gist_fast, guide columns", "st CachedGISTEmbed"]
@@ -212,11 +201,15 @@ def _known(name: str, guide: SentenceTransformer, columns: Sequence[list[str]]) 
     return [torch.from_numpy(guide.encode(column, show_progress_bar=False)) for column in columns]
 
 
-def _embed(columns: Sequence[list[str]], guide: SentenceTransformer, cache: str) -> Any:
+def _embed(columns: Sequence[list[str]], guide: SentenceTransformer, cache: str | None = None) -> Any:
+    """The columns with the guide's embeddings, which are kept in `cache`, or nowhere."""
     from datasets import Dataset
 
     from gist_fast.guide_columns import embed_guide
 
+    if cache is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return _embed(columns, guide, folder)
     data = Dataset.from_dict(dict(zip(COLUMNS, columns, strict=True)))
     return embed_guide(data, guide, cache_dir=cache, show_progress_bar=False)
 

@@ -15,14 +15,4 @@
     for Health Statistics (CDC) publishes: a work of the United States' government, based on the World Health
     Organization's ICD-10, in which the WHO has copyright. The demo reads them where they are installed and
     redistributes none of them.
-
-| file | its one idea |
-|---|---|
-| ``models.py`` | where the guide lies; the student converted from its graph |
-| ``texts.py`` | pairs, dev and test texts; the check that they share none |
-| ``recipe.py`` | what the demo trains with |
-| ``run.py`` | the run itself |
-| ``progress.py`` | the bar |
-| ``report.py`` | its numbers as JSON, tables and example queries |
-| ``picture.py`` | its picture |
 """

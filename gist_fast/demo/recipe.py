@@ -32,13 +32,6 @@ class Recipe:
     test_queries: int
     test_documents: int | None
 
-    def __post_init__(self) -> None:
-        if self.batch_size < 2 or self.epochs < 1 or self.max_tokens < 3:
-            raise ValueError(
-                f"batch_size {self.batch_size}, epochs {self.epochs}, max_tokens {self.max_tokens}: "
-                "at least 2, 1 and 3 are needed."
-            )
-
     def asdict(self) -> dict[str, Any]:
         """As a plain dictionary, for the report."""
         return dataclasses.asdict(self)

@@ -8,7 +8,7 @@ import math
 import random
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,11 @@ class Training:
     """One training: its log, the dev scores on its way, and how long it took."""
 
     seconds: float
-    steps: list[int] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    masked: dict[str, list[float]] = field(default_factory=dict)
-    dev_steps: list[int] = field(default_factory=list)
-    dev_ndcg: list[float] = field(default_factory=list)
+    steps: list[int]
+    losses: list[float]
+    masked: dict[str, list[float]]
+    dev_steps: list[int]
+    dev_ndcg: list[float]
 
 
 @dataclass(frozen=True)

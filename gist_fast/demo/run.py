@@ -32,6 +32,7 @@ from gist_fast.demo.report import (
 )
 from gist_fast.demo.texts import build_texts, shared_texts
 from gist_fast.evaluation.evaluators import Retrieval, short_metrics
+from gist_fast.report.log_series import Series, evaluations, masked_blocks, one
 from gist_fast.runtime.environment import versions
 from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.progress_bars import without_progress_bars
@@ -97,6 +98,8 @@ class _Demo:
         self.scores: dict[str, dict[str, float]] = {}
 
     def run(self, quick: bool) -> DemoReport:
+        from gist_fast.demo.picture import draw_run
+
         start = time.perf_counter()
         recipe = self.recipe
         with self.phase("reading the texts, converting the student"):
@@ -154,18 +157,12 @@ class _Demo:
             versions={name: version or "" for name, version in versions(PACKAGES).items()},
             model_path=str(self.folder / MODEL),
         )
-        self.finish(report)
-        return report
-
-    def finish(self, report: DemoReport) -> None:
-        """Write the report and the picture, print the examples, the table and where everything lies."""
-        from gist_fast.demo.picture import draw_run
-
         report.save(self.folder / REPORT)
         draw_run(report, self.folder / PICTURE)
         print_examples(self.console, report.examples)
         print_scores(self.console, report)
         print_ending(self.console, report, self.folder / PICTURE)
+        return report
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -263,19 +260,18 @@ class _Demo:
 
 def _training(history: list[dict[str, Any]], seconds: float, dev_before: float) -> Training:
     """What a trainer's log says."""
-    training = Training(seconds=round(seconds, 1), dev_steps=[0], dev_ndcg=[dev_before])
-    for entry in history:
-        if "loss" in entry:
-            training.steps.append(entry["step"])
-            training.losses.append(entry["loss"])
-            for key, value in entry.items():
-                if key.startswith("masked_"):
-                    training.masked.setdefault(key, []).append(value)
-        score = next((value for key, value in entry.items() if key.endswith("ndcg@10")), None)
-        if score is not None:
-            training.dev_steps.append(entry["step"])
-            training.dev_ndcg.append(float(score))
-    return training
+    nothing = Series((), ())
+    loss, masked = one(history, "loss") or nothing, masked_blocks(history).get("", {})
+    _, metrics = evaluations(history)
+    dev = next((series for name, series in metrics.items() if name.endswith("ndcg@10")), nothing)
+    return Training(
+        seconds=round(seconds, 1),
+        steps=list(loss.steps),
+        losses=list(loss.values),
+        masked={f"masked_{block}": list(series.values) for block, series in masked.items()},
+        dev_steps=[0, *dev.steps],
+        dev_ndcg=[dev_before, *dev.values],
+    )
 
 
 def _short_pairs(pairs: Dataset, student: SentenceTransformer, max_tokens: int, limit: int | None) -> Dataset:

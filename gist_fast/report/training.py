@@ -37,11 +37,11 @@ PAIRS = 20
 ROWS_SHOWN = 40
 """Evaluations in the table; of more, evenly spread ones."""
 
-# Key of the log, title, label of the axis (of the machine's, in the table too), and what the numbers are multiplied by.
+# Key of the log, title, label of the axis; of the machine's, in the table too, and what the numbers are multiplied by.
 _STEPS = (
-    ("loss", "Training loss", "loss (nats)", 1),
-    ("learning_rate", "Learning rate", "learning rate", 1),
-    ("grad_norm", "Norm of the gradient", "norm, before clipping", 1),
+    ("loss", "Training loss", "loss (nats)"),
+    ("learning_rate", "Learning rate", "learning rate"),
+    ("grad_norm", "Norm of the gradient", "norm, before clipping"),
 )
 _MACHINE = (
     ("pairs_per_second", "Throughput in rows", "rows a second", 1),
@@ -102,21 +102,17 @@ def _result(run: FinishedTraining) -> Section:
 
 
 def _steps(logs: Sequence[Mapping[str, Any]]) -> Section:
-    pictures = [_of_one(logs, *row) for row in _STEPS]
-    found = [picture for picture in pictures if picture is not None]
+    found = [_lines(title, label, {"": series}) for key, title, label in _STEPS if (series := one(logs, key))]
     text = "Each point of the loss is the mean since the one before it." if found else "No step of this run was logged."
     return Section("Training, step by step", text, found)
 
 
 def _guide(logs: Sequence[Mapping[str, Any]]) -> Section | None:
     parts = []
-    masked = masked_blocks(logs)
-    if masked:
-        # By dataset, where each has a loss of its own.
-        for dataset, blocks in masked.items():
-            of = f" in {dataset}" if dataset else ""
-            title = f"Pairs that the guide dropped{of}"
-            parts.append(_lines(title, "share of the block (%)", blocks, factor=100, bottom=0))
+    # By dataset, where each has a loss of its own.
+    for dataset, blocks in masked_blocks(logs).items():
+        title = f"Pairs that the guide dropped{f' in {dataset}' if dataset else ''}"
+        parts.append(_lines(title, "share of the block (%)", blocks, factor=100, bottom=0))
     similar = several(logs, _SIMILARITIES)
     if similar:
         parts.append(_lines("Similarity of an anchor", "cosine similarity", similar))
@@ -144,10 +140,9 @@ def _machine(logs: Sequence[Mapping[str, Any]]) -> Section | None:
     rows: list[tuple[str, float | None, float, float | None]] = []
     for key, title, label, factor in _MACHINE:
         series = one(logs, key)
-        picture = _of_one(logs, key, title, label, factor)
-        if series is None or picture is None:
+        if series is None:
             continue
-        pictures.append(picture)
+        pictures.append(_lines(title, label, {"": series}, factor=factor))
         values = [factor * value for value in series.values if math.isfinite(value)]
         if values:
             rows.append((label, min(values), float(statistics.median(values)), max(values)))
@@ -196,11 +191,6 @@ def _told(value: object) -> object:
     return value if value is None or isinstance(value, (bool, str)) else str(value)
 
 
-def _of_one(logs: Sequence[Mapping[str, Any]], key: str, title: str, label: str, factor: float) -> Picture | None:
-    series = one(logs, key)
-    return None if series is None else _lines(title, label, {"": series}, factor=factor)
-
-
 def _lines(
     title: str, label: str, lines: Mapping[str, Series], *, factor: float = 1, bottom: float | None = None
 ) -> Picture:
@@ -210,7 +200,11 @@ def _lines(
     picture, axes = narrow([name for name in lines if name])
     for (name, series), style in zip(lines.items(), line_styles(len(lines)), strict=True):
         values = [factor * value for value in series.values]
-        axes.plot(series.steps, values, label=name, **_marked(style, len(values), alone=len(lines) == 1))
+        if len(values) > MARKED:
+            style["marker"] = None
+        elif len(lines) == 1:
+            style["markersize"] = 4
+        axes.plot(series.steps, values, label=name, **style)
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_xlabel("training step")
     axes.set_ylabel(label)
@@ -221,15 +215,6 @@ def _lines(
     if any(lines):
         legend_below(axes)
     return to_svg(picture, _alt(title, label, lines, factor))
-
-
-def _marked(style: Mapping[str, Any], points: int, *, alone: bool) -> dict[str, Any]:
-    kept = dict(style)
-    if points > MARKED:
-        kept["marker"] = None
-    elif alone:
-        kept["markersize"] = 4
-    return kept
 
 
 def _alt(title: str, label: str, lines: Mapping[str, Series], factor: float) -> str:

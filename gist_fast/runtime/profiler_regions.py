@@ -74,9 +74,7 @@ def named(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-            if not recording():
-                return function(*args, **kwargs)
-            with profiler.record_function(name):
+            with within(name):
                 return function(*args, **kwargs)
 
         return wrapped
