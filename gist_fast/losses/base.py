@@ -6,7 +6,7 @@ import inspect
 import typing
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gist_fast.data.names import GROUP, MARGIN
 from gist_fast.functional.checks import check_temperature
 from gist_fast.functional.function import guided_contrastive_loss
-from gist_fast.functional.loss_config import LossConfig
+from gist_fast.functional.loss_config import LossConfig, LossKeywords, MarginStrategy
 from gist_fast.functional.stats import StatsAverage
 from gist_fast.losses.gather import check_batches_agree, gather_candidates
 from gist_fast.losses.guide import EMBEDDING, GuideEncoder, check_model, give_back
@@ -44,7 +44,7 @@ class GuidedLoss(nn.Module):
     Args:
         model: the student.
         guide: the guide, or None.
-        settings: the fields of `LossConfig`; the temperature may be a 0-d tensor. Each can be read and set as an
+        All others: the fields of `LossConfig`; the temperature may be a 0-d tensor. Each can be read and set as an
             attribute of the loss.
 
     Example:
@@ -67,14 +67,34 @@ class GuidedLoss(nn.Module):
         ]
         cls.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
 
-    def __init__(self, model: SentenceTransformer, guide: SentenceTransformer | None, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        guide: SentenceTransformer | None,
+        temperature: float = 0.01,
+        margin_strategy: MarginStrategy = "absolute",
+        margin: float = 0.0,
+        contrast_anchors: bool = True,
+        contrast_positives: bool = True,
+        gather_across_devices: bool = False,
+        **settings: Unpack[LossKeywords],
+    ) -> None:
         super().__init__()
         check_model("model", model)
         if guide is not None:
             check_model("guide", guide)
-        temperature = settings["temperature"]
         check_temperature(temperature)
-        self.config = LossConfig.of({**settings, "temperature": as_float(temperature)})
+        self.config = LossConfig.of(
+            {
+                "temperature": as_float(temperature),
+                "margin_strategy": margin_strategy,
+                "margin": margin,
+                "contrast_anchors": contrast_anchors,
+                "contrast_positives": contrast_positives,
+                "gather_across_devices": gather_across_devices,
+                **settings,
+            }
+        )
         """Its temperature is that of the start."""
         self.config.check_models(guide=guide is not None, width=model.get_embedding_dimension())
         if guide is model and self.config.hard:

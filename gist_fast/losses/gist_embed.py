@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any
 
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from torch import Tensor
 
-from gist_fast.functional.loss_config import LossKeywords, MarginStrategy
 from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.guide import take_guide_inputs
 from gist_fast.losses.micro_batches import EXTENTS
 from gist_fast.runtime.profiler_regions import STUDENT_FORWARD, follow_backward, within
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 
 class GISTEmbedLoss(GuidedLoss):
@@ -43,30 +39,6 @@ class GISTEmbedLoss(GuidedLoss):
         >>> texts = ["what falls", "what flows"], ["rain", "rivers"]
         >>> loss([student.preprocess(column) for column in texts]).backward()
     """
-
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        guide: SentenceTransformer | None,
-        temperature: float = 0.01,
-        margin_strategy: MarginStrategy = "absolute",
-        margin: float = 0.0,
-        contrast_anchors: bool = True,
-        contrast_positives: bool = True,
-        gather_across_devices: bool = False,
-        **settings: Unpack[LossKeywords],
-    ) -> None:
-        super().__init__(
-            model,
-            guide,
-            temperature=temperature,
-            margin_strategy=margin_strategy,
-            margin=margin,
-            contrast_anchors=contrast_anchors,
-            contrast_positives=contrast_positives,
-            gather_across_devices=gather_across_devices,
-            **settings,
-        )
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The mean loss of a batch, 0-d. `labels` are not looked at."""
