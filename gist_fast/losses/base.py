@@ -172,8 +172,12 @@ class GuidedLoss(nn.Module):
         Args:
             rows: what `take_rows` took from the batch.
         """
-        student, guide = self._in_compute_dtype(student, guide)
-        config = self.config
+        config, dtype = self.config, self._compute_dtype
+        if dtype is not None:
+            student = [x.to(dtype) if x.dtype is torch.float32 else x for x in student]
+            # Unit vectors, where float16 is the finer of the half types: what the guide drops hangs on small
+            # differences.
+            guide = [nn.functional.normalize(x, dim=-1).half() if x.dtype is torch.float32 else x for x in guide]
         groups, margin = rows.get(GROUP), rows[MARGIN] + config.margin if MARGIN in rows else config.margin
         offset, weight = 0, 1.0
         self.largest_batch = len(student[0])
@@ -204,18 +208,6 @@ class GuidedLoss(nn.Module):
             self.statistics.add(stats)
         return loss if weight == 1.0 else loss * weight
 
-    def _in_compute_dtype(
-        self, student: Sequence[Tensor], guide: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        dtype = self._compute_dtype
-        if dtype is None:
-            return student, guide
-        # Unit vectors, where float16 is the finer of the half types: what the guide drops hangs on small differences.
-        return (
-            [x.to(dtype) if x.dtype is torch.float32 else x for x in student],
-            [nn.functional.normalize(x, dim=-1).half() if x.dtype is torch.float32 else x for x in guide],
-        )
-
     def check_columns(self, features: Sequence[dict[str, Any]]) -> None:
         """Raise unless there are anchors, positives, and the means to guide them.
 
@@ -242,7 +234,7 @@ class GuidedLoss(nn.Module):
     def take_rows(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """What each row brings beside its texts: its group and its margin, as far as the loss asks for them.
 
-        They leave the features, and `give_rows_back` puts them there again, for a decorator that calls a loss twice.
+        They leave the first column's features, and go back there for a decorator that calls a loss twice.
 
         Raises:
             ValueError: the batch brings no such thing.
@@ -260,11 +252,6 @@ class GuidedLoss(nn.Module):
             if not needed:
                 taken.pop(name, None)
         return taken
-
-    @staticmethod
-    def give_rows_back(features: Sequence[dict[str, Any]], rows: dict[str, Tensor]) -> None:
-        """The inverse of `take_rows`."""
-        features[0].update(rows)
 
     @property
     def guide_is_frozen(self) -> bool:

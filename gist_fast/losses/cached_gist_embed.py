@@ -116,7 +116,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
         student = cache.embed()
         if not torch.is_grad_enabled():
             loss = self.calculate_loss(_in_one_part(student), _in_one_part(guide))
-            self.give_rows_back(features, self._rows)
+            features[0].update(self._rows)
             return loss
         learnt = self.log_temperature
         if learnt is not None and "calculate_loss" in vars(self):
@@ -128,7 +128,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
         if learnt is not None:
             learnt.grad = None
         loss = self.calculate_loss(_in_one_part(student), _in_one_part(guide), with_backward=True)
-        self.give_rows_back(features, self._rows)
+        features[0].update(self._rows)
         loss = loss.detach().requires_grad_()
         gradients = [x.grad for x in student]
         assert all(g is not None for g in gradients), "every column is a part of the loss"

@@ -51,6 +51,6 @@ class GISTEmbedLoss(GuidedLoss):
         with within(STUDENT_FORWARD):
             student = embed_columns(self.model, features)
         loss = self.guided_loss(student, self.guide_embeddings(features, guide_inputs), rows)
-        self.give_rows_back(features, rows)
+        features[0].update(rows)
         follow_backward(loss, student)
         return loss

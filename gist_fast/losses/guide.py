@@ -17,7 +17,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from gist_fast.data.names import GROUP, MARGIN
 from gist_fast.data.names import GUIDE_EMBEDDING as EMBEDDING
 from gist_fast.losses.guide_memory import GuideMemory
-from gist_fast.losses.micro_batches import (
-    EXTENTS,
-    MicroBatches,
-    default_tokens,
-    positions_are_relative,
-    reorderable,
-)
+from gist_fast.losses.micro_batches import EXTENTS, MicroBatches, default_tokens, positions_are_relative, reorderable
 from gist_fast.runtime.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:
@@ -130,12 +124,11 @@ class GuideEncoder:
 
     def __init__(self, student: SentenceTransformer, guide: SentenceTransformer, remember: bool = False) -> None:
         for name, model in (("model", student), ("guide", guide)):
-            check_model(name, model)
-            if not isinstance(getattr(model, "tokenizer", None), PreTrainedTokenizerBase):
-                found = type(getattr(model, "tokenizer", None)).__name__
+            tokenizer = getattr(model, "tokenizer", None)
+            if not isinstance(tokenizer, PreTrainedTokenizerBase):
                 raise InputError(
-                    f"{name}: its tokenizer is {found}; both models need a tokenizer of transformers "
-                    "(PreTrainedTokenizerBase)."
+                    f"{name}: its tokenizer is {type(tokenizer).__name__}; both models need a tokenizer of "
+                    "transformers (PreTrainedTokenizerBase)."
                 )
         self.model = guide
         self.compute_dtype: torch.dtype | None = None
@@ -143,9 +136,8 @@ class GuideEncoder:
         self._memories: dict[torch.dtype, GuideMemory] | None = {} if remember else None
         self.is_student = guide is student
         self._tokenizer = student.tokenizer
-        self.must_retokenize = student.tokenizer.get_vocab() != guide.tokenizer.get_vocab() or _limit(guide) < _limit(
-            student
-        )
+        same_tokens = student.tokenizer.get_vocab() == guide.tokenizer.get_vocab()
+        self.must_retokenize = not same_tokens or _limit(guide) < _limit(student)
         if self.must_retokenize:
             check_one_route(guide)
         students = {id(p) for p in student.parameters()}
@@ -171,7 +163,8 @@ class GuideEncoder:
         self._settle()
         of_tokens: dict[int, Tensor] = {}
         embeddings = []
-        with self._autocast():
+        kind, dtype = self.model.device.type, self.compute_dtype
+        with nullcontext() if dtype is None or torch.is_autocast_enabled(kind) else torch.autocast(kind, dtype=dtype):
             for k, column in enumerate(inputs):
                 if EMBEDDING in column:
                     embeddings.append(column[EMBEDDING])
@@ -185,12 +178,6 @@ class GuideEncoder:
         torch.clear_autocast_cache()
         return embeddings
 
-    def _autocast(self) -> AbstractContextManager:
-        kind = self.model.device.type
-        if self.compute_dtype is None or torch.is_autocast_enabled(kind):
-            return nullcontext()
-        return torch.autocast(kind, dtype=self.compute_dtype)
-
     def _encode_tokens(self, inputs: dict[str, Any]) -> Tensor:
         """``[n, G]``: of the guide's own tokens, or of the student's."""
         if TOKENS in inputs:
@@ -199,12 +186,9 @@ class GuideEncoder:
             if self._memories is None or keys is None:
                 return self._encode(tokens)
             # Evaluation may run in another type than training.
-            kind = self.model.device.type
-            dtype = (
-                torch.get_autocast_dtype(kind)
-                if torch.is_autocast_enabled(kind)
-                else next(self.model.parameters()).dtype
-            )
+            kind, dtype = self.model.device.type, next(self.model.parameters()).dtype
+            if torch.is_autocast_enabled(kind):
+                dtype = torch.get_autocast_dtype(kind)
             memory = self._memories.setdefault(dtype, GuideMemory())
             return memory.recall(keys, lambda missing: self._encode(tokens, missing), self.model.device)
         return self._encode(self._retokenized(inputs) if self.must_retokenize else inputs)

@@ -123,7 +123,9 @@ class MicroBatches:
         width = self._features["input_ids"].shape[1]
         part = {}
         for name, value in self._features.items():
-            if _is_per_row(name, value, self._rows):
+            # A prompt's length may be one for all rows.
+            per_row = isinstance(value, Tensor) and value.ndim > 0
+            if per_row and (name != "prompt_length" or len(value) == self._rows):
                 along_text = value.ndim >= 2 and value.shape[1] == width
                 value = (value[:, first:last] if along_text else value).index_select(0, rows)
             part[name] = value
@@ -166,12 +168,6 @@ def reorderable(features: dict[str, Any]) -> bool:
         not isinstance(v, Tensor) or v.ndim == 0 or k == "prompt_length" or len(v) == len(ids)
         for k, v in features.items()
     )
-
-
-def _is_per_row(name: str, value: Any, rows: int) -> bool:
-    if not isinstance(value, Tensor) or value.ndim == 0:
-        return False
-    return len(value) == rows if name == "prompt_length" else True
 
 
 def _rows(features: dict[str, Any]) -> int:
