@@ -27,9 +27,8 @@ class GISTEmbedLoss(GuidedLoss):
         model: the student.
         guide: decides which texts of the batch are false negatives. None where the dataset carries its embeddings
             (`gist_fast.embed_guide`), or with ``guided=False``.
-        temperature, margin_strategy, margin, contrast_anchors, contrast_positives, gather_across_devices, settings: the
-            fields of `gist_fast.functional.loss_config.LossConfig`, where each is described. All but these six by name
-            only; the temperature may be a 0-d tensor.
+        All others: the fields of `gist_fast.functional.loss_config.LossConfig`, where each is described. All but the
+            first six by name only; the temperature may be a 0-d tensor.
 
     Raises:
         ValueError: a tokenizer is not of transformers, or a value is out of range.
