@@ -112,7 +112,10 @@ class GuidedLoss(nn.Module):
         self.statistics = StatsAverage()
         """Running averages over the training batches since it was last emptied; see `gist_fast.functional.stats`."""
         self._encoder = None if guide is None else GuideEncoder(model, guide, remember=self.config.guide_cache)
-        self._compute_dtype: torch.dtype | None = None
+        self.compute_dtype: torch.dtype | None = None
+        """The type in which float32 embeddings enter the loss (whose value is float32 all the same) and in which the
+        guide runs; None for the types they have. `gist_fast.GISTTrainer` sets it when it trains in mixed precision,
+        where models compute in half precision but hand out float32."""
         self.largest_batch = 0
         """Rows of the last batch; of batches gathered from several ranks, those of the largest."""
 
@@ -146,23 +149,10 @@ class GuidedLoss(nn.Module):
         """The guide, or None where its embeddings come with the dataset or there is no guiding."""
         return None if self._encoder is None else self._encoder.model
 
-    @property
-    def compute_dtype(self) -> torch.dtype | None:
-        """The type in which float32 embeddings enter the loss (whose value is float32 all the same) and in which the
-        guide runs; None for the types they have. `gist_fast.GISTTrainer` sets it when it trains in mixed precision,
-        where models compute in half precision but hand out float32."""
-        return self._compute_dtype
-
-    @compute_dtype.setter
-    def compute_dtype(self, dtype: torch.dtype | None) -> None:
-        self._compute_dtype = dtype
-        if self._encoder is not None:
-            self._encoder.compute_dtype = dtype
-
     def _apply(self, fn: Any, recurse: bool = True) -> GuidedLoss:
         super()._apply(fn, recurse)
-        if self._encoder is not None:
-            self._encoder.to(fn, recurse)
+        if self._encoder is not None and not self._encoder.is_student:
+            self._encoder.model._apply(fn, recurse)
         return self
 
     @named(LOSS_FORWARD)
@@ -172,7 +162,7 @@ class GuidedLoss(nn.Module):
         Args:
             rows: what `take_rows` took from the batch.
         """
-        config, dtype = self.config, self._compute_dtype
+        config, dtype = self.config, self.compute_dtype
         if dtype is not None:
             student = [x.to(dtype) if x.dtype is torch.float32 else x for x in student]
             # Unit vectors, where float16 is the finer of the half types: what the guide drops hangs on small
@@ -273,7 +263,7 @@ class GuidedLoss(nn.Module):
             return []
         if self._encoder is None:
             return [f[EMBEDDING] for f in features]
-        embeddings = self._encoder.encode_batch(inputs)
+        embeddings = self._encoder.encode_batch(inputs, self.compute_dtype)
         if self.guide_is_frozen:
             for f, embedding in zip(features, embeddings, strict=True):
                 f[EMBEDDING] = embedding

@@ -174,7 +174,7 @@ def _start_reduce(gradient: Tensor, rows: list[int]) -> Callable[[], Tensor]:
         wide = torch.cat([_padded(part, most) for part in wide.split(rows)])
     wide = wide.contiguous()
     total = wide.new_empty(most, *wide.shape[1:])
-    work = _reduce_scatter(total, wide, async_op=True)
+    work = _collective("reduce_scatter_single", "reduce_scatter_tensor")(total, wide, async_op=True)
 
     def arrive() -> Tensor:
         work.wait()
@@ -209,8 +209,7 @@ def _agreed(mine: list[int], device: torch.device) -> list[list[int]]:
     """
     everyone = _exchange(mine, device)
     _refuse_empty([r for r, theirs in enumerate(everyone) if theirs[0] == 0])
-    if any(theirs[0] < 0 for theirs in everyone):
-        bad = [r for r, theirs in enumerate(everyone) if theirs[0] < 0]
+    if bad := [r for r, theirs in enumerate(everyone) if theirs[0] < 0]:
         raise InputError(f"gather_across_devices: the columns of rank {_listed(bad)} differ in their number of rows.")
     for k, name in enumerate(FACTS, start=1):
         values: list[Any] = [theirs[k] for theirs in everyone]
@@ -253,10 +252,6 @@ def _exchange(mine: list[int], device: torch.device) -> list[list[int]]:
 
 def _all_gather(received: Tensor, sent: Tensor, async_op: bool = False) -> Any:
     return _collective("all_gather_single", "all_gather_into_tensor")(received, sent, async_op=async_op)
-
-
-def _reduce_scatter(received: Tensor, sent: Tensor, async_op: bool = False) -> Any:
-    return _collective("reduce_scatter_single", "reduce_scatter_tensor")(received, sent, async_op=async_op)
 
 
 def _collective(name: str, old_name: str) -> Any:

@@ -131,8 +131,6 @@ class GuideEncoder:
                     "transformers (PreTrainedTokenizerBase)."
                 )
         self.model = guide
-        self.compute_dtype: torch.dtype | None = None
-        """If set, a guide in float32 runs under autocast in that type, as the student does."""
         self._memories: dict[torch.dtype, GuideMemory] | None = {} if remember else None
         self.is_student = guide is student
         self._tokenizer = student.tokenizer
@@ -148,22 +146,18 @@ class GuideEncoder:
                 "step. Set it to False."
             )
 
-    def to(self, fn: Any, recurse: bool = True) -> None:
-        """Apply what ``nn.Module.to`` and its like apply, unless the student's own move has done it."""
-        if not self.is_student:
-            self.model._apply(fn, recurse)
-
     @torch.no_grad()
-    def encode_batch(self, inputs: Sequence[dict[str, Any]]) -> list[Tensor]:
+    def encode_batch(self, inputs: Sequence[dict[str, Any]], dtype: torch.dtype | None = None) -> list[Tensor]:
         """The guide's embeddings of each column, ``[B, G]``.
 
         Args:
             inputs: what `take_guide_inputs` took from the columns; left as they are.
+            dtype: if given, a guide in float32 runs under autocast in that type, as the student does.
         """
         self._settle()
         of_tokens: dict[int, Tensor] = {}
         embeddings = []
-        kind, dtype = self.model.device.type, self.compute_dtype
+        kind = self.model.device.type
         with nullcontext() if dtype is None or torch.is_autocast_enabled(kind) else torch.autocast(kind, dtype=dtype):
             for k, column in enumerate(inputs):
                 if EMBEDDING in column:

@@ -98,7 +98,7 @@ class MicroBatches:
         """``(begin, end)`` of each group in the order by length."""
         self.tokens = [group_tokens(ordered[begin:end], padded=not self._flat) for begin, end in self.groups]
         """Tokens of each group, padding included."""
-        device = _device(self._features)
+        device = next(value.device for value in self._features.values() if isinstance(value, Tensor))
         self._sorted = order != list(range(len(order)))
         self._order = torch.as_tensor(order, device=device)
         self._places = torch.as_tensor(np.argsort(order), device=device)
@@ -173,7 +173,3 @@ def reorderable(features: dict[str, Any]) -> bool:
 def _rows(features: dict[str, Any]) -> int:
     named = [features[k] for k in ("input_ids", "attention_mask") if isinstance(features.get(k), Tensor)]
     return len((named or [v for v in features.values() if isinstance(v, Tensor) and v.ndim])[0])
-
-
-def _device(features: dict[str, Any]) -> torch.device:
-    return next(v.device for v in features.values() if isinstance(v, Tensor))
