@@ -167,8 +167,15 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         # Only now is it known whether the loss remembers texts; and the collator may be the caller's own.
         if isinstance(self.data_collator, GISTDataCollator):
             self._take_rows(self.data_collator, losses)
-            if self.data_collator.tokenize_for_guide is None:
-                self._tokenize_for_guide(self.data_collator, any(each.guide_cache for each in losses))
+            reader = self._tokenizing_guide
+            if reader is not None and self.data_collator.tokenize_for_guide is None:
+                check_positions("guide_max_length", self.args.guide_max_length, reader)
+                self.data_collator.tokenize_for_guide = GuideTokenizer(
+                    reader,
+                    self.args.guide_prompts,
+                    self.args.guide_max_length,
+                    with_keys=any(each.guide_cache for each in losses),
+                )
         elif self._tokenizing_guide is not None:
             logger.warning(
                 "The data collator is no GISTDataCollator, so the guide reads the student's tokens, decoded where its "
@@ -252,14 +259,6 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The parent's, without a learnt temperature, which a decay would draw to 1."""
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith(LOG_TEMPERATURE)]
-
-    def _tokenize_for_guide(self, collator: GISTDataCollator, with_keys: bool) -> None:
-        guide, args = self._tokenizing_guide, self.args
-        if guide is not None:
-            check_positions("guide_max_length", args.guide_max_length, guide)
-            collator.tokenize_for_guide = GuideTokenizer(
-                guide, args.guide_prompts, args.guide_max_length, with_keys=with_keys
-            )
 
     def get_train_dataloader(self) -> Any:
         """sentence-transformers' dataloader, which must give every rank a batch in every step."""
