@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def by_name(data: Loaded | None) -> dict[str, Dataset | IterableDataset]:
-    """Each dataset by its name; one alone has an empty name."""
+    """Each dataset, or the loss of each, by its name; one alone has an empty name."""
     if data is None:
         return {}
     return dict(data) if isinstance(data, dict) else {"": data}

@@ -31,7 +31,7 @@ from gist_fast.functional.loss_config import (
 from gist_fast.functional.operands import accumulation_dtype, prepare
 from gist_fast.functional.operator import guided_forward
 from gist_fast.functional.stats import GuidedContrastiveStats, make_stats
-from gist_fast.functional.triplet import DenseMasks, KeptMasks, Masks, triplet_rows
+from gist_fast.functional.triplet import MaskProduct, dense_product, kept_product, triplet_rows
 from gist_fast.functional.values import check_choice
 from gist_fast.runtime.errors import InputError
 
@@ -221,7 +221,7 @@ def guided_contrastive_loss(
     sizes = [x.shape[0] for x in student]
     blocks = make_blocks(rows, sizes[1:], config, offset)
     student, guide = tuple(map(_ordinary, student)), tuple(map(_ordinary, guide))
-    found, masks = _guided_rows(
+    found, product = _guided_rows(
         chosen,
         config,
         offset,
@@ -234,10 +234,10 @@ def guided_contrastive_loss(
         blocks,
     )
     loss = found.loss
-    if masks is not None and triplet_margin is not None:
+    if product is not None and triplet_margin is not None:
         with torch.autocast(anchors.device.type, enabled=False):
             terms = [
-                triplet_rows([x[:, :dim] for x in student], offset, triplet_margin, masks)
+                triplet_rows([x[:, :dim] for x in student], offset, triplet_margin, blocks, product)
                 for dim in dims or (anchors.shape[1],)
             ]
         loss = loss + torch.stack(terms)
@@ -265,8 +265,8 @@ def _guided_rows(
     groups: Tensor | None,
     dims: tuple[int, ...],
     blocks: Sequence[Block],
-) -> tuple[GuidedRows, Masks | None]:
-    """The loss of each row by the backend `chosen`, and the masks it decided, where a triplet term needs them."""
+) -> tuple[GuidedRows, MaskProduct | None]:
+    """The loss of each row by the backend `chosen`, and products of its masks, where a triplet term needs them."""
     device, dtype = student[ANCHORS].device, student[ANCHORS].dtype
     wants_masks = config.triplet_margin is not None
     if chosen == "reference":
@@ -276,13 +276,13 @@ def _guided_rows(
                 differentiable=True,
             )  # fmt: skip
             rows = reference.forward(operands, blocks, temperature)
-            return rows, DenseMasks(operands, blocks) if wants_masks else None
+            return rows, dense_product(operands, blocks) if wants_masks else None
     _refuse_transforms((*student, temperature))
     # What a traced graph runs is decided while it is traced.
     automatic = config.backend == "auto" and chosen == "triton" and not torch.compiler.is_compiling()
     count = max(1, len(dims))
 
-    def stream(streaming: str) -> tuple[GuidedRows, Masks | None]:
+    def stream(streaming: str) -> tuple[GuidedRows, MaskProduct | None]:
         keep = wants_masks or _keeps_masks(config.mask_bits, streaming, blocks, count, device)
         settings = config.to_arguments()
         rows = GuidedRows(
@@ -293,7 +293,7 @@ def _guided_rows(
         if not wants_masks:
             return rows, None
         sizes = [*(x.shape[0] for x in student), count, offset]
-        return rows, KeptMasks(blocks, streaming, rows.mask_bits, student[ANCHORS], sizes, config)
+        return rows, kept_product(streaming, rows.mask_bits, dtype, sizes, config)
 
     if not automatic:
         return stream(chosen)

@@ -214,11 +214,6 @@ class LossConfig(LossSettings):
         """Whether the margin is a share of the threshold."""
         return self.margin_strategy == "relative"
 
-    @property
-    def grouped(self) -> bool:
-        """Whether rows of one group are no negatives of each other."""
-        return self.groups is not None
-
     def recorded(self) -> dict[str, Any]:
         """What the model card and the record of a run list: the positional settings, and what is not at its default."""
         found = {}
@@ -231,7 +226,8 @@ class LossConfig(LossSettings):
     @classmethod
     def schema(cls) -> str:
         """What a custom operator needs of it, as part of the operator's schema."""
-        return ", ".join(f"{_schema_type(_FIELDS[name])} {name}" for name in _DECIDING)
+        found = ((name, _FIELDS[name]) for name in _DECIDING)
+        return ", ".join(f"{each.kind.__name__}{'?' if each.optional else ''} {name}" for name, each in found)
 
     def to_arguments(self) -> tuple[Any, ...]:
         """What `schema` declares, as an operator takes it."""
@@ -295,10 +291,6 @@ def _expected(f: Field, hint: Any) -> _Expected:
 _HINTS = typing.get_type_hints(LossConfig)
 _FIELDS = {f.name: _expected(f, _HINTS[f.name]) for f in fields(LossConfig)}
 _DECIDING = [f.name for f in fields(LossConfig) if f.metadata["decides"]]
-
-
-def _schema_type(expected: _Expected) -> str:
-    return expected.kind.__name__ + ("?" if expected.optional else "")
 
 
 def help_of(name: str) -> str:
@@ -396,7 +388,7 @@ def _check_combination(config: LossConfig) -> None:
                     "it out, or give a guide."
                 )
     if c.triplet_margin is not None:
-        if not (c.guided or c.grouped):
+        if not c.guided and c.groups is None:
             raise InputError("triplet_margin: nothing says what else is positive. Give a guide or groups with it.")
         if c.hard:
             raise InputError(

@@ -91,22 +91,15 @@ class StatsAverage:
 
     def add(self, stats: GuidedContrastiveStats) -> None:
         """Add a batch. Nothing waits."""
-        counts = {"masked": stats.masked} if stats.easy is None else {"masked": stats.masked, "easy": stats.easy}
-        # A batch without any negative left has no hardest one; count it as -1, the least similarity there is.
-        hardest = torch.nan_to_num(stats.hardest_negative_similarity.float(), nan=-1.0)
-        values = {
-            **{
-                f"{kind}_{name}": share
-                for kind, count in counts.items()
+        values = {}
+        for kind, counts in (("masked", stats.masked), ("easy", stats.easy)):
+            if counts is not None:
                 # Divided one by one: a tensor of the divisors would have to be copied to the device, which waits.
-                for name, share in (
-                    (name, block / max(compared, 1))
-                    for name, block, compared in zip(stats.blocks, count.float().unbind(), stats.compared, strict=True)
-                )
-            },
-            "positive_similarity": stats.positive_similarity.float(),
-            "hardest_negative_similarity": hardest,
-        }
+                for name, count, compared in zip(stats.blocks, counts.float().unbind(), stats.compared, strict=True):
+                    values[f"{kind}_{name}"] = count / max(compared, 1)
+        values["positive_similarity"] = stats.positive_similarity.float()
+        # A batch without any negative left has no hardest one; count it as -1, the least similarity there is.
+        values["hardest_negative_similarity"] = torch.nan_to_num(stats.hardest_negative_similarity.float(), nan=-1.0)
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._batches.update(values.keys())

@@ -13,7 +13,7 @@ softmax left behind.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,16 +27,21 @@ from gist_fast.functional.operator import no_gradients
 
 COUNTERS = 8
 """Columns of ones behind an operand, whose product is the number of masked entries; eight, to keep rows aligned."""
+MaskProduct = Callable[[int, Tensor], Tensor]
+"""From a block's index and ``[columns, E]``: what a guide or their group masked in it, of 0 and 1, times that,
+``[rows, E]``; differentiable."""
 
 
-def triplet_rows(student: Sequence[Tensor], offset: int, margin: float, masks: Masks) -> Tensor:
+def triplet_rows(
+    student: Sequence[Tensor], offset: int, margin: float, blocks: Sequence[Block], product: MaskProduct
+) -> Tensor:
     """The term of each row, ``[B]``, accumulation type, differentiable by the embeddings.
 
     Args:
         student: embeddings of one Matryoshka dim: anchors ``[B, D]``, positives ``[M, D]``, negatives.
         offset: anchor i's positive is row ``offset + i`` of the positives.
         margin: in units of cosine similarity.
-        masks: of the same batch.
+        product: by the masks of the same batch.
     """
     dtype = accumulation_dtype(student[ANCHORS].dtype)
     unit = [normalize(x.to(dtype), dim=1, eps=ZERO_NORM) for x in student]
@@ -46,11 +51,11 @@ def triplet_rows(student: Sequence[Tensor], offset: int, margin: float, masks: M
     positive = (anchors * unit[POSITIVES][own]).sum(1)
     masked, everything, masked_count = (torch.zeros_like(positive) for _ in range(3))
     count = 0
-    for index, block in enumerate(masks.blocks):
+    for index, block in enumerate(blocks):
         if block.row_operand != ANCHORS:
             continue
         columns = unit[block.column_operand]
-        found = masks.product(index, pad(columns, (0, COUNTERS), value=1.0))
+        found = product(index, pad(columns, (0, COUNTERS), value=1.0))
         masked = masked + (anchors * found[:, :-COUNTERS]).sum(1)
         masked_count = masked_count + found[:, -1].detach()
         everything = everything + anchors @ columns.sum(0)
@@ -63,46 +68,18 @@ def triplet_rows(student: Sequence[Tensor], offset: int, margin: float, masks: M
     return torch.where(negatives > 0, (gap + margin).clamp_min(0), 0.0)
 
 
-class Masks:
-    """What a guide or their group masked in each block of a batch, to be multiplied by."""
-
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        self.blocks = blocks
-
-    def product(self, index: int, columns: Tensor) -> Tensor:
-        """``[rows, E]``: the mask of block `index`, of 0 and 1, times ``columns [columns, E]``; differentiable."""
-        raise NotImplementedError
+def dense_product(operands: Operands, blocks: Sequence[Block]) -> MaskProduct:
+    """By the reference's masks, one bool a pair."""
+    masked = [reference.decide(operands, block)[1] for block in blocks]
+    return lambda index, columns: masked[index].to(columns.dtype) @ columns
 
 
-class DenseMasks(Masks):
-    """The reference's: one bool a pair."""
-
-    def __init__(self, operands: Operands, blocks: Sequence[Block]) -> None:
-        super().__init__(blocks)
-        self._masked = [reference.decide(operands, block)[1] for block in blocks]
-
-    def product(self, index: int, columns: Tensor) -> Tensor:
-        return self._masked[index].to(columns.dtype) @ columns
-
-
-class KeptMasks(Masks):
-    """Those that a streaming backend kept for its backward pass."""
-
-    def __init__(
-        self,
-        blocks: Sequence[Block],
-        backend: str,
-        mask_bits: Tensor,
-        like: Tensor,
-        sizes: Sequence[int],
-        config: LossConfig,
-    ) -> None:
-        super().__init__(blocks)
-        self._arguments = (backend, mask_bits, like.dtype, sizes, config.to_arguments())
-
-    def product(self, index: int, columns: Tensor) -> Tensor:
-        backend, mask_bits, dtype, sizes, settings = self._arguments
-        return mask_product(backend, mask_bits, columns, False, index, dtype, sizes, *settings)
+def kept_product(
+    backend: str, mask_bits: Tensor, dtype: torch.dtype, sizes: Sequence[int], config: LossConfig
+) -> MaskProduct:
+    """By the masks that a streaming backend kept for its backward pass; `dtype` is that of the embeddings."""
+    settings = config.to_arguments()
+    return lambda index, columns: mask_product(backend, mask_bits, columns, False, index, dtype, sizes, *settings)
 
 
 def _mask_product(backend, mask_bits, other, transposed, index, dtype, sizes, *settings):

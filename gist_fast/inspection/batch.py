@@ -15,8 +15,9 @@ from gist_fast.functional.backends.reference import easy_for_student, masked_by_
 from gist_fast.functional.blocks import Block, make_blocks
 from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import lowered, make_thresholds
+from gist_fast.functional.values import check_number
 from gist_fast.inspection.best import Best
-from gist_fast.inspection.duplicates import NEAR, Duplicates, Texts, check_near, duplicates_among
+from gist_fast.inspection.duplicates import NEAR, Duplicates, Texts, duplicates_among
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded
 from gist_fast.inspection.guide_scores import own_scores, scores, tie, tiles, unit_rows
 from gist_fast.inspection.margins import MARGINS, MarginCounter, MarginOutcome, check_margins
@@ -174,7 +175,7 @@ def inspect_rows(
     """
     config = LossConfig.of(settings)
     margins = check_margins(margins)
-    check_near(near)
+    check_number("near", near, above=0, below=1)
     if config.hard and student is None:
         raise InputError("hard: expected False without a student, whose ranking it goes by, got True.")
     batch = dataset.select(rows)

@@ -122,11 +122,6 @@ class Texts:
         return [[where[0] for where in column] for column in self.places]
 
 
-def check_near(near: float, name: str = "near") -> None:
-    """Raise unless `near` is a cosine similarity that texts can be above of."""
-    check_number(name, near, above=0, below=1)
-
-
 def find_duplicates(
     dataset: Dataset,
     guide: Encode | None,
@@ -154,7 +149,7 @@ def find_duplicates(
     Raises:
         InputError: an argument is out of its range, or there is neither a guide nor embeddings of one.
     """
-    check_near(near)
+    check_number("near", near, above=0, below=1)
     if rows is not None and rows < 2:
         raise InputError(f"rows: expected at least 2, got {rows}.")
     looked_at = dataset if rows is None or rows >= len(dataset) else dataset.select(range(rows))

@@ -16,7 +16,6 @@ from gist_fast.inspection.embeddings import Encode
 from gist_fast.losses import GuidedLoss
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
     from gist_fast.training.trainer import GISTTrainer
@@ -60,47 +59,33 @@ def inspect_training(
         if count < 2:
             continue
         chosen = sorted(random.Random(args.seed).sample(range(len(dataset)), count))
-        student = _student(trainer, name)
+        student = _encoder(trainer, trainer.model, name, as_guide=False)
         # As in the loss, embeddings that the dataset carries come before a guide's own.
-        guide = None if loss.guide is None or guide_columns(dataset) else _guide(trainer, loss.guide, name)
-        found[name] = inspect_rows(
-            _plain(dataset),
-            chosen,
-            student if config.self_guided else guide,
-            student,
-            most=most,
-            **vars(config),
-        )
+        guide = None
+        if config.self_guided:
+            guide = student
+        elif loss.guide is not None and not guide_columns(dataset):
+            guide = _encoder(trainer, loss.guide, name, as_guide=True)
+        # Without the transform that adds a dataset's name to its rows.
+        plain = dataset.with_format(None)
+        found[name] = inspect_rows(plain, chosen, guide, student, most=most, **vars(config))
     return found
 
 
-def _plain(dataset: Dataset) -> Dataset:
-    """Without the transform that adds a dataset's name to its rows."""
-    return dataset.with_format(None)
-
-
-def _guide(trainer: GISTTrainer, guide: SentenceTransformer, dataset: str) -> Encode:
+def _encoder(trainer: GISTTrainer, model: SentenceTransformer, dataset: str, *, as_guide: bool) -> Encode:
+    """Reads texts of a dataset as in training: by the arguments for the guide, or by those for the student."""
     args = trainer.args
+    lengths = args.guide_max_length if as_guide else args.max_length
 
     def encode(texts: list[str], column: str, position: int) -> Tensor:
-        prompt = guide_prompt(guide, column, position, args.guide_prompts, dataset or None)
-        return _encode(trainer, guide, texts, prompt, value_for(args.guide_max_length, column, dataset or None))
+        if as_guide:
+            prompt = guide_prompt(model, column, position, args.guide_prompts, dataset or None)
+        else:
+            prompt = value_for(args.prompts, column, dataset or None) or ""
+        max_length = value_for(lengths, column, dataset or None)
+        more: dict[str, Any] = {} if max_length is None else {"processing_kwargs": {"text": {"max_length": max_length}}}
+        half = args.half_precision
+        with torch.autocast(model.device.type, dtype=half, enabled=half is not None):
+            return model.encode(texts, prompt=prompt, convert_to_tensor=True, show_progress_bar=False, **more)
 
     return encode
-
-
-def _student(trainer: GISTTrainer, dataset: str) -> Encode:
-    args = trainer.args
-
-    def encode(texts: list[str], column: str, position: int) -> Tensor:
-        prompt = value_for(args.prompts, column, dataset or None) or ""
-        return _encode(trainer, trainer.model, texts, prompt, value_for(args.max_length, column, dataset or None))
-
-    return encode
-
-
-def _encode(trainer: GISTTrainer, model: Any, texts: list[str], prompt: str, max_length: int | None) -> Tensor:
-    more = {} if max_length is None else {"processing_kwargs": {"text": {"max_length": max_length}}}
-    half = trainer.args.half_precision
-    with torch.autocast(model.device.type, dtype=half, enabled=half is not None):
-        return model.encode(texts, prompt=prompt, convert_to_tensor=True, show_progress_bar=False, **more)

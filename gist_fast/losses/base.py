@@ -6,7 +6,7 @@ import inspect
 import typing
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gist_fast.data.names import GROUP, MARGIN
 from gist_fast.functional.checks import check_temperature
 from gist_fast.functional.function import guided_contrastive_loss
-from gist_fast.functional.loss_config import LossConfig
+from gist_fast.functional.loss_config import LossConfig, LossKeywords, MarginStrategy
 from gist_fast.functional.stats import StatsAverage
 from gist_fast.losses.gather import check_batches_agree, gather_candidates
 from gist_fast.losses.guide import EMBEDDING, GuideEncoder, check_model, give_back
@@ -44,7 +44,7 @@ class GuidedLoss(nn.Module):
     Args:
         model: the student.
         guide: the guide, or None.
-        settings: the fields of `LossConfig`; the temperature may be a 0-d tensor. Each can be read and set as an
+        All others: the fields of `LossConfig`; the temperature may be a 0-d tensor. Each can be read and set as an
             attribute of the loss.
 
     Example:
@@ -67,14 +67,34 @@ class GuidedLoss(nn.Module):
         ]
         cls.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
 
-    def __init__(self, model: SentenceTransformer, guide: SentenceTransformer | None, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        guide: SentenceTransformer | None,
+        temperature: float = 0.01,
+        margin_strategy: MarginStrategy = "absolute",
+        margin: float = 0.0,
+        contrast_anchors: bool = True,
+        contrast_positives: bool = True,
+        gather_across_devices: bool = False,
+        **settings: Unpack[LossKeywords],
+    ) -> None:
         super().__init__()
         check_model("model", model)
         if guide is not None:
             check_model("guide", guide)
-        temperature = settings["temperature"]
         check_temperature(temperature)
-        self.config = LossConfig.of({**settings, "temperature": as_float(temperature)})
+        self.config = LossConfig.of(
+            {
+                "temperature": as_float(temperature),
+                "margin_strategy": margin_strategy,
+                "margin": margin,
+                "contrast_anchors": contrast_anchors,
+                "contrast_positives": contrast_positives,
+                "gather_across_devices": gather_across_devices,
+                **settings,
+            }
+        )
         """Its temperature is that of the start."""
         self.config.check_models(guide=guide is not None, width=model.get_embedding_dimension())
         if guide is model and self.config.hard:
@@ -92,7 +112,10 @@ class GuidedLoss(nn.Module):
         self.statistics = StatsAverage()
         """Running averages over the training batches since it was last emptied; see `gist_fast.functional.stats`."""
         self._encoder = None if guide is None else GuideEncoder(model, guide, remember=self.config.guide_cache)
-        self._compute_dtype: torch.dtype | None = None
+        self.compute_dtype: torch.dtype | None = None
+        """The type in which float32 embeddings enter the loss (whose value is float32 all the same) and in which the
+        guide runs; None for the types they have. `gist_fast.GISTTrainer` sets it when it trains in mixed precision,
+        where models compute in half precision but hand out float32."""
         self.largest_batch = 0
         """Rows of the last batch; of batches gathered from several ranks, those of the largest."""
 
@@ -126,23 +149,10 @@ class GuidedLoss(nn.Module):
         """The guide, or None where its embeddings come with the dataset or there is no guiding."""
         return None if self._encoder is None else self._encoder.model
 
-    @property
-    def compute_dtype(self) -> torch.dtype | None:
-        """The type in which float32 embeddings enter the loss (whose value is float32 all the same) and in which the
-        guide runs; None for the types they have. `gist_fast.GISTTrainer` sets it when it trains in mixed precision,
-        where models compute in half precision but hand out float32."""
-        return self._compute_dtype
-
-    @compute_dtype.setter
-    def compute_dtype(self, dtype: torch.dtype | None) -> None:
-        self._compute_dtype = dtype
-        if self._encoder is not None:
-            self._encoder.compute_dtype = dtype
-
     def _apply(self, fn: Any, recurse: bool = True) -> GuidedLoss:
         super()._apply(fn, recurse)
-        if self._encoder is not None:
-            self._encoder.to(fn, recurse)
+        if self._encoder is not None and not self._encoder.is_student:
+            self._encoder.model._apply(fn, recurse)
         return self
 
     @named(LOSS_FORWARD)
@@ -152,8 +162,12 @@ class GuidedLoss(nn.Module):
         Args:
             rows: what `take_rows` took from the batch.
         """
-        student, guide = self._in_compute_dtype(student, guide)
-        config = self.config
+        config, dtype = self.config, self.compute_dtype
+        if dtype is not None:
+            student = [x.to(dtype) if x.dtype is torch.float32 else x for x in student]
+            # Unit vectors, where float16 is the finer of the half types: what the guide drops hangs on small
+            # differences.
+            guide = [nn.functional.normalize(x, dim=-1).half() if x.dtype is torch.float32 else x for x in guide]
         groups, margin = rows.get(GROUP), rows[MARGIN] + config.margin if MARGIN in rows else config.margin
         offset, weight = 0, 1.0
         self.largest_batch = len(student[0])
@@ -184,18 +198,6 @@ class GuidedLoss(nn.Module):
             self.statistics.add(stats)
         return loss if weight == 1.0 else loss * weight
 
-    def _in_compute_dtype(
-        self, student: Sequence[Tensor], guide: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        dtype = self._compute_dtype
-        if dtype is None:
-            return student, guide
-        # Unit vectors, where float16 is the finer of the half types: what the guide drops hangs on small differences.
-        return (
-            [x.to(dtype) if x.dtype is torch.float32 else x for x in student],
-            [nn.functional.normalize(x, dim=-1).half() if x.dtype is torch.float32 else x for x in guide],
-        )
-
     def check_columns(self, features: Sequence[dict[str, Any]]) -> None:
         """Raise unless there are anchors, positives, and the means to guide them.
 
@@ -222,7 +224,7 @@ class GuidedLoss(nn.Module):
     def take_rows(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """What each row brings beside its texts: its group and its margin, as far as the loss asks for them.
 
-        They leave the features, and `give_rows_back` puts them there again, for a decorator that calls a loss twice.
+        They leave the first column's features, and go back there for a decorator that calls a loss twice.
 
         Raises:
             ValueError: the batch brings no such thing.
@@ -240,11 +242,6 @@ class GuidedLoss(nn.Module):
             if not needed:
                 taken.pop(name, None)
         return taken
-
-    @staticmethod
-    def give_rows_back(features: Sequence[dict[str, Any]], rows: dict[str, Tensor]) -> None:
-        """The inverse of `take_rows`."""
-        features[0].update(rows)
 
     @property
     def guide_is_frozen(self) -> bool:
@@ -266,7 +263,7 @@ class GuidedLoss(nn.Module):
             return []
         if self._encoder is None:
             return [f[EMBEDDING] for f in features]
-        embeddings = self._encoder.encode_batch(inputs)
+        embeddings = self._encoder.encode_batch(inputs, self.compute_dtype)
         if self.guide_is_frozen:
             for f, embedding in zip(features, embeddings, strict=True):
                 f[EMBEDDING] = embedding

@@ -114,11 +114,8 @@ class CachedGISTEmbedLoss(GuidedLoss):
         columns = [self._cut(f) for f in features]
         cache = GradientCache(self.model, columns, self.activation_memory, self.show_progress_bar)
         student = cache.embed()
-        if not torch.is_grad_enabled():
-            loss = self.calculate_loss(_in_one_part(student), _in_one_part(guide))
-            self.give_rows_back(features, self._rows)
-            return loss
-        learnt = self.log_temperature
+        with_backward = torch.is_grad_enabled()
+        learnt = self.log_temperature if with_backward else None
         if learnt is not None and "calculate_loss" in vars(self):
             raise InputError(
                 "learn_temperature: a decorator, as MatryoshkaLoss, stands around CachedGISTEmbedLoss, and its weights "
@@ -127,8 +124,10 @@ class CachedGISTEmbedLoss(GuidedLoss):
         before = None if learnt is None else learnt.grad
         if learnt is not None:
             learnt.grad = None
-        loss = self.calculate_loss(_in_one_part(student), _in_one_part(guide), with_backward=True)
-        self.give_rows_back(features, self._rows)
+        loss = self.calculate_loss(_in_one_part(student), _in_one_part(guide), with_backward=with_backward)
+        features[0].update(self._rows)
+        if not with_backward:
+            return loss
         loss = loss.detach().requires_grad_()
         gradients = [x.grad for x in student]
         assert all(g is not None for g in gradients), "every column is a part of the loss"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -87,11 +87,11 @@ def gather_candidates(
         return Gathered(tuple(student), tuple(guide), 0, 1.0, len(student[0]), groups)
     rank, world = dist.get_rank(), dist.get_world_size()
     rows = [theirs[0] for theirs in _agreed(_facts(student, guide), student[0].device)]
-    (anchors, *candidates), guide_candidates = student, list(guide[1:])
+    anchors, *candidates = student
     # All columns are under way before the first is waited for. Joining them into one message would save their
     # latency, some tens of microseconds, and copy everything that was gathered once more.
-    gathered_guide = _start_gather([x.detach() for x in guide_candidates], rows)
-    gathered_groups = None if groups is None else _start_gather([groups[:, None]], rows)[0]
+    gathered_guide = [_start_gather(x.detach(), rows) for x in guide[1:]]
+    gathered_groups = None if groups is None else _start_gather(groups, rows)
     gathered = _GatherWithGrad.apply(rows, *candidates)
     return Gathered(
         (anchors, *gathered),
@@ -99,7 +99,7 @@ def gather_candidates(
         offset=sum(rows[:rank]),
         weight=rows[rank] * world / sum(rows),
         largest=max(rows),
-        groups=None if gathered_groups is None else gathered_groups()[:, 0],
+        groups=None if gathered_groups is None else gathered_groups(),
     )
 
 
@@ -136,7 +136,8 @@ class _GatherWithGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: list[int], *columns: Tensor) -> tuple[Tensor, ...]:
         ctx.rows = rows
-        return tuple(column() for column in _start_gather(columns, rows))
+        started = [_start_gather(column, rows) for column in columns]
+        return tuple(column() for column in started)
 
     @staticmethod
     @once_differentiable
@@ -145,37 +146,25 @@ class _GatherWithGrad(torch.autograd.Function):
         return (None, *(column() for column in started))
 
 
-def _start_gather(columns: Sequence[Tensor], rows: list[int]) -> list[Any]:
-    """For each column ``[n, D]``, a function that waits and returns ``[N, D]``."""
-    started = []
-    for column in columns:
-        most = max(rows)
-        # Collectives move equally many rows a rank; the padding is cut off on arrival.
-        sent = _padded(column, most).contiguous()
-        received = sent.new_empty(len(rows) * most, *sent.shape[1:])
-        work = _all_gather(received, sent, async_op=True)
-        # `sent` is bound too: it must stay until it was read.
-        started.append(_Arrival(work, received, rows, sent))
-    return started
+def _start_gather(column: Tensor, rows: list[int]) -> Callable[[], Tensor]:
+    """From ``[n, D]`` on each rank, a function that waits and returns ``[N, D]``."""
+    most = max(rows)
+    # Collectives move equally many rows a rank; the padding is cut off on arrival.
+    sent = _padded(column, most).contiguous()
+    received = sent.new_empty(len(rows) * most, *sent.shape[1:])
+    work = _all_gather(received, sent, async_op=True)
+
+    def arrive() -> Tensor:
+        work.wait()
+        assert len(sent) == most  # bound, so that it stays until it was read
+        if all(n == most for n in rows):
+            return received
+        return torch.cat([part[:n] for part, n in zip(received.split(most), rows, strict=True)])
+
+    return arrive
 
 
-class _Arrival:
-    """A gathered column that is under way."""
-
-    def __init__(self, work: Any, received: Tensor, rows: list[int], sent: Tensor) -> None:
-        self._work, self._received, self._rows, self._sent = work, received, rows, sent
-
-    def __call__(self) -> Tensor:
-        """Wait, and return ``[N, D]``."""
-        self._work.wait()
-        most = max(self._rows)
-        if all(n == most for n in self._rows):
-            return self._received
-        parts = self._received.split(most)
-        return torch.cat([part[:n] for part, n in zip(parts, self._rows, strict=True)])
-
-
-def _start_reduce(gradient: Tensor, rows: list[int]) -> Any:
+def _start_reduce(gradient: Tensor, rows: list[int]) -> Callable[[], Tensor]:
     """From ``[N, D]`` on each rank, a function that waits and returns the sum over ranks of this rank's ``[n, D]``."""
     most, own = max(rows), rows[dist.get_rank()]
     # A sum over many ranks in bfloat16 would lose most of its small terms: each is less than a unit of the last place
@@ -185,7 +174,7 @@ def _start_reduce(gradient: Tensor, rows: list[int]) -> Any:
         wide = torch.cat([_padded(part, most) for part in wide.split(rows)])
     wide = wide.contiguous()
     total = wide.new_empty(most, *wide.shape[1:])
-    work = _reduce_scatter(total, wide, async_op=True)
+    work = _collective("reduce_scatter_single", "reduce_scatter_tensor")(total, wide, async_op=True)
 
     def arrive() -> Tensor:
         work.wait()
@@ -220,8 +209,7 @@ def _agreed(mine: list[int], device: torch.device) -> list[list[int]]:
     """
     everyone = _exchange(mine, device)
     _refuse_empty([r for r, theirs in enumerate(everyone) if theirs[0] == 0])
-    if any(theirs[0] < 0 for theirs in everyone):
-        bad = [r for r, theirs in enumerate(everyone) if theirs[0] < 0]
+    if bad := [r for r, theirs in enumerate(everyone) if theirs[0] < 0]:
         raise InputError(f"gather_across_devices: the columns of rank {_listed(bad)} differ in their number of rows.")
     for k, name in enumerate(FACTS, start=1):
         values: list[Any] = [theirs[k] for theirs in everyone]
@@ -264,10 +252,6 @@ def _exchange(mine: list[int], device: torch.device) -> list[list[int]]:
 
 def _all_gather(received: Tensor, sent: Tensor, async_op: bool = False) -> Any:
     return _collective("all_gather_single", "all_gather_into_tensor")(received, sent, async_op=async_op)
-
-
-def _reduce_scatter(received: Tensor, sent: Tensor, async_op: bool = False) -> Any:
-    return _collective("reduce_scatter_single", "reduce_scatter_tensor")(received, sent, async_op=async_op)
 
 
 def _collective(name: str, old_name: str) -> Any:

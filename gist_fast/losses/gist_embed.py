@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any
 
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from torch import Tensor
 
-from gist_fast.functional.loss_config import LossKeywords, MarginStrategy
 from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.guide import take_guide_inputs
 from gist_fast.losses.micro_batches import EXTENTS
 from gist_fast.runtime.profiler_regions import STUDENT_FORWARD, follow_backward, within
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 
 class GISTEmbedLoss(GuidedLoss):
@@ -31,9 +27,8 @@ class GISTEmbedLoss(GuidedLoss):
         model: the student.
         guide: decides which texts of the batch are false negatives. None where the dataset carries its embeddings
             (`gist_fast.embed_guide`), or with ``guided=False``.
-        temperature, margin_strategy, margin, contrast_anchors, contrast_positives, gather_across_devices, settings: the
-            fields of `gist_fast.functional.loss_config.LossConfig`, where each is described. All but these six by name
-            only; the temperature may be a 0-d tensor.
+        All others: the fields of `gist_fast.functional.loss_config.LossConfig`, where each is described. All but the
+            first six by name only; the temperature may be a 0-d tensor.
 
     Raises:
         ValueError: a tokenizer is not of transformers, or a value is out of range.
@@ -43,30 +38,6 @@ class GISTEmbedLoss(GuidedLoss):
         >>> texts = ["what falls", "what flows"], ["rain", "rivers"]
         >>> loss([student.preprocess(column) for column in texts]).backward()
     """
-
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        guide: SentenceTransformer | None,
-        temperature: float = 0.01,
-        margin_strategy: MarginStrategy = "absolute",
-        margin: float = 0.0,
-        contrast_anchors: bool = True,
-        contrast_positives: bool = True,
-        gather_across_devices: bool = False,
-        **settings: Unpack[LossKeywords],
-    ) -> None:
-        super().__init__(
-            model,
-            guide,
-            temperature=temperature,
-            margin_strategy=margin_strategy,
-            margin=margin,
-            contrast_anchors=contrast_anchors,
-            contrast_positives=contrast_positives,
-            gather_across_devices=gather_across_devices,
-            **settings,
-        )
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The mean loss of a batch, 0-d. `labels` are not looked at."""
@@ -79,6 +50,6 @@ class GISTEmbedLoss(GuidedLoss):
         with within(STUDENT_FORWARD):
             student = embed_columns(self.model, features)
         loss = self.guided_loss(student, self.guide_embeddings(features, guide_inputs), rows)
-        self.give_rows_back(features, rows)
+        features[0].update(rows)
         follow_backward(loss, student)
         return loss

@@ -58,7 +58,14 @@ class GradientCache:
         self._progress = show_progress_bar
         self._micro_batches: list[_MicroBatch] = []
         self._device = next(model.parameters()).device
-        self._autocast = _autocast_state(self._device.type)
+        # The hook of a backward pass runs outside of the autocast that the forward pass ran in.
+        kind = self._device.type
+        self._autocast: dict[str, Any] = {
+            "device_type": kind,
+            "enabled": torch.is_autocast_enabled(kind),
+            "dtype": torch.get_autocast_dtype(kind),
+            "cache_enabled": torch.is_autocast_cache_enabled(),
+        }
 
     @named(STUDENT_FORWARD)
     def embed(self) -> list[Tensor]:
@@ -198,16 +205,6 @@ def _scaled(gradient: Tensor, scale: Tensor | float, dtype: torch.dtype) -> Tens
     """`gradient` times `scale` in `dtype`, multiplied in float32 at least: float16 knows no small gradients."""
     wide = torch.promote_types(gradient.dtype, torch.float32)
     return (gradient.to(wide) * scale).to(dtype)
-
-
-def _autocast_state(device_type: str) -> dict[str, Any]:
-    """What makes `torch.autocast` the same as it is now: the hook of a backward pass runs outside of it."""
-    return {
-        "device_type": device_type,
-        "enabled": torch.is_autocast_enabled(device_type),
-        "dtype": torch.get_autocast_dtype(device_type),
-        "cache_enabled": torch.is_autocast_cache_enabled(),
-    }
 
 
 def _reducer(model: nn.Module) -> DistributedDataParallel | None:

@@ -17,7 +17,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from gist_fast.data.names import GROUP, MARGIN
 from gist_fast.data.names import GUIDE_EMBEDDING as EMBEDDING
 from gist_fast.losses.guide_memory import GuideMemory
-from gist_fast.losses.micro_batches import (
-    EXTENTS,
-    MicroBatches,
-    default_tokens,
-    positions_are_relative,
-    reorderable,
-)
+from gist_fast.losses.micro_batches import EXTENTS, MicroBatches, default_tokens, positions_are_relative, reorderable
 from gist_fast.runtime.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:
@@ -130,22 +124,18 @@ class GuideEncoder:
 
     def __init__(self, student: SentenceTransformer, guide: SentenceTransformer, remember: bool = False) -> None:
         for name, model in (("model", student), ("guide", guide)):
-            check_model(name, model)
-            if not isinstance(getattr(model, "tokenizer", None), PreTrainedTokenizerBase):
-                found = type(getattr(model, "tokenizer", None)).__name__
+            tokenizer = getattr(model, "tokenizer", None)
+            if not isinstance(tokenizer, PreTrainedTokenizerBase):
                 raise InputError(
-                    f"{name}: its tokenizer is {found}; both models need a tokenizer of transformers "
-                    "(PreTrainedTokenizerBase)."
+                    f"{name}: its tokenizer is {type(tokenizer).__name__}; both models need a tokenizer of "
+                    "transformers (PreTrainedTokenizerBase)."
                 )
         self.model = guide
-        self.compute_dtype: torch.dtype | None = None
-        """If set, a guide in float32 runs under autocast in that type, as the student does."""
         self._memories: dict[torch.dtype, GuideMemory] | None = {} if remember else None
         self.is_student = guide is student
         self._tokenizer = student.tokenizer
-        self.must_retokenize = student.tokenizer.get_vocab() != guide.tokenizer.get_vocab() or _limit(guide) < _limit(
-            student
-        )
+        same_tokens = student.tokenizer.get_vocab() == guide.tokenizer.get_vocab()
+        self.must_retokenize = not same_tokens or _limit(guide) < _limit(student)
         if self.must_retokenize:
             check_one_route(guide)
         students = {id(p) for p in student.parameters()}
@@ -156,22 +146,19 @@ class GuideEncoder:
                 "step. Set it to False."
             )
 
-    def to(self, fn: Any, recurse: bool = True) -> None:
-        """Apply what ``nn.Module.to`` and its like apply, unless the student's own move has done it."""
-        if not self.is_student:
-            self.model._apply(fn, recurse)
-
     @torch.no_grad()
-    def encode_batch(self, inputs: Sequence[dict[str, Any]]) -> list[Tensor]:
+    def encode_batch(self, inputs: Sequence[dict[str, Any]], dtype: torch.dtype | None = None) -> list[Tensor]:
         """The guide's embeddings of each column, ``[B, G]``.
 
         Args:
             inputs: what `take_guide_inputs` took from the columns; left as they are.
+            dtype: if given, a guide in float32 runs under autocast in that type, as the student does.
         """
         self._settle()
         of_tokens: dict[int, Tensor] = {}
         embeddings = []
-        with self._autocast():
+        kind = self.model.device.type
+        with nullcontext() if dtype is None or torch.is_autocast_enabled(kind) else torch.autocast(kind, dtype=dtype):
             for k, column in enumerate(inputs):
                 if EMBEDDING in column:
                     embeddings.append(column[EMBEDDING])
@@ -185,12 +172,6 @@ class GuideEncoder:
         torch.clear_autocast_cache()
         return embeddings
 
-    def _autocast(self) -> AbstractContextManager:
-        kind = self.model.device.type
-        if self.compute_dtype is None or torch.is_autocast_enabled(kind):
-            return nullcontext()
-        return torch.autocast(kind, dtype=self.compute_dtype)
-
     def _encode_tokens(self, inputs: dict[str, Any]) -> Tensor:
         """``[n, G]``: of the guide's own tokens, or of the student's."""
         if TOKENS in inputs:
@@ -199,12 +180,9 @@ class GuideEncoder:
             if self._memories is None or keys is None:
                 return self._encode(tokens)
             # Evaluation may run in another type than training.
-            kind = self.model.device.type
-            dtype = (
-                torch.get_autocast_dtype(kind)
-                if torch.is_autocast_enabled(kind)
-                else next(self.model.parameters()).dtype
-            )
+            kind, dtype = self.model.device.type, next(self.model.parameters()).dtype
+            if torch.is_autocast_enabled(kind):
+                dtype = torch.get_autocast_dtype(kind)
             memory = self._memories.setdefault(dtype, GuideMemory())
             return memory.recall(keys, lambda missing: self._encode(tokens, missing), self.model.device)
         return self._encode(self._retokenized(inputs) if self.must_retokenize else inputs)

@@ -58,31 +58,24 @@ class GuideMemory:
         return found
 
     def _add(self, names: list[bytes], embeddings: Tensor) -> None:
-        count = len(self._row_of)
+        """Remember them, if the table holds that many rows; it grows if it can."""
+        held, count = 0 if self._rows is None else len(self._rows), len(self._row_of)
         needed = count + len(names)
-        if not self._has_room_for(needed, embeddings):
-            return
+        if needed > held:
+            rows, width = max(needed, 2 * held, _FIRST_ROWS), embeddings.shape[1]
+            if self._full:
+                return
+            if rows * width * embeddings.element_size() > SHARE * free_memory():
+                self._full = True
+                logger.warning(
+                    "guide_cache: no memory for embeddings of more than %d texts; the guide encodes the others anew "
+                    "each time.", count,
+                )  # fmt: skip
+                return
+            grown = torch.empty(rows, width, dtype=embeddings.dtype)
+            if self._rows is not None:
+                grown[:count] = self._rows[:count]
+            self._rows = grown
         assert self._rows is not None
         self._rows[count:needed] = embeddings
         self._row_of.update(zip(names, range(count, needed), strict=True))
-
-    def _has_room_for(self, needed: int, embeddings: Tensor) -> bool:
-        """Whether the table holds that many rows; it grows if it can."""
-        held, count = 0 if self._rows is None else len(self._rows), len(self._row_of)
-        if needed <= held:
-            return True
-        if self._full:
-            return False
-        rows, width = max(needed, 2 * held, _FIRST_ROWS), embeddings.shape[1]
-        if rows * width * embeddings.element_size() > SHARE * free_memory():
-            self._full = True
-            logger.warning(
-                "guide_cache: no memory for embeddings of more than %d texts; the guide encodes the others anew "
-                "each time.", count,
-            )  # fmt: skip
-            return False
-        grown = torch.empty(rows, width, dtype=embeddings.dtype)
-        if self._rows is not None:
-            grown[:count] = self._rows[:count]
-        self._rows = grown
-        return True

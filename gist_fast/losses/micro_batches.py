@@ -98,7 +98,7 @@ class MicroBatches:
         """``(begin, end)`` of each group in the order by length."""
         self.tokens = [group_tokens(ordered[begin:end], padded=not self._flat) for begin, end in self.groups]
         """Tokens of each group, padding included."""
-        device = _device(self._features)
+        device = next(value.device for value in self._features.values() if isinstance(value, Tensor))
         self._sorted = order != list(range(len(order)))
         self._order = torch.as_tensor(order, device=device)
         self._places = torch.as_tensor(np.argsort(order), device=device)
@@ -123,7 +123,9 @@ class MicroBatches:
         width = self._features["input_ids"].shape[1]
         part = {}
         for name, value in self._features.items():
-            if _is_per_row(name, value, self._rows):
+            # A prompt's length may be one for all rows.
+            per_row = isinstance(value, Tensor) and value.ndim > 0
+            if per_row and (name != "prompt_length" or len(value) == self._rows):
                 along_text = value.ndim >= 2 and value.shape[1] == width
                 value = (value[:, first:last] if along_text else value).index_select(0, rows)
             part[name] = value
@@ -168,16 +170,6 @@ def reorderable(features: dict[str, Any]) -> bool:
     )
 
 
-def _is_per_row(name: str, value: Any, rows: int) -> bool:
-    if not isinstance(value, Tensor) or value.ndim == 0:
-        return False
-    return len(value) == rows if name == "prompt_length" else True
-
-
 def _rows(features: dict[str, Any]) -> int:
     named = [features[k] for k in ("input_ids", "attention_mask") if isinstance(features.get(k), Tensor)]
     return len((named or [v for v in features.values() if isinstance(v, Tensor) and v.ndim])[0])
-
-
-def _device(features: dict[str, Any]) -> torch.device:
-    return next(v.device for v in features.values() if isinstance(v, Tensor))

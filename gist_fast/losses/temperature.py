@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gist_fast.losses.gather import is_distributed
+
 LOG_TEMPERATURE = "log_temperature"
 """The parameter's name in a loss. Its logarithm is trained, so that steps are relative and it stays above 0."""
 
@@ -33,7 +35,7 @@ def bounded(parameter: nn.Parameter, low: float, high: float) -> Tensor:
 
 
 def _mean_over_ranks(gradient: Tensor) -> Tensor:
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not is_distributed():
         return gradient
     total = gradient.clone()
     dist.all_reduce(total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -35,9 +35,8 @@ class GISTTrainingArguments(LossSettings, SentenceTransformerTrainingArguments):
         *OF_TEXTS,
     ]
 
-    logging_steps: float = field(
-        default=10,
-        metadata={"help": "Steps between logs of the loss and of what the guide did; below 1 a share of all steps."},
+    logging_steps: float = setting(
+        10, "Steps between logs of the loss and of what the guide did; below 1 a share of all steps."
     )
     temperature_schedule: Literal["linear", "cosine", "exponential"] | None = setting(
         None,
@@ -59,32 +58,32 @@ class GISTTrainingArguments(LossSettings, SentenceTransformerTrainingArguments):
         at_least=1,
         whole=True,
     )
-    activation_memory: float | str = field(
-        default="auto",
-        metadata={"help": "GiB of activations to keep for the backward pass; mini-batches beyond are embedded twice. "
-                          "'auto': what half of the free main memory holds, or four fifths of a GPU's free memory."},
-    )  # fmt: skip
-    max_length: int | dict[str, int | dict[str, int]] | None = field(
-        default=None,
-        metadata={"help": "Tokens of a text that the student reads in training: one number, or by column, by dataset, "
-                          "or by dataset and column. None: the student's own maximum."},
-    )  # fmt: skip
-    guide_prompts: dict[str, str | dict[str, str]] | str | None = field(
-        default=None,
-        metadata={"help": "Prompts that the guide reads before the texts: one string, or by column, by dataset, or by "
-                          "dataset and column. None: the guide's own 'query' prompt for the first column and "
-                          "'document' prompt for the others, where it has them, else its default prompt."},
-    )  # fmt: skip
-    guide_max_length: int | dict[str, int | dict[str, int]] | None = field(
-        default=None,
-        metadata={"help": "Tokens of a text that the guide reads: one number, or by column, by dataset, or by dataset "
-                          "and column. None: the guide's own maximum."},
-    )  # fmt: skip
-    resume_with_changes: bool = field(
-        default=False,
-        metadata={"help": "Whether a run may be resumed with other data, batches, seed, loss or guide than it was "
-                          "started with, which is neither the one run nor the other."},
-    )  # fmt: skip
+    activation_memory: float | str = setting(
+        "auto",
+        "GiB of activations to keep for the backward pass; mini-batches beyond are embedded twice. 'auto': what half "
+        "of the free main memory holds, or four fifths of a GPU's free memory.",
+    )
+    max_length: int | dict[str, int | dict[str, int]] | None = setting(
+        None,
+        "Tokens of a text that the student reads in training: one number, or by column, by dataset, or by dataset and "
+        "column. None: the student's own maximum.",
+    )
+    guide_prompts: dict[str, str | dict[str, str]] | str | None = setting(
+        None,
+        "Prompts that the guide reads before the texts: one string, or by column, by dataset, or by dataset and "
+        "column. None: the guide's own 'query' prompt for the first column and 'document' prompt for the others, where "
+        "it has them, else its default prompt.",
+    )
+    guide_max_length: int | dict[str, int | dict[str, int]] | None = setting(
+        None,
+        "Tokens of a text that the guide reads: one number, or by column, by dataset, or by dataset and column. None: "
+        "the guide's own maximum.",
+    )
+    resume_with_changes: bool = setting(
+        False,
+        "Whether a run may be resumed with other data, batches, seed, loss or guide than it was started with, which is "
+        "neither the one run nor the other.",
+    )
 
     def loss_config(self, *, guided: bool = True) -> LossConfig:
         """The settings of the loss, checked.

@@ -75,15 +75,9 @@ def check_self_guiding(arguments: GISTTrainingArguments, *, carries_embeddings: 
     Raises:
         ValueError: either is so.
     """
-    if not arguments.self_guided:
-        return
-    if carries_embeddings:
-        raise InputError(
-            "self_guided: expected False where the dataset carries embeddings of a guide (columns ending in "
-            f"{GUIDE_SUFFIX}), got True. Leave out one of the two."
-        )
-    if without_guide:
-        raise InputError(
-            "self_guided: expected False where training without any guide was asked for (guided=False, or 'guide: "
-            "null' in a configuration), got True. Leave out one of the two."
-        )
+    for found, where in (
+        (carries_embeddings, f"the dataset carries embeddings of a guide (columns ending in {GUIDE_SUFFIX})"),
+        (without_guide, "training without any guide was asked for (guided=False, or 'guide: null' in a configuration)"),
+    ):
+        if arguments.self_guided and found:
+            raise InputError(f"self_guided: expected False where {where}, got True. Leave out one of the two.")

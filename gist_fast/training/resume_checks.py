@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gist_fast.data.named import by_name
 from gist_fast.functional.loss_config import LossConfig
 from gist_fast.runtime.errors import InputError
 
@@ -61,8 +62,7 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         "student.parameters": sum(p.numel() for p in trainer.model.parameters()),
     }
     settings |= {f"student.{name}": value for name, value in _adapters(trainer.model)}
-    datasets = trainer.train_dataset if isinstance(trainer.train_dataset, dict) else {"": trainer.train_dataset}
-    for name, dataset in datasets.items():
+    for name, dataset in by_name(trainer.train_dataset).items():
         settings[f"data.train{'.' if name else ''}{name}"] = _digest_of_rows(dataset)
     for prefix, loss in _losses(trainer.loss):
         settings[prefix] = type(loss).__name__
@@ -133,8 +133,7 @@ def _adapters(model: Any) -> Iterator[tuple[str, Any]]:
 
 def _losses(loss: Any) -> Iterator[tuple[str, Any]]:
     """The losses, those inside a decorator such as ``MatryoshkaLoss`` too, by name."""
-    named = loss.items() if isinstance(loss, dict) else [("", loss)]
-    for key, outer in named:
+    for key, outer in by_name(loss).items():
         prefix = f"loss[{key}]" if key else "loss"
         inner = outer
         while inner is not None:

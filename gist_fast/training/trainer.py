@@ -12,7 +12,7 @@ from sentence_transformers.base.sampler import BatchSamplers
 from torch import Tensor, nn
 
 from gist_fast.data.embedded_rows import read_as_stored, with_name, without_embeddings
-from gist_fast.data.named import columns_by_dataset
+from gist_fast.data.named import by_name, columns_by_dataset
 from gist_fast.data.names import GUIDE_SUFFIX
 from gist_fast.data.per_column import check_lengths, check_names, check_positions
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, GuidedLoss
@@ -145,7 +145,7 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics, **kwargs,
         )  # fmt: skip
-        losses = [guided for _, guided in _named_guided_losses(self.loss)]
+        losses = [guided for _, guided in _guided_losses(self.loss)]
         if losses:
             gathers = any(guided.gather_across_devices for guided in losses)
             check_parallelism(self, gathers, caches=any(hasattr(guided, "uses_gradient_cache") for guided in losses))
@@ -167,8 +167,15 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         # Only now is it known whether the loss remembers texts; and the collator may be the caller's own.
         if isinstance(self.data_collator, GISTDataCollator):
             self._take_rows(self.data_collator, losses)
-            if self.data_collator.tokenize_for_guide is None:
-                self._tokenize_for_guide(self.data_collator, any(each.guide_cache for each in losses))
+            reader = self._tokenizing_guide
+            if reader is not None and self.data_collator.tokenize_for_guide is None:
+                check_positions("guide_max_length", self.args.guide_max_length, reader)
+                self.data_collator.tokenize_for_guide = GuideTokenizer(
+                    reader,
+                    self.args.guide_prompts,
+                    self.args.guide_max_length,
+                    with_keys=any(each.guide_cache for each in losses),
+                )
         elif self._tokenizing_guide is not None:
             logger.warning(
                 "The data collator is no GISTDataCollator, so the guide reads the student's tokens, decoded where its "
@@ -211,9 +218,8 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
     def prepare_loss(self, loss: Any, model: Any) -> Any:
         """The loss on the right device; a guided one in the type that this trainer's mixed precision computes in."""
         prepared = super().prepare_loss(loss, model)
-        if isinstance(prepared, nn.Module):
-            for guided in _guided_losses(prepared):
-                guided.compute_dtype = guided.compute_dtype or self.args.half_precision
+        for _, guided in _guided_losses(prepared):
+            guided.compute_dtype = guided.compute_dtype or self.args.half_precision
         return prepared
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -253,14 +259,6 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The parent's, without a learnt temperature, which a decay would draw to 1."""
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith(LOG_TEMPERATURE)]
-
-    def _tokenize_for_guide(self, collator: GISTDataCollator, with_keys: bool) -> None:
-        guide, args = self._tokenizing_guide, self.args
-        if guide is not None:
-            check_positions("guide_max_length", args.guide_max_length, guide)
-            collator.tokenize_for_guide = GuideTokenizer(
-                guide, args.guide_prompts, args.guide_max_length, with_keys=with_keys
-            )
 
     def get_train_dataloader(self) -> Any:
         """sentence-transformers' dataloader, which must give every rank a batch in every step."""
@@ -308,13 +306,11 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         """Add what the guide did since the last log of the training loss, the speed, and what the machine says."""
         if "loss" in logs:
             callbacks, processes = self.callback_handler.callbacks, self.args.world_size
-            done = {
-                prefix + name: value
-                for prefix, loss in _named_guided_losses(self.loss)
-                for name, value in loss.statistics.pop().items()
-            }
+            # What tells logs apart is the dataset's name, where each has a loss of its own.
+            losses = [(f"{name}_" if name else "", loss) for name, loss in _guided_losses(self.loss)]
+            done = {prefix + name: value for prefix, loss in losses for name, value in loss.statistics.pop().items()}
             logs.update(rounded(mean_over_processes(done, processes)))
-            for prefix, loss in _named_guided_losses(self.loss):
+            for prefix, loss in losses:
                 if loss.config.learn_temperature or self.args.temperature_schedule is not None:
                     logs[f"{prefix}temperature"] = as_float(loss.temperature)
             logs.update(gathered_figures(callbacks, processes))
@@ -338,29 +334,18 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
 
-def _guided_losses(loss: nn.Module) -> Iterator[GuidedLoss]:
-    """The guided losses in a loss, which a decorator such as ``MatryoshkaLoss`` may wrap."""
-    return (module for module in loss.modules() if isinstance(module, GuidedLoss))
+def _guided_losses(losses: Any) -> Iterator[tuple[str, GuidedLoss]]:
+    """The guided losses in a loss, which a decorator such as ``MatryoshkaLoss`` may wrap, or in several by the names of
+    their datasets; each with that name, empty for one alone. What is a function yet holds none."""
+    for name, loss in by_name(losses).items():
+        for module in loss.modules() if isinstance(loss, nn.Module) else ():
+            if isinstance(module, GuidedLoss):
+                yield name, module
 
 
-def _named_guided_losses(loss: nn.Module | dict[str, nn.Module]) -> Iterator[tuple[str, GuidedLoss]]:
-    """The guided losses and what tells their logs apart: the dataset's name, where each has a loss of its own."""
-    named = loss.items() if isinstance(loss, dict) else [("", loss)]
-    for name, module in named:
-        for guided in _guided_losses(module):
-            yield f"{name}_" if name else "", guided
-
-
-def _only_guide(loss: object) -> SentenceTransformer | None:
-    """The guide of a loss (or of all losses of a dictionary) that is already built, where there is exactly one."""
-    losses = loss.values() if isinstance(loss, dict) else [loss]
-    guides = {
-        id(guided.guide): guided.guide
-        for module in losses
-        if isinstance(module, nn.Module)
-        for guided in _guided_losses(module)
-        if guided.guide is not None
-    }
+def _only_guide(losses: Any) -> SentenceTransformer | None:
+    """The guide of the losses that are already built, where there is exactly one."""
+    guides = {id(loss.guide): loss.guide for _, loss in _guided_losses(losses) if loss.guide is not None}
     if len(guides) > 1:
         logger.warning(
             "The losses have %d guides; each reads the student's tokens, decoded where its vocabulary differs, instead "
@@ -382,8 +367,8 @@ def _all_carry_embeddings(loss: Any, **sources: Any) -> bool:
     """
     having, lacking = [], []
     for argument, source in sources.items():
-        for name, dataset in source.items() if isinstance(source, dict) else [("", source)]:
-            if dataset is None or not _is_guided(loss.get(name) if isinstance(loss, dict) else loss):
+        for name, dataset in by_name(source).items():
+            if not _is_guided(loss.get(name) if isinstance(loss, dict) else loss):
                 continue
             where = f" of {argument}[{name!r}]" if name else f" of {argument}"
             columns = dataset.column_names or []
@@ -404,7 +389,7 @@ def _all_carry_embeddings(loss: Any, **sources: Any) -> bool:
 
 def _is_guided(loss: Any) -> bool:
     """Whether a loss reads a guide's embeddings; one that is yet to be made, None or a function, may."""
-    return not isinstance(loss, nn.Module) or any(guided.guided for guided in _guided_losses(loss))
+    return not isinstance(loss, nn.Module) or any(guided.guided for _, guided in _guided_losses(loss))
 
 
 def _is_text(dataset: Any, column: str) -> bool:

@@ -218,8 +218,8 @@ class _Workspace:
         self._operands = operands
         self._students = [tuple(map(_multiplicand, student.operands)) for student in operands.matryoshka]
         self._guide: tuple[Tensor, ...] | None = None
-        if operands.guide is not None:
-            self._guide = self._students[0] if operands.self_guided else tuple(map(_multiplicand, operands.guide))
+        if operands.guide is not None and not operands.self_guided:
+            self._guide = tuple(map(_multiplicand, operands.guide))
         self._like = operands.matryoshka[0].positives
         # bf16 units double the gradient products. Scores stay in float32: torch has no bf16 product with a float32
         # result on a CPU, and a logit rounded to bf16 is too coarse.
@@ -235,7 +235,9 @@ class _Workspace:
         found: list[tuple[Side, Tensor | None, Tensor | int, Tensor | int]] = []
         if not operands.masks:
             return [(side, None, 0, 0) for side in _sides(block, tile)]
-        guide = None if operands.guide_thresholds is None else self._guide_scores(block, tile)
+        guide = self.largest(block, tile) if operands.self_guided else None
+        if self._guide is not None:
+            guide = self._scores(self._guide, block, tile, "guide")
         groups = operands.groups_of(block)
         for side in _sides(block, tile):
             mask = self._buffer(f"mask {side.axis}", *tile.shape)
@@ -305,13 +307,6 @@ class _Workspace:
     def dlogits(self, tile: Tile) -> Tensor:
         """Scratch of the tile's shape, for the gradient by its logits."""
         return self._buffer("dlogits", *tile.shape)
-
-    def _guide_scores(self, block: Block, tile: Tile) -> Tensor:
-        """The guide's scores ``[r, c]``, in the unit of the thresholds."""
-        assert self._guide is not None, "thresholds come with a guide"
-        if self._operands.self_guided:
-            return self.largest(block, tile)
-        return self._scores(self._guide, block, tile, "guide")
 
     def add_products(self, gradients: list[Tensor], dlogits: Tensor, block: Block, tile: Tile, dim: int) -> None:
         """Add a tile's ``dlogits @ columns`` to its rows' gradient, and the transposed product to its columns'."""
