@@ -146,7 +146,7 @@ def apply_overrides(tree: Entry, arguments: Sequence[str]) -> None:
         # A value may start with one dash (-0.1), an option starts with two.
         if not equals and waiting and not waiting[0].startswith("--"):
             text = waiting.pop(0)
-        elif not equals and _is_flag(path):
+        elif not equals and bool in (hint := hint_of(path), *typing.get_args(hint)):
             text = "true"
         elif not equals:
             hint = "; for a traceback: gist-fast --debug train ..." if option == "--debug" else ""
@@ -193,11 +193,6 @@ def _find(option: str, tree: Entry) -> tuple[str, ...]:
         return parts
     names = ["--" + (path[-1] if len(parts) == 1 else ".".join(path)) for path in known]
     raise InputError(f"{option}: no such setting{nearest('--' + key, names)}.")
-
-
-def _is_flag(path: tuple[str, ...]) -> bool:
-    hint = hint_of(path)
-    return hint is bool or bool in typing.get_args(hint)
 
 
 def _build(cls: type, entry: Entry, key: str) -> Any:
