@@ -56,7 +56,8 @@ def read_chunks(path: Path, choose: Choose) -> Iterator[pa.Table]:
     if suffix is None:
         raise InputError(f"{path}: unknown kind of file; it must end in one of {', '.join(SUFFIXES)}.")
     if not path.exists():
-        raise InputError(f"{path}: no such file{_like_it(path)}.")
+        hint = nearest_file(path) if path.parent.is_dir() else f" (nor is there a folder {str(path.parent)!r})"
+        raise InputError(f"{path}: no such file{hint}.")
     if not path.is_file():
         raise InputError(f"{path}: is not a file.")
     try:
@@ -260,9 +261,3 @@ def _distinct(path: Path, names: list[str]) -> list[str]:
         if names.count(name) > 1:
             raise InputError(f"{path}: {names.count(name)} columns are called {name!r}; names must differ.")
     return names
-
-
-def _like_it(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f" (nor is there a folder {str(path.parent)!r})"
-    return nearest_file(path)
