@@ -128,7 +128,6 @@ _TAKES_PATH = (StudentConfig, GuideConfig, SourceConfig)
 _EXAMPLES = {
     "student": "'student: <path or hub name of a model>'",
     "data": "'data: {train: <file, folder or hub name>}'",
-    "output_dir": "'training: {output_dir: <folder>}'",
 }
 
 
@@ -270,7 +269,7 @@ def _arguments(tree: Entry, student: ModelConfig, guide: ModelConfig | None, pat
                 check_number(f"{below.where}: {section}.{name}", value, **bounds[name])
             arguments[name] = value
     if arguments.get("output_dir") is None:
-        raise InputError(f"{path}: training.output_dir is missing. Add {_EXAMPLES['output_dir']}.")
+        raise InputError(f"{path}: training.output_dir is missing. Add 'training: {{output_dir: <folder>}}'.")
     for name, section, value in (
         ("prompts", "student", student.prompts),
         ("guide_prompts", "guide", guide and guide.prompts),
