@@ -37,21 +37,19 @@ class CtrlC:
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
         self._told: Any = None
-        self._takes = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> CtrlC:
-        if self._takes:
+        if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._on_signal) for number in self._numbers}
             self._told = sys.unraisablehook
             sys.unraisablehook = self._on_swallowed
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._takes:
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
-            if not self.came:  # else the process ends, and finalisers are still to come
-                sys.unraisablehook = self._told
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._before and not self.came:  # else the process ends, and finalisers are still to come
+            sys.unraisablehook = self._told
 
     def check(self, *_: object) -> None:
         """Raise KeyboardInterrupt where it was swallowed."""

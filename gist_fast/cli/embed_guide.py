@@ -15,8 +15,8 @@ from gist_fast.cli.output import (
     note,
     only_results_on_stdout,
     parse_columns,
+    print_facts,
     print_json,
-    print_table,
 )
 
 if TYPE_CHECKING:
@@ -88,8 +88,14 @@ def embed_guide(
         except KeyboardInterrupt:
             note(f"gist-fast: interrupted; {_kept(report)}")
             raise typer.Exit(INTERRUPTED) from None
-    if team.rank == 0:
-        _print(_summary(embedded, output, report), as_json)
+    if team.rank > 0:
+        return
+    summary = _summary(embedded, output, report)
+    if as_json:
+        print_json(summary)
+        return
+    print_facts("Precomputed guide embeddings", summary)
+    typer.echo(f"Train on it: data: {{train: {output}}}, without a guide")
 
 
 def _prompts(given: list[str] | None, columns: list[str]) -> dict[str, str] | str | None:
@@ -134,16 +140,3 @@ def _summary(dataset: Dataset, output: Path, report: Report) -> dict[str, Any]:
         "tokens_per_second": report.tokens / seconds if report.tokens else None,
         "kept_in": [str(folder) for folder in report.folders],
     }
-
-
-def _print(summary: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(summary)
-        return
-    rows = []
-    for name, value in summary.items():
-        if value is not None:
-            shown = f"{value:.4g}" if isinstance(value, float) else value
-            rows.append((name.replace("_", " "), ", ".join(shown) if isinstance(shown, list) else str(shown)))
-    print_table("Precomputed guide embeddings", ("what", "value"), rows)
-    typer.echo(f"Train on it: data: {{train: {summary['output']}}}, without a guide")

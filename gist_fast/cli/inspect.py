@@ -173,11 +173,10 @@ def _margins(text: str | None) -> list[float]:
     if text is None:
         return list(MARGINS)
     try:
-        return check_margins([float(part) for part in text.split(",")], "--margins")
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
+        margins = [float(part) for part in text.split(",")]
+    except ValueError:
         raise InputError(f"--margins: expected numbers such as 0,0.05,0.1, got {shown(text)}.") from None
+    return check_margins(margins, "--margins")
 
 
 def _check_beside(roles: dict[str, str] | list[str] | None, groups: str | None, row_margins: bool) -> None:
@@ -222,7 +221,7 @@ def _find_duplicates(dataset: Dataset, guide: Encode | None, ctrl_c: CtrlC, opti
 
 
 def _as_dict(found: Inspection, same: Duplicates | None, limit: int | None) -> dict[str, Any]:
-    among = same or found.duplicates
+    among = asdict(same or found.duplicates)
     return {
         "first_row": found.first_row,
         "last_row": found.last_row,
@@ -243,9 +242,9 @@ def _as_dict(found: Inspection, same: Duplicates | None, limit: int | None) -> d
             for outcome in found.margins
         ],
         "duplicates": {
-            **asdict(among),
-            "copies": [asdict(copy) for copy in among.copies[:limit]],
-            "pairs": [asdict(pair) for pair in among.pairs[:limit]],
+            **among,
+            "copies": among["copies"][:limit],
+            "pairs": among["pairs"][:limit],
         },
     }
 
@@ -294,24 +293,13 @@ def _print_dropped(found: Inspection, limit: int | None, shown: Callable[[str], 
     if not found.total_dropped:
         typer.echo("The guide drops no pair of this batch.")
         return
-    pairs = [
-        (
-            p.block,
-            p.row,
-            p.other_row,
-            shown(p.text),
-            shown(p.other_text),
-            p.guide,
-            p.threshold,
-            p.student,
-            p.student_ranks,
-        )
-        for p in found.dropped[:limit]
-    ]
     head = ["block", "row", "with", "text", "other text", "guide", "threshold", "student", "ranks"]
     width = len(head) if found.student_above is not None else head.index("student")
-    title = f"Dropped pairs: {len(pairs)} of {found.total_dropped}"
-    print_table(title, head[:width], [pair[:width] for pair in pairs])
+    rows = []
+    for pair in found.dropped[:limit]:
+        numbers = (pair.guide, pair.threshold, pair.student, pair.student_ranks)
+        rows.append((pair.block, pair.row, pair.other_row, shown(pair.text), shown(pair.other_text), *numbers)[:width])
+    print_table(f"Dropped pairs: {len(rows)} of {found.total_dropped}", head[:width], rows)
     if found.student_above is not None:
         typer.echo(
             f"The student ranks {found.student_above} of the {found.total_dropped} dropped pairs above the row's own "

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,6 +82,16 @@ def print_table(
         # Text, not str: square brackets in a user's texts are no markup.
         table.add_row(*(value if isinstance(value, Text) else Text(_cell(value)) for value in row))
     console.print(table)
+
+
+def print_facts(title: str, facts: Mapping[str, Any]) -> None:
+    """A table of names and values on stdout, but for those that are None; floats with four digits."""
+    rows = []
+    for name, value in facts.items():
+        if value is not None:
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            rows.append((name.replace("_", " "), ", ".join(shown) if isinstance(shown, list) else str(shown)))
+    print_table(title, ("what", "value"), rows)
 
 
 def parse_columns(text: str | None) -> dict[str, str] | list[str] | None:

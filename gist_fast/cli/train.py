@@ -14,6 +14,7 @@ from gist_fast.cli.output import (
     check_report,
     note,
     only_results_on_stdout,
+    print_facts,
     print_json,
     print_table,
 )
@@ -128,8 +129,6 @@ def _print_summary(summary: dict[str, Any]) -> None:
         ]
         print_table("Evaluation", ("metric", "before", "after", "change"), changes)
     shown = ("rows", "steps", "epochs", "seconds", "rows_per_second", "loss", "best_checkpoint", "model", "report")
-    values = [(name, summary[name]) for name in shown if summary[name] is not None]
-    rows = [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in values]
-    rows += [(name, f"{value:.2%}") for name, value in summary["masked"].items()]
-    print_table("Training", ("what", "value"), [(name.replace("_", " "), value) for name, value in rows])
+    masked = {name: f"{value:.2%}" for name, value in summary["masked"].items()}
+    print_facts("Training", {**{name: summary[name] for name in shown}, **masked})
     typer.echo(f'Load it: SentenceTransformer("{summary["model"]}")')

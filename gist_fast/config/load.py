@@ -128,7 +128,6 @@ _TAKES_PATH = (StudentConfig, GuideConfig, SourceConfig)
 _EXAMPLES = {
     "student": "'student: <path or hub name of a model>'",
     "data": "'data: {train: <file, folder or hub name>}'",
-    "output_dir": "'training: {output_dir: <folder>}'",
 }
 
 
@@ -146,7 +145,7 @@ def apply_overrides(tree: Entry, arguments: Sequence[str]) -> None:
         # A value may start with one dash (-0.1), an option starts with two.
         if not equals and waiting and not waiting[0].startswith("--"):
             text = waiting.pop(0)
-        elif not equals and _is_flag(path):
+        elif not equals and bool in (hint := hint_of(path), *typing.get_args(hint)):
             text = "true"
         elif not equals:
             hint = "; for a traceback: gist-fast --debug train ..." if option == "--debug" else ""
@@ -193,11 +192,6 @@ def _find(option: str, tree: Entry) -> tuple[str, ...]:
         return parts
     names = ["--" + (path[-1] if len(parts) == 1 else ".".join(path)) for path in known]
     raise InputError(f"{option}: no such setting{nearest('--' + key, names)}.")
-
-
-def _is_flag(path: tuple[str, ...]) -> bool:
-    hint = hint_of(path)
-    return hint is bool or bool in typing.get_args(hint)
 
 
 def _build(cls: type, entry: Entry, key: str) -> Any:
@@ -275,7 +269,7 @@ def _arguments(tree: Entry, student: ModelConfig, guide: ModelConfig | None, pat
                 check_number(f"{below.where}: {section}.{name}", value, **bounds[name])
             arguments[name] = value
     if arguments.get("output_dir") is None:
-        raise InputError(f"{path}: training.output_dir is missing. Add {_EXAMPLES['output_dir']}.")
+        raise InputError(f"{path}: training.output_dir is missing. Add 'training: {{output_dir: <folder>}}'.")
     for name, section, value in (
         ("prompts", "student", student.prompts),
         ("guide_prompts", "guide", guide and guide.prompts),

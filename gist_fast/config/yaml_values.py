@@ -109,12 +109,8 @@ def read_argument(text: str, option: str) -> Entry:
 
 def _parse(text: str, name: str, base: Path) -> Entry:
     try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            return Entry(None, name, base) if node is None else _entry(loader, node, name, base)
-        finally:
-            loader.dispose()
+        node = yaml.compose(text, Loader=_Loader)
+        return Entry(None, name, base) if node is None else _entry(_Loader(""), node, name, base)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}" if mark else ""

@@ -64,8 +64,10 @@ def check_table(
                 f"{where}: column {column.source!r} holds {array.type}, not text (the first value is {shown(value)}); "
                 "name a column of texts."
             )
-        row = _first_empty(array)
-        if row is not None:
+        # The first null, empty or blank text.
+        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(array)), 0)
+        row = pc.index(pc.fill_null(blank, True), True).as_py()
+        if row >= 0:
             raise wrong_value(f"{where}: row {first_row + row}", column, array[row].as_py())
         arrays[column.target] = array
     return pa.table(arrays)
@@ -103,18 +105,6 @@ def check_once(where: str, columns: list[str]) -> None:
     for column in columns:
         if columns.count(column) > 1:
             raise InputError(f"{where}: columns: {column!r} is named for more than one role.")
-
-
-def _first_empty(array: pa.ChunkedArray) -> int | None:
-    """The place of the first null, empty or blank text; looked for chunk by chunk, to copy little at a time."""
-    start = 0
-    for chunk in array.chunks:
-        empty = pc.fill_null(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunk)), 0), True)
-        place = pc.index(empty, True).as_py()
-        if place >= 0:
-            return start + place
-        start += len(chunk)
-    return None
 
 
 def _checked_vectors(

@@ -124,32 +124,26 @@ def checked_stream(dataset: IterableDataset, columns: ColumnNames | None, where:
     chosen = choose_columns(list(dataset.features), columns, where)
     # Of no rows: only the types are looked at, before the first row is read.
     check_table(dataset.features.arrow_schema.empty_table(), chosen, where)
-    dataset = dataset.select_columns([c.source for c in chosen])
-    numbers = {c.source: Value("float64") for c in chosen if c.kind == "number"}
-    checked = dataset.with_format("arrow").map(
-        _Check(chosen, where),
-        batched=True,
-        batch_size=STREAM_ROWS,
-        with_indices=True,
-        features=Features({**dataset.features, **numbers}),
+    number = Value("float64")
+    features = {c.target: number if c.kind == "number" else dataset.features[c.source] for c in chosen}
+    checked = (
+        dataset.select_columns([c.source for c in chosen])
+        .with_format("arrow")
+        .map(
+            functools.partial(_checked_rows, columns=chosen, where=where, widths={}),
+            batched=True,
+            batch_size=STREAM_ROWS,
+            with_indices=True,
+            features=Features(features),
+        )
     )
-    return _renamed(checked.with_format(None), chosen)
+    return checked.with_format(None)
 
 
-class _Check:
-    """Checks rows of an iterable dataset; a class, because worker processes take it along."""
-
-    def __init__(self, columns: Sequence[Column], where: str) -> None:
-        self.columns, self.where = columns, where
-        self.widths: dict[str, int] = {}
-
-    def __call__(self, table: pa.Table, indices: Sequence[int]) -> pa.Table:
-        checked = check_table(table, self.columns, self.where, int(indices[0]) + 1, self.widths)
-        for column in self.columns:
-            if column.kind == "number":
-                place = table.schema.get_field_index(column.source)
-                table = table.set_column(place, column.source, checked.column(column.target))
-        return table
+def _checked_rows(
+    table: pa.Table, indices: Sequence[int], columns: Sequence[Column], where: str, widths: dict[str, int]
+) -> pa.Table:
+    return check_table(table, columns, where, int(indices[0]) + 1, widths)
 
 
 def choose_columns(available: Sequence[str], columns: ColumnNames | None, where: str) -> list[Column]:

@@ -15,7 +15,6 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,8 @@ def read_chunks(path: Path, choose: Choose) -> Iterator[pa.Table]:
     if suffix is None:
         raise InputError(f"{path}: unknown kind of file; it must end in one of {', '.join(SUFFIXES)}.")
     if not path.exists():
-        raise InputError(f"{path}: no such file{_like_it(path)}.")
+        hint = nearest_file(path) if path.parent.is_dir() else f" (nor is there a folder {str(path.parent)!r})"
+        raise InputError(f"{path}: no such file{hint}.")
     if not path.is_file():
         raise InputError(f"{path}: is not a file.")
     try:
@@ -92,80 +92,28 @@ def _read_parquet(path: Path, choose: Choose) -> Iterator[pa.Table]:
         raise _empty(path)
 
 
-@dataclass
-class _Chunks:
-    """Rows gathered into Arrow arrays, a chunk at a time."""
-
-    path: Path
-    columns: Sequence[Column]
-
-    def __post_init__(self) -> None:
-        self.rows = 0
-        self.widths: dict[str, int] = {}
-        self.values: list[list[Any]] = [[] for _ in self.columns]
-
-    def add(self, values: Sequence[Any], line: int) -> None:
-        """Check and keep one row, its values in the order of `columns`."""
-        self.rows += 1
-        for column, value, kept in zip(self.columns, values, self.values, strict=True):
-            kept.append(self._checked(column, value, line))
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is time to take the rows."""
-        return len(self.values[0]) >= CHUNK_ROWS
-
-    def take(self) -> pa.Table:
-        """The rows kept since the last time."""
-        arrays = {}
-        for column, kept in zip(self.columns, self.values, strict=True):
-            kinds = {"vector": pa.list_(pa.float32()), "number": pa.float64()}
-            arrays[column.target] = pa.array(kept, type=kinds.get(column.kind, pa.string()))
-            kept.clear()
-        return pa.table(arrays)
-
-    def rest(self) -> Iterator[pa.Table]:
-        """The last rows, where there are any."""
-        if not self.rows:
-            raise _empty(self.path)
-        if self.values[0]:
-            yield self.take()
-
-    def _checked(self, column: Column, value: Any, line: int) -> Any:
-        if column.kind == "vector":
-            return self._checked_vector(column, value, line)
-        if column.kind == "number":
-            return as_number(value, column, self._at(line))
-        if column.kind == "id" and isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
-        if isinstance(value, str) and value and not value.isspace():
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                raise InputError(
-                    f"{self._at(line)}, column {column.source!r}: half of a surrogate pair at character {error.start}, "
-                    "which is no text; write the character whole."
-                ) from error
-            return value
-        raise wrong_value(self._at(line), column, value)
-
-    def _checked_vector(self, column: Column, value: Any, line: int) -> Any:
-        at = f"{self._at(line)}, column {column.source!r}"
-        if not isinstance(value, list) or not value or not all(type(x) in (int, float) for x in value):
-            raise InputError(f"{at}: expected a list of numbers, got {shown(value)}.")
-        if not all(map(math.isfinite, value)):
-            raise InputError(f"{at}: an embedding with {next(x for x in value if not math.isfinite(x))} in it.")
-        width = self.widths.setdefault(column.target, len(value))
-        if len(value) != width:
-            raise InputError(f"{at}: an embedding of {len(value)} numbers, where the rows before have {width}.")
-        return value
-
-    def _at(self, line: int) -> str:
-        return f"{self.path}: row {self.rows} (line {line})"
-
-
 def _read_jsonl(path: Path, stream: Iterable[bytes], choose: Choose) -> Iterator[pa.Table]:
-    chunks, names = None, []
+    records = _records(path, stream)
+    first = next(records, None)
+    if first is None:
+        raise _empty(path)
+    columns = choose(list(first[1]))
+
+    def rows() -> Iterator[tuple[int, list[Any]]]:
+        for row, (line, record) in enumerate(itertools.chain([first], records), 1):
+            for column in columns:
+                if column.source not in record:
+                    raise InputError(
+                        f"{path}: row {row} (line {line}) has no {column.source!r}, as the first row has; it has "
+                        f"{', '.join(map(repr, record)) or 'nothing'}."
+                    )
+            yield line, [record[column.source] for column in columns]
+
+    return _checked_chunks(path, columns, rows())
+
+
+def _records(path: Path, stream: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The object of each line that is not blank, with the line's number."""
     for number, text in _lines(path, stream):
         if not text.strip():
             continue
@@ -181,31 +129,16 @@ def _read_jsonl(path: Path, stream: Iterable[bytes], choose: Choose) -> Iterator
             ) from error
         if not isinstance(record, dict):
             raise InputError(f"{path}: line {number}: {_ONE_OBJECT}")
-        if chunks is None:
-            names = list(record)
-            chunks = _Chunks(path, choose(names))
-        try:
-            values = [record[column.source] for column in chunks.columns]
-        except KeyError as error:
-            raise InputError(
-                f"{path}: row {chunks.rows + 1} (line {number}) has no {error.args[0]!r}, as the first row has; it has "
-                f"{', '.join(map(repr, record)) or 'nothing'}."
-            ) from error
-        chunks.add(values, number)
-        if chunks.whole:
-            yield chunks.take()
-    if chunks is None:
-        raise _empty(path)
-    yield from chunks.rest()
+        yield number, record
 
 
 _ONE_OBJECT = 'one JSON object a line is needed, as in {"anchor": "...", "positive": "..."}.'
 
 
 def _read_delimited(path: Path, stream: Iterable[bytes], choose: Choose, delimiter: str) -> Iterator[pa.Table]:
-    rows = _cells(path, stream, delimiter)
+    cells = _cells(path, stream, delimiter)
     with _long_cells():
-        header = next(rows, None)
+        header = next(cells, None)
     if header is None:
         raise _empty(path)
     names = _distinct(path, header[1])
@@ -213,22 +146,68 @@ def _read_delimited(path: Path, stream: Iterable[bytes], choose: Choose, delimit
     for column in columns:
         if column.kind == "vector":
             raise InputError(f"{path}: {column.source!r}: embeddings need a .jsonl or .parquet file.")
-    chunks = _Chunks(path, columns)
     places = [names.index(column.source) for column in columns]
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        for row, (line, values) in enumerate(cells, 1):
+            if len(values) != len(names):
+                raise InputError(
+                    f"{path}: row {row} (line {line}) has {len(values)} {'cell' if len(values) == 1 else 'cells'}, the "
+                    f"header {len(names)}; quote cells that hold the separator."
+                )
+            yield line, [values[place] for place in places]
+
+    return _checked_chunks(path, columns, rows())
+
+
+def _checked_chunks(
+    path: Path, columns: Sequence[Column], rows: Iterator[tuple[int, Sequence[Any]]]
+) -> Iterator[pa.Table]:
+    """Rows of values in the order of `columns`, each with its line, as tables of at most `CHUNK_ROWS` rows."""
+    types = {"vector": pa.list_(pa.float32()), "number": pa.float64()}
+    schema = pa.schema([(column.target, types.get(column.kind, pa.string())) for column in columns])
+    numbered, widths, empty = enumerate(rows, 1), dict[str, int](), True
     while True:
+        chunk = []
         with _long_cells():
-            for line, cells in itertools.islice(rows, CHUNK_ROWS):
-                if len(cells) != len(names):
-                    raise InputError(
-                        f"{path}: row {chunks.rows + 1} (line {line}) has {len(cells)} "
-                        f"{'cell' if len(cells) == 1 else 'cells'}, the header {len(names)}; quote cells "
-                        "that hold the separator."
-                    )
-                chunks.add([cells[place] for place in places], line)
-        if not chunks.whole:
-            yield from chunks.rest()
-            return
-        yield chunks.take()
+            for row, (line, values) in itertools.islice(numbered, CHUNK_ROWS):
+                at = f"{path}: row {row} (line {line})"
+                pairs = zip(columns, values, strict=True)
+                chunk.append([_checked(column, value, at, widths) for column, value in pairs])
+        if not chunk:
+            break
+        empty = False
+        yield pa.table(list(zip(*chunk, strict=True)), schema=schema)
+    if empty:
+        raise _empty(path)
+
+
+def _checked(column: Column, value: Any, at: str, widths: dict[str, int]) -> Any:
+    """A value as Arrow takes it; `widths` are those of the embeddings in the rows before, by column."""
+    if column.kind == "vector":
+        at = f"{at}, column {column.source!r}"
+        if not isinstance(value, list) or not value or not all(type(x) in (int, float) for x in value):
+            raise InputError(f"{at}: expected a list of numbers, got {shown(value)}.")
+        if not all(map(math.isfinite, value)):
+            raise InputError(f"{at}: an embedding with {next(x for x in value if not math.isfinite(x))} in it.")
+        width = widths.setdefault(column.target, len(value))
+        if len(value) != width:
+            raise InputError(f"{at}: an embedding of {len(value)} numbers, where the rows before have {width}.")
+        return value
+    if column.kind == "number":
+        return as_number(value, column, at)
+    if column.kind == "id" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value or value.isspace():
+        raise wrong_value(at, column, value)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{at}, column {column.source!r}: half of a surrogate pair at character {error.start}, which is no text; "
+            "write the character whole."
+        ) from error
+    return value
 
 
 def _cells(path: Path, stream: Iterable[bytes], delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -282,9 +261,3 @@ def _distinct(path: Path, names: list[str]) -> list[str]:
         if names.count(name) > 1:
             raise InputError(f"{path}: {names.count(name)} columns are called {name!r}; names must differ.")
     return names
-
-
-def _like_it(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f" (nor is there a folder {str(path.parent)!r})"
-    return nearest_file(path)

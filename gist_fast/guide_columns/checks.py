@@ -58,8 +58,8 @@ def wrong_type(name: str, expected: str, value: object) -> InputTypeError:
     return InputTypeError(f"{name}: expected {expected}, got {value!r} of type {type(value).__name__}.")
 
 
-def _check_names(columns: object) -> None:
-    """Refuse what is no list of distinct names."""
+def _check_types(columns: object, prompts: object) -> None:
+    """Refuse columns that are no list of distinct names, and prompts that are neither a text nor texts by column."""
     if isinstance(columns, str):
         raise InputTypeError(f"columns: expected a list of names, as [{columns!r}], got the text {columns!r}.")
     if not isinstance(columns, Sequence | None):
@@ -69,10 +69,6 @@ def _check_names(columns: object) -> None:
             raise wrong_type("columns", "names of columns", column)
         if list(columns or ()).count(column) > 1:
             raise InputError(f"columns: expected each name once, got {column!r} more than once.")
-
-
-def _check_prompts(prompts: object) -> None:
-    """Refuse what is neither a text nor texts by column."""
     if not isinstance(prompts, str | Mapping | None):
         raise wrong_type("prompts", "one text for all columns, {column: text}, or None", prompts)
     for column, prompt in prompts.items() if isinstance(prompts, Mapping) else ():
@@ -93,8 +89,7 @@ def column_prompts(
         ValueError: as `embed_guide` says; a prompt is for none of the columns, or whether one holds queries is unclear.
     """
     texts = [c for c, f in dataset.features.items() if getattr(f, "dtype", None) in ("string", "large_string")]
-    _check_names(columns)
-    _check_prompts(prompts)
+    _check_types(columns, prompts)
     if columns is None:
         columns = texts
     if not columns:

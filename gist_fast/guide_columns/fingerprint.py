@@ -26,7 +26,11 @@ def guide_fingerprint(guide: SentenceTransformer) -> str:
             digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode() + of_tensor)
     digest.update(repr((guide, guide.truncate_dim)).encode())
     for module in guide.modules():
-        digest.update(_settings(module).encode())
+        # What a module's printed form may leave out, as a transformer's rotary base.
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "to_dict"):
+            kept = {name: value for name, value in config.to_dict().items() if name not in _NOT_OF_THE_MODEL}
+            digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
     digest.update(_tokenizer_rules(guide.tokenizer).encode())
     return digest.hexdigest()
 
@@ -34,15 +38,6 @@ def guide_fingerprint(guide: SentenceTransformer) -> str:
 def _of_tensor(tensor: Tensor) -> bytes:
     content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return hashlib.blake2b(content, digest_size=16).digest()  # type: ignore[arg-type]
-
-
-def _settings(module: Any) -> str:
-    """What a module's printed form may leave out, as a transformer's rotary base."""
-    config = getattr(module, "config", None)
-    if config is None or not hasattr(config, "to_dict"):
-        return ""
-    kept = {name: value for name, value in config.to_dict().items() if name not in _NOT_OF_THE_MODEL}
-    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def _tokenizer_rules(tokenizer: Any) -> str:

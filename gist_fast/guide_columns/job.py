@@ -15,7 +15,6 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
-from gist_fast.guide_columns.checks import DTYPES
 from gist_fast.guide_columns.column_files import find_column, write_column
 from gist_fast.guide_columns.encode import Encoded, Encoder, Unstorable, to_stored
 from gist_fast.guide_columns.files import written_whole
@@ -124,22 +123,19 @@ class Job:
     def _max_length(self) -> int | None:
         return self.encoder.max_length or self.encoder.guide.max_seq_length
 
-    @property
-    def _stored(self) -> np.dtype:
-        return np.dtype(DTYPES[self.dtype])
-
     def _find_or_make(
         self, folder: Path, prompt: str, columns: dict[str, TextColumn], digests: dict[str, str]
     ) -> dict[str, Path | None]:
         """The files of these columns; those that are not there are made, and what is missing for them embedded."""
+        stored = np.dtype(self.dtype)
         found = self.team.first(
-            lambda: {name: find_column(folder, digests[name], len(c), self._stored) for name, c in columns.items()}
+            lambda: {name: find_column(folder, digests[name], len(c), stored) for name, c in columns.items()}
         )
         columns = {name: columns[name] for name, path in found.items() if path is None}
         if not columns:
             return found
         texts = DistinctTexts(list(columns.values()))
-        store = Store(folder, self._stored)
+        store = Store(folder, stored)
         missing = self._missing(store, texts)
         self.report.columns += len(columns)
         self.report.distinct += len(texts)

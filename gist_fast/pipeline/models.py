@@ -52,12 +52,8 @@ def check_model(path: str, role: str) -> str:
 
 def load_configured(model: ModelConfig, role: str, attention: Attention) -> SentenceTransformer:
     """`load_with_attention`, with the options of a section ``student`` or ``guide``."""
-    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
-    if model.revision:
-        options["revision"] = model.revision
-    if model.model_kwargs:
-        options["model_kwargs"] = dict(model.model_kwargs)
-    return load_with_attention(model.path, role, attention, **options)
+    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code, "revision": model.revision}
+    return load_with_attention(model.path, role, attention, model_kwargs=dict(model.model_kwargs or {}), **options)
 
 
 def load_with_attention(path: str, role: str, attention: Attention, **options: Any) -> SentenceTransformer:

@@ -44,8 +44,9 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | Non
         return last
     held = [path.name for path in _models(folder)]
     if held and not overwrite:
+        shown = ", ".join(held if len(held) <= 3 else [*held[:2], "...", held[-1]])
         raise InputError(
-            f"{folder}: already holds a run ({_listed(held)}); continue it with --resume, start anew with --overwrite "
+            f"{folder}: already holds a run ({shown}); continue it with --resume, start anew with --overwrite "
             "(which deletes it), or choose another training.output_dir."
         )
     return None
@@ -72,7 +73,3 @@ def clear_folder(folder: Path) -> list[str]:
 def _models(folder: Path) -> list[Path]:
     found = checkpoint_folders(folder)
     return found + ([folder / FINAL] if (folder / FINAL).exists() else [])
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names if len(names) <= 3 else [*names[:2], "...", names[-1]])

@@ -251,10 +251,8 @@ def _rows_and_tokens(inputs: Mapping[str, Any], column: str) -> tuple[int, int |
     if spans is not None:
         # Where each text begins and ends in its row, which the collator of `gist_fast.GISTTrainer` knows.
         return len(spans), int((spans[:, 1] - spans[:, 0]).sum())
-    if ends is not None and mask is None:
-        # Flattened: one row after another, nothing padded.
-        return ends.numel() - 1, ids.numel()
     if mask is None:
-        return ids.shape[0], ids.numel()
+        # Nothing padded: one row after another where they are flattened.
+        return ids.shape[0] if ends is None else ends.numel() - 1, ids.numel()
     tokens = mask.sum()
     return mask.shape[0], int(tokens) if mask.device.type == "cpu" else tokens

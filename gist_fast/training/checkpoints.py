@@ -148,13 +148,15 @@ def explained(run: Path, name: str, estimate: int) -> Iterator[None]:
     except BaseException as error:
         whole = whole_checkpoints(run)
         shutil.rmtree(run / UNFINISHED, ignore_errors=True)
-        if not _is_about_writing(error):
+        # torch's writer raises RuntimeError and safetensors' an error of its own where the disk is full.
+        if not isinstance(error, (OSError, RuntimeError)) and type(error).__name__ != "SafetensorError":
             raise
         needed = max([estimate, *(size_of(path) for path in whole[-1:])])
+        free = shutil.disk_usage(next(path for path in (run, *run.absolute().parents) if path.exists())).free
         kept = f"{whole[-1].name} is whole and stays" if whole else "there is no older one"
         raise CheckpointError(
             f"{run}: {name} could not be saved ({' '.join(str(error).split())}). It needs about {_mib(needed)}; "
-            f"{_mib(_free(run))} are free there. What was written of it is deleted; {kept}."
+            f"{_mib(free)} are free there. What was written of it is deleted; {kept}."
         ) from error
 
 
@@ -165,17 +167,6 @@ def size_of(folder: Path) -> int:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
-
-
-def _is_about_writing(error: BaseException) -> bool:
-    # torch's writer raises RuntimeError and safetensors' an error of its own where the disk is full.
-    return isinstance(error, (OSError, RuntimeError)) or type(error).__name__ == "SafetensorError"
-
-
-def _free(folder: Path) -> int:
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _files(folder: Path) -> list[Path]:

@@ -104,8 +104,7 @@ class GISTDataCollator(SentenceTransformerDataCollator):
         rows = [{c: v for c, v in row.items() if c not in embeddings and c not in beside} for row in features]
         batch = super().__call__(rows)
         for column in embeddings:
-            _refuse_missing(features, column)
-            batch[column] = _stack([row[column] for row in features], column)
+            batch[column] = _stacked(features, column)
         columns = [c for c in rows[0] if c != "dataset_name" and c not in self.valid_label_columns]
         if MARGIN in beside:
             batch[f"{columns[0]}_{MARGIN}"] = _numbers(features, MARGIN, torch.float32)
@@ -126,7 +125,6 @@ class GISTDataCollator(SentenceTransformerDataCollator):
 
     def _beside_texts(self, row: dict[str, Any]) -> list[str]:
         """Columns that hold a row's group or margin."""
-        found = []
         columns = (GROUP, self.groups == "column", "groups='column'"), (MARGIN, self.row_margins, "row_margins=True")
         for name, wanted, remedy in columns:
             if wanted and name not in row:
@@ -137,9 +135,7 @@ class GISTDataCollator(SentenceTransformerDataCollator):
                     f"{name}: the dataset has a column of numbers of that name, and the loss does not ask for it. Set "
                     f"{remedy}, or leave out the column."
                 )
-            if wanted:
-                found.append(name)
-        return found
+        return [name for name, wanted, _ in columns if wanted]
 
     def _get_task_for_column(
         self, column_name: str, column_position: int, router_mapping: dict[str, str]
@@ -190,25 +186,22 @@ def _numbers(features: list[dict[str, Any]], column: str, dtype: torch.dtype) ->
     return torch.tensor(values, dtype=dtype)
 
 
-def _refuse_missing(features: list[dict[str, Any]], column: str) -> None:
-    for i, row in enumerate(features):
-        # Numbers cannot say how many they are: NaN is how some formats show a missing list.
-        if not hasattr(row[column], "__len__"):
-            text = row.get(column.removesuffix(GUIDE_SUFFIX))
-            raise InputError(
-                f"{column}: row {i} of the batch, of the text {shown(text)}, is {row[column]}; every row "
-                "needs the guide's embedding (gist_fast.embed_guide), so embed it again, or leave out that row."
-            )
-
-
-def _stack(rows: list[Any], column: str) -> Tensor:
+def _stacked(features: list[dict[str, Any]], column: str) -> Tensor:
     """``[B, G]`` in the type the dataset holds."""
-    bad = next((i for i, row in enumerate(rows) if len(row) != len(rows[0])), None)
-    if bad is not None:
-        raise InputError(
-            f"{column}: row {bad} of the batch has {len(rows[bad])} numbers and row 0 has {len(rows[0])}; all guide "
-            "embeddings have one width."
-        )
+    rows = [row[column] for row in features]
+    for i, row in enumerate(rows):
+        # Numbers cannot say how many they are: NaN is how some formats show a missing list.
+        if not hasattr(row, "__len__"):
+            text = features[i].get(column.removesuffix(GUIDE_SUFFIX))
+            raise InputError(
+                f"{column}: row {i} of the batch, of the text {shown(text)}, is {row}; every row needs the guide's "
+                "embedding (gist_fast.embed_guide), so embed it again, or leave out that row."
+            )
+        if len(row) != len(rows[0]):
+            raise InputError(
+                f"{column}: row {i} of the batch has {len(row)} numbers and row 0 has {len(rows[0])}; all guide "
+                "embeddings have one width."
+            )
     if isinstance(rows[0], Tensor):
         return torch.stack(rows)
     array = np.asarray(rows)

@@ -14,6 +14,7 @@ its steps by the first epoch, and resumes by counting. So one that falls short i
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
@@ -92,47 +93,43 @@ class NoDuplicatesBatchSampler(DefaultBatchSampler):
                 f"dataset: of its columns ({', '.join(dataset.column_names) or 'none'}) none holds texts to compare."
             )
         self.dataset = dataset
-        self._texts: _Texts | None = None
-        self._last: tuple[int, _Batches] | None = None
-        self._first: _Batches | None = None
+        self._last: tuple[int, list[np.ndarray]] | None = None
 
     def __iter__(self) -> Iterator[list[int]]:
         """The indices of each batch's rows."""
         count = len(self)
-        batches = self._epoch_batches(self.epoch)
-        self._warn(batches, count)
-        for k in range(count):
-            yield batches[k].tolist()
+        batches = self._epoch_batches(self.epoch)[:count]
+        self._warn(batches)
+        for batch in batches:
+            yield batch.tolist()
 
     def __len__(self) -> int:
         """How many batches an epoch has, each one of them."""
         if self.drop_last:
-            return len(self._first_epoch())
+            return len(self._first)
         # First-fit never leaves one of these batches empty, so they can be counted without planning.
         return -(-len(self.dataset) // self.batch_size)
 
-    def _first_epoch(self) -> _Batches:
-        """Those of the first epoch, which say how many full batches every epoch has."""
-        if self._first is None:
-            self._first = _first_fit_batches(self._read(), self._order(0), self.batch_size, self.drop_last)
-        return self._first
+    @functools.cached_property
+    def _texts(self) -> _Texts:
+        return _read_texts(self.dataset, self.columns)
 
-    def _epoch_batches(self, epoch: int) -> _Batches:
+    @functools.cached_property
+    def _first(self) -> list[np.ndarray]:
+        """The batches of the first epoch, which say how many full batches every epoch has."""
+        return _first_fit_batches(self._texts, self._order(0), self.batch_size, self.drop_last)
+
+    def _epoch_batches(self, epoch: int) -> list[np.ndarray]:
         """At least as many batches as `len` says."""
         if self.drop_last and epoch == 0 and self.seed is not None:
-            return self._first_epoch()
+            return self._first
         if self._last is None or self._last[0] != epoch or self.seed is None:
             order = self._order(epoch)
-            batches = _first_fit_batches(self._read(), order, self.batch_size, self.drop_last)
+            batches = _first_fit_batches(self._texts, order, self.batch_size, self.drop_last)
             if len(batches) < len(self):
-                batches = _completed(batches, self._read(), order, self.batch_size, self._first_epoch())
+                batches = _completed(batches, self._texts, order, self.batch_size, self._first)
             self._last = (epoch, batches)
         return self._last[1]
-
-    def _read(self) -> _Texts:
-        if self._texts is None:
-            self._texts = _read_texts(self.dataset, self.columns)
-        return self._texts
 
     def _order(self, epoch: int) -> np.ndarray:
         """The rows in random order, drawn as sentence-transformers draws it."""
@@ -145,21 +142,24 @@ class NoDuplicatesBatchSampler(DefaultBatchSampler):
         dtype = torch.int32 if rows <= np.iinfo(np.int32).max else torch.int64
         return torch.randperm(rows, generator=generator, dtype=dtype).numpy()
 
-    def _warn(self, batches: _Batches, count: int) -> None:
+    def _warn(self, batches: list[np.ndarray]) -> None:
         """Say which rows are left out, or taken twice."""
-        rows, in_batches = len(self.dataset), int(batches.ends[count])
-        placed = len(np.unique(batches.rows[:in_batches])) if batches.repeats else in_batches
+        rows, in_batches = len(self.dataset), sum(map(len, batches))
+        placed = len(np.unique(np.concatenate([np.empty(0, dtype=np.int64), *batches])))
         last = rows % self.batch_size if self.drop_last else 0
-        if rows - placed > last or placed < in_batches:
-            row, times = self._read().most_frequent
-            dropped = f" ({last} of them since drop_last leaves out the last batch)" if last else ""
-            again = f", and rows are taken {in_batches - placed} times more than once, to fill as many batches as the "
-            again = f"{again}first epoch" if placed < in_batches else ""
-            logger.warning(
-                f"Epoch {self.epoch}: {rows - placed} of {rows} rows are left out{dropped}{again}, so that no text "
-                f"stands twice in a batch; {count} batches of at most {self.batch_size} rows were planned, and the "
-                f"most frequent text (of row {row}) is in {times} rows. A smaller batch size would place more."
-            )
+        if rows - placed <= last and placed == in_batches:
+            return
+        dropped = f" ({last} of them since drop_last leaves out the last batch)" if last else ""
+        again = ""
+        if placed < in_batches:
+            repeated = in_batches - placed
+            again = f", and rows are taken {repeated} times more than once, to fill as many batches as the first epoch"
+        row, times = self._texts.most_frequent
+        logger.warning(
+            f"Epoch {self.epoch}: {rows - placed} of {rows} rows are left out{dropped}{again}, so that no text stands "
+            f"twice in a batch; {len(batches)} batches of at most {self.batch_size} rows were planned, and the most "
+            f"frequent text (of row {row}) is in {times} rows. A smaller batch size would place more."
+        )
 
 
 @dataclass(frozen=True)
@@ -172,24 +172,6 @@ class _Texts:
     """How many different ones there are; the numbers lie below."""
     most_frequent: tuple[int, int]
     """A row (the first is 1) that holds the most frequent text, and in how many rows that is."""
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """The batches of an epoch."""
-
-    rows: np.ndarray
-    """Indices of rows, batch after batch."""
-    ends: np.ndarray
-    """``[K + 1]``: where each batch starts in `rows`, and where the last ends."""
-    repeats: bool = False
-    """Whether a row may stand in several batches."""
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, k: int) -> np.ndarray:
-        return self.rows[self.ends[k] : self.ends[k + 1]]
 
 
 def _read_texts(dataset: Dataset, columns: list[str]) -> _Texts:
@@ -225,31 +207,30 @@ def _hashes(column: pa.ChunkedArray, name: str, first_row: int) -> np.ndarray:
     return np.fromiter(map(xxhash.xxh3_64_intdigest, values), dtype=np.uint64, count=len(column))
 
 
-def _first_fit_batches(texts: _Texts, order: np.ndarray, size: int, drop_last: bool) -> _Batches:
-    """Batches of the rows, which come in a given order."""
+def _first_fit_batches(texts: _Texts, order: np.ndarray, size: int, drop_last: bool) -> list[np.ndarray]:
+    """The rows of each batch, out of rows that come in a given order."""
     limit = len(order) // size if drop_last else -(-len(order) // size)
     codes = texts.codes[order]
     batch_of = _first_fit(codes, texts.count, size, limit)
     if (batch_of < 0).any():
         _swap_in(batch_of, codes, texts.count, size, limit)
-    sizes = np.bincount(batch_of[batch_of >= 0], minlength=limit)[:limit]
-    keep = sizes == size if drop_last else sizes > 0
-    # Stable, so that the rows of a batch stay in the order drawn.
+    # Stable, so that the rows of a batch stay in the order drawn. First come those that have no batch.
     by_batch = np.argsort(batch_of, kind="stable")
-    by_batch = by_batch[len(order) - int(sizes.sum()) :]
-    by_batch = by_batch[np.repeat(keep, sizes)]
-    return _Batches(order[by_batch], np.concatenate([[0], np.cumsum(sizes[keep])]).astype(np.int64))
+    starts = np.searchsorted(batch_of[by_batch], np.arange(limit))
+    batches = np.split(order[by_batch], starts)[1:]
+    return [batch for batch in batches if len(batch) >= (size if drop_last else 1)]
 
 
-def _completed(short: _Batches, texts: _Texts, order: np.ndarray, size: int, first: _Batches) -> _Batches:
+def _completed(
+    short: list[np.ndarray], texts: _Texts, order: np.ndarray, size: int, first: list[np.ndarray]
+) -> list[np.ndarray]:
     """Full batches with further ones, until there are as many as in the first epoch.
 
     Each takes rows that are left out, as far as they fit together, and then rows that stand in other batches. Where
     that does not fill one, the batch of the first epoch is taken: that one can be filled.
     """
-    batches = [short[k] for k in range(len(short))]
-    used = np.zeros(len(order), dtype=bool)
-    used[short.rows] = True
+    batches = list(short)
+    used = np.isin(np.arange(len(order)), np.concatenate([np.empty(0, dtype=np.int64), *batches]))
     for k in range(len(short), len(first)):
         left_out = order[~used[order]]
         # Another place to begin at each time, so that other rows are taken again.
@@ -257,7 +238,7 @@ def _completed(short: _Batches, texts: _Texts, order: np.ndarray, size: int, fir
         batch = _filled((left_out, again), texts, size)
         batches.append(first[k] if batch is None else batch)
         used[batches[-1]] = True
-    return _Batches(np.concatenate(batches), np.arange(len(batches) + 1, dtype=np.int64) * size, repeats=True)
+    return batches
 
 
 def _filled(sources: Iterable[np.ndarray], texts: _Texts, size: int) -> np.ndarray | None:

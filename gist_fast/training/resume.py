@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
@@ -197,10 +198,7 @@ class _RestoreState(TrainerCallback):
         device = trainer.args.device
         trainer._tr_loss = saved["loss_since_log"].to(device)
         trainer._globalstep_last_logged = saved["last_logged_step"]
-        trainer.accum_loss_components = {
-            kind: {name: value.to(device) for name, value in parts.items()}
-            for kind, parts in saved["loss_components"].items()
-        }
+        trainer.accum_loss_components = send_to_device(saved["loss_components"], device)
         for name, average in _averages(trainer.loss):
             if name in saved["statistics"]:
                 average.load_state_dict(saved["statistics"][name], device)

@@ -13,6 +13,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from transformers import TrainerCallback
 
 _STOPPING = b": stopping after the step that is running, with a checkpoint."
@@ -53,7 +55,6 @@ class StopOnSignal(TrainerCallback):
         self.signal = 0
         """The number of the signal that asked this process or another one to stop; 0 where none did."""
         self.processes = processes
-        self._takes_signals = threading.current_thread() is threading.main_thread()
         self._before: dict[int, Any] = {}
         self._group: Any = None
 
@@ -68,10 +69,9 @@ class StopOnSignal(TrainerCallback):
         return 128 + self.signal
 
     def __enter__(self) -> StopOnSignal:
-        if self._takes_signals:
-            self._before = {
-                number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+        if threading.current_thread() is threading.main_thread():
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,18 +90,17 @@ class StopOnSignal(TrainerCallback):
         # Not print: the signal may have come in the middle of a write to the same stream.
         os.write(2, b"\n" + name + _STOPPING + again + b"\n")
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.processes = args.world_size
         if self.processes > 1 and self._group is None:
-            import torch.distributed as dist
-
             # A group of its own: the flag then needs no accelerator, and mixes with no collective of the training.
             self._group = dist.new_group(backend="gloo")
-        return control
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         if self.processes > 1:
-            self._agree()
+            flag = torch.tensor(self.signal)
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
+            self.signal = int(flag)
         if self.requested:
             control.should_training_stop = True
             control.should_save = True
@@ -115,11 +114,3 @@ class StopOnSignal(TrainerCallback):
             control.should_evaluate = False
             control.should_save = False
         return control
-
-    def _agree(self) -> None:
-        import torch
-        import torch.distributed as dist
-
-        flag = torch.tensor(self.signal)
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
-        self.signal = int(flag)
