@@ -37,7 +37,6 @@ OURS = "gist_fast"
 Loss = Callable[[Embeddings], "Tensor"]
 CACHED_ROWS = 32
 """Rows of a mini-batch of the cached loss: its default."""
-NO_GUIDE = "it always has a guide model"
 
 
 @dataclass(frozen=True)
@@ -186,23 +185,20 @@ def _inf_cl(case: LossCase) -> Loss:
     return loss
 
 
-def _needs(module: str, *, cuda: bool = True) -> Callable[[LossCase], str | None]:
-    def obstacle(case: LossCase) -> str | None:
-        if cuda and not case.device.startswith("cuda"):
-            return "runs on a CUDA device only"
-        if importlib.util.find_spec(module) is None:
-            return f"the package {module.replace('_', '-')} is not installed (pip install 'gist-fast[bench]')"
-        return None
-
-    return obstacle
+def _missing(case: LossCase, module: str, *, cuda: bool = True) -> str | None:
+    if cuda and not case.device.startswith("cuda"):
+        return "runs on a CUDA device only"
+    if importlib.util.find_spec(module) is None:
+        return f"the package {module.replace('_', '-')} is not installed (pip install 'gist-fast[bench]')"
+    return None
 
 
 def _st_obstacle(case: LossCase) -> str | None:
     if case.guide != "model":
-        return NO_GUIDE
+        return "it always has a guide model"
     if "ap" not in case.blocks:
         return "it always has the block ap"
-    return _needs("sentence_transformers", cuda=False)(case)
+    return _missing(case, "sentence_transformers", cuda=False)
 
 
 def _memeff_obstacle(case: LossCase) -> str | None:
@@ -210,7 +206,7 @@ def _memeff_obstacle(case: LossCase) -> str | None:
         return "it knows no guide model"
     if "ap" not in case.blocks:
         return "it always has the block ap"
-    return _needs("memeff")(case)
+    return _missing(case, "memeff")
 
 
 def _inf_cl_obstacle(case: LossCase) -> str | None:
@@ -218,7 +214,7 @@ def _inf_cl_obstacle(case: LossCase) -> str | None:
         return "it knows the block ap without a guide alone"
     if case.width % 128:
         return f"D {case.width}: it takes multiples of 128"
-    return _needs("inf_cl")(case)
+    return _missing(case, "inf_cl")
 
 
 def _scores(copies: float) -> Callable[[LossCase], float]:

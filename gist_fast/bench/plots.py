@@ -51,18 +51,17 @@ def page(results: Results, drawn: dict[str, Picture]) -> str:
     """One HTML page."""
     sections = []
     for suite in dict.fromkeys(row.suite for row in results.rows):
-        columns, rows = suite_table(results, suite)
         parts: list[Any] = [picture for name, picture in drawn.items() if name.startswith(f"{suite}-")]
+        parts.append(Table(*suite_table(results, suite)))
         title = SUITES[suite].title if suite in SUITES else suite
-        sections.append(Section(title, _text(suite, results), [*parts, Table(columns, rows)]))
+        sections.append(Section(title, _text(suite, results), parts))
     if results.fits:
-        columns, rows = fit_table(results)
         text = (
             "The exponent of B in a power of it, with the interval in which it lies with 95 % if points scatter about "
             "a line (not shown where it is wider than 1); and from which B on the part that grows with the square is "
             "larger than the linear one."
         )
-        sections.append(Section("How costs grow", text, [Table(columns, rows)]))
+        sections.append(Section("How costs grow", text, [Table(*fit_table(results))]))
     return make_page("gist-fast bench", facts(results), sections)
 
 

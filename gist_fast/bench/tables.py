@@ -61,16 +61,9 @@ def fit_table(results: Results) -> tuple[list[str], list[Cells]]:
 def facts(results: Results) -> dict[str, str]:
     """Where figures come from, in the reader's words."""
     about = results.machine
-    names = {
-        "gpu": "card",
-        "cpu": "CPU",
-        "threads": "threads",
-        "OMP_WAIT_POLICY": "OMP_WAIT_POLICY",
-        "platform": "platform",
-        "python": "Python",
-    }
-    found = {label: str(about[name]) for name, label in names.items() if about.get(name)}
-    found |= {name: str(about[name]) for name in MEASURED if about.get(name)}
+    names = ("gpu", "cpu", "threads", "OMP_WAIT_POLICY", "platform", "python", *MEASURED)
+    labels = {"gpu": "card", "cpu": "CPU", "python": "Python"}
+    found = {labels.get(name, name): str(about[name]) for name in names if about.get(name)}
     found["gist_fast"] = f"{about.get('gist_fast') or 'unknown'}, commit {about.get('commit') or 'unknown'}"
     return {**found, **_products(results), "command": results.command, "took": duration(results.seconds)}
 
@@ -89,10 +82,8 @@ def _products(results: Results) -> dict[str, str]:
 
 def markdown(columns: Sequence[str], rows: Sequence[Cells]) -> str:
     """A table for a README."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(
-        "| " + " | ".join(line) + " |" if place != 1 else "|" + "|".join(line) + "|" for place, line in enumerate(lines)
-    )
+    head, *body = (f"| {' | '.join(line)} |" for line in (columns, *rows))
+    return "\n".join([head, "|---" * len(columns) + "|", *body])
 
 
 def duration(seconds: float) -> str:
@@ -121,8 +112,7 @@ def _cells(row: Row, sized: bool, parts: Sequence[str], ratios: bool, shares: bo
         cells.append("-" if own is None else duration(own.median))
     cells += [duration(timing.median), "-" if row.memory is None else amount(row.memory)]
     if ratios:
-        ratio = ratio_of(row.ratio)
-        cells.append("-" if ratio is None else str(ratio))
+        cells.append(str(ratio_of(row.ratio) or "-"))
     if shares:
         cells.append(_share(row.share))
     return cells

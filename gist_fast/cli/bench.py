@@ -109,8 +109,8 @@ def _print(results: Results) -> None:
     from gist_fast.bench.run import SUITES
 
     for name in dict.fromkeys(row.suite for row in results.rows):
-        columns, rows = tables.suite_table(results, name)
-        print_table(f"{name}: {SUITES[name].title}" if name in SUITES else name, columns, rows)
+        title = f"{name}: {SUITES[name].title}" if name in SUITES else name
+        print_table(title, *tables.suite_table(results, name))
         for line in tables.notes(results, name):
             print(line)
     if results.fits:
@@ -283,7 +283,6 @@ def _check_report(report: Path | None, overwrite: bool) -> None:
 
 def _refuse_options(context: typer.Context) -> None:
     """Options before a command of ``bench`` are for measuring, and would say nothing."""
-
     for parameter in context.command.params:
         if _is_given(context, parameter.name or ""):
             command = context.invoked_subcommand

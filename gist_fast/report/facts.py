@@ -58,11 +58,8 @@ def _changed(prefix: str, of: Any, values: Mapping[str, Any]) -> Iterator[tuple[
         if field.name not in values:
             continue
         value = plain_value(field.name, values[field.name])
-        default: object = None
-        if field.default is not dataclasses.MISSING:
-            default = plain_value(field.name, field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            default = plain_value(field.name, field.default_factory())
+        made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        default = None if made is dataclasses.MISSING else plain_value(field.name, made)
         if value != default:
             yield prefix + field.name, value, default
 

@@ -28,12 +28,7 @@ _MARGINS = (
 )
 
 
-def inspection_page(
-    found: Inspection,
-    facts: Mapping[str, str],
-    duplicates: Duplicates | None = None,
-    title: str = "What the guide drops",
-) -> str:
+def inspection_page(found: Inspection, facts: Mapping[str, str], duplicates: Duplicates | None = None) -> str:
     """The whole page.
 
     Args:
@@ -48,7 +43,7 @@ def inspection_page(
     sections = [Section("What to do", "\n\n".join(told))] if told else []
     sections += batch_sections(found)
     sections.append(duplicates_section(duplicates or found.duplicates))
-    return make_page(title, facts, sections)
+    return make_page("What the guide drops", facts, sections)
 
 
 def batch_sections(found: Inspection, of: str = "", pairs: int = PAIRS) -> list[Section]:

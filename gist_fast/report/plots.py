@@ -214,13 +214,12 @@ def plain(value: float) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def stacked_bars(axes: Axes, bars: Mapping[str, Mapping[str, float]], *, unit: str = "ms", columns: int = 3) -> None:
-    """Horizontal bars, one a name, each of parts laid end to end; a part has one colour and hatch in all bars.
+def stacked_bars(axes: Axes, bars: Mapping[str, Mapping[str, float]], *, columns: int = 3) -> None:
+    """Horizontal bars in milliseconds, one a name, of parts end to end; a part has one colour and hatch in all bars.
 
     Args:
         axes: Where to.
         bars: For each bar its parts' lengths, by the parts' names. A part missing from a bar has no length there.
-        unit: Of the lengths; the label of the axis.
         columns: Of the legend.
 
     Raises:
@@ -248,7 +247,7 @@ def stacked_bars(axes: Axes, bars: Mapping[str, Mapping[str, float]], *, unit: s
         starts = {name: start + length for (name, start), length in zip(starts.items(), lengths, strict=True)}
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(unit)
+    axes.set_xlabel("ms")
     axes.set_xlim(left=0)
     axes.margins(x=0)
     legend_below(axes, min(columns, len(parts)))

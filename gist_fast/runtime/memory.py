@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,9 +76,16 @@ def peak_memory(function: Callable[[], object], device: str = "cpu") -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     give_back_free_memory()
-    with _resident_peak() as added:
-        function()
-    return added()
+    try:
+        _CLEAR.write_text("5")  # the kernel's own high-water mark starts again
+        exact = _status("VmHWM") is not None
+    except OSError:
+        exact = False
+    if not exact:
+        return _sampled_peak(function)
+    before = _status("VmRSS") or 0
+    function()
+    return max(0, (_status("VmHWM") or 0) - before)
 
 
 def own_peak() -> int:
@@ -133,24 +140,8 @@ def _control_groups(processes: Path = Path("/proc/self/cgroup"), root: Path = Pa
     return folders
 
 
-@contextlib.contextmanager
-def _resident_peak() -> Iterator[Callable[[], int]]:
-    try:
-        _CLEAR.write_text("5")  # the kernel's own high-water mark starts again
-        exact = _status("VmHWM") is not None
-    except OSError:
-        exact = False
-    if exact:
-        before = _status("VmRSS") or 0
-        yield lambda: max(0, (_status("VmHWM") or 0) - before)
-        return
-    with _sampled() as added:
-        yield added
-
-
-@contextlib.contextmanager
-def _sampled() -> Iterator[Callable[[], int]]:
-    """Every few milliseconds, where the kernel keeps no mark."""
+def _sampled_peak(function: Callable[[], object]) -> int:
+    """By a look every few milliseconds, where the kernel keeps no mark."""
     import psutil
 
     process = psutil.Process()
@@ -165,7 +156,8 @@ def _sampled() -> Iterator[Callable[[], int]]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        yield lambda: max(peak, process.memory_info().rss) - before
+        function()
+        return max(peak, process.memory_info().rss) - before
     finally:
         done.set()
         watcher.join()
