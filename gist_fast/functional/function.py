@@ -300,7 +300,7 @@ def _guided_rows(
     try:
         return stream(chosen)
     except Exception as error:
-        if not may_fall_back("auto", chosen, error):
+        if not may_fall_back(chosen, error):
             raise
         found = stream("tiled")
         remember_failure(device.type, dtype, error)

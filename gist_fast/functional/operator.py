@@ -161,7 +161,7 @@ def backward_rows(
             found = run(backend, lse2, mask_bits if len(mask_bits) > 0 else None)
         except Exception as error:
             spared = len(mask_bits) > 0 and not guide and _kernels(backend, student, config) in _proven
-            if spared or not automatic or not may_fall_back("auto", backend, error):
+            if spared or not automatic or not may_fall_back(backend, error):
                 raise
             # Decides the masks again, so its own logsumexp goes with them: a pair on the threshold that is in one and
             # not in the other could have any weight.

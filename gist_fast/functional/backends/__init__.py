@@ -67,13 +67,13 @@ def explain_choice(device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     return ("tiled", reason) if reason else ("triton", "Triton kernels can run on this GPU")
 
 
-def may_fall_back(requested: str, chosen: str, error: Exception) -> bool:
+def may_fall_back(chosen: str, error: Exception) -> bool:
     """Whether a call that was left to ``auto`` and failed in Triton should be tried on ``tiled`` instead.
 
     Memory that ran out is no failure of Triton's, and errors about arguments are the caller's.
     """
-    named = requested != "auto" or _from_environment() != "auto"
-    return not (named or chosen != "triton" or isinstance(error, (torch.OutOfMemoryError, ValueError, TypeError)))
+    left_open = chosen == "triton" and _from_environment() == "auto"
+    return left_open and not isinstance(error, (torch.OutOfMemoryError, ValueError, TypeError))
 
 
 def remember_failure(device_type: str, dtype: torch.dtype, error: Exception) -> None:

@@ -81,17 +81,14 @@ def interpreted() -> bool:
 
 def mask_bytes(blocks: Sequence[Block], dims: int) -> int:
     """Bytes of the mask bits, which serve all Matryoshka dims; see `StreamingBackend`."""
-    return 4 * sum(_words(block, extent) for block in blocks for extent in _extents(block))
+    extents = ((block.rows, extent) for block in blocks for extent in _extents(block))
+    return 4 * sum(mask_words(rows, extent.columns, extent.symmetric) for rows, extent in extents)
 
 
 def forward(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -> Negatives:
     """The softmax over the negatives of each row; see `gist_fast.functional.backends.interface.StreamingBackend`."""
-    config = _config(
-        _forward_direction(operands, blocks),
-        operands,
-        blocks,
-        lambda c: forward_with(c, operands, blocks, keep_mask_bits),
-    )
+    direction = _forward_direction(operands, blocks)
+    config = _config(direction, operands, blocks, lambda c: forward_with(c, operands, blocks, keep_mask_bits))
     return forward_with(config, operands, blocks, keep_mask_bits)
 
 
@@ -200,18 +197,13 @@ def _slices(block: Block, extent: Extent) -> tuple[slice, slice]:
     return slice(block.row_start, block.row_start + block.rows), slice(extent.first, extent.first + extent.columns)
 
 
-def _words(block: Block, extent: Extent) -> int:
-    """32-bit words of a rectangle's packed mask."""
-    return mask_words(block.rows, extent.columns, extent.symmetric)
-
-
 def _with_mask_bits(blocks: Sequence[Block], mask_bits: Tensor | None) -> Iterator[tuple[Block, Extent, Tensor | None]]:
     """Each rectangle's extent with its block and its packed mask; these stand one after the other."""
     words = None if mask_bits is None else mask_bits.view(torch.int32)
     cursor = 0
     for block in blocks:
         for extent in _extents(block):
-            size = _words(block, extent)
+            size = mask_words(block.rows, extent.columns, extent.symmetric)
             yield block, extent, None if words is None else words[cursor : cursor + size]
             cursor += size
 
@@ -241,9 +233,7 @@ class _Padded:
 
     def _predicates(self, block: Block, rows: slice, columns: slice) -> Predicates | None:
         operands, guide = self._operands, self._guide
-        groups = None
-        if self._groups is not None:
-            groups = replace(operands, groups=self._groups).groups_of(block)
+        groups = None if self._groups is None else replace(operands, groups=self._groups).groups_of(block)
         if not operands.guided and operands.student_thresholds is None and groups is None:
             return None
         return Predicates(
@@ -289,22 +279,20 @@ class _Guide:
         """Gives rows of `span` of an operand, which are numbered from its start and may be asked for beyond its end."""
 
         def rows(wanted: slice) -> Tensor:
-            return self._rows(operand, span.start + wanted.start, min(span.start + wanted.stop, span.stop))
+            start, stop = span.start + wanted.start, min(span.start + wanted.stop, span.stop)
+            if self._whole is not None:
+                return self._whole[operand][start:stop]
+            key = operand, start, stop
+            # The two asked for last are kept, the later one behind: a chunk's rows mostly are those of the one before.
+            made = self._made.pop(key, None)
+            if made is None:
+                while len(self._made) > 1:
+                    del self._made[next(iter(self._made))]
+                made = self._guide[operand].rows(slice(start, stop), self._width)
+            self._made[key] = made
+            return made
 
         return rows
-
-    def _rows(self, operand: int, start: int, stop: int) -> Tensor:
-        if self._whole is not None:
-            return self._whole[operand][start:stop]
-        key = operand, start, stop
-        # The two asked for last are kept, the later one behind: a chunk's rows mostly are those of the chunk before.
-        made = self._made.pop(key, None)
-        if made is None:
-            while len(self._made) > 1:
-                del self._made[next(iter(self._made))]
-            made = self._guide[operand].rows(slice(start, stop), self._width)
-        self._made[key] = made
-        return made
 
 
 def _fill_up(operand: Tensor, step: int) -> Tensor:
