@@ -51,9 +51,9 @@ class SpeedSuite(LossSuite):
     """Each width at the batch of the part."""
 
     def __init__(self, bench: Bench, peers: Mapping[str, Peer]) -> None:
-        super().__init__(bench.part, "The kernels at one batch: embeddings to gradients", peers=peers)
+        super().__init__(bench.part, "The kernels at one batch: embeddings to gradients")
         # In the interpreter there is nothing to measure in a process of its own.
-        self._bench, self.isolated = bench, not bench.toy
+        self._bench, self.peers, self.isolated = bench, peers, not bench.toy
 
     def cases(self, scope: Scope) -> Sequence[LossCase]:
         return [self._bench.case(self._bench.sizes["batch"], width) for width in self._bench.sizes["widths"]]

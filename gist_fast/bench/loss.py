@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from gist_fast.bench.cases import (
     exact_gradients,
     hold_to,
 )
-from gist_fast.bench.peers import OURS, PEERS
+from gist_fast.bench.peers import OURS, PEERS, Peer
 from gist_fast.bench.results import WHOLE
 from gist_fast.bench.suite import Scope, Suite
 from gist_fast.bench.timing import BOTH, Parts
@@ -39,6 +39,8 @@ class LossSuite(Suite):
 
     grows = 2.0
     looks_at = ("sizes", "dtype")
+    peers: Mapping[str, Peer] = PEERS
+    """Others, which a suite may be given, do not travel to other processes."""
 
     def __init__(
         self,
@@ -59,15 +61,15 @@ class LossSuite(Suite):
 
     def competitors(self, case: LossCase) -> Sequence[str]:
         # What a compiler makes of the plain version is seen where there is a guide, and costs much of a run's time.
-        return [name for name in PEERS if case.guide == "model" or name != "plain compiled"]
+        return [name for name in self.peers if case.guide == "model" or name != "plain compiled"]
 
     def obstacle(self, case: LossCase, name: str) -> str | None:
         if case.matryoshka_dims and not name.startswith(OURS):
             return "it knows no Matryoshka dims"
-        return PEERS[name].obstacle(case)
+        return self.peers[name].obstacle(case)
 
     def least_memory(self, case: LossCase, name: str) -> float:
-        return PEERS[name].least_memory(case)
+        return self.peers[name].least_memory(case)
 
     def check(self, case: LossCase, name: str) -> None:
         small = replace(case, rows=min(case.rows, CHECKED_ROWS))
@@ -100,7 +102,7 @@ class LossSuite(Suite):
 
     def build(self, case: LossCase, name: str) -> Parts:
         e = case.embeddings()
-        loss = PEERS[name].make(case)
+        loss = self.peers[name].make(case)
         kept: list[Any] = []
 
         def forward() -> None:
@@ -110,12 +112,12 @@ class LossSuite(Suite):
         def backward() -> None:
             kept.pop().backward()
 
-        return {BOTH: forward} if PEERS[name].whole else {"forward": forward, "backward": backward}
+        return {BOTH: forward} if self.peers[name].whole else {"forward": forward, "backward": backward}
 
     def _value(self, case: LossCase, name: str, e: Embeddings) -> Any:
         """The loss, with the gradients left in the leaves."""
-        loss = PEERS[name].make(case)(e)
-        if not PEERS[name].whole:
+        loss = self.peers[name].make(case)(e)
+        if not self.peers[name].whole:
             loss.backward()
         return loss.detach()
 
