@@ -36,7 +36,8 @@ __all__ = [
     "guided_contrastive_loss",
 ]
 
-sys.meta_path.append(MovedModules())
+# Before the finder of files, which would load a module of a package that moved a second time.
+sys.meta_path.insert(0, MovedModules())
 
 
 def __getattr__(name: str) -> object:

@@ -29,7 +29,15 @@ MOVED = {
     "gist_fast.trainer": "gist_fast.training.trainer",
     "gist_fast.training_args": "gist_fast.training.arguments",
 }
-"""Old name to new."""
+"""Old name to new. What lies in a package that moved, moved with it."""
+
+
+def new_name(old: str) -> str | None:
+    """The name that a module has now; None where it did not move."""
+    for name, new in MOVED.items():
+        if old == name or old.startswith(f"{name}."):
+            return new + old.removeprefix(name)
+    return None
 
 
 class MovedModules(MetaPathFinder, Loader):
@@ -38,14 +46,15 @@ class MovedModules(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return importlib.util.spec_from_loader(fullname, self) if fullname in MOVED else None
+        return importlib.util.spec_from_loader(fullname, self) if new_name(fullname) else None
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
         old = module.__name__
-        new = MOVED[old]
+        new = new_name(old)
+        assert new is not None
         warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
         # Python hands out what stands here after this call.
         sys.modules[old] = importlib.import_module(new)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from arrows import ROOT, check, run, whole_package
 
-from gist_fast.moved import MOVED
+from gist_fast.moved import MOVED, new_name
 
 MOST_LINES = 450
 LONGER_TESTS = {"test_bench_command", "test_cli_train", "test_guide_columns", "test_long_runs", "test_profiling"}
@@ -72,14 +72,15 @@ def test_a_setting_of_the_loss_has_one_home():
     assert len(naming) <= 5, [str(path.relative_to(ROOT)) for path in naming]
 
 
-@pytest.mark.parametrize("old", sorted(MOVED))
+@pytest.mark.parametrize("old", [*sorted(MOVED), "gist_fast.backends.tiled"])
 def test_a_module_that_moved_is_found_under_its_old_name(old):
     sys.modules.pop(old, None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         module = importlib.import_module(old)
-    assert module is importlib.import_module(MOVED[old])
-    assert [str(w.message) for w in caught if old in str(w.message)] == [f"{old} is now {MOVED[old]}"]
+    new = new_name(old)
+    assert module is importlib.import_module(new)
+    assert [str(w.message) for w in caught if old in str(w.message)] == [f"{old} is now {new}"]
 
 
 def test_a_name_in_a_module_that_moved_is_found_in_a_new_process():

@@ -83,12 +83,26 @@ def test_an_attribute_of_a_loss_is_its_setting(student, guide):
         loss.margin = float("inf")
     with pytest.raises(AttributeError):
         _ = loss.no_such_setting
+    loss.learn_temperature = False
+    for name, value, match in [
+        ("self_guided", True, "self_guided: expected False with a guide"),
+        ("guided", False, "margin: expected 0.0 without a guide"),
+        ("matryoshka_dims", [4096], "matryoshka_dims: expected at most"),
+        ("learn_temperature", True, "learn_temperature: expected False, with which the loss was made, got True"),
+        ("guide_cache", True, "guide_cache: expected False"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            setattr(loss, name, value)
+    assert not loss.self_guided and loss.guided and loss.matryoshka_dims is None
+    loss.config = replace(loss.config, hardness_mode="all_negatives", hardness_strength=3.0)
+    assert loss.hardness_strength == 3.0
 
 
 def test_a_config_is_frozen_and_can_be_copied():
     config = LossConfig(margin=0.1, matryoshka_dims=[8, 4])
-    with pytest.raises(FrozenInstanceError, match="hard: a LossConfig is frozen"):
-        config.hard = True
+    for name in ("hard", "hrad"):
+        with pytest.raises(FrozenInstanceError, match=f"{name}: a LossConfig is frozen"):
+            setattr(config, name, True)
     assert replace(config, hard=True).hard and not config.hard
     assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
 

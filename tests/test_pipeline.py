@@ -64,6 +64,12 @@ def test_a_configuration_becomes_a_trained_model(config, tmp_path, tiny_student)
         prepare(config)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(config):
+    arguments = {**config.arguments, "output_dir": "/proc/run"}
+    with pytest.raises(InputError, match=r"^training.output_dir: /proc cannot be written to \("):
+        prepare(dataclasses.replace(config, arguments=arguments))
+
+
 def test_what_is_wrong_names_the_file(config):
     with pytest.raises(InputError, match=r"^config\.yaml: 'guide' is missing, and the training data carry no"):
         prepare(dataclasses.replace(config, guide=None))
@@ -82,6 +88,9 @@ def test_a_signal_stops_train_and_save_with_a_checkpoint(config, tmp_path):
         train_and_save(plan, trainer)
     assert stopped.value.exit_code == 143
     assert [step_of(path) for path in whole_checkpoints(tmp_path / "out")] == [2]
+    # The signal is over: the same trainer trains to the end.
+    trainer.remove_callback(Signal)
+    assert train_and_save(plan, trainer)["steps"] == 4
     assert prepare(config, resume=True).checkpoint == tmp_path / "out" / "checkpoint-2"
 
 

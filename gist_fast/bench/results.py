@@ -114,7 +114,7 @@ def read(path: Path) -> Results:
         InputError: it is not there, or holds something else.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; gist-fast bench --output DIR writes one.") from None
     except (OSError, ValueError) as error:

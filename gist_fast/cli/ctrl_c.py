@@ -47,7 +47,8 @@ class CtrlC:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # None: another library set it, in C, and Python cannot give it back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if self._before and not self.came:  # else the process ends, and finalisers are still to come
             sys.unraisablehook = self._told
 

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from gist_fast.cli.output import expanded
+
 
 def demo(
-    output_dir: Annotated[Path, typer.Option("--output-dir", help="Where the model and the pictures are put.")] = Path(
-        "demo-run"
-    ),
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", callback=expanded, help="Where the model and the pictures are put.")
+    ] = Path("demo-run"),
     quick: Annotated[bool, typer.Option("--quick", help="A much smaller run, to see that everything works.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the order of the training pairs.")] = 0,
 ) -> None:

@@ -12,6 +12,7 @@ from gist_fast.cli.output import (
     Columns,
     Device,
     Json,
+    expanded,
     note,
     only_results_on_stdout,
     parse_columns,
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 def embed_guide(
     data: Annotated[str, typer.Argument(help="Texts: a file, a saved directory or a hub name.")],
     guide: Annotated[str, typer.Option(help="The guide model.")],
-    output: Annotated[Path, typer.Option(help="The folder to write, which gist-fast train takes as its data.")],
+    output: Annotated[
+        Path, typer.Option(callback=expanded, help="The folder to write, which gist-fast train takes as its data.")
+    ],
     columns: Columns = None,
     split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
     prompt: Annotated[
@@ -42,7 +45,10 @@ def embed_guide(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Texts that it reads at a time, at most.")] = None,
     cache_dir: Annotated[
-        Path | None, typer.Option(help="Where embeddings are kept for the next time; else the cache of datasets.")
+        Path | None,
+        typer.Option(
+            callback=expanded, help="Where embeddings are kept for the next time; else the cache of datasets."
+        ),
     ] = None,
     device: Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that output holds.")] = False,
@@ -79,7 +85,7 @@ def embed_guide(
                 batch_tokens=batch_tokens,
                 max_length=max_length,
                 dtype=dtype,
-                cache_dir=None if cache_dir is None else cache_dir.expanduser(),
+                cache_dir=cache_dir,
                 show_progress_bar=not quiet,
                 report=report,
             )

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gist_fast.cli.ctrl_c import interruptible
-from gist_fast.cli.output import Columns, Device, Json, only_results_on_stdout, parse_columns, print_json, print_table
+from gist_fast.cli.output import (
+    Columns,
+    Device,
+    Json,
+    expanded,
+    only_results_on_stdout,
+    parse_columns,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from gist_fast.config.schema import EvaluationConfig
@@ -18,11 +27,18 @@ HOW = "--pairs, or --queries, --corpus and --relevant; --triplet; --sts; --pair-
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A sentence-transformers folder, or a name on the hub.")],
-    queries: Annotated[Path | None, typer.Option(help="Retrieval. File of queries: columns id and text.")] = None,
-    corpus: Annotated[Path | None, typer.Option(help="File of documents: columns id and text.")] = None,
+    queries: Annotated[
+        Path | None, typer.Option(callback=expanded, help="Retrieval. File of queries: columns id and text.")
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(callback=expanded, help="File of documents: columns id and text.")
+    ] = None,
     relevant: Annotated[
         Path | None,
-        typer.Option(help="File of relevant documents: columns query_id and document_id, perhaps score; a row a pair."),
+        typer.Option(
+            callback=expanded,
+            help="File of relevant documents: columns query_id and document_id, perhaps score; a row a pair.",
+        ),
     ] = None,
     pairs: Annotated[
         str | None,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.files import written_folder
+from gist_fast.runtime.files import try_to_write, written_folder
 from gist_fast.runtime.progress_bars import without_progress_bars
 
 if TYPE_CHECKING:
@@ -17,9 +17,10 @@ _MARKERS = ("state.json", "dataset_info.json")
 
 
 def check_folder(output: Path, overwrite: bool) -> None:
-    """Raise `InputError` where a dataset may not go to `output`; nothing is written or removed."""
+    """Raise `InputError` where a dataset may not go to `output`, or cannot; nothing is changed."""
     if output.exists() and not output.is_dir():
         raise InputError(f"--output: expected a folder, or a name that is free, got the file {output}.")
+    try_to_write(output.parent, "--output", "choose another folder")
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not all((output / marker).is_file() for marker in _MARKERS):
@@ -31,5 +32,5 @@ def check_folder(output: Path, overwrite: bool) -> None:
 def save_whole(dataset: Dataset, output: Path, *, show_progress_bar: bool = True) -> None:
     """``save_to_disk``, beside its place first, and moved there when it is whole."""
     hidden = contextlib.nullcontext() if show_progress_bar else without_progress_bars()
-    with hidden, written_folder(output, output.with_name(output.name + ".part")) as part:
+    with hidden, written_folder(output) as part:
         dataset.save_to_disk(str(part))

@@ -5,8 +5,7 @@
 section ``loss``, the record of a run and the model card are made from them. Without torch, which a configuration is
 read before.
 
-To add a setting, add a field here, and its type to `SharedKeywords` or `LossKeywords`; its row in ``docs/variants.md``;
-and what it does to the reference and to each backend.
+To add a setting, follow its row in the table of ``CONTRIBUTING.md``.
 """
 
 from __future__ import annotations
@@ -56,11 +55,11 @@ def setting(
 class LossSettings:
     """The settings of a guided loss that training arguments have too; not checked until a `LossConfig` is made of them.
 
+    The first six are positional in the losses of sentence-transformers, in this order.
+
     Example:
         >>> LossSettings(margin=0.05).loss_settings()["margin"]
         0.05
-
-    The first six are positional in the losses of sentence-transformers, in this order.
     """
 
     temperature: float = setting(0.01, "Divides the cosine similarities in the softmax.", source=STOCK, above=0)
@@ -181,7 +180,7 @@ class LossConfig(LossSettings):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # By hand, because a frozen dataclass cannot share its fields with the arguments of a trainer, which are not.
-        if name in self.__dict__:
+        if name in self.__dict__ or name not in _FIELDS:
             raise FrozenInstanceError(f"{name}: a LossConfig is frozen; dataclasses.replace makes a changed one.")
         super().__setattr__(name, value)
 

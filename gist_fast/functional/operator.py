@@ -160,7 +160,7 @@ def backward_rows(
         try:
             found = run(backend, lse2, mask_bits if len(mask_bits) > 0 else None)
         except Exception as error:
-            spared = len(mask_bits) > 0 and not guide and _kernels(backend, student, config) in _proven
+            spared = len(mask_bits) > 0 and not guide and _kernels(backend, student, dims, config) in _proven
             if spared or not automatic or not may_fall_back(backend, error):
                 raise
             # Decides the masks again, so its own logsumexp goes with them: a pair on the threshold that is in one and
@@ -168,7 +168,7 @@ def backward_rows(
             found = run("tiled", None, None)
             remember_failure(student[ANCHORS].device.type, student[ANCHORS].dtype, error)
         else:
-            _proven.add(_kernels(backend, student, config))
+            _proven.add(_kernels(backend, student, dims, config))
         return found
 
 
@@ -235,10 +235,12 @@ _proven: set[tuple] = set()
 """The `_kernels` whose backward pass has run: they are known to compile and start here."""
 
 
-def _kernels(backend: str, student: Sequence[Tensor], config: LossConfig) -> tuple:
+def _kernels(backend: str, student: Sequence[Tensor], dims: Sequence[int], config: LossConfig) -> tuple:
     """What decides which kernels a backward pass from kept masks compiles."""
     x = student[ANCHORS]
-    return backend, x.device.type, x.dtype, x.shape[1], config.hardness_mode
+    # The blocks there are, which may be symmetric or not, and the dims, whose width decides between two methods.
+    blocks = config.contrast_anchors, config.contrast_positives, len(student)
+    return backend, x.device.type, x.dtype, x.shape[1], tuple(dims), blocks, config.hardness_mode
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -246,9 +248,9 @@ def _setup_context(ctx, inputs, output) -> None:
     _, lse2, *_, mask_bits = output
     # Where the masks are kept the guide is done with, and its memory can go; but for the first backward pass of its
     # kind, which may have to fall back on a backend that does not know these mask bits.
-    _, _, automatic, _, *settings = static
+    dims, _, automatic, _, *settings = static
     spared = len(mask_bits) > 0 and (
-        not automatic or _kernels(backend, student, LossConfig.from_arguments(settings)) in _proven
+        not automatic or _kernels(backend, student, dims, LossConfig.from_arguments(settings)) in _proven
     )
     needed = () if spared else guide
     ctx.backend, ctx.static, ctx.students, ctx.guides = backend, static, len(student), len(guide)

@@ -33,6 +33,8 @@ _OF_THE_FUNCTION = [
     if name in SETTINGS and name not in ("temperature", "margin", "groups")
 ]
 """The settings that the function takes as they are."""
+_BUILT_IN = ("learn_temperature", "guide_cache")
+"""The settings for which a loss is made with a parameter or a memory of its own, or without."""
 
 
 class GuidedLoss(nn.Module):
@@ -44,8 +46,9 @@ class GuidedLoss(nn.Module):
     Args:
         model: the student.
         guide: the guide, or None.
-        All others: the fields of `LossConfig`; the temperature may be a 0-d tensor. Each can be read and set as an
-            attribute of the loss.
+        All others: the fields of `LossConfig`; the temperature may be a 0-d tensor. Each can be read as an attribute
+            of the loss, and set, but for `learn_temperature` and `guide_cache`. Two that only go together are set by
+            ``loss.config = dataclasses.replace(loss.config, ..)``.
 
     Example:
         >>> from gist_fast.losses import GISTEmbedLoss
@@ -126,7 +129,13 @@ class GuidedLoss(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in SETTINGS and name != "temperature":
-            self.config = replace(self.config, **{name: value})
+            changed = replace(self.config, **{name: value})
+            if name in _BUILT_IN and value != getattr(self.config, name):
+                raise InputError(
+                    f"{name}: expected {not value}, with which the loss was made, got {value}. Make a new one."
+                )
+            changed.check_models(guide=self._encoder is not None, width=self.model.get_embedding_dimension())
+            self.config = changed
         else:
             super().__setattr__(name, value)
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.files import PREVIOUS
+from gist_fast.runtime.files import PREVIOUS, try_to_write
 from gist_fast.training.checkpoints import checkpoint_folders, fault, last_whole, leftovers, whole_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -20,18 +20,20 @@ _WRITTEN_BESIDES = ("eval", "runs")
 
 
 def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | None:
-    """Check that a run may go to `folder`; nothing is written or removed.
+    """Check that a run may go to `folder`, and can; nothing is changed.
 
     Returns:
         The checkpoint to continue from, where `resume` asks for that.
 
     Raises:
-        InputError: the folder holds a run and neither option was given, or there is nothing to resume from.
+        InputError: the folder holds a run and neither option was given, there is nothing to resume from, or nothing
+            can be written there.
     """
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other; keep one.")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; training.output_dir must be a folder, or not exist yet.")
+    try_to_write(folder, "training.output_dir", "choose another folder")
     if resume:
         try:
             last = last_whole(folder)

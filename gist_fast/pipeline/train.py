@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,9 @@ def train_and_save(plan: RunPlan, trainer: GISTTrainer, *, overwrite: bool = Fal
         logger.info("Continuing from %s.", checkpoint)
     stop = StopOnSignal(trainer.args.world_size)
     trainer.add_callback(stop)
-    with stop:
+    with contextlib.ExitStack() as until_saved:
+        until_saved.callback(trainer.remove_callback, stop)
+        until_saved.enter_context(stop)
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
         state = trainer.state
         if stop.requested and state.global_step < state.max_steps:

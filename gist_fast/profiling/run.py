@@ -118,10 +118,13 @@ def profile_training(
     device = trainer.args.device
     watch = _Watch(device, steps, warmup, meter or power_meter(device), on_step)
     trainer.add_callback(watch)
-    with contextlib.closing(watch):
-        trainer.train()
+    try:
+        with contextlib.closing(watch):
+            trainer.train()
+    finally:
+        trainer.remove_callback(watch)
     if len(watch.measured) <= warmup:
-        raise InputError(f"data: {len(watch.measured)} steps were had of it, and {warmup} are for warming up.")
+        raise InputError(f"data: it gave {len(watch.measured)} steps, and {warmup} are for warming up.")
     watch.profiler.export_chrome_trace(str(trace))
     recorded = read_trace(trace)
     events = straightened(recorded)

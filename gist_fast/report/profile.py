@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gist_fast.pipeline.run_folder import PART
 from gist_fast.report.facts import machine_facts
 from gist_fast.report.page import Section, Table, make_page, shown
 from gist_fast.report.plots import NARROW, PALETTE, figure, stacked_bars, to_svg
@@ -182,9 +181,9 @@ def check_folder(target: Path, overwrite: bool) -> None:
         raise InputError(f"--output: {target} holds {strange[0]}, which is no profile's; name a folder of its own.")
     if held and not overwrite:
         raise InputError(f"--output: {target} holds a profile; give --overwrite to replace it, or another --output.")
-    part = _part(target.resolve())
-    there = next(folder for folder in part.parents if folder.exists())
-    probe = there / part.name
+    target = target.absolute()
+    there = next(folder for folder in target.parents if folder.exists())
+    probe = there / f".{target.name}.{os.getpid()}.part"
     try:
         # Rights alone do not tell: a disk can be full or read-only, a name too long, and /proc lets nobody write.
         probe.mkdir()
@@ -206,7 +205,7 @@ def write_folder(found: Profile, result: dict[str, Any], trace: Path, target: Pa
     """
     target = target.resolve()
     try:
-        with written_folder(target, _part(target)) as part:
+        with written_folder(target) as part:
             shutil.move(trace, part / TRACE)
             (part / FIGURES).write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
             try:
@@ -231,8 +230,3 @@ def profile_facts(plan: RunPlan, found: Profile) -> dict[str, str]:
         "dataloader workers": str(arguments.dataloader_num_workers),
         **machine_facts(arguments.device.type),
     }
-
-
-def _part(target: Path) -> Path:
-    """Where a profile is written before it is put in place."""
-    return target.with_name(f".{target.name}.{os.getpid()}{PART}")

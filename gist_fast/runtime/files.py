@@ -7,6 +7,7 @@ was written.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -48,7 +49,7 @@ def partial_file(folder: Path) -> Iterator[Path]:
     What is still there at the end is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+    partial = _partial_name(folder)
     try:
         yield partial
     finally:
@@ -65,12 +66,14 @@ def put(partial: Path, path: Path, *, overwrite: bool = True) -> None:
     if not overwrite:
         try:
             path.hardlink_to(partial)  # unlike a rename it never replaces
+            flush(path.parent)
             return
         except OSError:
             if path.exists():
                 raise FileExistsError(f"{path}: exists") from None
         # A file system without hard links.
     os.replace(partial, path)
+    flush(path.parent)
 
 
 def write_whole(path: Path, text: str, *, overwrite: bool = False) -> None:
@@ -85,45 +88,57 @@ def write_whole(path: Path, text: str, *, overwrite: bool = False) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this machine that no longer run left half-written."""
+    """Remove the files and folders that processes of this machine which no longer run left half-written."""
     import psutil
 
     for path in folder.glob(".*.partial"):
         match = _PARTIAL.fullmatch(path.name)
         if match and match["host"] == socket.gethostname() and not psutil.pid_exists(int(match["pid"])):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def replace_folder(new: Path, old: Path, previous: str = PREVIOUS) -> None:
     """Put `new` in the place of `old`, so that at every moment one of the two is whole under a findable name.
 
     Args:
-        previous: added to the name of `old` until `new` stands in its place.
+        previous: added to the name of `old` until `new` stands in its place; and a number, where that name is taken.
     """
     for path in [*new.rglob("*"), new]:
         flush(path)
-    kept = old.with_name(old.name + previous)
+    kept = None
     if old.exists():
-        shutil.rmtree(kept, ignore_errors=True)
+        names = itertools.chain([previous], (f"{previous}-{number}" for number in itertools.count(2)))
+        kept = next(path for name in names if not (path := old.with_name(old.name + name)).exists())
         os.replace(old, kept)
     os.replace(new, old)
     flush(old.parent)
-    shutil.rmtree(kept, ignore_errors=True)
+    if kept is not None:
+        shutil.rmtree(kept, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def written_folder(folder: Path, part: Path) -> Iterator[Path]:
-    """`part`, a folder to write to that is made anew; at the end it takes the place of `folder`.
+def written_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write to, beside `folder`, whose place it takes at the end.
 
     What is still there where writing failed is removed.
     """
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.parent)
+    partial = _partial_name(folder.parent)
+    partial.mkdir()
     try:
-        yield part
-        replace_folder(part, folder)
+        yield partial
+        replace_folder(partial, folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial_name(folder: Path) -> Path:
+    """Of something half-written in `folder`; no other process has it."""
+    return folder / f".{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
 
 
 def flush(path: Path) -> None:

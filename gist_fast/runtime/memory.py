@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 MIB, GIB = 2**20, 2**30
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
-"""Files of a control group, of version 2 and 1: its limit, and what is used of it."""
+_LIMITS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of a control group, of version 2 and 1: the files of its limit and of what is used of it, and the line of
+``memory.stat`` with what is cached of files, which is used too and given up when memory is asked for."""
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
@@ -35,10 +39,10 @@ def free_memory(device: torch.device | str = "cpu") -> int:
 
     free = psutil.virtual_memory().available
     for folder in _control_groups():
-        for names in _LIMITS:
+        for limit_name, used_name, cached_name in _LIMITS:
             with contextlib.suppress(OSError, ValueError):  # no such limit, or "max"
-                limit, used = (int((folder / name).read_text()) for name in names)
-                free = min(free, limit - used)
+                limit, used = (int((folder / name).read_text()) for name in (limit_name, used_name))
+                free = min(free, limit - used + _cached(folder / "memory.stat", cached_name))
     return max(0, free)
 
 
@@ -121,6 +125,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     said = str(error)
     return isinstance(error, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said)
+
+
+def _cached(statistics: Path, name: str) -> int:
+    """Bytes of a line of a control group's statistics; 0 where it is not there."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in statistics.read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == name:
+                return int(value)
+    return 0
 
 
 def _control_groups(processes: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:

@@ -69,6 +69,7 @@ class StopOnSignal(TrainerCallback):
         return 128 + self.signal
 
     def __enter__(self) -> StopOnSignal:
+        self.signal = 0
         if threading.current_thread() is threading.main_thread():
             numbers = (signal.SIGINT, signal.SIGTERM)
             self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
@@ -76,7 +77,8 @@ class StopOnSignal(TrainerCallback):
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # None: another library set it, in C, and Python cannot give it back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
