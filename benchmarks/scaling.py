@@ -19,7 +19,7 @@ NETWORK = 50e9
 """Bytes a second of the one 400 Gbit/s adapter for each device."""
 DEVICES_A_NODE = 8
 STAGING = 128 * 2**20
-"""Bytes of the backward pass's chunk of coefficients (docs/kernels.md)."""
+"""Bytes of the backward pass's chunk of dlogits (docs/kernels.md)."""
 
 
 TILE = 128
@@ -77,7 +77,7 @@ def forward_bytes(s: Setup) -> float:
 
 def backward_bytes(s: Setup) -> float:
     """Held at once: gathered student candidates, operands, their gradients in float32 and in the embeddings' type, mask
-    bits, the chunk of coefficients. The guide's are gone by then, since the bits have decided."""
+    bits, the chunk of dlogits. The guide's are gone by then, since the bits have decided."""
     return (s.rows + s.own_rows) * s.student_width * (3 * s.element + 4.0) + mask_bytes(s) + STAGING
 
 

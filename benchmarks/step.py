@@ -145,7 +145,7 @@ def lengths(arguments: argparse.Namespace) -> dict[str, list[float]]:
     from sentence_transformers import SentenceTransformer
 
     from gist_fast.demo.models import guide_path
-    from gist_fast.losses.micro_batches import extents
+    from gist_fast.losses.mini_batches import extents
 
     model = SentenceTransformer(str(guide_path()), device="cpu")
     told = {}

@@ -9,7 +9,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
-from gist_fast.moved import MovedModules
+from gist_fast.moved import MovedModules, new_name
 from gist_fast.version import __version__
 
 if TYPE_CHECKING:
@@ -43,4 +43,6 @@ sys.meta_path.insert(0, MovedModules())
 def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(importlib.import_module(f"gist_fast.{_HOMES[name]}"), name)
+    if new_name(f"gist_fast.{name}"):
+        return importlib.import_module(f"gist_fast.{name}")
     raise AttributeError(f"module 'gist_fast' has no attribute {name!r}")

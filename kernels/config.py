@@ -174,11 +174,11 @@ TABLE: dict[tuple[Generation, int], Config] = {
         "instructions at all). Not yet measured on a GPU.",
     ),
     ("sm_100", SINGLE): _wide(
-        16, 8, 3, Owned(16, warps=8, stages=3, rows=32, columns=64, slice_width=64),
+        16, 8, 3, Owned(16, warps=8, stages=2, rows=64, columns=64, slice_width=64),
         masks_symmetric=Launch(16, 8, 2),
         note="Compiler's report, TF32 and IEEE alike: no spills. Lost: 3 stages of masks_symmetric (8 bytes in "
-        "IEEE products with Triton 3.6); owned 64 x 32 (8 bytes in symmetric IEEE products with Triton 3.9), 64 x 64 "
-        "(24 bytes). Not yet measured on a GPU.",
+        "IEEE products with Triton 3.6); owned 64 x 32 (8 bytes in symmetric IEEE products with Triton 3.9), 32 x 64 "
+        "(no products in tensor memory), 64 x 64 with 3 stages (24 bytes). Not yet measured on a GPU.",
     ),
     ("gfx942", HALF): _wide(
         32, 8, 2, Owned(32, warps=4, stages=2, rows=64, columns=64, slice_width=128),

@@ -59,4 +59,5 @@ def mask_groups(rectangle: Rectangle, chunk: Chunk, mask_bits: Tensor, chunk_mas
         SYMMETRIC=rectangle.symmetric,
         CHUNK_MASK=chunk_mask,
         num_warps=WARPS,
+        enable_fp_fusion=True,
     )

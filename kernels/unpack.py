@@ -78,6 +78,7 @@ def add_masked(
             SYMMETRIC=symmetric,
             TILE=TILE,
             num_warps=WARPS,
+            enable_fp_fusion=True,
         )
         rows, columns = slice(chunk.rows.start, min(chunk.rows.stop, shape[0])), chunk.columns
         columns = slice(columns.start, min(columns.stop, shape[1]))

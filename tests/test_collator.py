@@ -152,6 +152,16 @@ def test_memory_stops_growing_where_none_is_free(monkeypatch, caplog):
     ]
 
 
+def test_each_process_of_a_machine_takes_its_part(monkeypatch):
+    # Half of the free memory holds just the first table of one process: 1024 embeddings of two float32.
+    monkeypatch.setattr(guide_memory, "free_memory", lambda: 2 * 8 * 1024)
+    for processes, remembered in (("1", 1), ("2", 0)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        numbers = Numbers()
+        numbers.recall([7])
+        assert len(numbers.memory) == remembered
+
+
 def test_without_any_memory_nothing_is_remembered(monkeypatch):
     numbers = Numbers()
     monkeypatch.setattr(guide_memory, "free_memory", lambda: 0)

@@ -12,7 +12,7 @@ from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 from gist_fast.losses.activation_memory import GIB, ActivationMemory, measure_kept
 from gist_fast.losses.gradient_cache import GradientCache, _Budget
 from gist_fast.losses.guide import TOKENS
-from gist_fast.losses.micro_batches import MicroBatches
+from gist_fast.losses.mini_batches import MiniBatches
 from gist_fast.runtime.errors import InputError
 
 ROWS = 13
@@ -60,7 +60,7 @@ def cached(student, guide, **kwargs):
     [{"mini_batch_size": 1}, {"mini_batch_size": 5}, {"mini_batch_size": 64}, {"mini_batch_num_tokens": 60}],
     ids=str,
 )
-def test_any_micro_batches_give_the_uncached_gradients(memory, sizes, student, guide, pairs):
+def test_any_mini_batches_give_the_uncached_gradients(memory, sizes, student, guide, pairs):
     student.eval().double(), guide.double()
     loss = cached(student, guide, activation_memory=memory, **sizes)
     expected = gradients(
@@ -87,7 +87,7 @@ def test_random_numbers_are_replayed(sort, student, guide, pairs):
 def test_part_of_the_activations_kept(student, guide, pairs):
     """Whatever is kept, the gradient is the same but for the order of its summands."""
     student.train()
-    columns = [MicroBatches(f, max_rows=3) for f in batch(student, pairs)]
+    columns = [MiniBatches(f, max_rows=3) for f in batch(student, pairs)]
     shares = set()
     results = []
     for memory in (0.0, 1.5e-3, 2.5e-3, 3.5e-3, 1.0):  # about 3 to 5 MB in all
@@ -107,7 +107,7 @@ def test_part_of_the_activations_kept(student, guide, pairs):
 
 def test_the_budget_is_kept(student, pairs):
     """The sum of what is kept stays under the budget, from the first batch on, and a second pass has its room."""
-    columns = [MicroBatches(f, max_rows=2) for f in batch(student, pairs)]
+    columns = [MiniBatches(f, max_rows=2) for f in batch(student, pairs)]
     device = torch.device("cpu")
     sizes = {}
     for c, column in enumerate(columns):
@@ -120,7 +120,7 @@ def test_the_budget_is_kept(student, pairs):
         for _ in range(3):
             cache = GradientCache(student, columns, memory)
             cache.embed()
-            held = [sizes[p.column, p.group] for p in cache._micro_batches if p.embedding is not None]
+            held = [sizes[p.column, p.group] for p in cache._mini_batches if p.embedding is not None]
             spare = max(sizes.values()) if cache.kept < 1 else 0
             assert sum(held) + spare <= limit * sum(sizes.values())
             assert (limit > 1) == (cache.kept == 1)
@@ -304,7 +304,7 @@ def test_wrong_memory(value, student, guide):
 
 
 def test_room_before_anything_was_seen():
-    """The first micro-batch is tried; what it took decides about itself and all others."""
+    """The first mini-batch is tried; what it took decides about itself and all others."""
 
     class Column:
         tokens = (10, 5, 5)
@@ -319,7 +319,7 @@ def test_room_before_anything_was_seen():
     assert _Budget(memory, [Column()], budget=120).take(10, 60), "all fit, so there is no second pass"
 
 
-def test_the_guide_reads_micro_batches_of_its_own(student, guide, pairs, monkeypatch):
+def test_the_guide_reads_mini_batches_of_its_own(student, guide, pairs, monkeypatch):
     monkeypatch.setattr("gist_fast.losses.guide.default_tokens", lambda device: 50)
     texts = [list(pairs[c])[:ROWS] for c in ("anchor", "positive")]
     features = batch(student, pairs)

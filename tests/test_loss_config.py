@@ -85,7 +85,6 @@ def test_an_attribute_of_a_loss_is_its_setting(student, guide):
         _ = loss.no_such_setting
     loss.learn_temperature = False
     for name, value, match in [
-        ("self_guided", True, "self_guided: expected False with a guide"),
         ("guided", False, "margin: expected 0.0 without a guide"),
         ("matryoshka_dims", [4096], "matryoshka_dims: expected at most"),
         ("learn_temperature", True, "learn_temperature: expected False, with which the loss was made, got True"),
@@ -93,7 +92,7 @@ def test_an_attribute_of_a_loss_is_its_setting(student, guide):
     ]:
         with pytest.raises(ValueError, match=match):
             setattr(loss, name, value)
-    assert not loss.self_guided and loss.guided and loss.matryoshka_dims is None
+    assert loss.guided and loss.matryoshka_dims is None
     loss.config = replace(loss.config, hardness_mode="all_negatives", hardness_strength=3.0)
     assert loss.hardness_strength == 3.0
 

@@ -100,11 +100,11 @@ def peaks(
         peak.ignore([*student, *guide, temperature, *([groups] if grouped else [])])
         loss, lse2, *statistics, bits = operator.forward_rows("triton", student, guide, temperature, *others)
         forward = peak.most
-        if len(bits) > 0:
-            # `_setup_context` lets the guide go; it is an input, so that does not count here.
-            guide = []
+        # `_setup_context` lets the guide go. Here it stays, an input that does not count: storages made
+        # where its own were freed would not count either.
+        needed = [] if len(bits) > 0 else guide
         gradients = operator.backward_rows(
-            torch.empty_like(loss), lse2, bits, "triton", student, guide, temperature, *others
+            torch.empty_like(loss), lse2, bits, "triton", student, needed, temperature, *others
         )
         assert [g.dtype for g in gradients[:2]] == [torch.bfloat16] * 2
         kept = sum(x.untyped_storage().nbytes() for x in (loss, lse2, *statistics, bits, *gradients))

@@ -45,6 +45,7 @@ def newcomers_only() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     yield
+    gc.unfreeze()
 
 
 class Census(TrainerCallback):
@@ -123,6 +124,19 @@ ARGUMENTS = {
 @pytest.mark.parametrize("arguments", ARGUMENTS.values(), ids=ARGUMENTS)
 def test_with_arguments(arguments, census):
     check(census(arguments))
+
+
+def test_part_means_some_activations_and_not_all(census, monkeypatch):
+    shares, embed = [], gradient_cache.GradientCache.embed
+
+    def watched(cache):
+        found = embed(cache)
+        shares.append(cache.kept)
+        return found
+
+    monkeypatch.setattr(gradient_cache.GradientCache, "embed", watched)
+    census(ARGUMENTS["some activations kept"])
+    assert min(shares) > 0 and max(shares) < 1
 
 
 def test_self_guided(census):

@@ -395,7 +395,7 @@ class TestAttribution:
 
     @pytest.mark.parametrize(("memory", "again"), [(0.0, 8), (4.0, 0)])
     def test_gradient_cache(self, student, guide, tokens, tmp_path, memory, again):
-        """13 rows in fours: 4 micro-batches a column."""
+        """13 rows in fours: 4 mini-batches a column."""
         student.append(Probe("student-model"))
         guide.append(Probe("guide-model"))
         loss = CachedGISTEmbedLoss(student, guide, mini_batch_size=4, backend="tiled", activation_memory=memory)

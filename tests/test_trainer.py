@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
-from gist_fast.losses.micro_batches import default_tokens
+from gist_fast.losses.mini_batches import default_tokens
 
 
 def arguments(tmp_path, cls=GISTTrainingArguments, **kwargs):

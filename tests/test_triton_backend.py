@@ -44,7 +44,7 @@ def test_kernels_in_the_interpreter_agree_with_float64(which: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["everything_agrees", "every_variant_agrees"])
 def test_kernels_in_the_interpreter_agree_with_float64_at_length(which: str) -> None:
-    run_interpreted(500, which)
+    run_interpreted(300, which)
 
 
 def test_it_is_refused_by_name_on_a_cpu() -> None:

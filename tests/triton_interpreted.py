@@ -68,16 +68,20 @@ def patch_once() -> None:
 patch_once()
 
 
+FEW = 25
+EXAMPLES = int(os.environ.get("GIST_FAST_TEST_EXAMPLES", FEW))
+
+
 @pytest.fixture(autouse=True)
 def _look_for_overflow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Integers are looked at for overflow, which is half of the interpreter's time, in one test of many shapes."""
+    """Integers are looked at for overflow, which is half of the interpreter's time: where many examples are asked for,
+    only in the test of all shapes."""
     from triton.runtime.interpreter import interpreter_builder
 
-    wanted = request.node.originalname == "test_everything_agrees_with_float64"
+    wanted = EXAMPLES <= FEW or request.node.originalname == "test_everything_agrees_with_float64"
     monkeypatch.setattr(interpreter_builder, "options", replace(interpreter_builder.options, sanitize_overflow=wanted))
 
 
-EXAMPLES = int(os.environ.get("GIST_FAST_TEST_EXAMPLES", "25"))
 BAND = 2e-6
 """Cosine: a dozen roundings of float32, the type of all sums, at 1.0."""
 METHODS = ("staged", "owned")

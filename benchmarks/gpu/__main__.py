@@ -2,8 +2,8 @@
 interpreter, at sizes that say nothing about speed, so that the script itself is tested where there is no card.
 
 Speed counts the *minimal* FLOPs of a square batch, in units of 2 B^2: 2 (D + G) forward and 8 D backward for the
-blocks ap, aa and pp, whatever a plan really multiplies; and is given as a share of what a large matrix product of
-torch's reaches in the same rounds. Times are device events, each taken after the L2 cache was overwritten: medians,
+blocks ap, aa and pp, whatever a configuration really multiplies; and is given as a share of what a large matrix product
+of torch's reaches in the same rounds. Times are device events, each taken after the L2 cache was overwritten: medians,
 with their quartiles beside them. What others take over ours is given only where it is farther from 1 than its spread.
 """
 

@@ -21,7 +21,7 @@ from gist_fast.functional.backends import triton
 from gist_fast.functional.function import guided_contrastive_loss
 
 ROWS, WIDTH = 130, 160
-"""Of the tiny batch: a symmetric part, and a width whose plan is that of wider ones."""
+"""Of the tiny batch: a symmetric part, and a dim whose configuration is that of wider ones."""
 
 
 def compile_candidates(device: torch.device, dtype: torch.dtype, *, toy: bool) -> dict[str, str]:

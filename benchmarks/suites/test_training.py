@@ -1,4 +1,4 @@
-"""The micro-batch engine, the guide columns and the whole training step, on texts of mixed length.
+"""The mini-batch engine, the guide columns and the whole training step, on texts of mixed length.
 
 A step of real models in the real trainers, each in a process of its own, is ``python -m benchmarks.step``.
 """

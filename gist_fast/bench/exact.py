@@ -53,7 +53,7 @@ def exact_sample(case: LossCase, e: Embeddings, rows: Tensor) -> Sample:
         return _Side(unit, None if guide is None else normalize(guide.detach().to(wide), dim=1))
 
     a, p = side(e.anchors, e.guide_anchors), side(e.positives, e.guide_positives)
-    limits = None if a.guide is None or p.guide is None else (a.guide * p.guide).sum(1) - case.margin
+    thresholds = None if a.guide is None or p.guide is None else (a.guide * p.guide).sum(1) - case.margin
     blocks = [{"ap": (a, p), "aa": (a, a), "pp": (p, p)}[name] for name in case.blocks]
     count = len(a.unit)
     every = torch.arange(count, device=rows.device)
@@ -63,8 +63,8 @@ def exact_sample(case: LossCase, e: Embeddings, rows: Tensor) -> Sample:
         scores = of.unit[these] @ to.unit[those].T
         own = these[:, None] == those
         mask = torch.zeros_like(own)
-        if of.guide is not None and to.guide is not None and limits is not None:
-            mask = of.guide[these] @ to.guide[those].T > limits[these, None]
+        if of.guide is not None and to.guide is not None and thresholds is not None:
+            mask = of.guide[these] @ to.guide[those].T > thresholds[these, None]
         mask = mask | own if of is to else mask & ~own
         return scores.div_(TEMPERATURE).masked_fill_(mask, -torch.inf)
 

@@ -16,7 +16,7 @@ Cells = list[str]
 
 
 def suite_table(results: Results, suite: str) -> tuple[list[str], list[Cells]]:
-    """Columns and rows of one suite; who did not get on at a size and was not tried at larger ones has no more rows."""
+    """Columns and rows of one suite; a competitor that failed at a size has no rows of the larger it skipped."""
     rows = [
         row
         for row in results.rows

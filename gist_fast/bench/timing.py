@@ -17,7 +17,7 @@ from typing import Any
 LEAST_ROUNDS = 3
 """Fewer say nothing about their spread."""
 CHEAP = 1.0
-"""Seconds: whose least rounds take no more together has them, however little of a budget is left."""
+"""Seconds: a competitor whose least rounds take no longer than this is always timed, whatever is left of a budget."""
 COLD = 5.0
 """Seconds: a first iteration of no more is run again whatever the budget: it may have been long for being first."""
 L2_SPARE = 4

@@ -1,4 +1,4 @@
-"""Suites with models in them: the micro-batch engine, the guide columns, and a whole training step."""
+"""Suites with models in them: the mini-batch engine, the guide columns, and a whole training step."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class EngineSuite(_ModelSuite):
     """Gradient caching: tokens to the student's gradients, the guide as small as it can be."""
 
     name = "engine"
-    title = "The micro-batch engine: tokens to the student's gradients"
+    title = "The mini-batch engine: tokens to the student's gradients"
     cpu_sizes, cuda_sizes = (16, 32, 64, 128), (64, 256, 1024, 4096)
 
     def competitors(self, case: TextCase) -> Sequence[str]:

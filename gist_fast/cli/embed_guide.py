@@ -70,6 +70,7 @@ def embed_guide(
         check_model(guide, "guide")
         check_folder(output, overwrite)
         dataset = load_texts(data, split=split, columns=parse_columns(columns))
+        prompts = _prompts(prompt, dataset.column_names)
         from gist_fast.guide_columns import Report
         from gist_fast.guide_columns import embed_guide as add_columns
         from gist_fast.guide_columns.share import Team
@@ -80,7 +81,7 @@ def embed_guide(
             embedded = add_columns(
                 dataset,
                 load_model(guide, "guide", device=device or team.device),
-                prompts=_prompts(prompt, dataset.column_names),
+                prompts=prompts,
                 batch_size=batch_size,
                 batch_tokens=batch_tokens,
                 max_length=max_length,

@@ -74,9 +74,8 @@ class UnitRows:
         raw, factors = self.raw[rows], self.factors[rows]
         count, own_width = raw.shape
         with torch.no_grad():
-            if (
-                torch.compiler.is_compiling()
-            ):  # In a traced graph only the reference comes here, and all it has is small.
+            # In a traced graph only the reference comes here, and all it has is small.
+            if torch.compiler.is_compiling():
                 unit = _as_multiplied((raw * factors).to(raw.dtype))
                 return torch.nn.functional.pad(unit, (0, width - own_width))
             out = raw.new_empty(count, width)
@@ -287,7 +286,7 @@ def embedding_gradients(
     Args:
         gradients: by each operand, accumulation type. Emptied, so that each one's memory goes as soon as it can.
         student: the raw embeddings of that dim, as given to `prepare`.
-        norms: ``Operands.norms``.
+        norms: ``Student.norms``.
         factor: 0-d; all gradients are multiplied by it.
         keep_wide: leave them in the accumulation type, for a sum that is yet to be made.
 

@@ -32,7 +32,7 @@ from gist_fast.guide_columns.checks import DTYPES, check_arguments, column_promp
 from gist_fast.guide_columns.encode import Encoder
 from gist_fast.guide_columns.job import Job, Report
 from gist_fast.guide_columns.share import Team
-from gist_fast.losses.micro_batches import default_tokens
+from gist_fast.losses.mini_batches import default_tokens
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gist_fast.losses.guide import embedded, tokenized
-from gist_fast.losses.micro_batches import MicroBatches, extents
+from gist_fast.losses.mini_batches import MiniBatches, extents
 from gist_fast.losses.packing import by_length, pack
 from gist_fast.runtime.errors import InputError
 
@@ -81,7 +81,7 @@ class Encoder:
                         vectors = self._forward(tokens, end - begin)
                         yield number, Encoded(rows[begin:end], vectors, 0)
                     continue
-                batches = MicroBatches(features, **self._limits(1), trim_left=True)
+                batches = MiniBatches(features, **self._limits(1), trim_left=True)
                 # Read by name: `restore` would wait for the whole piece.
                 order = torch.cat(batches.split(torch.arange(len(texts)))).numpy()
                 for (begin, end), batch, tokens_read in zip(batches.groups, batches, batches.tokens, strict=True):

@@ -57,11 +57,11 @@ class ActivationMemory:
         return 0
 
     def estimate(self, tokens: int) -> float:
-        """Bytes that a micro-batch of so many padded tokens keeps, by the largest rate seen; 0 before any was."""
+        """Bytes that a mini-batch of so many padded tokens keeps, by the largest rate seen; 0 before any was."""
         return self._per_token * tokens
 
     def observe(self, tokens: int, kept: int) -> None:
-        """Learn from a micro-batch that kept `kept` bytes."""
+        """Learn from a mini-batch that kept `kept` bytes."""
         self._per_token = max(self._per_token, kept / max(1, tokens))
 
 

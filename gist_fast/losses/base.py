@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gist_fast.data.names import GROUP, MARGIN
 from gist_fast.functional.checks import check_temperature
 from gist_fast.functional.function import guided_contrastive_loss
-from gist_fast.functional.loss_config import LossConfig, LossKeywords, MarginStrategy
+from gist_fast.functional.loss_config import LossConfig, LossKeywords, MarginStrategy, check_dims
 from gist_fast.functional.stats import StatsAverage
 from gist_fast.losses.gather import check_batches_agree, gather_candidates
 from gist_fast.losses.guide import EMBEDDING, GuideEncoder, check_model, give_back
@@ -134,7 +134,7 @@ class GuidedLoss(nn.Module):
                 raise InputError(
                     f"{name}: expected {not value}, with which the loss was made, got {value}. Make a new one."
                 )
-            changed.check_models(guide=self._encoder is not None, width=self.model.get_embedding_dimension())
+            check_dims(changed.matryoshka_dims, changed.matryoshka_weights, self.model.get_embedding_dimension())
             self.config = changed
         else:
             super().__setattr__(name, value)

@@ -15,7 +15,7 @@ from gist_fast.losses.activation_memory import ActivationMemory
 from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.gradient_cache import GradientCache
 from gist_fast.losses.guide import check_model, students_own, take_guide_inputs
-from gist_fast.losses.micro_batches import EXTENTS, MicroBatches, extents, positions_are_relative
+from gist_fast.losses.mini_batches import EXTENTS, MiniBatches, extents, positions_are_relative
 from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.profiler_regions import LOSS_BACKWARD, within
 
@@ -173,10 +173,10 @@ class CachedGISTEmbedLoss(GuidedLoss):
         half = torch.float16 in (self.compute_dtype, anchors.dtype)
         return 2.0 ** self.largest_batch.bit_length() if half else 1.0
 
-    def _cut(self, features: dict[str, Any]) -> MicroBatches:
+    def _cut(self, features: dict[str, Any]) -> MiniBatches:
         own = {**students_own(features), EXTENTS: extents(features)}
         by_tokens = self.mini_batch_num_tokens is not None
-        return MicroBatches(
+        return MiniBatches(
             own,
             max_rows=None if by_tokens else self.mini_batch_size,
             max_tokens=self.mini_batch_num_tokens,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gist_fast.losses.base import GuidedLoss
 from gist_fast.losses.guide import take_guide_inputs
-from gist_fast.losses.micro_batches import EXTENTS
+from gist_fast.losses.mini_batches import EXTENTS
 from gist_fast.runtime.profiler_regions import STUDENT_FORWARD, follow_backward, within
 
 

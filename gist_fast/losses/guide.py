@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from gist_fast.data.names import GROUP, MARGIN
 from gist_fast.data.names import GUIDE_EMBEDDING as EMBEDDING
 from gist_fast.losses.guide_memory import GuideMemory
-from gist_fast.losses.micro_batches import EXTENTS, MicroBatches, default_tokens, positions_are_relative, reorderable
+from gist_fast.losses.mini_batches import EXTENTS, MiniBatches, default_tokens, positions_are_relative, reorderable
 from gist_fast.runtime.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def take_guide_inputs(features: Sequence[dict[str, Any]]) -> list[dict[str, Any]
 
 
 def students_own(features: dict[str, Any]) -> dict[str, Any]:
-    """The features of a column without what is there for the guide and for cutting micro-batches."""
+    """The features of a column without what is there for the guide and for cutting mini-batches."""
     return {k: v for k, v in features.items() if k not in OURS}
 
 
@@ -188,8 +188,8 @@ class GuideEncoder:
         return self._encode(self._retokenized(inputs) if self.must_retokenize else inputs)
 
     def _encode(self, features: dict[str, Any], rows: Sequence[int] | None = None) -> Tensor:
-        """``[n, G]`` of features of the guide, or of those of their `rows`, in micro-batches of like length."""
-        batches = MicroBatches(
+        """``[n, G]`` of features of the guide, or of those of their `rows`, in mini-batches of like length."""
+        batches = MiniBatches(
             features,
             max_tokens=default_tokens(self.model.device),
             # A guide that trains has dropout, and draws it in the order of the rows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +15,7 @@ from gist_fast.runtime.memory import free_memory
 logger = logging.getLogger(__name__)
 
 SHARE = 0.5
-"""Of the main memory that is free, what the next table of embeddings may take at most."""
+"""Of the main memory that is free, what the next tables of embeddings may take at most, of all processes together."""
 _FIRST_ROWS = 1024
 
 
@@ -65,7 +66,9 @@ class GuideMemory:
             rows, width = max(needed, 2 * held, _FIRST_ROWS), embeddings.shape[1]
             if self._full:
                 return
-            if rows * width * embeddings.element_size() > SHARE * free_memory():
+            # Of several processes on a machine each takes its part: their tables double at about the same step.
+            share = SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            if rows * width * embeddings.element_size() > share * free_memory():
                 self._full = True
                 logger.warning(
                     "guide_cache: no memory for embeddings of more than %d texts; the guide encodes the others anew "

@@ -1,6 +1,6 @@
 """Texts of mixed length into groups of like length, so that a group is padded to little more than its texts.
 
-Used by the guide (`gist_fast.guide_columns`, `gist_fast.losses.guide`) and by the student's micro-batches alike.
+For the guide that embeds a dataset (`gist_fast.guide_columns`) and for the student's mini-batches alike.
 """
 
 from __future__ import annotations

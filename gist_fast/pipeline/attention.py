@@ -1,7 +1,7 @@
 """Which attention the models compute: padding-free where it can be had.
 
 With flash-attn, sentence-transformers flattens a batch into one row without padding (its ``can_flatten_inputs``).
-Elsewhere the texts of a micro-batch, which are of like length, are padded to the longest of them, and torch's scaled
+Elsewhere the texts of a mini-batch, which are of like length, are padded to the longest of them, and torch's scaled
 dot-product attention takes them.
 """
 

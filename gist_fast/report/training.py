@@ -120,7 +120,8 @@ def _guide(logs: Sequence[Mapping[str, Any]]) -> Section | None:
         return None
     text = (
         "A block is what is compared: ap anchors with positives, aa anchors with anchors, pp positives with positives, "
-        "an anchors with given negatives. The guide drops the pairs that it holds for as similar as the row's positive."
+        "an anchors with given negatives. The guide drops the pairs that it holds for more similar than the row's "
+        "positive, less the margin."
     )
     return Section("What the guide did", text, parts)
 

@@ -37,7 +37,7 @@ MEANINGS = {
     STUDENT_FORWARD: "the student's embeddings of the batch",
     LOSS_FORWARD: "from embeddings to the loss",
     LOSS_BACKWARD: "from the loss to the gradient by the embeddings",
-    STUDENT_FORWARD_AGAIN: "gradient caching's second pass, of micro-batches whose activations were not kept",
+    STUDENT_FORWARD_AGAIN: "gradient caching's second pass, of mini-batches whose activations were not kept",
     STUDENT_BACKWARD: "from the gradient by the embeddings to that by the weights",
     OPTIMIZER: "clipping, the optimizer's and the schedule's step",
 }

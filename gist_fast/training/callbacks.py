@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
-from gist_fast.losses.micro_batches import EXTENTS
+from gist_fast.losses.mini_batches import EXTENTS
 from gist_fast.runtime.memory import gpu_memory_mib, process_memory_mib
 from gist_fast.runtime.power import PowerMeter, power_meter
 

@@ -3,7 +3,7 @@
 The trainer hands a loss features and never texts, so what the guide needs is added where the texts still are. A key
 ``{column}_{name}`` of the collated batch arrives in the loss as ``features[name]`` of that column: `EMBEDDING` holds
 the guide's embeddings that the dataset carries, `TOKENS`, `ROWS` and `SOURCE` the guide's own tokens (see
-`gist_fast.losses.guide`), `EXTENTS` where each text begins and ends, so that micro-batches can be cut without asking
+`gist_fast.losses.guide`), `EXTENTS` where each text begins and ends, so that mini-batches can be cut without asking
 the device. (No name may end in ``_input_ids`` or ``_sentence_embedding``, which the trainer would take for a column of
 its own.)
 """
@@ -25,7 +25,7 @@ from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN
 from gist_fast.data.per_column import guide_prompt, value_for
 from gist_fast.functional.loss_config import Groups
 from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route, tokenized
-from gist_fast.losses.micro_batches import EXTENTS, extents
+from gist_fast.losses.mini_batches import EXTENTS, extents
 from gist_fast.runtime.errors import InputError, shown
 from gist_fast.runtime.profiler_regions import TOKENISE, named
 

@@ -17,7 +17,7 @@ from gist_fast.data.names import GUIDE_SUFFIX
 from gist_fast.data.per_column import check_lengths, check_names, check_positions
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, GuidedLoss
 from gist_fast.losses.guide import check_model, students_own
-from gist_fast.losses.micro_batches import default_tokens
+from gist_fast.losses.mini_batches import default_tokens
 from gist_fast.losses.temperature import LOG_TEMPERATURE, as_float
 from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.profiler_regions import OPTIMIZER, WAITING, named

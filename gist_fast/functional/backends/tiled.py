@@ -146,8 +146,8 @@ def mask_product(
 def _masked_logits(
     work: _Workspace, kept: Kept | None, block: Block, tile: Tile, dims: int
 ) -> Iterator[tuple[int, Side, Tensor]]:
-    """At each dim, for each side of a tile, its logits, the masked ones out of reach; not to be changed, and gone with
-    the next."""
+    """At each dim, for each side of a tile, its logits, the masked ones out of reach; not to be changed, and valid
+    until the next are asked for."""
     if isinstance(kept, KeptScores):
         for dim in range(dims):
             for side in _sides(block, tile):

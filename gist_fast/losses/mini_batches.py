@@ -1,6 +1,6 @@
-"""A column of a batch in micro-batches of like length, and their embeddings put back in the batch's order.
+"""A column of a batch in mini-batches of like length, and their embeddings put back in the batch's order.
 
-A micro-batch is padded to its longest text. Cut in the order of the data set, one long text pads all its neighbours;
+A mini-batch is padded to its longest text. Cut in the order of the data set, one long text pads all its neighbours;
 cut after sorting by length, next to nothing is padded.
 """
 
@@ -42,7 +42,7 @@ def extents(features: dict[str, Any]) -> np.ndarray:
 
 
 def default_tokens(device: torch.device) -> int:
-    """Padded tokens of a micro-batch where none were asked for.
+    """Padded tokens of a mini-batch where none were asked for.
 
     On a CPU the least at which matrix products reach their full rate, since what fits in the caches is fastest; on an
     accelerator enough to fill it.
@@ -57,7 +57,7 @@ def positions_are_relative(model: nn.Module) -> bool:
     return any(getattr(config, name, None) is not None for config in configs for name in rotary)
 
 
-class MicroBatches:
+class MiniBatches:
     """The rows of a column in groups.
 
     Args:

@@ -1,4 +1,4 @@
-"""Micro-batches of a column: each row once, hardly padded, and put back where it was."""
+"""Mini-batches of a column: each row once, hardly padded, and put back where it was."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers.base.losses.gradcache import _create_minibatch
 
-from gist_fast.losses.micro_batches import EXTENTS, MicroBatches, extents, positions_are_relative
+from gist_fast.losses.mini_batches import EXTENTS, MiniBatches, extents, positions_are_relative
 
 LENGTHS = [3, 9, 1, 9, 4, 2, 7]
 
@@ -28,7 +28,7 @@ def padded(lengths, side="right"):
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(1, 60), st.booleans(), st.booleans())
 def test_rows_come_back_where_they_were(lengths, max_tokens, sort, left):
     features = padded(lengths, "left" if left else "right")
-    batches = MicroBatches(features, max_tokens=max_tokens, sort=sort, trim_left=True)
+    batches = MiniBatches(features, max_tokens=max_tokens, sort=sort, trim_left=True)
     parts = []
     for part, tokens in zip(batches, batches.tokens, strict=True):
         assert part["prompt_length"] == 1
@@ -44,25 +44,25 @@ def test_rows_come_back_where_they_were(lengths, max_tokens, sort, left):
 
 
 def test_sorting_spares_padding():
-    tokens = [sum(MicroBatches(padded(LENGTHS), max_rows=2, sort=sort).tokens) for sort in (False, True)]
+    tokens = [sum(MiniBatches(padded(LENGTHS), max_rows=2, sort=sort).tokens) for sort in (False, True)]
     assert tokens == [2 * 9 + 2 * 9 + 2 * 4 + 7, 2 * 9 + 2 * 7 + 2 * 3 + 1]
 
 
 def test_padding_before_the_texts_stays_unless_positions_are_relative():
     features = padded(LENGTHS, "left")
-    assert [p["input_ids"].shape[1] for p in MicroBatches(features, max_rows=3)] == [11, 11, 11]
-    assert [p["input_ids"].shape[1] for p in MicroBatches(features, max_rows=3, trim_left=True)] == [9, 4, 1]
+    assert [p["input_ids"].shape[1] for p in MiniBatches(features, max_rows=3)] == [11, 11, 11]
+    assert [p["input_ids"].shape[1] for p in MiniBatches(features, max_rows=3, trim_left=True)] == [9, 4, 1]
 
 
 def test_some_rows_in_their_order():
-    batches = MicroBatches(padded(LENGTHS), max_rows=2, rows=[6, 0, 2])
+    batches = MiniBatches(padded(LENGTHS), max_rows=2, rows=[6, 0, 2])
     assert batches.restore([p["input_ids"].max(1).values for p in batches]).tolist() == [7, 1, 3]
 
 
 def test_a_part_is_a_copy():
     features = padded(LENGTHS)
     for sort in (False, True):
-        for part in MicroBatches(features, max_rows=3, sort=sort):
+        for part in MiniBatches(features, max_rows=3, sort=sort):
             part["attention_mask"].zero_()
     assert features["attention_mask"].sum() == sum(LENGTHS)
 
@@ -80,7 +80,7 @@ def test_flattened_texts_are_cut_in_their_order():
         "seq_idx": torch.repeat_interleave(torch.arange(7), torch.tensor(LENGTHS))[None].to(torch.int32),
     }
     assert extents(features).tolist() == [[0, n] for n in LENGTHS]
-    by_rows, by_tokens = (MicroBatches(features, **limit) for limit in ({"max_rows": 3}, {"max_tokens": 13}))
+    by_rows, by_tokens = (MiniBatches(features, **limit) for limit in ({"max_rows": 3}, {"max_tokens": 13}))
     assert [p["input_ids"].flatten().tolist() for p in by_rows] == [
         list(range(13)),
         list(range(13, 28)),
@@ -99,7 +99,7 @@ def test_flattened_texts_are_cut_in_their_order():
 
 def test_extents_from_the_host_are_believed_and_never_reach_the_model():
     told = np.array([[0, 5]] * 7)
-    batches = MicroBatches({**padded(LENGTHS), EXTENTS: told}, max_rows=3)
+    batches = MiniBatches({**padded(LENGTHS), EXTENTS: told}, max_rows=3)
     assert all(EXTENTS not in p and p["input_ids"].shape[1] == 5 for p in batches)
 
 
