@@ -57,7 +57,7 @@ def partial_file(folder: Path) -> Iterator[Path]:
 
 
 def put(partial: Path, path: Path, *, overwrite: bool = True) -> None:
-    """Give a written file its name, at once and for good.
+    """Give a written file its name, at once; what it holds is on the disk by then.
 
     Raises:
         FileExistsError: `path` exists, and `overwrite` is False; it stays as it is.
@@ -66,14 +66,12 @@ def put(partial: Path, path: Path, *, overwrite: bool = True) -> None:
     if not overwrite:
         try:
             path.hardlink_to(partial)  # unlike a rename it never replaces
-            flush(path.parent)
             return
         except OSError:
             if path.exists():
                 raise FileExistsError(f"{path}: exists") from None
         # A file system without hard links.
     os.replace(partial, path)
-    flush(path.parent)
 
 
 def write_whole(path: Path, text: str, *, overwrite: bool = False) -> None:
