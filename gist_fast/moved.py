@@ -6,10 +6,11 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 MOVED = {
     "gist_fast.attention": "gist_fast.pipeline.attention",
@@ -40,6 +41,19 @@ def new_name(old: str) -> str | None:
         if old == name or old.startswith(f"{name}."):
             return new + old.removeprefix(name)
     return None
+
+
+def names_in(package: str, *modules: str) -> Callable[[str], Any]:
+    """A ``__getattr__`` for a package that once was one module, whose names now lie in several."""
+
+    def find(name: str) -> Any:
+        homes = [] if name.startswith("_") else [importlib.import_module(f"{package}.{module}") for module in modules]
+        found = next((home for home in homes if hasattr(home, name)), None)
+        if found is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(found, name)
+
+    return find
 
 
 class MovedModules(MetaPathFinder, Loader):

@@ -78,6 +78,17 @@ def test_a_module_that_moved_is_found_under_its_old_name(old):
     assert [str(w.message) for w in caught if old in str(w.message)] == [f"{old} is now {new}"]
 
 
+@pytest.mark.parametrize(
+    ("package", "name"), [("config", "EvaluationConfig"), ("data", "text_columns"), ("evaluation", "load_sts")]
+)
+def test_a_package_that_was_a_module_still_has_its_names(package, name):
+    module = importlib.import_module(f"gist_fast.{package}")
+    assert getattr(module, name).__module__.startswith(f"gist_fast.{package}.")
+    for wrong in ("no_such_name", "_load"):
+        with pytest.raises(AttributeError, match=wrong):
+            getattr(module, wrong)
+
+
 def test_a_name_in_a_module_that_moved_is_found_in_a_new_process():
     program = "import gist_fast; from gist_fast.collator import GISTDataCollator; "
     program += "assert gist_fast.errors.InputError; print(GISTDataCollator.__module__)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,20 +25,17 @@ if TYPE_CHECKING:
 HOW = "--pairs, or --queries, --corpus and --relevant; --triplet; --sts; --pair-classification; --mteb"
 
 
+def _file(help: str) -> Any:
+    return typer.Option(callback=expanded, help=help)
+
+
 def evaluate(
     model: Annotated[str, typer.Argument(help="A sentence-transformers folder, or a name on the hub.")],
-    queries: Annotated[
-        Path | None, typer.Option(callback=expanded, help="Retrieval. File of queries: columns id and text.")
-    ] = None,
-    corpus: Annotated[
-        Path | None, typer.Option(callback=expanded, help="File of documents: columns id and text.")
-    ] = None,
+    queries: Annotated[Path | None, _file("Retrieval. File of queries: columns id and text.")] = None,
+    corpus: Annotated[Path | None, _file("File of documents: columns id and text.")] = None,
     relevant: Annotated[
         Path | None,
-        typer.Option(
-            callback=expanded,
-            help="File of relevant documents: columns query_id and document_id, perhaps score; a row a pair.",
-        ),
+        _file("File of relevant documents: columns query_id and document_id, perhaps score; a row a pair."),
     ] = None,
     pairs: Annotated[
         str | None,

@@ -31,7 +31,7 @@ from gist_fast.demo.report import (
     read_rankings,
 )
 from gist_fast.demo.texts import build_texts, shared_texts
-from gist_fast.evaluation.evaluators import Retrieval, short_metrics
+from gist_fast.evaluation.evaluators import Retrieval, make_evaluator, short_metrics
 from gist_fast.report.log_series import Series, evaluations, masked_blocks, one
 from gist_fast.runtime.environment import versions
 from gist_fast.runtime.errors import InputError
@@ -242,18 +242,17 @@ class _Demo:
                 disable_tqdm=True,
                 dataloader_pin_memory=torch.cuda.is_available(),
             )
-            with StepProgress(self.console, name, steps) as progress:
-                trainer = GISTTrainer(
-                    model=model,
-                    args=args,
-                    train_dataset=dataset,
-                    loss=loss,
-                    evaluator=_evaluator(dev, "dev"),
-                    callbacks=[progress],
-                )
-                trainer.remove_callback(PrinterCallback)
-                start = time.perf_counter()
-                trainer.train()
+            trainer = GISTTrainer(
+                model=model,
+                args=args,
+                train_dataset=dataset,
+                loss=loss,
+                evaluator=make_evaluator(dev, batch_size=_BATCH, write_csv=False, name="dev"),
+                callbacks=[StepProgress()] if self.console.is_terminal else [],
+            )
+            trainer.remove_callback(PrinterCallback)
+            start = time.perf_counter()
+            trainer.train()
             seconds = time.perf_counter() - start
         return model, _training(trainer.state.log_history, seconds, dev_before)
 
@@ -287,21 +286,7 @@ def _short_pairs(pairs: Dataset, student: SentenceTransformer, max_tokens: int, 
     return Dataset.from_dict({column: [pairs[column][row] for row in short] for column in ("anchor", "positive")})
 
 
-def _evaluator(task: Retrieval, name: str, *, keep_rankings: bool = False) -> Any:
-    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
-
-    return InformationRetrievalEvaluator(
-        dict(task.queries),
-        dict(task.corpus),
-        task.relevant,
-        name=name,
-        accuracy_at_k=[1],
-        batch_size=_BATCH,
-        write_csv=False,
-        write_predictions=keep_rankings,
-    )
-
-
 def _evaluate(model: SentenceTransformer, task: Retrieval, folder: str | None = None) -> dict[str, float]:
     """Scores under their short names; the rankings go to `folder`, where one is given."""
-    return short_metrics(_evaluator(task, "test", keep_rankings=folder is not None)(model, folder))
+    evaluator = make_evaluator(task, batch_size=_BATCH, write_csv=False, write_predictions=folder is not None)
+    return short_metrics(evaluator(model, folder))  # type: ignore[arg-type]

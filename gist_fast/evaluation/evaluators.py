@@ -141,11 +141,8 @@ def retrieval_from_pairs(dataset: Dataset) -> Retrieval:
         query = queries.setdefault(anchor, f"q{len(queries)}")
         document = corpus.setdefault(positive, f"d{len(corpus)}")
         relevant.setdefault(query, set()).add(document)
-    return Retrieval(_swapped(queries), _swapped(corpus), relevant)
-
-
-def _swapped(keys: dict[str, str]) -> dict[str, str]:
-    return {key: text for text, key in keys.items()}
+    texts, documents = ({key: text for text, key in keys.items()} for keys in (queries, corpus))
+    return Retrieval(texts, documents, relevant)
 
 
 def make_evaluator(
@@ -155,8 +152,9 @@ def make_evaluator(
     query_prompt: str | None = None,
     corpus_prompt: str | None = None,
     show_progress_bar: bool = False,
+    **options: Any,
 ) -> BaseEvaluator:
-    """sentence-transformers' evaluator of a task, with the metrics of `RETRIEVAL_METRICS`."""
+    """sentence-transformers' evaluator of a task, with the metrics of `RETRIEVAL_METRICS`; `options` are its own."""
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
     return InformationRetrievalEvaluator(
@@ -172,6 +170,7 @@ def make_evaluator(
         query_prompt=query_prompt,
         corpus_prompt=corpus_prompt,
         show_progress_bar=show_progress_bar,
+        **options,
     )
 
 

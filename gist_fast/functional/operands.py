@@ -229,7 +229,7 @@ def prepare(
         elif guide:
             guides = tuple(UnitRows(x, _inverse(_norms(x, "guide_" + _student_name(k)))) for k, x in enumerate(guide))
             own_scores = [
-                _row_dots(guides[ANCHORS].rows(piece), guides[POSITIVES].rows(_moved(piece, offset)))
+                _row_dots(guides[ANCHORS].rows(piece), guides[POSITIVES].rows(moved(piece, offset)))
                 for piece in pieces(guide[ANCHORS])
             ]
             own = torch.cat(own_scores)
@@ -263,7 +263,7 @@ def add_positives(gradients: Sequence[Tensor], operands: Sequence[Tensor], dlogi
     anchors, positives = operands[ANCHORS], operands[POSITIVES]
     column = dlogits[:, None]
     for piece in pieces(anchors):
-        own = _moved(piece, offset)
+        own = moved(piece, offset)
         gradients[ANCHORS][piece].addcmul_(column[piece], positives[own])
         gradients[POSITIVES][own].addcmul_(column[piece], anchors[piece])
 
@@ -356,7 +356,8 @@ def _row_dots(a: Tensor, b: Tensor) -> Tensor:
     return dots[0] if len(dots) == 1 else torch.cat(dots)
 
 
-def _moved(rows: slice, by: int) -> slice:
+def moved(rows: slice, by: int) -> slice:
+    """The same number of rows, `by` further on."""
     return slice(rows.start + by, rows.stop + by)
 
 

@@ -10,15 +10,8 @@ from gist_fast.runtime import environment
 from gist_fast.version import __version__
 
 PACKAGES = (
-    "torch",
-    "triton",
-    "sentence-transformers",
-    "transformers",
-    "datasets",
-    "accelerate",
-    "pyarrow",
-    "flash-attn",
-    "tensorboard",
+    *("torch", "triton", "sentence-transformers", "transformers", "datasets", "accelerate"),
+    *("pyarrow", "flash-attn", "tensorboard"),
 )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,17 +183,14 @@ def check_folder(target: Path, overwrite: bool) -> None:
         raise InputError(f"--output: {target} holds a profile; give --overwrite to replace it, or another --output.")
     target = target.absolute()
     there = next(folder for folder in target.parents if folder.exists())
-    probe = there / f".{target.name}.{os.getpid()}.part"
     try:
         # Rights alone do not tell: a disk can be full or read-only, a name too long, and /proc lets nobody write.
-        probe.mkdir()
-        (probe / FIGURES).write_text(" ")
+        with tempfile.TemporaryDirectory(dir=there, prefix=f".{target.name}.") as probe:
+            Path(probe, FIGURES).write_text(" ")
     except OSError as error:
         raise InputError(
             f"--output: {target} cannot be written ({there}: {error.strerror or error}); name another folder."
         ) from None
-    finally:
-        shutil.rmtree(probe, ignore_errors=True)
 
 
 def write_folder(found: Profile, result: dict[str, Any], trace: Path, target: Path) -> list[str]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from gist_fast.functional.backends.interface import Negatives
 from gist_fast.functional.backends.kept import MASKED, Kept, KeptScores, make_kept, mask_bytes
 from gist_fast.functional.blocks import Block
-from gist_fast.functional.operands import Operands, accumulation_dtype
+from gist_fast.functional.operands import Operands, accumulation_dtype, moved
 
 TILE = 768
 """Rows and columns of a tile; a multiple of 8. On two cores with 32 MB of shared cache, B 4096, D = G = 384, a step
@@ -135,7 +135,7 @@ def mask_product(
                     mask.diagonal(tile.excluded).fill_(0.0)
                     columns = tile.columns
                     if side.axis == 0:
-                        mask, columns = mask.T, _moved(tile.rows, block.excluded or 0)
+                        mask, columns = mask.T, moved(tile.rows, block.excluded or 0)
                     if transposed:
                         found[columns] += mask.T @ other[side.own]
                     else:
@@ -187,11 +187,7 @@ def _tile(block: Block, rows: slice, columns: slice, mirrored: bool) -> Tile:
 def _sides(block: Block, tile: Tile) -> Iterator[Side]:
     yield Side(tile.rows, axis=1)
     if tile.mirrored and block.excluded is not None:
-        yield Side(_moved(tile.columns, -block.excluded), axis=0)
-
-
-def _moved(places: slice, by: int) -> slice:
-    return slice(places.start + by, places.stop + by)
+        yield Side(moved(tile.columns, -block.excluded), axis=0)
 
 
 def _across(values: Tensor, side: Side) -> Tensor:
