@@ -141,9 +141,10 @@ def test_what_is_compiled_is_what_triton_s_own_launcher_would_compile(monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [HALF, SINGLE])
+@pytest.mark.longest
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_shipped_configuration_holds(target: str, size: int) -> None:
+@pytest.mark.parametrize("size", [SINGLE, HALF])
+def test_every_shipped_configuration_holds(size: int, target: str) -> None:
     found = list(report(target, every=True, size=size))
     for compiled in found:
         hold(compiled)

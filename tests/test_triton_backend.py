@@ -42,7 +42,8 @@ def test_kernels_in_the_interpreter_agree_with_float64(which: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["everything_agrees", "every_variant_agrees"])
+@pytest.mark.longest
+@pytest.mark.parametrize("which", ["every_variant_agrees", "everything_agrees"])
 def test_kernels_in_the_interpreter_agree_with_float64_at_length(which: str) -> None:
     run_interpreted(300, which)
 
