@@ -45,10 +45,6 @@ def newcomers_only() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     yield
-    # What became garbage among it goes; the rest is passed over again, as since all tests were collected.
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
 
 
 class Census(TrainerCallback):
