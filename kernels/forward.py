@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config, Launch
-from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, options, precision, start
+from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, options, options_of, precision, start
 from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.masks import chunk_words, predicate_arguments, write_initial_mask
 from gist_fast.kernels.rectangle import Chunk, Predicates, Rectangle, chunks
@@ -263,6 +263,5 @@ def _reduce(maximum: Tensor, total: Tensor, partial: Tensor, own: slice, depth: 
         stride=tiles(own.stop - own.start) * TILE,
         ROWS=REDUCE_ROWS,
         DEPTH=REDUCE_DEPTH,
-        num_warps=REDUCE_WARPS,
-        enable_fp_fusion=True,
+        **options_of(REDUCE_WARPS),
     )

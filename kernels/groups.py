@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
-from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, start
+from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, options_of, start
 from gist_fast.kernels.rectangle import Chunk, Rectangle
 from torch import Tensor
 
@@ -58,6 +58,5 @@ def mask_groups(rectangle: Rectangle, chunk: Chunk, mask_bits: Tensor, chunk_mas
         **rectangle.geometry(chunk),
         SYMMETRIC=rectangle.symmetric,
         CHUNK_MASK=chunk_mask,
-        num_warps=WARPS,
-        enable_fp_fusion=True,
+        **options_of(WARPS),
     )

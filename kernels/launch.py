@@ -75,17 +75,17 @@ def start(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
 
 
 def options(launch: Launch) -> dict[str, Any]:
-    """Arguments of a kernel that belong to how it is compiled.
+    """Arguments of a kernel of products that belong to how it is compiled."""
+    return {"BLOCK_K": launch.block_k, "num_stages": launch.stages, **options_of(launch.warps)}
+
+
+def options_of(warps: int) -> dict[str, Any]:
+    """Those of any kernel.
 
     Fused multiply-adds are asked for by name: Triton is about to change its default, and forward and backward pass
     must not depend on what a user's environment says.
     """
-    return {
-        "BLOCK_K": launch.block_k,
-        "num_warps": launch.warps,
-        "num_stages": launch.stages,
-        "enable_fp_fusion": True,
-    }
+    return {"num_warps": warps, "enable_fp_fusion": True}
 
 
 def precision(operand: Tensor | None) -> str:

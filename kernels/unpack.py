@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from gist_fast.kernels import tile
-from gist_fast.kernels.launch import NOT_SPECIALISED, start
+from gist_fast.kernels.launch import NOT_SPECIALISED, options_of, start
 from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.owned import load_transposed, load_upright
 from gist_fast.kernels.rectangle import chunks, geometry
@@ -77,8 +77,7 @@ def add_masked(
             **geometry(shape, excluded, chunk),
             SYMMETRIC=symmetric,
             TILE=TILE,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
+            **options_of(WARPS),
         )
         rows, columns = slice(chunk.rows.start, min(chunk.rows.stop, shape[0])), chunk.columns
         columns = slice(columns.start, min(columns.stop, shape[1]))

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from gist_fast.bench.cases import WrongResult
 from gist_fast.bench.results import FAILED, NOT_RUN, OK, OUT_OF_MEMORY, WRONG
 from gist_fast.bench.timing import COLD, to_skip
 from gist_fast.runtime.memory import is_out_of_memory, limit_memory, peak_memory
+from gist_fast.runtime.signals import give_back, take
 
 if TYPE_CHECKING:
     from gist_fast.bench.suite import Suite
@@ -53,13 +53,11 @@ def start_server() -> None:
         # terminal, and says nothing of semaphores that were left by a competitor which had to be killed.
         said = os.environ.get("PYTHONWARNINGS")
         os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (said, "ignore:resource_tracker:UserWarning")))
-        main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+        before = take((signal.SIGINT,), signal.SIG_IGN)
         try:
             forkserver.ensure_running()
         finally:
-            if main:
-                signal.signal(signal.SIGINT, before)
+            give_back(before)
             os.environ.pop("PYTHONWARNINGS")
             if said is not None:
                 os.environ["PYTHONWARNINGS"] = said

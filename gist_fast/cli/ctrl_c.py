@@ -9,7 +9,6 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import typer
 
 from gist_fast.cli.output import INTERRUPTED, note
+from gist_fast.runtime.signals import give_back, take
 
 
 class CtrlC:
@@ -39,16 +39,14 @@ class CtrlC:
         self._told: Any = None
 
     def __enter__(self) -> CtrlC:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in self._numbers}
+        self._before = take(self._numbers, self._on_signal)
+        if self._before:
             self._told = sys.unraisablehook
             sys.unraisablehook = self._on_swallowed
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            # None: another library set it, in C, and Python cannot give it back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        give_back(self._before)
         if self._before and not self.came:  # else the process ends, and finalisers are still to come
             sys.unraisablehook = self._told
 

@@ -31,7 +31,7 @@ from gist_fast.demo.report import (
     read_rankings,
 )
 from gist_fast.demo.texts import build_texts, shared_texts
-from gist_fast.evaluation.evaluators import Retrieval, make_evaluator, short_metrics
+from gist_fast.evaluation.evaluators import Retrieval, evaluate, make_evaluator
 from gist_fast.report.log_series import Series, evaluations, masked_blocks, one
 from gist_fast.runtime.environment import versions
 from gist_fast.runtime.errors import InputError
@@ -128,7 +128,7 @@ class _Demo:
 
         with self.phase("scoring the base student"):
             self.score(BASE, student, texts.test)
-            dev_before = _evaluate(student, texts.dev)["ndcg@10"]
+            dev_before = evaluate(student, _evaluator(texts.dev))["ndcg@10"]
         del student
         with self.phase("embedding the training texts with the guide, once"):
             guided_train = self.embed(train, guide_folder)
@@ -187,7 +187,7 @@ class _Demo:
     def score(self, name: str, model: SentenceTransformer, task: Retrieval) -> None:
         """Keep the model's scores and rankings on the test texts under its name."""
         with tempfile.TemporaryDirectory() as folder:
-            self.scores[name] = _evaluate(model, task, folder)
+            self.scores[name] = evaluate(model, _evaluator(task, write_predictions=True), folder)
             self.rankings[name] = read_rankings(Path(folder))
 
     def embed(self, train: Dataset, guide_folder: Path) -> Dataset:
@@ -210,9 +210,8 @@ class _Demo:
     ) -> tuple[SentenceTransformer, Training]:
         """A fresh student trained on `dataset`, which carries the guide's embeddings unless it is trained without."""
         import torch
-        from transformers.trainer_callback import PrinterCallback
+        from transformers import PrinterCallback, ProgressCallback
 
-        from gist_fast.demo.progress import StepProgress
         from gist_fast.losses import GISTEmbedLoss
         from gist_fast.training.arguments import GISTTrainingArguments
         from gist_fast.training.trainer import GISTTrainer
@@ -242,13 +241,16 @@ class _Demo:
                 disable_tqdm=True,
                 dataloader_pin_memory=torch.cuda.is_available(),
             )
+            # The trainer puts its figures behind the bar; what is logged at every step is not printed.
+            bar = ProgressCallback()
+            bar.on_log = lambda *_, **__: None  # type: ignore[method-assign]
             trainer = GISTTrainer(
                 model=model,
                 args=args,
                 train_dataset=dataset,
                 loss=loss,
-                evaluator=make_evaluator(dev, batch_size=_BATCH, write_csv=False, name="dev"),
-                callbacks=[StepProgress()] if self.console.is_terminal else [],
+                evaluator=_evaluator(dev, name="dev"),
+                callbacks=[bar] if self.console.is_terminal else [],
             )
             trainer.remove_callback(PrinterCallback)
             start = time.perf_counter()
@@ -286,7 +288,5 @@ def _short_pairs(pairs: Dataset, student: SentenceTransformer, max_tokens: int, 
     return Dataset.from_dict({column: [pairs[column][row] for row in short] for column in ("anchor", "positive")})
 
 
-def _evaluate(model: SentenceTransformer, task: Retrieval, folder: str | None = None) -> dict[str, float]:
-    """Scores under their short names; the rankings go to `folder`, where one is given."""
-    evaluator = make_evaluator(task, batch_size=_BATCH, write_csv=False, write_predictions=folder is not None)
-    return short_metrics(evaluator(model, folder))  # type: ignore[arg-type]
+def _evaluator(task: Retrieval, **options: Any) -> Any:
+    return make_evaluator(task, batch_size=_BATCH, write_csv=False, **options)

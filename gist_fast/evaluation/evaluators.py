@@ -236,9 +236,9 @@ def evaluator_names(evaluator: BaseEvaluator) -> str:
     return ", ".join(type(one).__name__ for one in getattr(evaluator, "evaluators", [evaluator]))
 
 
-def evaluate(model: SentenceTransformer, evaluator: BaseEvaluator) -> dict[str, float]:
-    """The model's scores, under their short names, those of `METRICS`."""
-    results = evaluator(model)
+def evaluate(model: SentenceTransformer, evaluator: BaseEvaluator, folder: str | None = None) -> dict[str, float]:
+    """The model's scores, under their short names, those of `METRICS`; `folder` gets the files of the evaluator."""
+    results = evaluator(model, folder)
     assert isinstance(results, dict)
     return short_metrics(results)
 

@@ -6,7 +6,6 @@ An activation kept for the backward pass spares a second forward pass; the budge
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.memory import GIB, free_memory
+from gist_fast.runtime.memory import GIB, free_memory, processes_here
 
 CPU_SHARE, GPU_SHARE = 0.5, 0.8
 """Of the memory that is free, the share that "auto" takes. What else grows meanwhile (the loss, the workspace of a
@@ -53,7 +52,7 @@ class ActivationMemory:
         if device.type == "cuda":
             return max(0, int(free_memory(device) * GPU_SHARE) - coming)
         if device.type == "cpu":
-            return max(0, int(free_memory() * CPU_SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) - coming)
+            return max(0, int(free_memory() * CPU_SHARE / processes_here()) - coming)
         return 0
 
     def estimate(self, tokens: int) -> float:

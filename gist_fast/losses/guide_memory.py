@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gist_fast.runtime.memory import free_memory
+from gist_fast.runtime.memory import free_memory, processes_here
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +66,7 @@ class GuideMemory:
             if self._full:
                 return
             # Of several processes on a machine each takes its part: their tables double at about the same step.
-            share = SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            if rows * width * embeddings.element_size() > share * free_memory():
+            if rows * width * embeddings.element_size() > SHARE * free_memory() / processes_here():
                 self._full = True
                 logger.warning(
                     "guide_cache: no memory for embeddings of more than %d texts; the guide encodes the others anew "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from gist_fast.data.named import count_rows
 from gist_fast.evaluation.evaluators import evaluate
 from gist_fast.pipeline.run_folder import FINAL, PART, clear_folder, kept_in
 from gist_fast.runtime.files import replace_folder
+from gist_fast.training.callbacks import added
 from gist_fast.training.stop_on_signal import StopOnSignal, TrainingStoppedError
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ def train_and_save(plan: RunPlan, trainer: GISTTrainer, *, overwrite: bool = Fal
     if checkpoint and first:
         logger.info("Continuing from %s.", checkpoint)
     stop = StopOnSignal(trainer.args.world_size)
-    trainer.add_callback(stop)
-    with contextlib.ExitStack() as until_saved:
-        until_saved.callback(trainer.remove_callback, stop)
-        until_saved.enter_context(stop)
+    with added(trainer, stop), stop:
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
         state = trainer.state
         if stop.requested and state.global_step < state.max_steps:

@@ -30,7 +30,7 @@ from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.memory import gpu_memory_mib, process_memory_mib
 from gist_fast.runtime.power import PowerMeter, power_meter
 from gist_fast.runtime.profiler_regions import OPTIMIZER, step_name, within
-from gist_fast.training.callbacks import LogSource, ThroughputCallback
+from gist_fast.training.callbacks import LogSource, ThroughputCallback, added
 
 if TYPE_CHECKING:
     from gist_fast.training.trainer import GISTTrainer
@@ -117,12 +117,8 @@ def profile_training(
     """
     device = trainer.args.device
     watch = _Watch(device, steps, warmup, meter or power_meter(device), on_step)
-    trainer.add_callback(watch)
-    try:
-        with contextlib.closing(watch):
-            trainer.train()
-    finally:
-        trainer.remove_callback(watch)
+    with added(trainer, watch), contextlib.closing(watch):
+        trainer.train()
     if len(watch.measured) <= warmup:
         raise InputError(f"data: it gave {len(watch.measured)} steps, and {warmup} are for warming up.")
     watch.profiler.export_chrome_trace(str(trace))

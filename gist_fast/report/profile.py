@@ -181,11 +181,11 @@ def check_folder(target: Path, overwrite: bool) -> None:
         raise InputError(f"--output: {target} holds {strange[0]}, which is no profile's; name a folder of its own.")
     if held and not overwrite:
         raise InputError(f"--output: {target} holds a profile; give --overwrite to replace it, or another --output.")
-    target = target.absolute()
-    there = next(folder for folder in target.parents if folder.exists())
+    place = target.resolve()
+    there = next(folder for folder in place.parents if folder.exists())
     try:
         # Rights alone do not tell: a disk can be full or read-only, a name too long, and /proc lets nobody write.
-        with tempfile.TemporaryDirectory(dir=there, prefix=f".{target.name}.") as probe:
+        with tempfile.TemporaryDirectory(dir=there, prefix=f".{place.name}.") as probe:
             Path(probe, FIGURES).write_text(" ")
     except OSError as error:
         raise InputError(

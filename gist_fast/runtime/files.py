@@ -108,8 +108,9 @@ def replace_folder(new: Path, old: Path, previous: str = PREVIOUS) -> None:
         flush(path)
     kept = None
     if old.exists():
-        names = itertools.chain([previous], (f"{previous}-{number}" for number in itertools.count(2)))
-        kept = next(path for name in names if not (path := old.with_name(old.name + name)).exists())
+        endings = (f"{previous}-{number}" if number > 1 else previous for number in itertools.count(1))
+        places = (old.with_name(old.name + ending) for ending in endings)
+        kept = next(place for place in places if not place.exists())
         os.replace(old, kept)
     os.replace(new, old)
     flush(old.parent)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -42,8 +43,13 @@ def free_memory(device: torch.device | str = "cpu") -> int:
         for limit_name, used_name, cached_name in _LIMITS:
             with contextlib.suppress(OSError, ValueError):  # no such limit, or "max"
                 limit, used = (int((folder / name).read_text()) for name in (limit_name, used_name))
-                free = min(free, limit - used + _cached(folder / "memory.stat", cached_name))
+                free = min(free, limit - used + (_number(folder / "memory.stat", cached_name) or 0))
     return max(0, free)
+
+
+def processes_here() -> int:
+    """Processes of this job on this machine, which share its main memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def process_memory_mib() -> float:
@@ -127,16 +133,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said)
 
 
-def _cached(statistics: Path, name: str) -> int:
-    """Bytes of a line of a control group's statistics; 0 where it is not there."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in statistics.read_text().splitlines():
-            key, _, value = line.partition(" ")
-            if key == name:
-                return int(value)
-    return 0
-
-
 def _control_groups(processes: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
     """The folders of the control groups, of either version, that bound this process's memory: its own and those
     above."""
@@ -179,8 +175,15 @@ def _sampled_peak(function: Callable[[], object]) -> int:
 
 def _status(name: str) -> int | None:
     """Bytes, as Linux tells about this process."""
+    kilobytes = _number(_STATUS, f"{name}:")
+    return None if kilobytes is None else kilobytes * 1024
+
+
+def _number(file: Path, name: str) -> int | None:
+    """What stands behind a name, each on a line of its own, in a file of the system; None where it does not."""
     with contextlib.suppress(OSError):
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
+        for line in file.read_text().splitlines():
+            words = line.split()
+            if words[:1] == [name]:
+                return int(words[1])
     return None

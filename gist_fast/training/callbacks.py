@@ -11,13 +11,14 @@ another trainer they add what they know to the log of their own process: `Device
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import ProgressCallback, TrainerCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback
 
 from gist_fast.losses.mini_batches import EXTENTS
 from gist_fast.runtime.memory import gpu_memory_mib, process_memory_mib
@@ -34,6 +35,16 @@ _COMBINED: dict[str, Callable[[Iterable[float]], float]] = {
 }
 """The device's figures, and what all processes together have of each."""
 _ON_THE_BAR = {"pairs_per_second": "pairs/s", "tokens_per_second": "tokens/s", "masked_ap": "masked ap"}
+
+
+@contextlib.contextmanager
+def added(trainer: Trainer, callback: TrainerCallback) -> Iterator[None]:
+    """A callback of the trainer in this context, and no longer."""
+    trainer.add_callback(callback)
+    try:
+        yield
+    finally:
+        trainer.remove_callback(callback)
 
 
 class LogSource(TrainerCallback):

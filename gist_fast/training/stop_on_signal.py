@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
+
+from gist_fast.runtime.signals import give_back, take
 
 _STOPPING = b": stopping after the step that is running, with a checkpoint."
 _AGAIN = b" Ctrl-C again stops at once, without one."
@@ -70,15 +71,11 @@ class StopOnSignal(TrainerCallback):
 
     def __enter__(self) -> StopOnSignal:
         self.signal = 0
-        if threading.current_thread() is threading.main_thread():
-            numbers = (signal.SIGINT, signal.SIGTERM)
-            self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        self._before = take((signal.SIGINT, signal.SIGTERM), self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            # None: another library set it, in C, and Python cannot give it back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        give_back(self._before)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
