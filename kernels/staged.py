@@ -11,7 +11,8 @@ back: ``6 bytes`` a pair in a half type against ``6 D`` FLOPs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -23,6 +24,8 @@ from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.masks import chunk_words, mask_chunk
 from gist_fast.kernels.rectangle import Chunk, Rectangle, chunks
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 CHUNK_TILES = 64
 """Rows and columns of a chunk, in tiles: 128 MiB of dlogits in a half type, 256 MiB in float32."""
@@ -196,7 +199,10 @@ def _start(
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """``total += a @ b``, summed in fp32. ``[N, D]``, ``[N, K]``, ``[K, D]``."""
-    way = "cast" if a.dtype == total.dtype or not a.is_cuda else _way_to_add(a.device, a.dtype)
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+        return
+    way = _way_to_add(a.device, a.dtype) if a.is_cuda else "cast"
     if way == "in place":
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     elif way == "apart":
@@ -216,13 +222,23 @@ def _way_to_add(device: torch.device, dtype: torch.dtype) -> str:
     """
     total = torch.ones(16, 16, device=device)
     ones = torch.ones(16, 16, device=device, dtype=dtype)
+    way = "cast"
+    if _works(lambda: torch.addmm(total, ones, ones, out_dtype=total.dtype, out=total)) and (total == 17).all():
+        way = "in place"
+    elif _works(lambda: torch.mm(ones, ones, out_dtype=total.dtype)):
+        way = "apart"
+    logger.info("%s products are summed in float32: %s", dtype, way)
+    return way
+
+
+def _works(product: Callable[[], Tensor]) -> bool:
+    """Whether torch knows such a product. A full or a broken card says nothing about that, and is nobody's to hide."""
     try:
-        torch.addmm(total, ones, ones, out_dtype=total.dtype, out=total)
-        if (total == 17).all():
-            return "in place"
-    except (RuntimeError, TypeError):
-        pass
-    try:
-        return "apart" if (torch.mm(ones, ones, out_dtype=total.dtype) == 16).all() else "cast"
-    except (RuntimeError, TypeError):
-        return "cast"
+        product()
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (RuntimeError, TypeError) as error:
+        if "ALLOC_FAILED" in str(error):
+            raise
+        return False
+    return True

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("environment", "check", "speed", "memory", "peers", "suites", "profile", "tests", "tuned")
+PARTS = ("environment", "check", "kernels", "speed", "memory", "peers", "suites", "profile", "tests", "tuned")
 
 # Stands for Python: notes its part, and does to it what BREAK asks for. What gathers results is the real thing.
 STUB = f"""#!{sys.executable}

@@ -197,7 +197,7 @@ def test_a_missing_compiler_is_a_reason(monkeypatch):
 
 def test_minimal_work():
     unit = 2 * 100**2
-    assert LossCase(100, 30, 7).flops() == (10 * 30 + 2 * 7) * unit
+    assert LossCase(100, 30, 7).flops() == (8 * 30 + 2 * 7) * unit
     assert LossCase(100, 30, 7).flops("forward") == 2 * (30 + 7) * unit
     assert LossCase(100, 30, 7, blocks=("ap",)).flops() == (30 + 7 + 3 * 30) * unit
     assert LossCase(100, 30, 7, guide="self", blocks=("ap",)).flops() == 4 * 30 * unit

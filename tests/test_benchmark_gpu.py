@@ -45,7 +45,7 @@ def test_parts_write_results_and_the_table_shows_them(tmp_path: Path) -> None:
     for row, rate in itertools.product(found.rows, found.rates):
         assert row.outcome == "ok", row
         batch, guide, width = 40, 16, row.case["width"]
-        flops = 2 * batch * batch * (10 * width + 2 * guide)
+        flops = 2 * batch * batch * (8 * width + 2 * guide)
         for name in ("forward", "backward"):
             assert len(row.seconds[name]) >= 3
         both = zip(rate["seconds"], row.seconds["both"], strict=False)
@@ -80,14 +80,14 @@ def test_a_checkout_is_enough() -> None:
 def test_the_limits_of_all_parts_stay_under_nine_minutes() -> None:
     script = SCRIPT.read_text()
     limits = [int(line.split()[1]) for line in script.splitlines() if line.strip().startswith("part ")]
-    assert len(limits) == 10
+    assert len(limits) == 11
     between = {name: int(seconds) for name, seconds in re.findall(r"\b([A-Z]+ING)=(\d+)", script)}
     assert set(between) == {"NAMING", "NOTING", "SHOWING", "ENDING"}
     after_each = between["NOTING"] + between["ENDING"]
     assert sum(limits) + len(limits) * after_each + between["NAMING"] + between["SHOWING"] < 540
     # Nothing runs without a limit: no line calls Python but through one.
     calls = [line for line in script.splitlines() if '"$PYTHON"' in line and not line.strip().startswith("#")]
-    assert len(calls) == 13
+    assert len(calls) == 14
     assert [line for line in calls if not re.search(r"(^\s*part \d+ |limited \$[A-Z]+ )", line)] == []
 
 
@@ -143,7 +143,8 @@ def test_the_whole_script_runs_without_a_gpu(tmp_path: Path) -> None:
     run = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     results = json.loads((tmp_path / "results.json").read_text())
-    assert {"environment", "check", "speed", "memory", "peers", "suites", "profile", "tests", "tuned"} <= set(results)
+    parts = "environment check kernels speed memory peers suites profile tests tuned"
+    assert set(parts.split()) <= set(results)
     assert {name: part["ended"] for name, part in results.items() if "ended" in part} == {}
     for name in ("speed", "tuned"):
         rows = read(tmp_path / f"bench-{name}.json").rows

@@ -1,7 +1,7 @@
 """One part of benchmarks/gpu.sh: ``python -m benchmarks.gpu PART --out FOLDER``. ``--toy`` runs it on a CPU in Triton's
 interpreter, at sizes that say nothing about speed, so that the script itself is tested where there is no card.
 
-Speed counts the *minimal* FLOPs of a square batch, in units of 2 B^2: 2 (D + G) forward and 8 D backward for the
+Speed counts the *minimal* FLOPs of a square batch, in units of 2 B^2: 2 (D + G) forward and 6 D backward for the
 blocks ap, aa and pp, whatever a configuration really multiplies; and is given as a share of what a large matrix product
 of torch's reaches in the same rounds. Times are device events, each taken after the L2 cache was overwritten: medians,
 with their quartiles beside them. What others take over ours is given only where it is farther from 1 than its spread.
@@ -20,6 +20,7 @@ import torch
 from benchmarks.gpu import ROOT
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.check import checks, plain_error
+from benchmarks.gpu.launches import kernels
 from benchmarks.gpu.processes import outcomes
 from benchmarks.gpu.speed import memory, speed, tuned
 from benchmarks.gpu.suites import peers, profile, suites
@@ -86,7 +87,9 @@ def tests(bench: Bench) -> None:
 
 
 INTERPRETER = "interpreter"
-PARTS = {f.__name__: f for f in (environment, check, speed, memory, peers, suites, profile, tests, sanitize, tuned)}
+PARTS = {
+    f.__name__: f for f in (environment, check, kernels, speed, memory, peers, suites, profile, tests, sanitize, tuned)
+}
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from gist_fast.bench.run import run
 from gist_fast.bench.suite import Scope, Suite
 from gist_fast.runtime.files import write_whole
 
-FULL = {"batch": 32_768, "widths": (384, 768, 1024), "guide": 1024, "largest": 131_072, "matrix": 8192}
+FULL = {"batch": 32_768, "widths": (384, 1024), "guide": 1024, "largest": 131_072, "matrix": 8192}
 TOY = {"batch": 40, "widths": (24,), "guide": 16, "largest": 70, "matrix": 64}
 
 

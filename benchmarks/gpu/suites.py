@@ -71,7 +71,7 @@ def _profile(bench: Bench, folder: Path) -> None:
 
 
 def _missing(bench: Bench) -> bool:
-    if importlib.util.find_spec("sentence_transformers") is not None:
-        return False
-    bench.write(skipped="sentence-transformers is not installed")
-    return True
+    missing = [name for name in ("sentence_transformers", "datasets") if importlib.util.find_spec(name) is None]
+    if missing:
+        bench.write(skipped=f"not installed: {', '.join(missing)}")
+    return bool(missing)

@@ -84,15 +84,16 @@ class LossCase:
     def flops(self, part: str = "both") -> float:
         """The least that the mathematics asks for, whatever is really computed.
 
-        In units of ``2 B^2``: forward, D + G a block; backward, the scores again and two products of the gradient. Of
-        the symmetric blocks aa and pp half the scores do. All three blocks: 2 (D + G) and 8 D.
+        In units of ``2 B^2``: forward, D + G a block; backward, the scores again, and a product for the gradient of
+        each operand. Of the symmetric blocks aa and pp half the scores do, and they have one operand. All three blocks:
+        2 (D + G) and 6 D.
         """
         forward = backward = 0.0
         guide = self.guide_width if self.guide == "model" else 0
         for block in self.blocks:
-            scores = 1.0 if block == "ap" else 0.5
+            scores, operands = (1.0, 2) if block == "ap" else (0.5, 1)
             forward += scores * (self.width + guide)
-            backward += (scores + 2) * self.width
+            backward += (scores + operands) * self.width
         return {"forward": forward, "backward": backward, "both": forward + backward}[part] * 2 * self.rows**2
 
     def embeddings(self, rows: int | None = None) -> Embeddings:

@@ -74,7 +74,7 @@ def _text(suite: str, results: Results) -> str:
     if any(row.share for row in results.rows if row.suite == suite):
         text += (
             " The rate is that of a large matrix product timed in the same rounds; work is counted as the least that "
-            "the mathematics asks for, (10 D + 2 G) 2 B^2 FLOPs with all blocks and a guide model: who "
+            "the mathematics asks for, (8 D + 2 G) 2 B^2 FLOPs with all blocks and a guide model: who "
             "computes more gets no credit. A cross marks where memory ran out."
         )
     return "\n\n".join([text, *notes(results, suite)])
