@@ -50,11 +50,11 @@ part 20 environment "$PYTHON" -m benchmarks.gpu environment $TOY --out "$OUT"
 part 60 check "$PYTHON" -m benchmarks.gpu check $TOY --out "$OUT"
 part 40 kernels "$PYTHON" -m benchmarks.gpu kernels $TOY --out "$OUT"
 part 60 speed "$PYTHON" -m benchmarks.gpu speed $TOY --out "$OUT"
-part 30 memory "$PYTHON" -m benchmarks.gpu memory $TOY --out "$OUT"
+part 25 memory "$PYTHON" -m benchmarks.gpu memory $TOY --out "$OUT"
 part 60 peers "$PYTHON" -m benchmarks.gpu peers $TOY --out "$OUT"
 part 40 suites "$PYTHON" -m benchmarks.gpu suites $TOY --out "$OUT"
 part 30 profile "$PYTHON" -m benchmarks.gpu profile $TOY --out "$OUT"
-part 30 tests "$PYTHON" -m benchmarks.gpu tests $TOY --out "$OUT"
+part 35 tests "$PYTHON" -m benchmarks.gpu tests $TOY --out "$OUT"
 if command -v compute-sanitizer >/dev/null; then
     part 25 sanitize compute-sanitizer --error-exitcode 3 "$PYTHON" -m benchmarks.gpu sanitize $TOY --out "$OUT"
 fi

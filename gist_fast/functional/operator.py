@@ -244,6 +244,8 @@ def _kernels(backend: str, student: Sequence[Tensor], dims: Sequence[int], confi
 
 
 def _setup_context(ctx, inputs, output) -> None:
+    # Or autograd would make zeros as large as the mask bits, as their gradient.
+    ctx.set_materialize_grads(False)
     backend, student, guide, temperature, margins, groups, *static = inputs
     _, lse2, *_, mask_bits = output
     # Where the masks are kept the guide is done with, and its memory can go; but for the first backward pass of its
@@ -260,6 +262,8 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad_loss, *_):
     lse2, mask_bits, temperature, margins, groups, *embeddings = ctx.saved_tensors
     student, guide = embeddings[: ctx.students], embeddings[ctx.students :]
+    if grad_loss is None:
+        grad_loss = torch.zeros_like(lse2)
     *by_student, by_temperature = torch.ops.gist_fast.guided_backward(
         grad_loss, lse2, mask_bits, ctx.backend, student, guide, temperature, margins, groups, *ctx.static
     )
