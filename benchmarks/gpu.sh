@@ -11,7 +11,7 @@
 # far in one file: for machines that one takes few files away from.
 #
 # TOY=1 TRITON_INTERPRET=1 runs it on a CPU, at sizes that say nothing about speed; MOST=SECONDS caps every
-# part, PATIENCE=N gives each N times as long.
+# part, PATIENCE=N gives each N times as long, for its measurements too.
 set -u
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}

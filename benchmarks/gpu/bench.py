@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class Bench:
         """Run suites of `gist_fast.bench`; what there is so far goes into `file` whenever a case is done.
 
         Args:
-            seconds: their budget on a card.
+            seconds: their budget on a card, so many times as the environment's PATIENCE says.
             more: what to write beside the outcomes.
         """
 
@@ -62,5 +63,5 @@ class Bench:
             self.write(file=file, outcomes=outcomes, **more())
 
         scope = Scope((16, 24), "cpu") if self.toy else Scope(sizes, "cuda", "bfloat16")
-        budget = 300.0 if self.toy else seconds
+        budget = 300.0 if self.toy else seconds * int(os.environ.get("PATIENCE", "1"))
         run(suites, scope, command="benchmarks/gpu.sh", budget=budget, rounds=7, say=print, keep=keep)
