@@ -1,6 +1,6 @@
 """The table of configurations, by device generation, element size and embedding dim.
 
-Nothing here has been measured on a GPU yet. Each entry was chosen on the compiler's report
+That of sm_90 for half types was measured on a card. Each of the others was chosen on the compiler's report
 (`gist_fast.kernels.compile_report`, ``gist-fast kernels``): no spills, operands that fit the shared memory, matrix
 instructions, and among those the one that lets most programs run on a multiprocessor. `benchmarks/gpu.sh` measures;
 `gist_fast.kernels.tuning` tries its `candidates` on the card at hand.
@@ -15,11 +15,12 @@ Generation = Literal["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"]
 BackwardMethod = Literal["owned", "staged"]
 """Accumulate gradients in registers, or materialise dlogits; see `gist_fast.kernels.backward`."""
 
-NARROW = 128
+NARROW = 32
 """Up to this student dim the backward pass accumulates in registers (owned); beyond it materialises dlogits (staged).
 
-By count: owned costs 8 D units of 2 B^2 FLOPs for ap, aa and pp, staged 6 D and 18 bytes a pair of B^2. Wider rows than
-these do not fit the registers of two programs a multiprocessor; docs/kernels.md counts what slices would cost.
+By count: owned costs 8 D units of 2 B^2 FLOPs for ap, aa and pp, staged 6 D and 18 bytes a pair of B^2. Measured on an
+H200 at B 32,768: owned takes twice the time of staged at D 64, 3.3 times at D 128 and 7.8 times at D 256
+(docs/kernels.md). Nobody has measured narrower ones.
 """
 
 

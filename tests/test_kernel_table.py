@@ -52,3 +52,14 @@ def test_it_writes_what_it_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert written["kernels"] == RESULTS["kernels"]
     assert kernel_table.tables(written)["compiled variants"] in document.read_text()
     assert "\nold\n" not in document.read_text()
+
+
+def test_what_a_card_measured_is_told_as_the_results_have_it() -> None:
+    from benchmarks import gpu_table
+
+    text = gpu_table.DOCS.read_text(encoding="utf-8")
+    assert gpu_table.written(text) == text
+    parts = json.loads((gpu_table.FOLDER / "results.json").read_text(encoding="utf-8"))
+    row = parts["kernels"]["D 384, keep"]["forward"]
+    assert f"| forward | {1e3 * row['seconds']:.2f} ({row['flops'] / row['seconds'] / 1e12:.0f}) |" in text
+    assert not parts["check"]["wrong"] and parts["tests"]["exit_code"] == 0 and parts["memory"]["keep_as_promised"]

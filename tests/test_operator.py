@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import gist_fast.functional.operator  # noqa: F401, registers the operators
 from gist_fast import guided_contrastive_loss
@@ -81,3 +83,35 @@ def test_opcheck() -> None:
 @pytest.mark.parametrize("backend", ["tiled", "auto"])
 def test_a_compiled_step_has_no_graph_break(backend: str) -> None:
     check_a_compiled_step(backend)
+
+
+class _Bytes(TorchDispatchMode):
+    """Notes which operations make tensors of bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[str] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), kwargs=None):
+        out = function(*arguments, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.uint8 and leaf.numel() > 0:
+                self.made.append(str(function))
+        return out
+
+
+def test_kept_mask_bits_get_no_gradient() -> None:
+    """Zeros of their size would double what a large batch keeps."""
+    leaves = [torch.randn(70, 16, requires_grad=True) for _ in range(2)]
+    guide = [torch.randn(70, 8) for _ in range(2)]
+    with _Bytes() as noted:
+        guided_contrastive_loss(*leaves, *guide, backend="tiled", mask_bits="keep").backward()
+    assert len(noted.made) == 1, noted.made  # by the forward pass
+
+
+def test_a_statistic_alone_has_a_gradient_of_zeros() -> None:
+    leaves = [torch.randn(9, 4, requires_grad=True) for _ in range(2)]
+    arguments = ("tiled", leaves, [], torch.tensor(0.1), None, None, [], True, False, 0, *LossConfig().to_arguments())
+    _, lse2, *_ = torch.ops.gist_fast.guided_forward(*arguments)
+    gradients = torch.autograd.grad(lse2.sum(), leaves)
+    assert all((g == 0).all() for g in gradients)

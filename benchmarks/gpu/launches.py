@@ -8,20 +8,23 @@ product.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 from unittest import mock
 
 import torch
 from gist_fast.kernels import forward, groups, masks, owned, staged, unpack
+from gist_fast.kernels.config import BackwardMethod, choose_config
 from gist_fast.kernels.layout import TILE
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.speed import ours
 from gist_fast.bench.cases import LossCase
+from gist_fast.functional.backends import triton
 
 ROUNDS = 3
 STEP = "the whole step"
@@ -124,8 +127,15 @@ def time_launches(bench: Bench, case: LossCase, mask_bits: str) -> dict[str, dic
     return table
 
 
+def _show(table: dict[str, dict[str, float]]) -> None:
+    for name, row in table.items():
+        rate = f"{row['flops'] / row['seconds'] / 1e12:8.0f} TFLOP/s" if row["seconds"] and row["flops"] else ""
+        print(f"{name:28}{row['launches']:8}{1e3 * row['seconds']:10.2f} ms{rate}", flush=True)
+
+
 def kernels(bench: Bench) -> None:
-    """The kernels of a large batch, one by one, at a narrow and a wide dim."""
+    """The kernels of a large batch, one by one, at a narrow and a wide dim; and both methods of the backward pass where
+    a dim is small enough for either."""
     widths = bench.sizes["widths"]
     for width in dict.fromkeys((widths[0], widths[-1])):
         case = bench.case(bench.sizes["batch"], width)
@@ -133,6 +143,12 @@ def kernels(bench: Bench) -> None:
             table = time_launches(bench, case, mask_bits)
             bench.write(**{f"D {width}, {mask_bits}": table})
             print(f"\nB {case.rows}, D {width}, G {case.guide_width}, {mask_bits}")
-            for name, row in table.items():
-                rate = f"{row['flops'] / row['seconds'] / 1e12:8.0f} TFLOP/s" if row["seconds"] and row["flops"] else ""
-                print(f"{name:28}{row['launches']:8}{1e3 * row['seconds']:10.2f} ms{rate}", flush=True)
+            _show(table)
+    for width, method in itertools.product(bench.sizes["narrow"], get_args(BackwardMethod)):
+        case = bench.case(bench.sizes["batch"], width)
+        config = choose_config(triton.generation(bench.device), bench.dtype.itemsize, width)
+        with mock.patch.object(triton, "choose_config", return_value=replace(config, backward_method=method)):
+            table = time_launches(bench, case, "keep")
+        bench.write(**{f"D {width}, {method}": table})
+        print(f"\nB {case.rows}, D {width}, G {case.guide_width}, {method}")
+        _show(table)

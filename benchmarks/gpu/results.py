@@ -66,12 +66,13 @@ def _speed(results: dict[str, Any]) -> None:
         if not row["seconds"]:
             print(f"{head}  {row['outcome']}: {row['why'][:70]}")
             continue
-        times = "".join(f"{_spread(row['seconds'][part]):>28}" for part in ("forward", "backward"))
+        times = "".join(f"{spread(row['seconds'][part]):>28}" for part in ("forward", "backward"))
         share = "{median:.0%} ({low:.0%} to {high:.0%})".format(**row["share"]) if row["share"] else "-"
         print(f"{head}{times}  {share:18}{Ratio(**row['ratio']) if row['ratio'] else ''}".rstrip())
 
 
-def _spread(seconds: list[float]) -> str:
+def spread(seconds: list[float]) -> str:
+    """Milliseconds, median and quartiles."""
     low, median, high = (1e3 * math.exp(quartile) for quartile in log_quartiles(seconds))
     return f"{median:.2f} ({low:.2f} to {high:.2f})"
 
