@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,17 @@ def test_one_part_may_end_badly(tmp_path, victim, how, noted):
         assert f"{part}: {noted if part == victim else 'ended well'}" in done.stdout
     if how == "fails":
         assert "no such kernel" in results[victim]["log"]
+
+
+def test_parts_are_chosen_by_name_and_archived(tmp_path):
+    stub, out, archive = tmp_path / "python", tmp_path / "out", tmp_path / "archive"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    archive.mkdir()
+    chosen = {"PARTS": "check tests", "ARCHIVE": str(archive), "OUT": str(out)}
+    environment = {**os.environ, **chosen, "PYTHON": str(stub), "BREAK": "no one"}
+    done = subprocess.run([ROOT / "benchmarks" / "gpu.sh"], env=environment, capture_output=True, text=True)
+    assert set(json.loads((out / "results.json").read_text())) == {"check", "tests"}, done.stderr
+    assert (archive / "results.json").read_text() == (out / "results.json").read_text()
+    with tarfile.open(archive / "results.tar.gz") as held:
+        assert {"./parts/check.json", "./parts/tests.json", "./tests.log"} <= set(held.getnames())
