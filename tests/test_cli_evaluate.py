@@ -96,7 +96,7 @@ def test_json_has_no_nan(run, tmp_path, tiny_student):
 def test_wrong_usage(run, file, tmp_path, tiny_student):
     refused(run(tiny_student), "nothing to measure; give any of --pairs, or --queries, --corpus and --relevant; --trip")
     refused(run(tiny_student, "--queries", "q"), "--corpus, --relevant missing; or give --pairs instead of all three.")
-    one = "--columns and --split go with one of --pairs, --triplet, --sts or --pair-classification; got "
+    one = "--columns, --split and --quoting go with one of --pairs, --triplet, --sts or --pair-classification; got "
     refused(run(tiny_student, "--pairs", file, "--sts", file, "--columns", "a,b"), one + "2 of them.")
     files = ("--queries", file, "--corpus", file, "--relevant", file)
     refused(run(tiny_student, *files, "--split", "test"), one + "0 of them.")

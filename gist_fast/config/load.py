@@ -46,6 +46,7 @@ from gist_fast.config.yaml_values import Entry, check, read_argument, read_yaml
 from gist_fast.data.text_files import suffix_of
 from gist_fast.functional.values import check_number, one_of
 from gist_fast.runtime.errors import InputError, nearest
+from gist_fast.runtime.files import expanded
 
 if TYPE_CHECKING:
     from gist_fast.training.arguments import GISTTrainingArguments
@@ -314,7 +315,7 @@ def _evaluation(entry: Entry) -> EvaluationConfig:
 
 def resolve_path(text: str, base: Path, *, name_allowed: bool) -> str:
     """A path made absolute; where a hub name may stand too, what is not there and looks like one is left as it is."""
-    path = os.path.normpath(base / Path(text).expanduser())
+    path = os.path.normpath(base / expanded(text))
     like_a_path = text.startswith((".", "/", "~")) or "\\" in text or suffix_of(text) is not None or text.count("/") > 1
     return path if not name_allowed or like_a_path or os.path.exists(path) else text
 

@@ -39,7 +39,11 @@ def nearest_file(path: Path) -> str:
 
 def shown(value: object, most: int = 60) -> str:
     """A value as an error quotes it: at most `most` characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes out no integer of more than 4,300 digits.
+        text = "a number of thousands of digits"
     return text if len(text) <= most else text[:most] + "..."
 
 
