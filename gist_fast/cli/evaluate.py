@@ -137,8 +137,9 @@ def _config(
         raise typer.BadParameter(f"{', '.join(missing)} missing; or give --pairs instead of all three.")
     if (columns or split or quoting is not None) and len(given) != 1:
         options = "--pairs, --triplet, --sts or --pair-classification"
-        named = "--columns, --split and --quoting"
-        raise typer.BadParameter(f"{named} go with one of {options}; got {len(given)} of them.")
+        raise typer.BadParameter(
+            f"--columns, --split and --quoting go with one of {options}; got {len(given)} of them."
+        )
     if not given and missing:
         return None
     parsed = parse_columns(columns)
