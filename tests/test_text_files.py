@@ -63,6 +63,25 @@ class TestLateKeys:
         path = jsonl(tmp_path / "x.jsonl", {**PAIR, "id": 1}, {**PAIR, "url": "x", "negativ": 3}, dict(PAIR))
         assert load_texts(path).to_list() == [PAIR] * 3
 
+    def test_what_may_be_missing_is_an_empty_text(self, tmp_path):
+        def choose(names):
+            return [Column("_id", "id", "id"), Column("title", "title", "text or nothing")]
+
+        titles = ["", "", " a title", "", ""]
+        rows = [{"_id": 1}, {"_id": 2, "title": None}, {"_id": 3, "title": " a title"}, {"_id": 4, "title": ""}]
+        jsonl(tmp_path / "x.jsonl", *rows, {"_id": 5, "title": " \n"})
+        parquet(tmp_path / "x.parquet", _id=pa.array(range(1, 6)), title=pa.array([None, None, " a title", "", ""]))
+        write(tmp_path / "x.csv", "_id,title\n1,\n2,\n3, a title\n4,\n5,\n")
+        for name in ("x.jsonl", "x.parquet", "x.csv"):
+            assert text_files.read_file(tmp_path / name, choose)["title"].to_pylist() == titles
+        parquet(tmp_path / "y.parquet", _id=pa.array([1, 2]))
+        write(tmp_path / "y.tsv", "_id\ttext\n1\tx\n2\ty\n")
+        for name in ("y.parquet", "y.tsv"):
+            assert text_files.read_file(tmp_path / name, choose)["title"].to_pylist() == ["", ""]
+        jsonl(tmp_path / "z.jsonl", rows[0], {"_id": 2, "title": 3})
+        with pytest.raises(InputError, match=r"row 2 \(line 2\), column 'title': is 3; a text is needed"):
+            text_files.read_file(tmp_path / "z.jsonl", choose)
+
     def test_a_stream_whose_first_rows_show_no_such_column(self):
         def rows():
             for k in range(12):

@@ -24,9 +24,10 @@ class Column:
     """Its name in the file."""
     target: str
     """Its name in the result."""
-    kind: Literal["text", "id", "vector", "number"] = "text"
-    """Texts must say something; ids may be whole numbers, and become texts; vectors are lists of numbers; numbers may
-    be of any type, or written as text, as in a CSV file."""
+    kind: Literal["text", "text or nothing", "id", "vector", "number"] = "text"
+    """Texts must say something, unless nothing (an empty text, a null, no such column) may stand there, which becomes
+    an empty text; ids may be whole numbers, and become texts; vectors are lists of numbers; numbers may be of any type,
+    or written as text, as in a CSV file."""
 
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -50,6 +51,9 @@ def check_table(
     widths = {} if widths is None else widths
     arrays: dict[str, Any] = {}
     for column in columns:
+        if column.kind == "text or nothing" and column.source not in table.column_names:
+            arrays[column.target] = pa.repeat("", table.num_rows)
+            continue
         array = _decoded(table.column(column.source))
         if column.kind == "vector":
             arrays[column.target] = _checked_vectors(array, column, where, first_row, widths)
@@ -69,6 +73,9 @@ def check_table(
                 f"{where}: column {column.source!r} holds {array.type}, not {wanted} (the first value is "
                 f"{shown(value)}); name a column of texts."
             )
+        if column.kind == "text or nothing":
+            arrays[column.target] = pc.fill_null(array, "")
+            continue
         # The first null, empty or blank text.
         blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(array)), 0)
         row = pc.index(pc.fill_null(blank, True), True).as_py()

@@ -98,8 +98,10 @@ def _read_parquet(path: Path, choose: Choose) -> Iterator[pa.Table]:
     first_row, widths = 1, dict[str, int]()
     try:
         with pq.ParquetFile(path) as file:
-            columns = choose(_distinct(path, list(file.schema_arrow.names)))
-            for batch in file.iter_batches(CHUNK_ROWS, columns=[column.source for column in columns]):
+            names = _distinct(path, list(file.schema_arrow.names))
+            columns = choose(names)
+            there = [column.source for column in columns if column.source in names]
+            for batch in file.iter_batches(CHUNK_ROWS, columns=there):
                 table = check_table(pa.Table.from_batches([batch]), columns, str(path), first_row, widths)
                 first_row += table.num_rows
                 yield table
@@ -128,12 +130,12 @@ def _read_jsonl(path: Path, stream: Iterable[bytes], choose: Choose) -> Iterator
                         without, brings = f"row 1 (line {first[0]})", f"row {row} (line {line})"
                         raise late_column(path, without, column.source, brings)
             for column in columns:
-                if column.source not in record:
+                if column.source not in record and column.kind != "text or nothing":
                     raise InputError(
                         f"{path}: row {row} (line {line}) has no {column.source!r}, as the first row has; it has "
                         f"{', '.join(map(repr, record)) or 'nothing'}."
                     )
-            yield line, [record[column.source] for column in columns]
+            yield line, [record.get(column.source) for column in columns]
 
     return _checked_chunks(path, columns, rows())
 
@@ -184,7 +186,7 @@ def _read_delimited(
     for column in columns:
         if column.kind == "vector":
             raise InputError(f"{path}: {column.source!r}: embeddings need a .jsonl or .parquet file.")
-    places = [names.index(column.source) for column in columns]
+    places = [names.index(column.source) if column.source in names else None for column in columns]
 
     hint = "quote cells that hold the separator." if quoted else _SET_QUOTING
     told = quoted
@@ -206,7 +208,7 @@ def _read_delimited(
                     line,
                     _SET_QUOTING,
                 )
-            yield line, [values[place] for place in places]
+            yield line, ["" if place is None else values[place] for place in places]
 
     return _checked_chunks(path, columns, rows())
 
@@ -252,6 +254,8 @@ def _checked(column: Column, value: Any, at: str, widths: dict[str, int]) -> Any
         return as_number(value, column, at)
     if column.kind == "id" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if column.kind == "text or nothing" and (value is None or (isinstance(value, str) and not value.strip())):
+        return ""
     if not isinstance(value, str) or not value or value.isspace():
         raise wrong_value(at, column, value)
     try:
