@@ -220,3 +220,21 @@ def test_columns_whose_names_begin_alike(tmp_path, student, guide):
         trainer = GISTTrainer(model=student, args=args, train_dataset=Dataset.from_list(rows), guide=guide)
         losses[names] = trainer.compute_loss(student, trainer.data_collator(rows)).item()
     assert len(set(losses.values())) == 1, losses
+
+
+@pytest.mark.parametrize(("column", "values", "says"), [
+    ("negative", ["x", None], "train_dataset: row 2, column 'negative' is None; a text is needed there."),
+    ("negative", [["x"], ["y"]], "train_dataset: column 'negative' holds lists of texts, and each column is a text"),
+    ("id", [7, 8], "train_dataset: column 'id' holds int64, and each column is a text that the model reads; leave it"),
+    ("none", [None, None], "train_dataset: column 'none' holds null, and each column is a text that the model reads"),
+])  # fmt: skip
+def test_columns_that_no_model_reads(tmp_path, student, guide, column, values, says):
+    args = GISTTrainingArguments(str(tmp_path / "run"), report_to=[], use_cpu=True)
+    # Labels are no inputs, and what was not selected is not read.
+    rows = {"anchor": ["a", "b", "c"], "positive": ["c", "d", "e"], "label": [0, 1, 0], column: [*values, None]}
+    dataset = Dataset.from_dict(rows).select([0, 1])
+    with pytest.raises(InputError) as caught:
+        GISTTrainer(model=student, args=args, train_dataset=dataset, guide=guide)
+    assert str(caught.value).startswith(says)
+    if says.endswith("there."):
+        assert GISTTrainer(model=student, args=args, train_dataset=dataset.select([0]), guide=guide) is not None

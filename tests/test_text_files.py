@@ -161,6 +161,17 @@ class TestOddFiles:
     def test_what_is_said_of_it(self, tmp_path, name, content, says):
         assert says in refusal(write(tmp_path / name, content))
 
+    def test_only_the_names_of_columns_that_are_read_must_differ(self, tmp_path):
+        # A spreadsheet that was once wider.
+        path = write(tmp_path / "x.csv", "anchor,positive,,\na,b,,\n")
+        assert load_texts(path).to_list() == [{"anchor": "a", "positive": "b"}]
+        names = ["anchor", "positive", "x", "x"]
+        pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 4, names=names), tmp_path / "x.parquet")
+        assert load_texts(tmp_path / "x.parquet").to_list() == [{"anchor": "a", "positive": "a"}]
+        names[3] = "positive"
+        pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 4, names=names), tmp_path / "x.parquet")
+        assert "2 columns are called 'positive'; names must differ." in refusal(tmp_path / "x.parquet")
+
     def test_line_ends_of_unicode_are_characters(self, tmp_path):
         text = "a\u2028b\x85c\x0bd\x1ce"
         # The last is a control character, which JSON escapes.

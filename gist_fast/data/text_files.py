@@ -98,8 +98,8 @@ def _read_parquet(path: Path, choose: Choose) -> Iterator[pa.Table]:
     first_row, widths = 1, dict[str, int]()
     try:
         with pq.ParquetFile(path) as file:
-            names = _distinct(path, list(file.schema_arrow.names))
-            columns = choose(names)
+            names = list(file.schema_arrow.names)
+            columns = _chosen(path, names, choose)
             there = [column.source for column in columns if column.source in names]
             for batch in file.iter_batches(CHUNK_ROWS, columns=there):
                 table = check_table(pa.Table.from_batches([batch]), columns, str(path), first_row, widths)
@@ -181,8 +181,8 @@ def _read_delimited(
         raise _empty(path)
     if not quoted and (name := next(filter(_stands_in_quotes, header[1]), None)):
         raise InputError(f"{path}: the column {name} stands in quotes, and they are read as text; {_SET_QUOTING}")
-    names = _distinct(path, header[1])
-    columns = choose(names)
+    names = header[1]
+    columns = _chosen(path, names, choose)
     for column in columns:
         if column.kind == "vector":
             raise InputError(f"{path}: {column.source!r}: embeddings need a .jsonl or .parquet file.")
@@ -343,8 +343,10 @@ def _empty(where: Path) -> InputError:
     return InputError(f"{where}: holds no rows; at least one is needed.")
 
 
-def _distinct(path: Path, names: list[str]) -> list[str]:
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{path}: {names.count(name)} columns are called {name!r}; names must differ.")
-    return names
+def _chosen(path: Path, names: list[str], choose: Choose) -> Sequence[Column]:
+    """The columns that are wanted; their names must differ, those of others need not."""
+    columns = choose(list(dict.fromkeys(names)))
+    for column in columns:
+        if (count := names.count(column.source)) > 1:
+            raise InputError(f"{path}: {count} columns are called {column.source!r}; names must differ.")
+    return columns

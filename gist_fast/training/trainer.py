@@ -32,6 +32,7 @@ from gist_fast.training.callbacks import (
     show_on_bar,
 )
 from gist_fast.training.collator import GISTDataCollator, GuideTokenizer
+from gist_fast.training.column_checks import LABELS, check_columns
 from gist_fast.training.distributed_checks import check_batches, check_parallelism, check_settings
 from gist_fast.training.loss_checks import check_self_guiding
 from gist_fast.training.no_duplicates_sampler import NoDuplicatesBatchSampler
@@ -126,6 +127,11 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             check_names(name, getattr(args, name, None), columns_by_dataset(train_dataset, eval_dataset))
         check_lengths("max_length", getattr(args, "max_length", None), getattr(model, "max_seq_length", None))
         check_lengths("guide_max_length", getattr(args, "guide_max_length", None))
+        # A collator of another kind may take columns of any kind.
+        labels = LABELS if data_collator is None else getattr(data_collator, "valid_label_columns", None)
+        for argument, source in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if labels is not None:
+                check_columns(argument, source, labels)
         self._guide = guide
         self._guided = guided
         self._makes_loss = loss is None
