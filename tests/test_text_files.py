@@ -260,3 +260,28 @@ class TestEmbeddings:
         texts = pa.array(["a", "b"])
         path = parquet(tmp_path / "x.parquet", anchor=texts, positive=texts, positive_guide_embedding=vectors)
         assert "row 1, column 'positive_guide_embedding': an embedding of no numbers." in refusal(path)
+
+
+def test_the_commands_read_quotes_alike(tmp_path, run_command, tiny_student, tiny_guide):
+    path = write(tmp_path / "x.tsv", 'anchor\tpositive\tnegative\nice\t"water\t"\nfire\twood"\ta\n')
+    quoted = write(tmp_path / "q.tsv", 'anchor\tpositive\tnegative\n"a\tb"\t"c\nd"\te\n"a\ne"\tf\tg\n')
+    config = tmp_path / "c.yaml"
+    for source, rows, option in ((path, 2, None), (quoted, 2, True)):
+        options = ["--quoting"] if option else []
+        found = run_command("evaluate", tiny_student, "--triplet", source, *options, "--json", "--device", "cpu")
+        assert json.loads(found.out)["triplets"] == rows, found.err
+        found = run_command("inspect", "--data", source, "--guide", tiny_guide, *options, "--json", "--device", "cpu")
+        assert json.loads(found.out)["last_row"] == rows, found.err
+        embed = ("embed-guide", source, "--guide", tiny_guide, "--output", tmp_path / source.stem, *options)
+        found = run_command(*embed, "--cache-dir", tmp_path / "cache", "--quiet", "--json", "--device", "cpu")
+        assert json.loads(found.out)["rows"] == rows, found.err
+        data = f"{{path: {source}{', quoting: true' if option else ''}}}"
+        training = "{output_dir: run, per_device_train_batch_size: 2, max_steps: 2, use_cpu: true}"
+        config.write_text(
+            f"student: {tiny_student}\nguide: {tiny_guide}\ndata: {{train: {data}}}\ntraining: {training}\n"
+        )
+        found = run_command("train", config, "--dry-run")
+        assert found.code == 0, found.err
+        assert f"{source}: {rows} rows" in found.out
+    found = run_command("train", config, "--dry-run", "--data.train.quoting", "false")
+    assert found.code == 2 and "q.tsv: row 2 (line 3) has 2 cells, the header 3" in found.err

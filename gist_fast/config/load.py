@@ -4,7 +4,7 @@
 student: path/or/hub-name            # {path, prompts, max_seq_length, revision, trust_remote_code, lora, model_kwargs}
 guide: path/or/hub-name              # the same, with columns in place of lora; null to train without a guide
 data:
-  train: pairs.jsonl                 # or {path, split, name, columns, streaming, shuffle_buffer}
+  train: pairs.jsonl                 # or {path, split, name, columns, quoting, streaming, shuffle_buffer}
   eval: held_out.jsonl               # or, as train too, several by name: {questions: a.jsonl, titles: {path: b.csv}}
 loss: {temperature: 0.01, margin: 0.05, mini_batch_size: 32}
 training: {output_dir: runs/first, learning_rate: 2e-5, per_device_train_batch_size: 256}
