@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tokenizers.processors import ByteLevel
 
 from gist_fast.config.schema import EvaluationConfig, SourceConfig
 from gist_fast.evaluation.evaluators import METRICS, configured_evaluator, evaluate
@@ -106,3 +107,14 @@ def test_wrong_usage(run, file, tmp_path, tiny_student):
     refused(
         run(tiny_student, "--pair-classification", file, "--columns", "label=score"), "row 2, column 'score': is 2.01; "
     )
+
+
+def test_texts_without_any_token(run_command, tmp_path, tiny_student, student, monkeypatch):
+    # As of a tokenizer that puts nothing before and after a text; BERT's drops characters without a width.
+    student.tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=False)
+    for module in ("evaluate", "models"):
+        monkeypatch.setattr(f"gist_fast.pipeline.{module}.load_model", lambda *_, **__: student)
+    (tmp_path / "x.csv").write_text("anchor,positive\nwhat,\u200b\nwhy,\u200d\n")
+    for command in (("evaluate", tiny_student, "--pairs"), ("inspect", "--guide", tiny_student, "--data")):
+        found = run_command(*command, tmp_path / "x.csv", "--device", "cpu", "--json")
+        refused(found, "a text without any token: the model's tokenizer finds nothing in the texts that are read")

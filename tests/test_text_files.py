@@ -172,6 +172,14 @@ class TestOddFiles:
         pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 4, names=names), tmp_path / "x.parquet")
         assert "2 columns are called 'positive'; names must differ." in refusal(tmp_path / "x.parquet")
 
+    def test_a_file_without_a_header(self, tmp_path):
+        path = write(tmp_path / "x.tsv", "\t".join(f"{k} {'long ' * 50}" for k in range(40)) + "\n")
+        said = refusal(path)
+        assert "no column 'anchor'; it has '0 long long" in said and said.endswith(
+            "and 10 more. Rename one, or map it: columns: {anchor: <name>}."
+        )
+        assert len(said) < 2500
+
     def test_line_ends_of_unicode_are_characters(self, tmp_path):
         text = "a\u2028b\x85c\x0bd\x1ce"
         # The last is a control character, which JSON escapes.
@@ -225,6 +233,20 @@ class TestTypesOfArrow:
     ])  # fmt: skip
     def test_what_holds_no_texts(self, tmp_path, array, says):
         assert says in refusal(parquet(tmp_path / "x.parquet", anchor=pa.array(["a", "b"]), positive=array))
+
+    @pytest.mark.parametrize("wide", [False, True])
+    def test_bytes_that_are_no_text(self, tmp_path, wide):
+        # Arrow takes them as they come; Python would refuse them in the middle of the training.
+        binary = pa.array([b"good", None, b"caf\xe9s x"], pa.large_binary() if wide else pa.binary())
+        kind = pa.LargeStringArray if wide else pa.StringArray
+        broken = kind.from_buffers(3, *binary.buffers()[1:], binary.buffers()[0])
+        path = parquet(tmp_path / "x.parquet", anchor=pa.array(["a", "b", "c"]), positive=broken)
+        says = "row 3, column 'positive': byte 4 (0xe9) is not UTF-8; write the texts as UTF-8."
+        assert says in refusal(path)
+        with pytest.raises(InputError, match="row 3, column 'positive': byte 4"):
+            list(stream_texts(path))
+        Dataset(pa.table({"anchor": ["a", "b", "c"], "positive": broken})).save_to_disk(tmp_path / "saved")
+        assert says in refusal(tmp_path / "saved")
 
     def test_a_split_without_rows_beside_one_with_rows(self, tmp_path):
         rows = Dataset.from_list([PAIR])

@@ -30,6 +30,8 @@ class Column:
     or written as text, as in a CSV file."""
 
 
+MOST_NAMES = 30
+"""How many of a file's columns an error lists."""
 LARGEST = float(np.finfo(np.float32).max)
 """The largest number that may stand in a column: training and evaluators compute in float32."""
 
@@ -73,6 +75,7 @@ def check_table(
                 f"{where}: column {column.source!r} holds {array.type}, not {wanted} (the first value is "
                 f"{shown(value)}); name a column of texts."
             )
+        _refuse_broken(array, column, where, first_row)
         if column.kind == "text or nothing":
             arrays[column.target] = pc.fill_null(array, "")
             continue
@@ -117,7 +120,9 @@ def wrong_value(at: str, column: Column, value: Any) -> InputError:
 
 def no_column(where: object, wanted: str, like: str, names: Sequence[str], hint: str = "") -> InputError:
     """The error for a column that is not among `names`; the one that is most like `like` is said."""
-    there = ", ".join(map(repr, names)) or "none"
+    # The first row of a file without a header may be long, and many.
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    there = (", ".join(map(shown, names[:MOST_NAMES])) or "none") + more
     return InputError(f"{where}: no column {wanted}{nearest(like, names)}; it has {there}.{hint}")
 
 
@@ -131,6 +136,23 @@ def check_once(where: str, columns: list[str]) -> None:
     for column in columns:
         if columns.count(column) > 1:
             raise InputError(f"{where}: columns: {column!r} is named for more than one role.")
+
+
+def _refuse_broken(array: pa.ChunkedArray, column: Column, where: str, first_row: int) -> None:
+    """Refuse bytes that are no text, which Arrow takes as they come and Python refuses only when they are read."""
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        binary = pa.large_binary() if pa.types.is_large_string(array.type) else pa.binary()
+        for row, value in enumerate(array.cast(binary).to_pylist(), first_row):
+            try:
+                (value or b"").decode()
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{where}: row {row}, column {column.source!r}: byte {error.start + 1} "
+                    f"(0x{error.object[error.start]:02x}) is not UTF-8; write the texts as UTF-8."
+                ) from error
+        raise
 
 
 def _decoded(array: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -105,7 +105,8 @@ def _read_parquet(path: Path, choose: Choose) -> Iterator[pa.Table]:
                 table = check_table(pa.Table.from_batches([batch]), columns, str(path), first_row, widths)
                 first_row += table.num_rows
                 yield table
-    except (pa.ArrowException, OSError) as error:
+    # A broken name of a column, of a damaged file, is the last.
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({first_line(error)}).") from error
     if first_row == 1:
         raise _empty(path)

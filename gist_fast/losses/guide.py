@@ -125,11 +125,25 @@ def check_tokens(features: Mapping[str, Any], texts: Sequence[str], where: str) 
     Raises:
         InputError: naming the first text.
     """
-    ids, mask = features.get("input_ids"), features.get("attention_mask")
-    if isinstance(ids, Tensor) and (not ids.numel() or (isinstance(mask, Tensor) and not mask.any())):
+    if without_tokens(features):
         raise InputError(
             f"{where}: its tokenizer finds no token in any of the {len(texts)} texts that are read together, the first "
             f"of which is {shown(texts[0])}; leave out rows of such texts."
+        )
+
+
+def without_tokens(features: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer found nothing at all in some texts."""
+    ids, mask = features.get("input_ids"), features.get("attention_mask")
+    return isinstance(ids, Tensor) and (not ids.numel() or (isinstance(mask, Tensor) and not mask.any()))
+
+
+def refuse_without_tokens(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """`check_tokens` as a hook before a model's forward pass, for texts that sentence-transformers reads by itself."""
+    if inputs and isinstance(inputs[0], Mapping) and without_tokens(inputs[0]):
+        raise InputError(
+            "a text without any token: the model's tokenizer finds nothing in the texts that are read together (of "
+            "control or zero-width characters, say); leave out rows of such texts."
         )
 
 

@@ -112,7 +112,10 @@ def reader(
 
     @functools.cache
     def model() -> SentenceTransformer:
+        from gist_fast.losses.guide import refuse_without_tokens
+
         loaded = load_model(path, role, device=device)
+        loaded.register_forward_pre_hook(refuse_without_tokens)
         if before_forward is not None:
             loaded.register_forward_pre_hook(before_forward)
         if max_length is not None:
