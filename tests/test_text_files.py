@@ -156,6 +156,8 @@ class TestOddFiles:
         ("x.jsonl", '{"anchor": "a", "positive": "b", "anchor": "c"}', "line 1 is not a whole JSON object (the key 'a"),
         ("x.jsonl", '{"anchor": "a", "positive": ' + "9" * 5000 + "}", "line 1 is not a whole JSON object (Exceeds "),
         ("x.jsonl", b'{"anchor": "a\x00", "positive": "b"}', "line 1 is not a whole JSON object (Invalid cont"),
+        ("x.csv", "anchor,positive\na\rb,c\n", "starts on line 2 is not well-formed (a \\r stands outside quotes)"),
+        ("x.tsv", "anchor\tpositive\r\r\na\tb\r\r\n", "no column 'positive' (did you mean 'positive\\r'?)"),
         ("x.tsv", "anchor\tpositive\na\tb\tc\n", "row 1 (line 2) has 3 cells, the header 2"),
     ])  # fmt: skip
     def test_what_is_said_of_it(self, tmp_path, name, content, says):

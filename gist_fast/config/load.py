@@ -239,7 +239,8 @@ def _build_sources(entry: Entry, key: str) -> SourceConfig | dict[str, SourceCon
     if not entry.value:
         raise InputError(f"{entry.where}: {key} is empty; it takes a path, or names and their paths.")
     for name, below in entry.value.items():
-        near = nearest(name, known)
+        # A name such as questions is not meant for quoting.
+        near = nearest(name, known, cutoff=0.8)
         if near and not isinstance(below.value, dict):
             raise InputError(
                 f"{below.where}: unknown key {name!r} in {key}{near}; known: {', '.join(known)}. (A dataset of that "

@@ -293,8 +293,9 @@ def _quoted_cells(path: Path, stream: Iterable[bytes], delimiter: str) -> Iterat
         try:
             cells = next(reader, None)
         except csv.Error as error:
+            problem = "a \\r stands outside quotes" if "new-line" in str(error) else error
             raise InputError(
-                f"{path}: the row that starts on line {line} is not well-formed ({error}); a cell that holds a "
+                f"{path}: the row that starts on line {line} is not well-formed ({problem}); a cell that holds a "
                 'quote, a line break or the separator stands in double quotes, its own quotes doubled ("").'
             ) from error
         if cells is None:

@@ -24,9 +24,13 @@ class InputTypeError(WrongInput, TypeError):
     """A value of a wrong type."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the known word most like `word`, or an empty string where none is."""
-    matches = difflib.get_close_matches(word, list(known), n=1)
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """``" (did you mean 'x'?)"`` for the known word most like `word`, or an empty string where none is.
+
+    Args:
+        cutoff: how like it must be; 1 is the same word.
+    """
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
