@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
+from datasets.exceptions import DatasetGenerationError
 
 from gist_fast.data import text_files
 from gist_fast.data.column_checks import Column, check_table
@@ -81,6 +82,26 @@ class TestLateKeys:
         jsonl(tmp_path / "z.jsonl", rows[0], {"_id": 2, "title": 3})
         with pytest.raises(InputError, match=r"row 2 \(line 2\), column 'title': is 3; a text is needed"):
             text_files.read_file(tmp_path / "z.jsonl", choose)
+
+    def test_what_the_hub_s_reader_could_not_read_is_told(self, monkeypatch):
+        def load_dataset(*_, **__):
+            raise DatasetGenerationError("An error occurred while generating the dataset") from TypeError("a: null\nb")
+
+        monkeypatch.setattr("datasets.load_dataset", load_dataset)
+        assert "as a dataset of the hub it cannot be loaded (a: null)." in refusal("me/pairs")
+
+    def test_mixed_types_of_the_hub_s_reader(self, tmp_path, monkeypatch):
+        import datasets
+
+        path = jsonl(tmp_path / "x.jsonl", {**PAIR, "negative": "n"}, {**PAIR, "negative": ["n"]})
+        load = datasets.load_dataset
+        options = {"data_files": str(path), "cache_dir": str(tmp_path / "cache"), "split": "train"}
+        monkeypatch.setattr(
+            "datasets.load_dataset", lambda *_, streaming=False, **__: load("json", streaming=streaming, **options)
+        )
+        assert "me/pairs: column 'negative' holds " in refusal("me/pairs")
+        with pytest.raises(InputError, match=r"me/pairs\[train\]: column 'negative' holds [^(]*, not text; name a col"):
+            stream_texts("me/pairs", split="train")
 
     def test_a_stream_whose_first_rows_show_no_such_column(self):
         def rows():

@@ -69,11 +69,11 @@ def check_table(
         if pa.types.is_null(array.type) or (column.kind == "id" and pa.types.is_integer(array.type)):
             array = array.cast(pa.string())
         if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
-            value = array[0].as_py() if len(array) else None
             wanted = "text or whole numbers" if column.kind == "id" else "text"
+            # Of a stream only the types are known at first.
+            first = f" (the first value is {shown(array[0].as_py())})" if len(array) else ""
             raise InputError(
-                f"{where}: column {column.source!r} holds {array.type}, not {wanted} (the first value is "
-                f"{shown(value)}); name a column of texts."
+                f"{where}: column {column.source!r} holds {array.type}, not {wanted}{first}; name a column of texts."
             )
         _refuse_broken(array, column, where, first_row)
         if column.kind == "text or nothing":

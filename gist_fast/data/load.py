@@ -311,14 +311,17 @@ def _from_hub(source: str, split: str | None, name: str | None, streaming: bool 
     if not _could_be_hub_name(source):
         raise InputError(f"{source}: no such file or folder{nearest_file(_path_of(source))}.")
     from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
 
     try:
         loaded = load_dataset(source, name=name, split=split, streaming=streaming)
     except Exception as error:
         # Whatever the hub's client raises (absent, private, offline, unknown split), the user's next step is the same.
+        # Of a file that it cannot read, it says what was wrong one error further down.
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         raise InputError(
             f"{source}: no such file or folder here{nearest_file(Path(source))}, and as a dataset of the hub it cannot "
-            f"be loaded ({first_line(error)})."
+            f"be loaded ({first_line(reason)})."
         ) from error
     return _one_split(loaded, None, source)
 
