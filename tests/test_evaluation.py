@@ -63,7 +63,11 @@ def test_tab_separated_judgements(files, tmp_path):
     [
         ("relevant", [{"query_id": "9", "document_id": "d1"}], "row 1: query '9' is not in "),
         ("relevant", [{"query_id": 1, "document_id": "dd1"}], "(did you mean 'd1'?)"),
-        ("relevant", [{"query_id": 1, "document_id": "d1", "score": "high"}], "row 1: score 'high' is no number"),
+        (
+            "relevant",
+            [{"query_id": 1, "document_id": "d1", "score": "high"}],
+            "row 1 (line 1), column 'score': is 'high'; a",
+        ),
         ("relevant", [{"query_id": 1, "document_id": "d1", "score": 0}], "names no relevant document"),
         ("relevant", [{"query": 1, "document_id": "d1"}], "no column 'query_id' (did you mean 'query'?); it has"),
         ("queries", [{"id": 1, "text": "a"}, {"id": "1", "text": "b"}], "row 2: id '1' stands twice; ids must differ"),

@@ -110,7 +110,7 @@ def load_retrieval(queries: str | Path, corpus: str | Path, relevant: str | Path
     texts = {path: _texts_by_id(Path(path)) for path in (queries, corpus)}
     path = Path(relevant)
     table = read_file(path, lambda names: _relevant_columns(names, path))
-    scores = table["score"].to_pylist() if "score" in table.column_names else ["1"] * table.num_rows
+    scores = table["score"].to_pylist() if "score" in table.column_names else [1.0] * table.num_rows
     found: dict[str, set[str]] = {}
     rows = zip(table["query"].to_pylist(), table["document"].to_pylist(), scores, strict=True)
     for row, (query, document, score) in enumerate(rows, 1):
@@ -118,7 +118,7 @@ def load_retrieval(queries: str | Path, corpus: str | Path, relevant: str | Path
             if identity not in texts[source]:
                 near = nearest(identity, list(texts[source])[:5000])
                 raise InputError(f"{path}: row {row}: {kind} {identity!r} is not in {source}{near}.")
-        if _is_relevant(score, path, row):
+        if score > 0:
             found.setdefault(query, set()).add(document)
     if not found:
         raise InputError(f"{path}: names no relevant document; at least one row of a score above 0 is needed.")
@@ -265,7 +265,7 @@ def _short_name(name: str) -> str:
 
 
 def _load(source: SourceConfig) -> Dataset:
-    return load_texts(source.path, split=source.split, columns=source.columns, name=source.name)
+    return load_texts(source.path, split=source.split, columns=source.columns, name=source.name, quoting=source.quoting)
 
 
 def _load_triplets(source: SourceConfig) -> Dataset:
@@ -295,7 +295,7 @@ def _relevant_columns(names: list[str], path: Path) -> list[Column]:
         Column(_one_of(QUERY_ID_NAMES, names, path), "query", "id"),
         Column(_one_of(DOCUMENT_ID_NAMES, names, path), "document", "id"),
     ]
-    return [*columns, Column("score", "score", "id")] if "score" in names else columns
+    return [*columns, Column("score", "score", "number")] if "score" in names else columns
 
 
 def _one_of(wanted: Sequence[str], names: list[str], path: Path) -> str:
@@ -303,10 +303,3 @@ def _one_of(wanted: Sequence[str], names: list[str], path: Path) -> str:
         if name in names:
             return name
     raise no_column(path, repr(wanted[0]), wanted[0], names)
-
-
-def _is_relevant(score: str, path: Path, row: int) -> bool:
-    try:
-        return float(score) > 0
-    except ValueError as error:
-        raise InputError(f"{path}: row {row}: score {score!r} is no number.") from error
