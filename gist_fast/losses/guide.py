@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gist_fast.data.names import GROUP, MARGIN
 from gist_fast.data.names import GUIDE_EMBEDDING as EMBEDDING
+from gist_fast.losses.fingerprint import state_now
 from gist_fast.losses.guide_memory import GuideMemory
 from gist_fast.losses.mini_batches import EXTENTS, MiniBatches, default_tokens, positions_are_relative, reorderable
 from gist_fast.runtime.errors import InputError, InputTypeError
@@ -132,6 +133,7 @@ class GuideEncoder:
                 )
         self.model = guide
         self._memories: dict[torch.dtype, GuideMemory] | None = {} if remember else None
+        self._remembered_state: tuple[Any, ...] | None = None
         self.is_student = guide is student
         self._tokenizer = student.tokenizer
         same_tokens = student.tokenizer.get_vocab() == guide.tokenizer.get_vocab()
@@ -179,6 +181,10 @@ class GuideEncoder:
             keys = inputs[TOKENS].get(KEYS)
             if self._memories is None or keys is None:
                 return self._encode(tokens)
+            if (state := state_now(self.model)) != self._remembered_state:
+                # Other weights or another adapter since: what is remembered is another guide's.
+                self._memories.clear()
+                self._remembered_state = state
             # Evaluation may run in another type than training.
             kind, dtype = self.model.device.type, next(self.model.parameters()).dtype
             if torch.is_autocast_enabled(kind):
