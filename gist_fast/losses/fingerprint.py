@@ -56,7 +56,7 @@ def model_fingerprint(model: SentenceTransformer) -> str:
         if hasattr(config, "to_dict"):
             kept = {name: value for name, value in config.to_dict().items() if name not in _NOT_OF_THE_MODEL}
             digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-    digest.update(_tokenizer_rules(getattr(model, "tokenizer", None)).encode())
+    digest.update(tokenizer_rules(getattr(model, "tokenizer", None)).encode())
     # Nothing more of most models, whose stores of embeddings therefore stay what they were.
     others = [(name, repr(value)) for name, value in state if not isinstance(value, Tensor)]
     for more in (others, list(adapter_settings(model)), list(_own_code(model)), list(_files(model))):
@@ -152,7 +152,7 @@ def _files(model: nn.Module) -> Iterator[tuple[str, str]]:
                         yield f"{name}: {file.name}", hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _tokenizer_rules(tokenizer: Any) -> str:
+def tokenizer_rules(tokenizer: Any) -> str:
     """How a tokenizer cuts a text. Only the fast ones can be written down whole; of others, what they print."""
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gist_fast.data.names import GROUP, MARGIN
 from gist_fast.data.names import GUIDE_EMBEDDING as EMBEDDING
-from gist_fast.losses.fingerprint import state_now
+from gist_fast.losses.fingerprint import state_now, tokenizer_rules
 from gist_fast.losses.guide_memory import GuideMemory
 from gist_fast.losses.mini_batches import EXTENTS, MiniBatches, default_tokens, positions_are_relative, reorderable
 from gist_fast.runtime.errors import InputError, InputTypeError
@@ -124,19 +124,14 @@ class GuideEncoder:
     """
 
     def __init__(self, student: SentenceTransformer, guide: SentenceTransformer, remember: bool = False) -> None:
-        for name, model in (("model", student), ("guide", guide)):
-            tokenizer = getattr(model, "tokenizer", None)
-            if not isinstance(tokenizer, PreTrainedTokenizerBase):
-                raise InputError(
-                    f"{name}: its tokenizer is {type(tokenizer).__name__}; both models need a tokenizer of "
-                    "transformers (PreTrainedTokenizerBase)."
-                )
         self.model = guide
         self._memories: dict[torch.dtype, GuideMemory] | None = {} if remember else None
         self._remembered_state: tuple[Any, ...] | None = None
         self.is_student = guide is student
-        self._tokenizer = student.tokenizer
-        same_tokens = student.tokenizer.get_vocab() == guide.tokenizer.get_vocab()
+        self._tokenizers = {"model": getattr(student, "tokenizer", None), "guide": getattr(guide, "tokenizer", None)}
+        # More than the vocabulary: the same one is read with and without lower-casing.
+        rules = [tokenizer_rules(t) for t in self._tokenizers.values() if isinstance(t, PreTrainedTokenizerBase)]
+        same_tokens = len(rules) == 2 and rules[0] == rules[1]
         self.must_retokenize = not same_tokens or _limit(guide) < _limit(student)
         if self.must_retokenize:
             check_one_route(guide)
@@ -195,6 +190,11 @@ class GuideEncoder:
 
     def _encode(self, features: dict[str, Any], rows: Sequence[int] | None = None) -> Tensor:
         """``[n, G]`` of features of the guide, or of those of their `rows`, in mini-batches of like length."""
+        ids = features.get("input_ids")
+        if isinstance(ids, Tensor) and ids.ndim == 1:
+            # Static embeddings: texts end to end, which cannot be cut, and take next to no memory.
+            found = embedded(self.model, dict(features))
+            return found if rows is None else found[list(rows)]
         batches = MiniBatches(
             features,
             max_tokens=default_tokens(self.model.device),
@@ -217,7 +217,15 @@ class GuideEncoder:
         self.model.eval()
 
     def _retokenized(self, features: dict[str, Any]) -> dict[str, Any]:
-        texts = self._tokenizer.batch_decode(_token_rows(features), skip_special_tokens=True)
+        for name, known in self._tokenizers.items():
+            if not isinstance(known, PreTrainedTokenizerBase):
+                raise InputError(
+                    f"{name}: its tokenizer is {type(known).__name__}; to read the student's tokens, decoded, both models "
+                    "need a tokenizer of transformers (PreTrainedTokenizerBase). With GISTTrainer the guide reads the "
+                    "raw texts."
+                )
+        decode: Any = self._tokenizers["model"]
+        texts = decode.batch_decode(_token_rows(features), skip_special_tokens=True)
         tokens = tokenized(self.model, texts)
         return {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in tokens.items()}
 
