@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,13 +88,17 @@ def check_one_route(guide: SentenceTransformer) -> None:
     """
     for module in guide.modules():
         if isinstance(module, Router):
-            tasks = {*module.sub_modules, *(task for task, _ in module.route_mappings)} & {"query", "document"}
-            if tasks:
-                raise InputError(
-                    f"guide: its Router has a route of its own for {' and '.join(sorted(tasks))}, and all texts would "
-                    "be read by one and the same. Use a guide without a Router, as "
-                    "SentenceTransformer(modules=[*router.sub_modules['document'], ...])."
-                )
+            refuse_routes({*module.sub_modules, *(task for task, _ in module.route_mappings)})
+
+
+def refuse_routes(routes: Iterable[str]) -> None:
+    """As `check_one_route`, by the names of a Router's routes."""
+    if tasks := {"query", "document"}.intersection(routes):
+        raise InputError(
+            f"guide: its Router has a route of its own for {' and '.join(sorted(tasks))}, and all texts would be read "
+            "by one and the same. Use a guide without a Router, as "
+            "SentenceTransformer(modules=[*router.sub_modules['document'], ...])."
+        )
 
 
 def tokenized(
@@ -220,9 +224,9 @@ class GuideEncoder:
         for name, known in self._tokenizers.items():
             if not isinstance(known, PreTrainedTokenizerBase):
                 raise InputError(
-                    f"{name}: its tokenizer is {type(known).__name__}; to read the student's tokens, decoded, both models "
-                    "need a tokenizer of transformers (PreTrainedTokenizerBase). With GISTTrainer the guide reads the "
-                    "raw texts."
+                    f"{name}: its tokenizer is {type(known).__name__}; to read the student's tokens, decoded, both "
+                    "models need a tokenizer of transformers (PreTrainedTokenizerBase). With GISTTrainer the guide reads "
+                    "the raw texts."
                 )
         decode: Any = self._tokenizers["model"]
         texts = decode.batch_decode(_token_rows(features), skip_special_tokens=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gist_fast.data.named import by_name
 from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN
 from gist_fast.data.per_column import check_lengths, guide_prompt, value_for
+from gist_fast.losses.guide import refuse_routes
 from gist_fast.pipeline.models import check_model, check_no_adapter, check_peft
 from gist_fast.pipeline.saved_model import SavedModel
 from gist_fast.runtime.errors import InputError
@@ -32,11 +33,18 @@ def check_models(config: TrainConfig, arguments: GISTTrainingArguments) -> dict[
     if student.lora:
         check_peft()
         check_no_adapter(saved.adapter_base is not None)
+    if saved.routes and not arguments.router_mapping:
+        raise InputError(
+            f"training.router_mapping: expected which route ({', '.join(saved.routes)}) each column takes, because the "
+            "student has a Router; give it, as {anchor: query, positive: document}."
+        )
     check_length("student.max_seq_length", student.max_seq_length, saved)
     check_lengths("max_length", arguments.max_length, student.max_seq_length or saved.max_seq_length)
     if config.guide:
         places["guide"] = _check_model(config.guide, "guide")
-        check_length("guide.max_seq_length", arguments.guide_max_length, _saved(config.guide, "guide"))
+        guide = _saved(config.guide, "guide")
+        refuse_routes(guide.routes)
+        check_length("guide.max_seq_length", arguments.guide_max_length, guide)
     return places
 
 

@@ -61,11 +61,18 @@ def check_model(
         place = "cache" if any(isinstance(file, str) for file in found) else "hub"
     saved = SavedModel(path, role, revision)
     saved.check(trust_remote_code=trust_remote_code, switch=switch)
+    if saved.pooling is not None:
+        _say_once(f"{role}: {path} has no modules.json, so its tokens are pooled as is usual ({saved.pooling}).")
     if saved.adapter_base is not None:
         check_peft(role)
         base = f"{role}: {path} is an adapter, and its base model"
         check_model(saved.adapter_base, base, trust_remote_code=trust_remote_code, switch=switch)
     return place
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def load_configured(model: ModelConfig, role: str, attention: Attention) -> SentenceTransformer:
@@ -120,7 +127,20 @@ def load_model(path: str, role: str, switch: str = "--trust-remote-code", **opti
             reason += f" Read that code, and if you trust it, set {switch}."
         where = "the folder" if place == "folder" else "neither a folder here nor found as a model of the hub"
         raise InputError(f"{role}: {path} cannot be loaded as a model ({where}: {reason})") from error
+    _check_tokenizer(model, path, role)
     return model
+
+
+def _check_tokenizer(model: SentenceTransformer, path: str, role: str) -> None:
+    """Refuse a tokenizer without a vocabulary, which transformers makes where its files are missing."""
+    tokenizer = getattr(model, "tokenizer", None)
+    words = set(tokenizer.get_vocab()) - set(getattr(tokenizer, "all_special_tokens", ())) if tokenizer else {""}
+    if not words:
+        known = ", ".join(tokenizer.all_special_tokens)
+        raise InputError(
+            f"{role}: {path}: its tokenizer knows no token but {known}, so files of it are missing (tokenizer.json, or "
+            "its vocabulary). Save or copy it again."
+        )
 
 
 def fit_positions(model: SentenceTransformer, role: str) -> None:
@@ -152,7 +172,11 @@ def reader(
 
     @functools.cache
     def model() -> SentenceTransformer:
+        from gist_fast.losses.guide import check_one_route
+
         loaded = load_model(path, role, device=device, trust_remote_code=trust_remote_code)
+        if role == "guide":
+            check_one_route(loaded)
         if before_forward is not None:
             loaded.register_forward_pre_hook(before_forward)
         if max_length is not None:
@@ -162,9 +186,15 @@ def reader(
         return loaded
 
     def encode(texts: list[str], column: str, position: int) -> Any:
+        from sentence_transformers.base.modules import Router
+
         # An empty prompt, not None, for which encode would take the model's default one.
         read = guide_prompt(model(), column, position, prompt) if role == "guide" else prompt
-        return model().encode(texts, prompt=read, convert_to_tensor=True, show_progress_bar=len(texts) > MANY)
+        routed = any(isinstance(module, Router) for module in model())
+        # Without a task, a Router would take its default route for queries too.
+        task: dict[str, Any] = {"task": "query" if position == 0 else "document"} if routed else {}
+        shown = len(texts) > MANY
+        return model().encode(texts, prompt=read, convert_to_tensor=True, show_progress_bar=shown, **task)
 
     return encode
 

@@ -14,6 +14,7 @@ from gist_fast.runtime.errors import InputError, first_line
 MARKERS = ("modules.json", "config.json", "adapter_config.json")
 """Files of which a saved model has at least one."""
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
+_TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json", "*processor_config.json")
 _NO_LENGTH = 1e9
 """Above, a tokenizer says that it knows no maximum (1e30)."""
 _WITH_SETTINGS = ("Pooling", "Dense")
@@ -65,6 +66,21 @@ class SavedModel:
         """Where its weights are those of an adapter of peft: the model that they go with."""
         adapter = self._read(self._transformer + "adapter_config.json")
         return None if adapter is None else str(adapter.get("base_model_name_or_path"))
+
+    @property
+    def routes(self) -> list[str]:
+        """The routes of a ``Router``, which reads queries by other modules than documents; empty where it has none."""
+        structure = (self._read(self._transformer + "router_config.json") or {}).get("structure") or {}
+        return sorted(structure)
+
+    @property
+    def pooling(self) -> str | None:
+        """How sentence-transformers pools the tokens of a model of plain transformers; None where it is its own."""
+        config = self._read("config.json")
+        if self.modules is not None or config is None:
+            return None
+        causal = ((config.get("architectures") or [""])[0]).endswith("ForCausalLM") and config.get("is_causal", True)
+        return "last-token pooling" if causal else "mean pooling"
 
     @cached_property
     def positions(self) -> int | None:
@@ -166,12 +182,19 @@ class SavedModel:
         place = folder / self._transformer
         if not place.is_dir():
             self._refuse(f"{self._transformer} is missing")
+        if not first.endswith("Transformer"):
+            return
+        if not (place / "config.json").is_file() and self.adapter_base is None:
+            self._refuse(f"{self._transformer}config.json is missing")
+        if not any(any(place.glob(pattern)) for pattern in _TOKENIZERS):
+            # transformers would go on with a tokenizer that knows no word.
+            self._refuse("there is no tokenizer, as tokenizer.json")
         files = [file for file in place.iterdir() if file.suffix in _WEIGHTS and file.name != "training_args.bin"]
         for index in place.glob("*.index.json"):
             shards = set((self._read(self._transformer + index.name) or {}).get("weight_map", {}).values())
             if missing := sorted(shards - {file.name for file in files}):
                 self._refuse(f"{index.name} names {missing[0]}, which is missing")
-        if first.endswith("Transformer") and not files:
+        if not files:
             self._refuse("there are no weights, as model.safetensors")
         for file in files:
             if file.suffix == ".safetensors":

@@ -123,7 +123,9 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             raise InputError("guided: expected True with a guide, got False. Leave out one of the two.")
         if guide is not None:
             check_model("guide", guide)
-        for name in ("prompts", "max_length", "guide_prompts", "guide_max_length") if args is not None else ():
+        for name in (
+            ("router_mapping", "prompts", "max_length", "guide_prompts", "guide_max_length") if args is not None else ()
+        ):
             check_names(name, getattr(args, name, None), columns_by_dataset(train_dataset, eval_dataset))
         check_lengths("max_length", getattr(args, "max_length", None), getattr(model, "max_seq_length", None))
         check_lengths("guide_max_length", getattr(args, "guide_max_length", None))
