@@ -91,7 +91,7 @@ def check_one_route(guide: SentenceTransformer) -> None:
             refuse_routes({*module.sub_modules, *(task for task, _ in module.route_mappings)})
 
 
-def refuse_routes(routes: Iterable[str]) -> None:
+def refuse_routes(routes: Iterable[str | None]) -> None:
     """As `check_one_route`, by the names of a Router's routes."""
     if tasks := {"query", "document"}.intersection(routes):
         raise InputError(
@@ -224,9 +224,9 @@ class GuideEncoder:
         for name, known in self._tokenizers.items():
             if not isinstance(known, PreTrainedTokenizerBase):
                 raise InputError(
-                    f"{name}: its tokenizer is {type(known).__name__}; to read the student's tokens, decoded, both "
-                    "models need a tokenizer of transformers (PreTrainedTokenizerBase). With GISTTrainer the guide reads "
-                    "the raw texts."
+                    f"{name}: its tokenizer is {type(known).__name__}; both models need a tokenizer of transformers "
+                    "(PreTrainedTokenizerBase) where the guide reads the student's tokens, decoded. With GISTTrainer "
+                    "it reads the raw texts."
                 )
         decode: Any = self._tokenizers["model"]
         texts = decode.batch_decode(_token_rows(features), skip_special_tokens=True)

@@ -133,7 +133,7 @@ def load_model(path: str, role: str, switch: str = "--trust-remote-code", **opti
 
 def _check_tokenizer(model: SentenceTransformer, path: str, role: str) -> None:
     """Refuse a tokenizer without a vocabulary, which transformers makes where its files are missing."""
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer: Any = getattr(model, "tokenizer", None)
     words = set(tokenizer.get_vocab()) - set(getattr(tokenizer, "all_special_tokens", ())) if tokenizer else {""}
     if not words:
         known = ", ".join(tokenizer.all_special_tokens)
