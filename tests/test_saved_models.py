@@ -15,7 +15,18 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
-from transformers import AutoTokenizer, BartConfig, BartModel, RobertaConfig, RobertaModel, T5Config, T5EncoderModel
+from transformers import (
+    AutoTokenizer,
+    BartConfig,
+    BartModel,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
 from gist_fast.data.per_column import guide_prompt, positions
@@ -317,7 +328,31 @@ class TestFiles:
         folder = copied(tiny_student, tmp_path / "none", "tokenizer.json", "tokenizer_config.json")
         assert_refused(run("--dry-run", student=folder), "there is no tokenizer")
         folder = copied(tiny_student, tmp_path / "empty", "tokenizer.json")
-        assert_refused(run(student=folder), "its tokenizer knows no token but")
+        assert_refused(run("--dry-run", student=folder), "its tokenizer knows no token but")
+
+    def test_a_tokenizer_that_cannot_pad_is_refused_with_a_remedy_that_works(self, run, tokenizer, tmp_path):
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="[SEP]")
+        sizes = {"n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 64}
+        folder = plain(GPT2Model(GPT2Config(vocab_size=len(fast), **sizes)), fast, tmp_path / "gpt", 64)
+        assert_refused(run("--dry-run", student=folder), "no token to pad with", "add \"pad_token\": '[SEP]'")
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": "[SEP]"}))
+        assert run(student=folder).code == 0
+
+    def test_weights_in_half_precision_are_trained_with_a_warning(self, run, student, tmp_path, caplog):
+        student.bfloat16().save(str(tmp_path / "half"), create_model_card=False)
+        assert run(student=tmp_path / "half").code == 0
+        assert "its weights are trained in bfloat16, in which steps below about 4e-03" in caplog.text
+        caplog.clear()
+        remedy = ("--overwrite", "--student.model_kwargs", "{dtype: float32}")
+        assert run(*remedy, student=tmp_path / "half").code == 0
+        assert "are trained in" not in caplog.text
+        saved = load_file(tmp_path / "out" / "final" / "model.safetensors")
+        assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+    def test_an_adapter_resumes(self, run, adapter):
+        assert run(student=adapter).code == 0
+        assert run("--resume", "--training.max_steps", "3", student=adapter).code == 0
 
     @pytest.mark.parametrize("kind", ["SparseEncoder", "CrossEncoder"])
     def test_models_of_other_kinds_are_named(self, kind, run, tiny_student, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.data.per_column import check_positions, guide_prompt, positions
-from gist_fast.pipeline.saved_model import MARKERS, SavedModel
+from gist_fast.pipeline.saved_model import MARKERS, SavedModel, check_tokenizer
 from gist_fast.runtime.errors import InputError, first_line, nearest_file
 
 if TYPE_CHECKING:
@@ -127,20 +127,8 @@ def load_model(path: str, role: str, switch: str = "--trust-remote-code", **opti
             reason += f" Read that code, and if you trust it, set {switch}."
         where = "the folder" if place == "folder" else "neither a folder here nor found as a model of the hub"
         raise InputError(f"{role}: {path} cannot be loaded as a model ({where}: {reason})") from error
-    _check_tokenizer(model, path, role)
+    check_tokenizer(getattr(model, "tokenizer", None), path, role)
     return model
-
-
-def _check_tokenizer(model: SentenceTransformer, path: str, role: str) -> None:
-    """Refuse a tokenizer without a vocabulary, which transformers makes where its files are missing."""
-    tokenizer: Any = getattr(model, "tokenizer", None)
-    words = set(tokenizer.get_vocab()) - set(getattr(tokenizer, "all_special_tokens", ())) if tokenizer else {""}
-    if not words:
-        known = ", ".join(tokenizer.all_special_tokens)
-        raise InputError(
-            f"{role}: {path}: its tokenizer knows no token but {known}, so files of it are missing (tokenizer.json, or "
-            "its vocabulary). Save or copy it again."
-        )
 
 
 def fit_positions(model: SentenceTransformer, role: str) -> None:

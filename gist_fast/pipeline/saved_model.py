@@ -137,6 +137,7 @@ class SavedModel:
             )
         if self.folder is not None:
             self._check_files(self.folder)
+        check_tokenizer(self._tokenizer, self.path, self.role)
 
     @cached_property
     def _of_sentence_transformers(self) -> dict[str, Any]:
@@ -149,6 +150,12 @@ class SavedModel:
         return f"{path}/" if path else ""
 
     @property
+    def _is_transformer(self) -> bool:
+        """Whether its first module is the one that sentence-transformers has for a model of transformers."""
+        first = self.modules[0].get("type", "") if self.modules else "sentence_transformers.Transformer"
+        return first.startswith("sentence_transformers.") and first.endswith("Transformer")
+
+    @property
     def _where(self) -> dict[str, Any]:
         """The arguments of transformers that name the configuration."""
         if self.adapter_base is not None:
@@ -156,6 +163,18 @@ class SavedModel:
         if self.folder is not None:
             return {"pretrained_model_name_or_path": self.folder / self._transformer}
         return {"pretrained_model_name_or_path": self.path, "revision": self.revision, "subfolder": self._transformer}
+
+    @property
+    def _tokenizer(self) -> Any:
+        """Its tokenizer; None where it can only be found with the model."""
+        from transformers import AutoTokenizer
+
+        if not self._is_transformer or self.adapter_base is not None or not self.is_here:
+            return None
+        try:
+            return AutoTokenizer.from_pretrained(**self._where, local_files_only=True)
+        except Exception:  # of a kind of its own: found, or missed, when the model is loaded
+            return None
 
     @property
     def own_code(self) -> str | None:
@@ -176,13 +195,10 @@ class SavedModel:
             name = module.get("type", "").rpartition(".")[2]
             if name in _WITH_SETTINGS and not (folder / module.get("path", "") / "config.json").is_file():
                 self._refuse(f"{module.get('path')}/config.json is missing")
-        first = (self.modules or [{}])[0].get("type", "sentence_transformers.base.modules.Transformer")
-        if not first.startswith("sentence_transformers."):
-            return
         place = folder / self._transformer
         if not place.is_dir():
             self._refuse(f"{self._transformer} is missing")
-        if not first.endswith("Transformer"):
+        if not self._is_transformer:
             return
         if not (place / "config.json").is_file() and self.adapter_base is None:
             self._refuse(f"{self._transformer}config.json is missing")
@@ -226,3 +242,29 @@ class SavedModel:
             return None
         except (OSError, ValueError) as error:
             raise InputError(f"{self.role}: {file}: expected JSON, got what cannot be read so ({error}).") from None
+
+
+def check_tokenizer(tokenizer: Any, path: str, role: str) -> None:
+    """Refuse a tokenizer that cannot serve: without a vocabulary, which transformers makes where files are missing, or
+    without a token to pad with.
+
+    Args:
+        tokenizer: of another kind than transformers' own, or None: not looked at.
+
+    Raises:
+        InputError: naming the model and what to do.
+    """
+    if not hasattr(tokenizer, "all_special_tokens"):
+        return
+    special = list(tokenizer.all_special_tokens)
+    if not set(tokenizer.get_vocab()) - set(special):
+        raise InputError(
+            f"{role}: {path}: its tokenizer knows no token but {', '.join(special)}, so files of it are missing "
+            "(tokenizer.json, or its vocabulary). Save or copy it again."
+        )
+    if tokenizer.pad_token is None:
+        token = tokenizer.eos_token or "<a token of its vocabulary>"
+        raise InputError(
+            f'{role}: {path}: its tokenizer has no token to pad with; add "pad_token": {token!r} to its '
+            "tokenizer_config.json."
+        )

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+
+import torch
 from torch import nn
 
 from gist_fast.runtime.errors import InputError, shown
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_half(student: nn.Module) -> None:
+    """Say where steps would be lost: a weight in half precision does not move by less than its own spacing."""
+    trained = {parameter.dtype for parameter in student.parameters() if parameter.requires_grad}
+    for dtype in trained & {torch.float16, torch.bfloat16}:
+        logger.warning(
+            "model: its weights are trained in %s, in which steps below about %.0e of a weight are lost. Load it in "
+            "float32 (student.model_kwargs: {dtype: float32}), and set bf16 or fp16 to compute in half precision.",
+            str(dtype).removeprefix("torch."), torch.finfo(dtype).eps / 2,
+        )  # fmt: skip
 
 
 def check_trainable(student: nn.Module) -> None:

@@ -36,7 +36,7 @@ from gist_fast.training.distributed_checks import check_batches, check_paralleli
 from gist_fast.training.loss_checks import check_self_guiding
 from gist_fast.training.no_duplicates_sampler import NoDuplicatesBatchSampler
 from gist_fast.training.resume import LongRunMixin
-from gist_fast.training.student_checks import check_trainable
+from gist_fast.training.student_checks import check_trainable, warn_of_half
 from gist_fast.training.temperature_schedule import TemperatureCallback, check_schedule
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics, **kwargs,
         )  # fmt: skip
         check_trainable(self.model)
+        warn_of_half(self.model)
         losses = [guided for _, guided in _guided_losses(self.loss)]
         if losses:
             gathers = any(guided.gather_across_devices for guided in losses)
