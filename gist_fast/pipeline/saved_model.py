@@ -91,7 +91,8 @@ class SavedModel:
 
         try:
             config = AutoConfig.from_pretrained(**self._where, local_files_only=True)
-            if not (getattr(config, "max_position_embeddings", None) or 0) > 0:
+            rotary = any(getattr(config, name, None) for name in ("rope_parameters", "rope_theta", "rope_scaling"))
+            if rotary or not (getattr(config, "max_position_embeddings", None) or 0) > 0:
                 return None
             with torch.device("meta"):
                 return positions(AutoModel.from_config(config))
@@ -162,7 +163,11 @@ class SavedModel:
             return {"pretrained_model_name_or_path": self.adapter_base}
         if self.folder is not None:
             return {"pretrained_model_name_or_path": self.folder / self._transformer}
-        return {"pretrained_model_name_or_path": self.path, "revision": self.revision, "subfolder": self._transformer}
+        return {
+            "pretrained_model_name_or_path": self.path,
+            "revision": self.revision or "main",
+            "subfolder": self._transformer,
+        }
 
     @property
     def _tokenizer(self) -> Any:
@@ -241,7 +246,9 @@ class SavedModel:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.role}: {file}: expected JSON, got what cannot be read so ({error}).") from None
+            raise InputError(
+                f"{self.role}: {self.path} cannot be loaded as a model ({name}: expected JSON: {error})."
+            ) from None
 
 
 def check_tokenizer(tokenizer: Any, path: str, role: str) -> None:
