@@ -87,7 +87,7 @@ def test_nothing_else_is_ever_replaced(embed, tmp_path):
 def test_wrong_usage(embed, run_command, data, tiny_guide, tmp_path):
     refused(embed("--dtype", "int8"), "dtype: expected one of 'float16', 'float32', got 'int8'.")
     refused(embed("--max-length", "0"), "--max-length")
-    refused(embed("--max-length", "1000"), "max_length: expected at most 64, the positions that")
+    refused(embed("--max-length", "1000"), "--max-length: expected at most 64, the positions that")
     refused(embed(columns="question,anser"), "did you mean 'answer'?")
     refused(embed("--prompt", "anchor=q: ", "--prompt", "nobody=d: "), "'nobody=d: ' is for no column")
     out = ("--output", tmp_path / "out")

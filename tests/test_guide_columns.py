@@ -17,13 +17,14 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 from gist_fast import embed_guide
 from gist_fast.bench import isolated
 from gist_fast.data.per_column import guide_prompt
-from gist_fast.guide_columns import Report, job
+from gist_fast.guide_columns import Report, job, probe
 from gist_fast.guide_columns.progress import Progress
 
 
 @pytest.fixture
 def encoded(guide, monkeypatch):
-    """The texts that the guide tokenised, in the order of doing."""
+    """The texts that the guide tokenised for the store, in the order of doing (the probe has tests of its own)."""
+    monkeypatch.setattr(probe, "PROBED", 0)
     texts = []
     preprocess = guide.preprocess
     monkeypatch.setattr(guide, "preprocess", lambda batch, **kw: (texts.extend(batch), preprocess(batch, **kw))[1])

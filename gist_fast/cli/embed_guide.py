@@ -13,6 +13,7 @@ from gist_fast.cli.output import (
     Device,
     Json,
     Quoting,
+    TrustRemoteCode,
     expanded,
     note,
     only_results_on_stdout,
@@ -53,6 +54,7 @@ def embed_guide(
         ),
     ] = None,
     device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that output holds.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not tell how far it is.")] = False,
     as_json: Json = False,
@@ -67,9 +69,12 @@ def embed_guide(
     with only_results_on_stdout():
         from gist_fast.data.load import load_texts
         from gist_fast.data.save import check_folder, save_whole
+        from gist_fast.pipeline.model_checks import check_length
         from gist_fast.pipeline.models import check_model, load_model
+        from gist_fast.pipeline.saved_model import SavedModel
 
-        check_model(guide, "guide")
+        check_model(guide, "guide", trust_remote_code=trust_remote_code)
+        check_length("--max-length", max_length, SavedModel(guide, "guide"))
         check_folder(output, overwrite)
         dataset = load_texts(data, split=split, columns=parse_columns(columns), quoting=quoting)
         prompts = _prompts(prompt, dataset.column_names)
@@ -82,7 +87,7 @@ def embed_guide(
             team = Team()
             embedded = add_columns(
                 dataset,
-                load_model(guide, "guide", device=device or team.device),
+                load_model(guide, "guide", device=device or team.device, trust_remote_code=trust_remote_code),
                 prompts=prompts,
                 batch_size=batch_size,
                 batch_tokens=batch_tokens,

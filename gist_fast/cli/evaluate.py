@@ -13,6 +13,7 @@ from gist_fast.cli.output import (
     Device,
     Json,
     Quoting,
+    TrustRemoteCode,
     expanded,
     only_results_on_stdout,
     parse_columns,
@@ -65,6 +66,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded at a time.")] = 64,
     device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Measure retrieval, triplets, likeness (STS), pair classification and tasks of mteb; any of them at once.
@@ -88,7 +90,7 @@ def evaluate(
             raise typer.BadParameter("--query-prompt and --corpus-prompt go with --pairs or --queries.")
         names = {"model": model, **({"baseline": baseline} if baseline else {})}
         for role, name in names.items():
-            check_model(name, role)
+            check_model(name, role, trust_remote_code=trust_remote_code)
         tasks = None if config is None else load_tasks(config)
         mteb_tasks = find_tasks(mteb) if mteb else []
         load_data(mteb_tasks)
@@ -98,6 +100,7 @@ def evaluate(
             mteb_tasks,
             batch_size=batch_size,
             device=device,
+            trust_remote_code=trust_remote_code,
             query_prompt=query_prompt,
             corpus_prompt=corpus_prompt,
             before_forward=ctrl_c.check,

@@ -17,6 +17,7 @@ from gist_fast.cli.output import (
     Json,
     Quoting,
     Report,
+    TrustRemoteCode,
     check_report,
     note,
     only_results_on_stdout,
@@ -82,6 +83,7 @@ def inspect(
     student_prompt: Annotated[str | None, typer.Option(help="Put before each text for the student.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Rows of a table, and entries of a list in JSON; 0 for all.")] = 20,
     device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
     report: Report = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report.")] = False,
     as_json: Json = False,
@@ -95,7 +97,9 @@ def inspect(
     done: list[str] = []
     with only_results_on_stdout(), interruptible(None if report is None else done) as ctrl_c:
         from gist_fast.data.load import load_texts
+        from gist_fast.pipeline.model_checks import check_length
         from gist_fast.pipeline.models import check_model, reader
+        from gist_fast.pipeline.saved_model import SavedModel
 
         tried = _margins(margins)
         rows = _duplicate_rows(duplicates)
@@ -106,14 +110,18 @@ def inspect(
         check_report(report, overwrite)
         for role, name in (("guide", guide), ("student", student)):
             if name is not None:
-                check_model(name, role)
+                check_model(name, role, trust_remote_code=trust_remote_code)
+        if guide is not None:
+            check_length("--guide-max-length", guide_max_length, SavedModel(guide, "guide"))
         dataset = load_texts(data, split=split, columns=roles, quoting=quoting)
         from gist_fast.inspection import inspect_batch
         from gist_fast.inspection.advice import advice
         from gist_fast.report.inspection import PAIRS
         from gist_fast.runtime.environment import best_device
 
-        make = functools.partial(reader, device=device, before_forward=ctrl_c.check)
+        make = functools.partial(
+            reader, device=device, trust_remote_code=trust_remote_code, before_forward=ctrl_c.check
+        )
         read = None if guide is None else make(guide, "guide", guide_prompt, max_length=guide_max_length)
         # A page shows its own number of pairs, whatever the terminal shows.
         most = None if limit == 0 else max(limit, PAIRS if report is not None else 0)

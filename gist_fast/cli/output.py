@@ -110,6 +110,9 @@ def parse_columns(text: str | None) -> dict[str, str] | list[str] | None:
 
 
 Device = Annotated[str | None, typer.Option("--device", help="cuda, cpu and so on; else the best there is.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Read it first.")
+]
 Report = Annotated[
     Path | None,
     typer.Option("--report", metavar="OUT.html", callback=expanded, help="Also write all of it as one HTML page."),

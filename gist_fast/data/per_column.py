@@ -6,13 +6,28 @@ Prompts and maximum lengths all take the four forms that sentence-transformers h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gist_fast.runtime.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+_QUERIES = ("query",)
+_DOCUMENTS = ("document", "passage", "corpus")
+_POSITION_TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
+
+
+class HasPrompts(Protocol):
+    """A model, or what a saved one says of itself."""
+
+    @property
+    def prompts(self) -> Mapping[str, str | None]: ...
+
+    @property
+    def default_prompt_name(self) -> str | None: ...
 
 
 def value_for(setting: Any, column: str, dataset: str | None = None) -> Any:
@@ -76,20 +91,41 @@ def check_lengths(
         raise InputError(f"{name}: expected at most {most}, {limit}, got {setting}.")
 
 
-def check_positions(name: str, setting: Any, guide: SentenceTransformer) -> None:
-    """`check_lengths` by the position embeddings that a guide has."""
-    positions = getattr(getattr(guide[0], "config", None), "max_position_embeddings", None)
-    check_lengths(name, setting, positions, "the positions that the guide has")
+def positions(model: Any) -> int | None:
+    """Tokens of a text that a model has position embeddings for; None where it has no table of them, as with rotary or
+    relative ones."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    said = (getattr(config, "max_position_embeddings", None) for config in configs)
+    most = next((number for number in said if isinstance(number, int) and number > 0), math.inf)
+    for name, table in model.named_modules():
+        weight: Any = getattr(table, "weight", None)
+        if name.rpartition(".")[2] in _POSITION_TABLES and getattr(weight, "ndim", 0) == 2:
+            padding = getattr(table, "padding_idx", None)
+            # RoBERTa and its kin count from behind the padding's place, BART and OPT from an offset.
+            unused = getattr(table, "offset", 0) if padding is None else padding + 1
+            return int(min(weight.shape[0] - unused, most))
+    return None
+
+
+def check_positions(name: str, setting: Any, model: SentenceTransformer, role: str = "guide") -> None:
+    """`check_lengths` by the position embeddings that a model has."""
+    # A length of another kind than a whole number means that it knows none.
+    if not isinstance(setting, float):
+        check_lengths(name, setting, positions(model), f"the positions that the {role} has")
 
 
 def guide_prompt(
-    guide: SentenceTransformer,
+    guide: HasPrompts,
     column: str,
     position: int,
     prompts: Mapping[str, str | dict[str, str]] | str | None,
     dataset: str | None = None,
 ) -> str:
     """The prompt that the guide reads before the texts of a column, perhaps empty.
+
+    Without one that is given it is the guide's own: for queries ``query``, for documents the first of ``document``,
+    ``passage`` and ``corpus`` that is there, as in ``encode_query`` and ``encode_document`` of sentence-transformers;
+    where it has none of these, its default.
 
     Args:
         position: the column's place in the dataset; the first holds the queries.
@@ -99,7 +135,13 @@ def guide_prompt(
     if prompts is not None:
         return value_for(prompts, column, dataset) or ""
     own = guide.prompts or {}
-    return own.get("query" if position == 0 else "document") or own.get(guide.default_prompt_name or "") or ""
+    names = _QUERIES if position == 0 else _DOCUMENTS
+    # Loading a model puts an empty `document` beside its `passage`.
+    if found := next(filter(None, map(own.get, names)), None):
+        return found
+    if any(name in own for name in names) and any(own.get(name) for name in (*_QUERIES, *_DOCUMENTS)):
+        return ""  # a prompt for the other side only; the default is often that one
+    return own.get(guide.default_prompt_name or "") or ""
 
 
 def _refuse(name: str, key: str, known: list[str], kind: str) -> None:

@@ -43,6 +43,8 @@ def check_arguments(
         if value is not None and value < 1:
             raise InputError(f"{name}: expected at least 1, or None, got {value}.")
     check_positions("max_length", counts["max_length"], guide)
+    if counts["max_length"] is None:
+        check_positions("guide.max_seq_length", guide.max_seq_length, guide)
     if not isinstance(cache_dir, str | os.PathLike | None):
         raise wrong_type("cache_dir", "the path of a folder, or None", cache_dir)
     if len(dataset) == 0:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import logging
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,16 +18,20 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
+from gist_fast.data.names import GUIDE_EMBEDDING
 from gist_fast.guide_columns.column_files import find_column, write_column
 from gist_fast.guide_columns.encode import Encoded, Encoder, Unstorable, to_stored
 from gist_fast.guide_columns.files import written_whole
-from gist_fast.guide_columns.fingerprint import guide_fingerprint
+from gist_fast.guide_columns.probe import allowed, distance, probed
 from gist_fast.guide_columns.progress import Progress
 from gist_fast.guide_columns.share import Team
 from gist_fast.guide_columns.store import Store
 from gist_fast.guide_columns.texts import DistinctTexts, TextColumn
+from gist_fast.losses.fingerprint import model_fingerprint
 from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.files import put, remove_leftovers
+
+logger = logging.getLogger(__name__)
 
 LAYOUT = "1"
 """Of the files; another one does not look at these."""
@@ -81,28 +88,39 @@ class Job:
         """The file of each column of `prompts`, in that order."""
         columns = {name: TextColumn(dataset, name) for name in prompts}
         digests = {name: column.digest() for name, column in columns.items()}
-        weights = guide_fingerprint(self.encoder.guide)
+        weights = model_fingerprint(self.encoder.guide)
         self.team.agree("guide", weights)
         self.team.agree("dataset", (digests, prompts, self.encoder.max_length, self.dtype))
         files: dict[str, Path | None] = {}
         for prompt in dict.fromkeys(prompts.values()):
-            folder = self._folder(weights, prompt)
-            self.report.folders.append(folder)
             named = {name: column for name, column in columns.items() if prompts[name] == prompt}
-            files |= self._find_or_make(folder, prompt, named, digests)
+            for variant in itertools.count():
+                folder = self._folder(weights, prompt, variant)
+                try:
+                    files |= self._find_or_make(folder, prompt, named, digests)
+                    break
+                except _OtherEmbeddingsError as other:
+                    # All processes are here: they were told the same.
+                    if self.team.rank == 0:
+                        logger.warning("%s: %s", folder, other)
         for path in files.values():
             if path is None or not path.exists():
                 raise InputError(f"cache_dir: expected a folder that all processes share, and {path} is not here.")
         return {name: path for name in prompts if (path := files[name]) is not None}
 
-    def _folder(self, weights: str, prompt: str) -> Path:
-        """Where the embeddings under a prompt are kept; named after all that they depend on besides the text."""
+    def _folder(self, weights: str, prompt: str, variant: int) -> Path:
+        """Where the embeddings under a prompt are kept; named after all that they depend on besides the text.
+
+        Args:
+            variant: how many guides with the same fingerprint make other embeddings.
+        """
         told = {
             "layout": LAYOUT,
             "guide": weights,
             "prompt": prompt,
             "max_length": str(self._max_length),
             "dtype": self.dtype,
+            **({"variant": str(variant)} if variant else {}),
         }
         written = json.dumps(told, sort_keys=True, indent=2)
         folder = self.folder / hashlib.blake2b(written.encode(), digest_size=16).hexdigest()
@@ -131,12 +149,16 @@ class Job:
         found = self.team.first(
             lambda: {name: find_column(folder, digests[name], len(c), stored) for name, c in columns.items()}
         )
+        self._probe(prompt, lambda: _in_files(found, columns))
         columns = {name: columns[name] for name, path in found.items() if path is None}
         if not columns:
+            self.report.folders.append(folder)
             return found
         texts = DistinctTexts(list(columns.values()))
         store = Store(folder, stored)
         missing = self._missing(store, texts)
+        self._probe(prompt, lambda: _in_store(store, texts, missing))
+        self.report.folders.append(folder)
         self.report.columns += len(columns)
         self.report.distinct += len(texts)
         self.report.missing += len(missing)
@@ -156,6 +178,23 @@ class Job:
             }
 
         return found | self.team.first(write)
+
+    def _probe(self, prompt: str, take: Callable[[], Iterator[tuple[list[str], np.ndarray]]]) -> None:
+        """Compare some stored embeddings with what the guide makes of their texts now.
+
+        Args:
+            take: texts and what is stored of them.
+
+        Raises:
+            _OtherEmbeddingsError: they are further apart than rounding explains.
+        """
+        found = self.team.first(lambda: max((distance(self.encoder, prompt, *some) for some in take()), default=0.0))
+        if not found <= allowed(self.encoder.guide):
+            raise _OtherEmbeddingsError(
+                f"holds other embeddings than this guide makes of the same texts now ({found:.2g} of their length "
+                "apart), though its weights and settings are the same. They are left alone; the texts are embedded "
+                "anew, into another folder."
+            )
 
     def _missing(self, store: Store, texts: DistinctTexts) -> np.ndarray:
         """The numbers of the texts that the store lacks; the same in every process, whatever others add meanwhile."""
@@ -177,7 +216,8 @@ class Job:
         starts = range(self.team.rank * size, len(missing), self.team.size * size)
         mine = [missing[start : start + size] for start in starts]
         shard = _Shard(store, texts, self.report)
-        most_tokens = self._max_length or math.inf
+        # A tokenizer that knows no maximum says 1e30, which is no whole number of numpy's.
+        most_tokens = float(self._max_length or math.inf)
         work = np.minimum(texts.lengths, _BYTES_COUNTED * most_tokens) + _BYTES_COUNTED
         count, whole = sum(map(len, mine)), int(sum(work[numbers].sum() for numbers in mine))
         title = "Guide" if self.team.size == 1 else f"Guide (process 1 of {self.team.size})"
@@ -186,6 +226,28 @@ class Job:
                 numbers = mine[number][encoded.rows]
                 shard.add(numbers, encoded)
                 progress.advance(len(numbers), encoded.tokens, int(work[numbers].sum()))
+
+
+class _OtherEmbeddingsError(Exception):
+    """A folder's embeddings are not those of the guide."""
+
+
+def _in_files(found: dict[str, Path | None], columns: dict[str, TextColumn]) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Some texts of the columns that have a file, and what it holds of them."""
+    for name, path in found.items():
+        rows = probed(len(columns[name]))
+        if path is not None and len(rows):
+            held = Dataset.from_file(str(path)).with_format("numpy")[rows][GUIDE_EMBEDDING]
+            yield columns[name].take(rows.tolist()), np.stack(list(held))
+
+
+def _in_store(store: Store, texts: DistinctTexts, missing: np.ndarray) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Some of the texts that the store has, and what it holds of them."""
+    held = np.setdiff1d(np.arange(len(texts)), missing, assume_unique=True)
+    numbers = held[probed(len(held))]
+    if len(numbers):
+        places = store.locate(texts.keys.take(pa.array(numbers)), check=False)
+        yield texts.take(numbers), store.gather(places)
 
 
 class _Shard:

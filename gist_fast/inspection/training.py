@@ -84,6 +84,8 @@ def _encoder(trainer: GISTTrainer, model: SentenceTransformer, dataset: str, *, 
             prompt = value_for(args.prompts, column, dataset or None) or ""
         max_length = value_for(lengths, column, dataset or None)
         more: dict[str, Any] = {} if max_length is None else {"processing_kwargs": {"text": {"max_length": max_length}}}
+        if not as_guide and (task := value_for(args.router_mapping, column, dataset or None)):
+            more["task"] = task
         half = args.half_precision
         with torch.autocast(model.device.type, dtype=half, enabled=half is not None):
             return model.encode(texts, prompt=prompt, convert_to_tensor=True, show_progress_bar=False, **more)

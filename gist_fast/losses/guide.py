@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gist_fast.data.names import GROUP, MARGIN
 from gist_fast.data.names import GUIDE_EMBEDDING as EMBEDDING
+from gist_fast.losses.fingerprint import state_now, tokenizer_rules
 from gist_fast.losses.guide_memory import GuideMemory
 from gist_fast.losses.mini_batches import EXTENTS, MiniBatches, default_tokens, positions_are_relative, reorderable
 from gist_fast.runtime.errors import InputError, InputTypeError, shown
@@ -87,13 +88,17 @@ def check_one_route(guide: SentenceTransformer) -> None:
     """
     for module in guide.modules():
         if isinstance(module, Router):
-            tasks = {*module.sub_modules, *(task for task, _ in module.route_mappings)} & {"query", "document"}
-            if tasks:
-                raise InputError(
-                    f"guide: its Router has a route of its own for {' and '.join(sorted(tasks))}, and all texts would "
-                    "be read by one and the same. Use a guide without a Router, as "
-                    "SentenceTransformer(modules=[*router.sub_modules['document'], ...])."
-                )
+            refuse_routes({*module.sub_modules, *(task for task, _ in module.route_mappings)})
+
+
+def refuse_routes(routes: Iterable[str | None]) -> None:
+    """As `check_one_route`, by the names of a Router's routes."""
+    if tasks := {"query", "document"}.intersection(routes):
+        raise InputError(
+            f"guide: its Router has a route of its own for {' and '.join(sorted(tasks))}, and all texts would be read "
+            "by one and the same. Use a guide without a Router, as "
+            "SentenceTransformer(modules=[*router.sub_modules['document'], ...])."
+        )
 
 
 def tokenized(
@@ -160,18 +165,14 @@ class GuideEncoder:
     """
 
     def __init__(self, student: SentenceTransformer, guide: SentenceTransformer, remember: bool = False) -> None:
-        for name, model in (("model", student), ("guide", guide)):
-            tokenizer = getattr(model, "tokenizer", None)
-            if not isinstance(tokenizer, PreTrainedTokenizerBase):
-                raise InputError(
-                    f"{name}: its tokenizer is {type(tokenizer).__name__}; both models need a tokenizer of "
-                    "transformers (PreTrainedTokenizerBase)."
-                )
         self.model = guide
         self._memories: dict[torch.dtype, GuideMemory] | None = {} if remember else None
+        self._remembered_state: tuple[Any, ...] | None = None
         self.is_student = guide is student
-        self._tokenizer = student.tokenizer
-        same_tokens = student.tokenizer.get_vocab() == guide.tokenizer.get_vocab()
+        self._tokenizers = {"model": getattr(student, "tokenizer", None), "guide": getattr(guide, "tokenizer", None)}
+        # More than the vocabulary: the same one is read with and without lower-casing.
+        rules = [tokenizer_rules(t) for t in self._tokenizers.values() if isinstance(t, PreTrainedTokenizerBase)]
+        same_tokens = len(rules) == 2 and rules[0] == rules[1]
         self.must_retokenize = not same_tokens or _limit(guide) < _limit(student)
         if self.must_retokenize:
             check_one_route(guide)
@@ -216,6 +217,10 @@ class GuideEncoder:
             keys = inputs[TOKENS].get(KEYS)
             if self._memories is None or keys is None:
                 return self._encode(tokens)
+            if (state := state_now(self.model)) != self._remembered_state:
+                # Other weights or another adapter since: what is remembered is another guide's.
+                self._memories.clear()
+                self._remembered_state = state
             # Evaluation may run in another type than training.
             kind, dtype = self.model.device.type, next(self.model.parameters()).dtype
             if torch.is_autocast_enabled(kind):
@@ -226,6 +231,11 @@ class GuideEncoder:
 
     def _encode(self, features: dict[str, Any], rows: Sequence[int] | None = None) -> Tensor:
         """``[n, G]`` of features of the guide, or of those of their `rows`, in mini-batches of like length."""
+        ids = features.get("input_ids")
+        if isinstance(ids, Tensor) and ids.ndim == 1:
+            # Static embeddings: texts end to end, which cannot be cut, and take next to no memory.
+            found = embedded(self.model, dict(features))
+            return found if rows is None else found[list(rows)]
         batches = MiniBatches(
             features,
             max_tokens=default_tokens(self.model.device),
@@ -248,7 +258,15 @@ class GuideEncoder:
         self.model.eval()
 
     def _retokenized(self, features: dict[str, Any]) -> dict[str, Any]:
-        texts = self._tokenizer.batch_decode(_token_rows(features), skip_special_tokens=True)
+        for name, known in self._tokenizers.items():
+            if not isinstance(known, PreTrainedTokenizerBase):
+                raise InputError(
+                    f"{name}: its tokenizer is {type(known).__name__}; both models need a tokenizer of transformers "
+                    "(PreTrainedTokenizerBase) where the guide reads the student's tokens, decoded. With GISTTrainer "
+                    "it reads the raw texts."
+                )
+        decode: Any = self._tokenizers["model"]
+        texts = decode.batch_decode(_token_rows(features), skip_special_tokens=True)
         tokens = tokenized(self.model, texts)
         return {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in tokens.items()}
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Sources: TypeAlias = SourceConfig | Mapping[str, SourceConfig]
 
-BY_COLUMN = ("prompts", "guide_prompts", "max_length", "guide_max_length")
+BY_COLUMN = ("router_mapping", "prompts", "guide_prompts", "max_length", "guide_max_length")
 """Arguments that may be given by column or by dataset."""
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gist_fast.evaluation.evaluators import Tasks, combined, evaluate, make_evaluators
 from gist_fast.evaluation.mteb_tasks import measure
-from gist_fast.pipeline.models import load_model
+from gist_fast.pipeline.models import fit_positions, load_model
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -20,6 +20,7 @@ def evaluate_models(
     *,
     batch_size: int = 64,
     device: str | None = None,
+    trust_remote_code: bool = False,
     query_prompt: str | None = None,
     corpus_prompt: str | None = None,
     before_forward: Callable[..., None] | None = None,
@@ -29,6 +30,7 @@ def evaluate_models(
     Args:
         names: a folder or hub name by the model's role, such as ``model`` and ``baseline``.
         query_prompt, corpus_prompt: see `gist_fast.evaluation.make_evaluators`.
+        trust_remote_code: whether code that comes with a model may run.
         before_forward: called before each forward pass, with whatever it gets.
 
     Returns:
@@ -39,7 +41,8 @@ def evaluate_models(
     options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": True}
     results: dict[str, dict[str, Any]] = {}
     for role, name in names.items():
-        model = load_model(name, role, device=device)
+        model = load_model(name, role, device=device, trust_remote_code=trust_remote_code)
+        fit_positions(model, role)
         model.register_forward_pre_hook(refuse_without_tokens)
         if before_forward is not None:
             model.register_forward_pre_hook(before_forward)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.data.named import by_name, carries_guide, count_rows
+from gist_fast.data.per_column import check_positions
 from gist_fast.evaluation.evaluators import configured_evaluator, evaluator_names
 from gist_fast.functional.loss_config import check_dims
 from gist_fast.pipeline.attention import Attention, choose_attention
 from gist_fast.pipeline.datasets import check_run, describe, load_sources, with_guide_columns
-from gist_fast.pipeline.models import add_lora, check_lora, check_model, load_configured
+from gist_fast.pipeline.model_checks import adapter_of, check_models, column_prompts
+from gist_fast.pipeline.models import add_lora, load_configured
 from gist_fast.pipeline.run_folder import prepare_folder
 from gist_fast.profiling.run import profiling_arguments
 from gist_fast.runtime.errors import InputError
@@ -77,8 +79,9 @@ class RunPlan:
             guide = "its embeddings in the data"
         return {
             "student": f"{config.student.path} ({self.models['student']})",
-            "adapter": f"LoRA of rank {config.student.lora.r}" if config.student.lora else None,
+            "adapter": adapter_of(config.student),
             "guide": guide,
+            **column_prompts(config, arguments, self.train),
             "train": describe(config.data.train, self.train),
             "eval": "none" if self.eval is None or config.data.eval is None else describe(config.data.eval, self.eval),
             "evaluator": "none" if self.evaluator is None else evaluator_names(self.evaluator),
@@ -106,11 +109,7 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
     # Where it was given what to evaluate on, evaluate.
     unsaid = (config.data.eval or config.evaluation) and "eval_strategy" not in config.arguments
     arguments = config.training_arguments(**({"eval_strategy": "epoch"} if unsaid else {}))
-    models = {"student": check_model(config.student.path, "student")}
-    if config.student.lora:
-        check_lora()
-    if config.guide:
-        models["guide"] = check_model(config.guide.path, "guide")
+    models = check_models(config, arguments)
     train_set = load_sources(config.data.train, "data.train", arguments.seed, endless=True)
     eval_set = None if config.data.eval is None else load_sources(config.data.eval, "data.eval", arguments.seed)
     _check_guide(config, arguments, carries_guide(train_set))
@@ -155,6 +154,7 @@ def make_trainer(plan: RunPlan) -> GISTTrainer:
     student = load_configured(config.student, "student", attention)
     if config.student.max_seq_length:
         student.max_seq_length = config.student.max_seq_length
+    check_positions("student.max_seq_length", student.max_seq_length, student, "student")
     if config.student.lora:
         add_lora(student, config.student.lora)
     # Before any text is embedded.

@@ -32,6 +32,9 @@ from gist_fast.runtime.profiler_regions import TOKENISE, named
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+_OF_EXTENTS = ("attention_mask", "cu_seq_lens_q")
+"""Static embeddings have neither, and cannot be cut either."""
+
 
 @dataclass
 class GuideTokenizer:
@@ -60,7 +63,8 @@ class GuideTokenizer:
     def __call__(self, texts: list[str], prompt: str, max_length: int | None) -> dict[str, Any]:
         """Features of the guide: tensors of ``len(texts)`` rows, and host arrays `EXTENTS` and perhaps `KEYS`."""
         features = tokenized(self.guide, texts, prompt, max_length)
-        features[EXTENTS] = extents(features)
+        if any(name in features for name in _OF_EXTENTS):
+            features[EXTENTS] = extents(features)
         if self.with_keys:
             features[KEYS] = np.array([_digest(t, prompt, max_length) for t in texts], dtype="V16")
         return features
@@ -120,8 +124,7 @@ class GISTDataCollator(SentenceTransformerDataCollator):
             check_tokens(
                 {k: batch.get(f"{column}_{k}") for k in names}, [r[column] for r in rows], f"{column}: student"
             )
-            # Static embeddings have neither, and cannot be cut either.
-            own = {k: batch[f"{column}_{k}"] for k in ("attention_mask", "cu_seq_lens_q") if f"{column}_{k}" in batch}
+            own = {k: batch[f"{column}_{k}"] for k in _OF_EXTENTS if f"{column}_{k}" in batch}
             if own:
                 batch[f"{column}_{EXTENTS}"] = extents(own)
         if self.tokenize_for_guide is not None:

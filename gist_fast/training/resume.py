@@ -26,8 +26,9 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from gist_fast.functional.stats import StatsAverage
-from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.errors import InputError, first_line
 from gist_fast.training.checkpoints import UNFINISHED, delete_old, explained, fault, last_whole, publish, tidy
+from gist_fast.training.own_code import save_own_code
 from gist_fast.training.resume_checks import check_settings, run_settings, write_settings
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class LongRunMixin(_Trainer):
     _writing_to: Path | None = None
     _resumed_from: Path | None = None
     _settings: dict[str, Any] | None = None
+    _not_loaded: Exception | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -101,6 +103,7 @@ class LongRunMixin(_Trainer):
         # sentence-transformers' takes it that only one process comes here; with transformers 5.23 all do.
         if self.args.should_save:
             super()._save(output_dir, state_dict)
+            save_own_code(self.model, Path(output_dir or str(self.args.output_dir)))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Pushed in the background, so only once the folder keeps its name.
@@ -167,6 +170,24 @@ class LongRunMixin(_Trainer):
         finally:
             # accelerate would hold each one for the rest of the run, with its sampler and what that knows of every row.
             del prepared[before:]
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._load_from_checkpoint(*args, **kwargs)
+        except Exception as error:
+            self._not_loaded = error
+            raise
+
+    def _load_best_model(self) -> None:
+        # The parent only logs that it could not, and the last model would pass for the best.
+        self._not_loaded = None
+        super()._load_best_model()
+        if self._not_loaded is not None:
+            best = self.state.best_model_checkpoint
+            raise RuntimeError(
+                f"{best}: the best model cannot be loaded from there ({first_line(self._not_loaded)}). The last model "
+                "is in the last checkpoint."
+            ) from self._not_loaded
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # With a limit of 1 the parent leaves the best checkpoint only; a run that is to go on needs the last one.

@@ -16,6 +16,7 @@ from typing import Any
 
 from gist_fast.data.named import by_name
 from gist_fast.functional.loss_config import LossConfig
+from gist_fast.losses.fingerprint import model_fingerprint
 from gist_fast.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,9 @@ def run_settings(trainer: Any) -> dict[str, Any]:
                 settings[f"{prefix}.{name}"] = _plain(value)
         guide = getattr(loss, "guide", None)
         if guide is not None:
-            settings[f"{prefix}.guide"] = _digest_of_weights(guide)
+            settings[f"{prefix}.guide"] = model_fingerprint(guide)
+            settings["guide.max_seq_length"] = _plain(getattr(guide, "max_seq_length", None))
+            settings["guide.prompts"] = _plain([getattr(guide, n, None) for n in ("prompts", "default_prompt_name")])
     return settings
 
 
@@ -95,6 +98,13 @@ def check_settings(checkpoint: Path, now: dict[str, Any], accept: bool) -> None:
         logger.warning("%s: does not say what its run was started with; nothing could be compared.", checkpoint)
         return
     before = json.loads(file.read_text(encoding="utf-8"))
+    old = [name for name, value in before.items() if name.endswith(".guide") and _is_old_digest(value)]
+    if old:
+        logger.warning(
+            "%s: made by an earlier version, whose digest of a guide cannot be compared: make sure that it is "
+            "the same guide.", checkpoint,
+        )  # fmt: skip
+        before |= {name: now[name] for name in old if name in now}
     # A setting that only one of the two versions of the program knows tells nothing.
     changed = {name: (before[name], now[name]) for name in before if name in now and before[name] != now[name]}
     one_sided = {name for name in before.keys() ^ now.keys() if name.startswith(("data.", "loss"))}
@@ -110,11 +120,16 @@ def check_settings(checkpoint: Path, now: dict[str, Any], accept: bool) -> None:
     logger.warning("%s: resumed with other settings: %s.", checkpoint, _listed(changed))
 
 
+def _is_old_digest(value: Any) -> bool:
+    """Whether a guide was told by the first numbers of its tensors, in 16 digits; a fingerprint has 32."""
+    return isinstance(value, str) and len(value) == 16
+
+
 def _is_refused(name: str) -> bool:
     section, _, rest = name.partition(".")
     if section.startswith("loss"):
         return rest.rpartition(".")[2] not in _HARMLESS_LOSS_CHANGES
-    return name in REFUSED or section in ("data", "student") or name == "processes"
+    return name in REFUSED or section in ("data", "student", "guide") or name == "processes"
 
 
 def _listed(changed: dict[str, tuple[Any, Any]]) -> str:
@@ -165,12 +180,3 @@ def _digest_of_rows(dataset: Any) -> str:
     for place in sorted({k * (rows - 1) // max(SAMPLED_ROWS - 1, 1) for k in range(SAMPLED_ROWS)}) if rows else []:
         digest.update(json.dumps(plain[place], default=str, sort_keys=True).encode())
     return f"{rows} rows of {', '.join(columns)} ({digest.hexdigest()[:16]})"
-
-
-def _digest_of_weights(model: Any) -> str:
-    """Every tensor's name, shape and first numbers, which no two models share."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(str(tensor.flatten()[:16].float().tolist()).encode())
-    return digest.hexdigest()[:16]

@@ -37,6 +37,7 @@ from gist_fast.training.distributed_checks import check_batches, check_paralleli
 from gist_fast.training.loss_checks import check_self_guiding
 from gist_fast.training.no_duplicates_sampler import NoDuplicatesBatchSampler
 from gist_fast.training.resume import LongRunMixin
+from gist_fast.training.student_checks import check_trainable, warn_of_half
 from gist_fast.training.temperature_schedule import TemperatureCallback, check_schedule
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             raise InputError("guided: expected True with a guide, got False. Leave out one of the two.")
         if guide is not None:
             check_model("guide", guide)
-        for name in ("prompts", "max_length", "guide_prompts", "guide_max_length") if args is not None else ():
+        for name in (
+            ("router_mapping", "prompts", "max_length", "guide_prompts", "guide_max_length") if args is not None else ()
+        ):
             check_names(name, getattr(args, name, None), columns_by_dataset(train_dataset, eval_dataset))
         check_lengths("max_length", getattr(args, "max_length", None), getattr(model, "max_seq_length", None))
         check_lengths("guide_max_length", getattr(args, "guide_max_length", None))
@@ -132,6 +135,8 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         for argument, source in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if labels is not None:
                 check_columns(argument, source, labels)
+        if model is not None:
+            check_positions("model.max_seq_length", getattr(model, "max_seq_length", None), model, "student")
         self._guide = guide
         self._guided = guided
         self._makes_loss = loss is None
@@ -151,6 +156,8 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics, **kwargs,
         )  # fmt: skip
+        check_trainable(self.model)
+        warn_of_half(self.model)
         losses = [guided for _, guided in _guided_losses(self.loss)]
         if losses:
             gathers = any(guided.gather_across_devices for guided in losses)
@@ -176,6 +183,8 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             reader = self._tokenizing_guide
             if reader is not None and self.data_collator.tokenize_for_guide is None:
                 check_positions("guide_max_length", self.args.guide_max_length, reader)
+                if self.args.guide_max_length is None and reader is not self.model:
+                    check_positions("guide.max_seq_length", reader.max_seq_length, reader)
                 self.data_collator.tokenize_for_guide = GuideTokenizer(
                     reader,
                     self.args.guide_prompts,
@@ -187,6 +196,12 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
                 "The data collator is no GISTDataCollator, so the guide reads the student's tokens, decoded where its "
                 "vocabulary differs, instead of the raw texts."
             )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parents do; a student that was frozen since is refused."""
+        if self.model is not None:
+            check_trainable(self.model)
+        return super().train(*args, **kwargs)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """A new student; and a new loss, if this trainer makes it, since a search may have changed its arguments."""
