@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gist_fast.data.named import by_name, carries_guide, count_rows
+import torch
+
+from gist_fast.data.named import carries_guide
 from gist_fast.evaluation.evaluators import configured_evaluator, evaluator_names
 from gist_fast.functional.loss_config import check_dims
 from gist_fast.pipeline.attention import Attention, choose_attention
 from gist_fast.pipeline.datasets import check_run, describe, load_sources, with_guide_columns
 from gist_fast.pipeline.models import add_lora, check_lora, check_model, load_configured
+from gist_fast.pipeline.rehearsal import blamed, rehearse, stand_in
 from gist_fast.pipeline.run_folder import prepare_folder
 from gist_fast.profiling.run import profiling_arguments
 from gist_fast.runtime.errors import InputError
+from gist_fast.training.batches import steps_of
 from gist_fast.training.loss_checks import check_loss_settings, check_self_guiding
 from gist_fast.training.trainer import GISTTrainer
 
@@ -59,6 +63,8 @@ class RunPlan:
     evaluator: BaseEvaluator | None
     models: dict[str, str]
     """Where student and guide are: ``folder``, ``cache`` or ``hub``."""
+    batches: int | None = None
+    """Of an epoch, in each process; None of a stream."""
 
     @property
     def output_dir(self) -> Path:
@@ -68,8 +74,6 @@ class RunPlan:
         """The models, the data and the size of the run, by name."""
         config, arguments = self.config, self.arguments
         batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        an_epoch = sum(-(-(count_rows(dataset) or 0) // batch) for dataset in by_name(self.train).values())
-        steps = arguments.max_steps if arguments.max_steps > 0 else int(an_epoch * arguments.num_train_epochs)
         guide = f"{config.guide.path} ({self.models['guide']})" if config.guide else "none"
         if arguments.self_guided:
             guide = "the student itself"
@@ -83,7 +87,7 @@ class RunPlan:
             "eval": "none" if self.eval is None or config.data.eval is None else describe(config.data.eval, self.eval),
             "evaluator": "none" if self.evaluator is None else evaluator_names(self.evaluator),
             "rows a step": batch,
-            "steps": steps,
+            "steps": steps_of(arguments, self.batches),
             "device": str(arguments.device),
             "output_dir": str(self.output_dir),
         }
@@ -103,9 +107,10 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
     checkpoint = prepare_folder(config.output_dir, resume=resume, overwrite=overwrite)
     if config.arguments.get("resume_from_checkpoint"):
         raise InputError("training.resume_from_checkpoint: the command continues a run with --resume instead.")
-    # Where it was given what to evaluate on, evaluate.
-    unsaid = (config.data.eval or config.evaluation) and "eval_strategy" not in config.arguments
-    arguments = config.training_arguments(**({"eval_strategy": "epoch"} if unsaid else {}))
+    try:
+        arguments = _training_arguments(config)
+    except InputError as error:
+        raise blamed(config, error, _training_arguments) from error
     models = {"student": check_model(config.student.path, "student")}
     if config.student.lora:
         check_lora()
@@ -115,15 +120,41 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
     eval_set = None if config.data.eval is None else load_sources(config.data.eval, "data.eval", arguments.seed)
     _check_guide(config, arguments, carries_guide(train_set))
     check_run(arguments, train_set, eval_set)
+    evaluator = None if config.evaluation is None else configured_evaluator(config.evaluation)
+
+    def start(config: TrainConfig) -> int | None:
+        return rehearse(
+            _training_arguments(config),
+            train_set,
+            eval_set,
+            evaluator,
+            guide=config.guide is not None,
+            unguided=config.unguided,
+        )
+
+    stand_in()  # what fails here is no setting's fault
+    try:
+        batches = start(config)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise blamed(config, error, start) from error
     return RunPlan(
         config=config,
         arguments=arguments,
         checkpoint=checkpoint,
         train=train_set,
         eval=eval_set,
-        evaluator=None if config.evaluation is None else configured_evaluator(config.evaluation),
+        evaluator=evaluator,
         models=models,
+        batches=batches,
     )
+
+
+def _training_arguments(config: TrainConfig) -> GISTTrainingArguments:
+    # Where it was given what to evaluate on, evaluate.
+    unsaid = (config.data.eval or config.evaluation) and "eval_strategy" not in config.arguments
+    return config.training_arguments(**({"eval_strategy": "epoch"} if unsaid else {}))
 
 
 def prepare_profile(config: TrainConfig, *, steps: int, warmup: int, folder: Path) -> RunPlan:

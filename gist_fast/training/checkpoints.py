@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.files import replace_folder
+from gist_fast.runtime.files import remove, replace_folder
 
 UNFINISHED = "unfinished-checkpoint"
 """The folder in a run's folder in which a checkpoint is written."""
@@ -130,7 +130,8 @@ def delete_old(run: Path, keep: int | None, protected: str | None) -> None:
         gone = path.with_name(_DELETED + path.name.removesuffix(_REPLACED))
         shutil.rmtree(gone, ignore_errors=True)
         os.replace(path, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove(gone)
 
 
 @contextlib.contextmanager
