@@ -154,12 +154,17 @@ def argument_hints() -> dict[str, Any]:
 
 
 def loss_settings() -> list[str]:
-    """Those fields that the section ``loss`` takes: what `GISTTrainingArguments` adds, but for how texts are read."""
+    """Those fields that the section ``loss`` takes: what `GISTTrainingArguments` adds, but for how texts are read
+    and how a run is resumed."""
     from sentence_transformers import SentenceTransformerTrainingArguments
 
     from gist_fast.training.arguments import OF_TEXTS
 
-    others = {*OF_TEXTS, *(f.name for f in dataclasses.fields(SentenceTransformerTrainingArguments))}
+    others = {
+        *OF_TEXTS,
+        "resume_with_changes",
+        *(f.name for f in dataclasses.fields(SentenceTransformerTrainingArguments)),
+    }
     return [name for name in argument_hints() if name not in others]
 
 

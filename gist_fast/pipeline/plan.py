@@ -17,6 +17,7 @@ from gist_fast.pipeline.datasets import check_run, describe, load_sources, with_
 from gist_fast.pipeline.models import add_lora, check_lora, check_model, load_configured
 from gist_fast.pipeline.rehearsal import blamed, rehearse, stand_in
 from gist_fast.pipeline.run_folder import prepare_folder
+from gist_fast.pipeline.saved_width import saved_width
 from gist_fast.profiling.run import profiling_arguments
 from gist_fast.runtime.errors import InputError
 from gist_fast.training.batches import steps_of
@@ -219,7 +220,8 @@ def _check_guide(config: TrainConfig, arguments: GISTTrainingArguments, carried:
     guided = bool(config.guide) or arguments.self_guided or (carried and not config.unguided)
     try:
         check_self_guiding(arguments, carries_embeddings=carried, without_guide=config.unguided)
-        check_loss_settings(arguments, guided=guided, guide=config.guide is not None, width=None)
+        width = saved_width(config.student.path, config.student.revision)
+        check_loss_settings(arguments, guided=guided, guide=config.guide is not None, width=width)
     except (ValueError, TypeError) as error:
         raise InputError(f"{config.source}: loss.{error}") from error
     if config.guide and arguments.hard and _same_model(config.guide, config.student):

@@ -102,8 +102,11 @@ def blamed(config: TrainConfig, error: Exception, attempt: Callable[[TrainConfig
     """
     said = " ".join(str(error).split()).removeprefix("training: ") or type(error).__name__
     ours = isinstance(error, WrongInput)
+    named = said.partition(":")[0]
+    if ours and named in argument_hints():
+        return InputError(f"{_section(named)}.{said}")
     names: list[str] = []
-    for name in _suspects(config.arguments, said) if not (ours and said.partition(":")[0] in config.arguments) else ():
+    for name in _suspects(config.arguments, said):
         if names and name not in said:
             break
         try:
@@ -113,8 +116,7 @@ def blamed(config: TrainConfig, error: Exception, attempt: Callable[[TrainConfig
             if (type(again), str(again)) != (type(error), str(error)) and not names:
                 names.append(name)
     if not names:
-        first = said.partition(":")[0]
-        return InputError(f"{_section(first)}.{said}" if first in argument_hints() else f"training: {said}")
+        return InputError(f"training: {said}")
     values = ", ".join(shown(config.arguments[name]) for name in names)
     expected = "a value with which training can start" if len(names) == 1 else "values which go together"
     keys = ", ".join(f"{_section(name)}.{name}" for name in names)

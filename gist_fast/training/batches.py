@@ -6,6 +6,7 @@ import math
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any
 
+from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 from transformers.trainer_utils import has_length
 
 from gist_fast.data.named import by_name
@@ -48,7 +49,7 @@ def check_sampler(trainer: Any, dataset: Any, sampler: Sized | None, size: int) 
     Raises:
         InputError: with the numbers.
     """
-    if sampler is None or len(sampler) > 0:
+    if sampler is None or (len(sampler) > 0 and not _promises_too_much(sampler)):
         return
     kind, name = _place(trainer, dataset)
     of = f"the {kind} dataset{f' {name!r}' if name else ''}"
@@ -81,6 +82,11 @@ def check_loader(trainer: Any, loader: Any) -> None:
         f"per_device_train_batch_size: expected at most {rows // world}, so that {rows} rows make a batch for each of "
         f"{world} processes with dataloader_drop_last, got {size}. Lower it, or start fewer processes."
     )
+
+
+def _promises_too_much(sampler: Any) -> bool:
+    """Whether a sampler of sentence-transformers, whose length is a guess, fills no batch."""
+    return isinstance(sampler, NoDuplicatesBatchSampler) and sampler.drop_last and next(iter(sampler), None) is None
 
 
 def _place(trainer: Any, dataset: Any) -> tuple[str, str]:
