@@ -186,6 +186,5 @@ def test_a_loss_that_fails_keeps_what_earlier_batches_added_for_the_temperature(
 def test_settings_of_the_loss_alone_stand_under_loss():
     from gist_fast.config.schema import loss_settings
 
-    names = {f for f in LossSettings.__dataclass_fields__}
-    assert names <= set(loss_settings())
+    assert set(LossSettings.__dataclass_fields__) <= set(loss_settings())
     assert "resume_with_changes" not in loss_settings()

@@ -276,6 +276,11 @@ def _arguments(tree: Entry, student: ModelConfig, guide: ModelConfig | None, pat
                 # At once, and not when the loss is built, after the models were loaded.
                 check_number(f"{below.where}: {section}.{name}", value, **bounds[name])
             arguments[name] = value
+    if arguments.get("warmup_steps") and arguments.get("warmup_ratio") is not None:
+        raise InputError(
+            f"{path}: training.warmup_ratio: expected null with warmup_steps {arguments['warmup_steps']}, got "
+            f"{arguments['warmup_ratio']}; keep one."
+        )
     if arguments.get("output_dir") is None:
         raise InputError(f"{path}: training.output_dir is missing. Add 'training: {{output_dir: <folder>}}'.")
     for name, section, value in (

@@ -131,6 +131,8 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
             evaluator,
             guide=config.guide is not None,
             unguided=config.unguided,
+            # With guide.columns the data are others by then, so they are compared later.
+            checkpoint=None if config.guide and config.guide.columns else checkpoint,
         )
 
     stand_in()  # what fails here is no setting's fault

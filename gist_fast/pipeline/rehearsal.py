@@ -33,6 +33,7 @@ from gist_fast.data.names import is_text_role
 from gist_fast.runtime.errors import InputError, WrongInput, shown
 from gist_fast.runtime.progress_bars import without_progress_bars
 from gist_fast.training.resume import random_state_kept
+from gist_fast.training.resume_checks import known_early, run_settings
 from gist_fast.training.trainer import GISTTrainer
 
 if TYPE_CHECKING:
@@ -55,12 +56,14 @@ def rehearse(
     *,
     guide: bool,
     unguided: bool,
+    checkpoint: Path | None = None,
 ) -> int | None:
     """Start a run, its models excepted, and leave nothing of it behind.
 
     Args:
         guide: whether a guide is a model of its own.
         unguided: whether training without any guide was asked for.
+        checkpoint: where to go on from.
 
     Returns:
         The batches of an epoch in this process; None of a stream.
@@ -72,6 +75,7 @@ def rehearse(
     # What concerns the real model alone was checked, or is when that is loaded; nothing leaves this machine.
     arguments.max_length = arguments.guide_max_length = None
     arguments.matryoshka_dims = arguments.matryoshka_weights = None
+    _check_hub(arguments)
     arguments.push_to_hub = False
     arguments.disable_tqdm = True
     with tempfile.TemporaryDirectory(prefix="gist-fast-") as folder, _unnoticed():
@@ -85,6 +89,8 @@ def rehearse(
             guided=False if unguided else None,
             evaluator=evaluator,
         )
+        if checkpoint is not None:
+            trainer.check_checkpoint(checkpoint, known_early(run_settings(trainer), checkpoint))
         loader = trainer.get_train_dataloader()
         for name in by_name(evaluation):
             trainer.get_eval_dataloader(name or None)
@@ -94,6 +100,19 @@ def rehearse(
     return len(loader) if has_length(loader) else None
 
 
+def _check_hub(arguments: GISTTrainingArguments) -> None:
+    """Raise `InputError` where nothing could be pushed to the hub, as far as this machine can tell."""
+    from huggingface_hub import constants, get_token
+
+    if not arguments.push_to_hub:
+        return
+    lacking = "HF_HUB_OFFLINE unset" if constants.HF_HUB_OFFLINE else None
+    if not (arguments.hub_token or get_token()):
+        lacking = lacking or "a token (hub_token, or hf auth login)"
+    if lacking:
+        raise InputError(f"push_to_hub: expected {lacking}, to make the repository when the run starts, got none.")
+
+
 def blamed(config: TrainConfig, error: Exception, attempt: Callable[[TrainConfig], Any]) -> InputError:
     """The error of an attempt with a configuration as one that names the settings to blame.
 
@@ -101,10 +120,10 @@ def blamed(config: TrainConfig, error: Exception, attempt: Callable[[TrainConfig
         attempt: tried again, without one of the settings each time.
     """
     said = " ".join(str(error).split()).removeprefix("training: ") or type(error).__name__
-    ours = isinstance(error, WrongInput)
+    ours = isinstance(error, WrongInput) and not str(error).startswith("training: ")
     named = said.partition(":")[0]
-    if ours and named in argument_hints():
-        return InputError(f"{_section(named)}.{said}")
+    if ours:
+        return InputError(f"{_section(named)}.{said}" if named.partition(".")[0] in argument_hints() else said)
     names: list[str] = []
     for name in _suspects(config.arguments, said):
         if names and name not in said:
@@ -120,7 +139,7 @@ def blamed(config: TrainConfig, error: Exception, attempt: Callable[[TrainConfig
     values = ", ".join(shown(config.arguments[name]) for name in names)
     expected = "a value with which training can start" if len(names) == 1 else "values which go together"
     keys = ", ".join(f"{_section(name)}.{name}" for name in names)
-    reason = said if ours else f"{type(error).__name__}: {said}"
+    reason = said if isinstance(error, WrongInput) else f"{type(error).__name__}: {said}"
     return InputError(f"{keys}: expected {expected}, got {values} ({reason.rstrip('.')}).")
 
 

@@ -77,6 +77,13 @@ def fault(path: Path) -> str | None:
     return None
 
 
+def holds_model_alone(path: Path) -> bool:
+    """Whether a checkpoint lacks the optimizer, as ``save_only_model`` leaves it out."""
+    return not any((path / name).exists() for name in ("optimizer.pt", "optimizer.bin")) and not any(
+        path.glob("global_step*")  # DeepSpeed's
+    )
+
+
 def whole_checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     return [path for path in checkpoint_folders(run) if fault(path) is None]

@@ -30,7 +30,16 @@ from transformers.trainer_utils import IntervalStrategy, has_length
 from gist_fast.functional.stats import StatsAverage
 from gist_fast.runtime.errors import InputError
 from gist_fast.training.batches import check_steps, steps_of
-from gist_fast.training.checkpoints import UNFINISHED, delete_old, explained, fault, last_whole, publish, tidy
+from gist_fast.training.checkpoints import (
+    UNFINISHED,
+    delete_old,
+    explained,
+    fault,
+    holds_model_alone,
+    last_whole,
+    publish,
+    tidy,
+)
 from gist_fast.training.resume_checks import check_settings, run_settings, write_settings
 
 if TYPE_CHECKING:
@@ -64,7 +73,7 @@ class LongRunMixin(_Trainer):
         self._settings = run_settings(self)
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         if self._resumed_from is not None:
-            self._check_checkpoint(self._resumed_from, self._settings)
+            self.check_checkpoint(self._resumed_from, self._settings)
         outcome = super().train(resume_from_checkpoint or None, *args, **kwargs)
         if not outcome.global_step:
             raise InputError(
@@ -134,11 +143,18 @@ class LongRunMixin(_Trainer):
 
     # --- going on ---
 
-    def _check_checkpoint(self, checkpoint: Path, settings: dict[str, Any]) -> None:
+    def check_checkpoint(self, checkpoint: Path, settings: dict[str, Any]) -> None:
+        """Refuse to go on from a checkpoint with which, or with these settings, the run would be another one."""
         broken = fault(checkpoint)
         if broken:
             raise InputError(f"{checkpoint}: is no whole checkpoint ({broken}); name another one.")
-        check_settings(checkpoint, settings, getattr(self.args, "resume_with_changes", False))
+        accept = getattr(self.args, "resume_with_changes", False)
+        if holds_model_alone(checkpoint) and not accept:
+            raise InputError(
+                f"{checkpoint}: holds the model alone (save_only_model), so the optimizer and its schedule would begin "
+                "anew. Start a run with it as the student, or set resume_with_changes to go on all the same."
+            )
+        check_settings(checkpoint, settings, accept)
 
     def has_finished(self, checkpoint: Path) -> bool:
         """Whether a run that goes on from a checkpoint has nothing left to train.
@@ -150,7 +166,7 @@ class LongRunMixin(_Trainer):
         steps = steps_of(self.args, len(loader) if has_length(loader) else None)
         if TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step < steps:
             return False
-        self._check_checkpoint(checkpoint, run_settings(self))
+        self.check_checkpoint(checkpoint, run_settings(self))
         return True
 
     def take_state(self, checkpoint: Path) -> None:
@@ -235,6 +251,8 @@ class _RestoreState(TrainerCallback):
             average.pop()  # what an earlier training left
         if trainer._resumed_from is None:
             return
+        # The parent forgets the best checkpoint where the run's folder was moved.
+        trainer._name_the_best(trainer._resumed_from.parent)
         saved = _saved_state(trainer._resumed_from, args.process_index)
         trainer._total_loss_scalar = _loss_until_log(state, saved)
         if saved is None:
