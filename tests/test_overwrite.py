@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -327,3 +328,40 @@ def test_the_loss_of_a_checkpoint_that_does_not_hold_its_sum(run, config, tmp_pa
     (tmp_path / "part" / "checkpoint-4" / "gist_fast_manifest.json").unlink()
     resumed = json.loads(run(config, *options, "--resume", "--output_dir", tmp_path / "part").out)
     assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+
+
+class TestGoingOn:
+    def test_what_training_would_not_go_on_with_is_refused_by_the_dry_run(self, run, config, tmp_path):
+        assert run(config, "--max_steps", "4", "--save_steps", "2").code == 0
+        assert run(config, "--resume", "--dry-run", "--max_steps", "6").code == 0
+        for options, says in (
+            (("--per_device_train_batch_size", "8"), "per_device_train_batch_size was 16, is 8."),
+            (("--temperature", "0.5"), "loss.temperature was 0.01, is 0.5."),
+            (("--seed", "5"), "seed was 42, is 5."),
+        ):
+            result = run(config, "--resume", "--dry-run", "--max_steps", "6", *options)
+            assert (result.code, result.out) == (2, "")
+            assert f"{tmp_path / 'out' / 'checkpoint-4'}: was made with other settings: {says}" in result.err
+            assert run(config, "--resume", "--dry-run", "--resume_with_changes", *options).code == 0
+
+    def test_a_checkpoint_of_the_model_alone(self, run, config):
+        options = ("--max_steps", "4", "--save_only_model", "true")
+        assert run(config, *options).code == 0
+        for more in (("--dry-run",), ()):
+            result = run(config, "--resume", "--max_steps", "6", *more)
+            assert (result.code, result.out) == (2, "")
+            assert "checkpoint-4: holds the model alone (save_only_model), so the optimizer and its" in result.err
+        assert run(config, "--resume", "--max_steps", "6", "--resume_with_changes", "true").code == 0
+
+    def test_the_best_checkpoint_is_found_where_the_run_was_moved_to(self, run, config, tmp_path):
+        options = ("--data.eval", tmp_path / "pairs.jsonl", "--load_best_model_at_end", "--max_steps", "4")
+        options += ("--eval_strategy", "steps", "--eval_steps", "1", "--save_steps", "1")
+        # So that the first is the best.
+        options += ("--metric_for_best_model", "eval_loss", "--greater_is_better", "true")
+        assert run(config, *options).code == 0
+        best = contents(tmp_path / "out" / "final")["model.safetensors"]
+        assert best == contents(tmp_path / "out" / "checkpoint-1")["model.safetensors"]
+        shutil.rmtree(tmp_path / "out" / "final")
+        os.rename(tmp_path / "out", tmp_path / "moved")
+        assert run(config, *options, "--output_dir", tmp_path / "moved", "--resume").code == 0
+        assert contents(tmp_path / "moved" / "final")["model.safetensors"] == best

@@ -80,6 +80,14 @@ def refusal(config, *options):
             ["--matryoshka_dims", "[4096]"],
             "loss.matryoshka_dims: expected at most 32, the width of the embeddings, got",
         ),
+        (
+            ["--warmup_steps", "10", "--warmup_ratio", "0.1"],
+            "training.warmup_ratio: expected null with warmup_steps 10,",
+        ),
+        (["--push_to_hub"], "training.push_to_hub: expected "),
+        (["--max_length", "1"], "training.max_length: expected at least 3, as the tokens that begin and end a text"),
+        (["--guide_max_length", "{anchor: 2}"], "training.guide_max_length.anchor: expected at least 3, as the tokens"),
+        (["--student.max_seq_length", "2"], "student.max_seq_length: expected an int of at least 3, got 2."),
         (["--loss.resume_with_changes", "true"], "--loss.resume_with_changes: no such setting"),
     ],
 )

@@ -13,6 +13,8 @@ _FILE = {"path": "file"}
 _FILE_OR_NAME = {"path": "file or name"}
 _COUNT: dict[str, Any] = {"bounds": {"at_least": 1, "whole": True}}
 """What `gist_fast.functional.values.check_number` is to hold a value to; so for the other settings with bounds."""
+LEAST_TOKENS = 3
+"""Below, nothing of a text would be read between the tokens that begin and end it; some tokenizers then cut nothing."""
 _AT_LEAST_0, _ABOVE_0, _SHARE = {"at_least": 0}, {"above": 0}, {"at_least": 0, "below": 1}
 _WHOLE, _SEED = {"at_least": 0, "whole": True}, {"at_least": 0, "below": 2**32, "whole": True}
 _BOUNDS: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = (
@@ -46,7 +48,7 @@ class ModelConfig:
     prompts: str | dict[str, str | dict[str, str]] | None = None
     """What to put before the texts in training: one text for all columns, or one a column; with several datasets also
     one a dataset, or a mapping of columns a dataset."""
-    max_seq_length: int | None = field(default=None, metadata=_COUNT)
+    max_seq_length: int | None = field(default=None, metadata={"bounds": {"at_least": LEAST_TOKENS, "whole": True}})
     """Tokens after which a text is cut; None for the model's own."""
     revision: str | None = None
     trust_remote_code: bool = False
