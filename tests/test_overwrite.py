@@ -14,7 +14,7 @@ import sys
 import pytest
 import torch
 import yaml
-from prestarted import Command
+from prestarted import Command, on_ranks
 from sentence_transformers import SentenceTransformer
 
 from gist_fast.pipeline.run_folder import ASIDE, prepare_folder, replacing, settle
@@ -365,3 +365,17 @@ class TestGoingOn:
         os.rename(tmp_path / "out", tmp_path / "moved")
         assert run(config, *options, "--output_dir", tmp_path / "moved", "--resume").code == 0
         assert contents(tmp_path / "moved" / "final")["model.safetensors"] == best
+
+
+@pytest.mark.skipif(os.name == "nt", reason="torchrun's rendezvous with gloo is not offered on Windows")
+def test_several_processes_overwrite_once_and_finish_once(config, old):
+    said = []
+    for options in (("--overwrite",), ("--resume",)):
+        first = on_ranks(2, "gist_fast.cli.main")
+        process = Command("train", config, "--max_steps", "2", "--save_strategy", "steps", *options, first=first)
+        said.append(process.communicate(timeout=240)[1].decode())
+        assert process.returncode == 0 or "exitcode  : 0" in said[-1], said[-1]
+        assert sorted(path.name for path in old.iterdir()) == ["checkpoint-2", "final", "notes.txt"]
+    assert said[0].count(f"Deleted from {old}: checkpoint-2, eval, final, runs.") == 1
+    assert not (old / "final" / "old").exists()
+    assert said[1].count("the run is finished (checkpoint-2); nothing is trained.") == 1
