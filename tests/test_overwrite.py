@@ -129,6 +129,16 @@ def test_without_checkpoints_the_older_run_goes_when_the_model_stands(run, confi
     SentenceTransformer(str(old / "final"), device="cpu")
 
 
+def test_a_model_that_is_not_finite_is_not_saved(run, config, old):
+    before = contents(old)
+    # The first step breaks the weights, and no later one sees it.
+    options = ("--learning_rate", "1e38", "--max_grad_norm", "0", "--max_steps", "1", "--optim", "sgd")
+    result = run(config, "--overwrite", "--save_strategy", "no", "--lr_scheduler_type", "constant", *options)
+    assert result.code == 1
+    assert "after step 1 the weights of " in result.err and "are not finite, so the model is not saved" in result.err
+    assert contents(old) == before
+
+
 def test_a_killed_run_leaves_the_older_one_to_be_put_back(run, config, old):
     before = contents(old)
     first = "import gist_fast.training.trainer as t, os, signal\n"

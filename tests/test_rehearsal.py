@@ -115,6 +115,17 @@ class TestNoBatch:
             "training.per_device_eval_batch_size: expected at most 5, the rows of the evaluation dataset, with "
         )
 
+    def test_a_stream_that_is_evaluated(self, config, tmp_path):
+        options = (
+            "--data.eval.path",
+            tmp_path / "few.jsonl",
+            "--data.eval.streaming",
+            "true",
+            "--dataloader_drop_last",
+        )
+        said = refusal(config, *options)
+        assert said.startswith("training.per_device_eval_batch_size: expected at most 5, the rows of the evaluation ")
+
     @pytest.mark.parametrize("sampler", ["no_duplicates", "no_duplicates_hashed"])
     def test_no_batch_without_duplicates(self, config, tmp_path, sampler):
         options = ("--data.train", tmp_path / "same.jsonl", "--dataloader_drop_last", "--batch_sampler", sampler)
@@ -196,3 +207,18 @@ def test_settings_of_the_loss_alone_stand_under_loss():
 
     assert set(LossSettings.__dataclass_fields__) <= set(loss_settings())
     assert "resume_with_changes" not in loss_settings()
+
+
+def test_the_folder_of_tensorboard_is_tried(config, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "/proc/logs")
+    assert prepare(load_config(config, [])).batches == 4
+    said = refusal(config, "--report_to", "tensorboard")
+    assert said.startswith("TENSORBOARD_LOGGING_DIR: /proc cannot be written to (")
+
+
+def test_a_warmup_longer_than_the_run_is_said(config, caplog):
+    prepare(load_config(config, ["--max_steps", "5", "--warmup_steps", "5"]))
+    assert "training.warmup_steps: 5 of 5 steps" in caplog.text
+    caplog.clear()
+    prepare(load_config(config, ["--max_steps", "5", "--warmup_steps", "0.2"]))
+    assert "warmup_steps" not in caplog.text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from gist_fast.pipeline.run_folder import prepare_folder
 from gist_fast.pipeline.saved_width import saved_width
 from gist_fast.profiling.run import profiling_arguments
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import try_to_write
 from gist_fast.training.batches import steps_of
 from gist_fast.training.loss_checks import check_loss_settings, check_self_guiding
 from gist_fast.training.trainer import GISTTrainer
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from gist_fast.config.schema import ModelConfig
     from gist_fast.data.named import Loaded
     from gist_fast.training.arguments import GISTTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -112,6 +117,7 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
         arguments = _training_arguments(config)
     except InputError as error:
         raise blamed(config, error, _training_arguments) from error
+    _check_logging(arguments)
     models = {"student": check_model(config.student.path, "student")}
     if config.student.lora:
         check_lora()
@@ -142,6 +148,13 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
         raise
     except Exception as error:
         raise blamed(config, error, start) from error
+    steps = steps_of(arguments, batches)
+    if arguments.get_warmup_steps(steps) >= steps > 1:
+        logger.warning(
+            "training.warmup_steps: %s of %s steps, so that the learning rate never comes down from its rise.",
+            arguments.get_warmup_steps(steps),
+            steps,
+        )
     return RunPlan(
         config=config,
         arguments=arguments,
@@ -152,6 +165,13 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
         models=models,
         batches=batches,
     )
+
+
+def _check_logging(arguments: GISTTrainingArguments) -> None:
+    """Raise `InputError` where TensorBoard could not write; by default it writes into the run's own folder."""
+    folder = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    if folder and "tensorboard" in (arguments.report_to or ()):
+        try_to_write(Path(folder).expanduser(), "TENSORBOARD_LOGGING_DIR", "set another folder, or unset it")
 
 
 def _training_arguments(config: TrainConfig) -> GISTTrainingArguments:

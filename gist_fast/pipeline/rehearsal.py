@@ -92,12 +92,26 @@ def rehearse(
         if checkpoint is not None:
             trainer.check_checkpoint(checkpoint, known_early(run_settings(trainer), checkpoint))
         loader = trainer.get_train_dataloader()
-        for name in by_name(evaluation):
+        for name, dataset in by_name(evaluation).items():
             trainer.get_eval_dataloader(name or None)
+            _check_stream(dataset, arguments)
         trainer.shrink(train)
         with contextlib.suppress(_EnoughError):
             trainer.train()
     return len(loader) if has_length(loader) else None
+
+
+def _check_stream(dataset: Any, arguments: GISTTrainingArguments) -> None:
+    """Raise `InputError` where a stream ends before it has filled a batch that it is evaluated in."""
+    size = arguments.eval_batch_size
+    if hasattr(dataset, "__len__") or not arguments.dataloader_drop_last:
+        return
+    rows = sum(1 for _ in dataset.take(size))
+    if rows < size:
+        raise InputError(
+            f"per_device_eval_batch_size: expected at most {rows}, the rows of the evaluation dataset, with "
+            f"dataloader_drop_last, got {size}, so that there is no batch. Lower it, or set that to false."
+        )
 
 
 def _check_hub(arguments: GISTTrainingArguments) -> None:

@@ -72,6 +72,7 @@ def train_and_save(plan: RunPlan, trainer: GISTTrainer, *, overwrite: bool = Fal
             raise TrainingStoppedError(
                 f"stopped after step {state.global_step} of {state.max_steps}; {kept_in(plan.output_dir)}", stop.signal
             )
+        _check_finite(trainer)
         with trainer.args.main_process_first(desc="clearing the model's folder"):
             if first:
                 # What a process that died left.
@@ -98,6 +99,20 @@ class _Settle(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             settle(self.folder)
+
+
+def _check_finite(trainer: GISTTrainer) -> None:
+    """Raise where the last step left weights of which no embedding can be made.
+
+    Raises:
+        RuntimeError: naming the first of them.
+    """
+    for name, weight in trainer.model.named_parameters():
+        if weight.requires_grad and not torch.isfinite(weight).all():
+            raise RuntimeError(
+                f"after step {trainer.state.global_step} the weights of {name} are not finite, so the model is not "
+                "saved. A lower learning_rate, a max_grad_norm, or bf16 in the place of fp16 may help."
+            )
 
 
 def _is_of(final: Path, checkpoint: Path) -> bool:
