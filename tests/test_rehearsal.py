@@ -158,6 +158,15 @@ class TestNoBatch:
             trainer.train()
 
 
+def test_the_evaluation_is_rehearsed_too(config, tmp_path):
+    options = ("--data.eval", tmp_path / "few.jsonl", "--label_names", "[x]")
+    said = refusal(config, *options)
+    assert said.startswith("training.label_names: expected a value with which training can start, got ['x'] (TypeError")
+    few, pairs = str(tmp_path / "few.jsonl"), str(tmp_path / "pairs.jsonl")
+    data = f"{{train: {pairs}, eval: {{few: {{path: {few}}}, many: {{path: {pairs}}}}}}}"
+    assert prepare(load_config(config, ["--data", data, "--lr_scheduler_type", "reduce_lr_on_plateau"])).batches == 4
+
+
 def test_a_rehearsal_leaves_nothing_behind(config, tmp_path, capfd):
     before = random.getstate(), torch.get_rng_state(), logging.root.manager.disable
     files = sorted(path.name for path in tmp_path.iterdir())

@@ -60,7 +60,7 @@ class ModelConfig:
 class LoraConfig:
     """An adapter to train in place of the student's own weights; see ``peft.LoraConfig``."""
 
-    r: int = field(default=16, metadata=_COUNT)
+    r: int = field(default=16, metadata={"bounds": {"at_least": 1, "below": 2**16, "whole": True}})
     """Rank of the added matrices."""
     alpha: int = field(default=32, metadata=_COUNT)
     """What they are scaled by is alpha / r."""

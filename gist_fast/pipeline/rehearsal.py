@@ -75,6 +75,8 @@ def rehearse(
     # What concerns the real model alone was checked, or is when that is loaded; nothing leaves this machine.
     arguments.max_length = arguments.guide_max_length = None
     arguments.matryoshka_dims = arguments.matryoshka_weights = None
+    # Kernels would be compiled for the stand-in's widths; whether the backend runs here was asked already.
+    arguments.backend = "reference"
     _check_hub(arguments)
     arguments.push_to_hub = False
     arguments.disable_tqdm = True
@@ -95,7 +97,7 @@ def rehearse(
         for name, dataset in by_name(evaluation).items():
             trainer.get_eval_dataloader(name or None)
             _check_stream(dataset, arguments)
-        trainer.shrink(train)
+        trainer.shrink(train, evaluation)
         with contextlib.suppress(_EnoughError):
             trainer.train()
     return len(loader) if has_length(loader) else None
@@ -181,7 +183,14 @@ class _EnoughError(Exception):
 
 
 class _Stop(TrainerCallback):
-    """Ends the training after its first step, or before it where the model would have to be compiled."""
+    """Ends the training after its first step, or before it where the model would have to be compiled.
+
+    Args:
+        evaluates: whether to evaluate after that step.
+    """
+
+    def __init__(self, *, evaluates: bool) -> None:
+        self.evaluates = evaluates
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if args.torch_compile:
@@ -189,6 +198,7 @@ class _Stop(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_training_stop = True
+        control.should_evaluate = self.evaluates
 
 
 class _Rehearsal(GISTTrainer):
@@ -197,12 +207,17 @@ class _Rehearsal(GISTTrainer):
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """None, as it would read a part of the data."""
 
-    def shrink(self, train: Loaded) -> None:
+    def shrink(self, train: Loaded, evaluation: Loaded | None) -> None:
         """Train on a few short texts from now on, and let nobody know."""
         args = self.args
         self.train_dataset = self.preprocess_dataset(_few(train), dataset_name="train")
-        self.eval_dataset = None
-        self.evaluator = None
+        self.eval_dataset, self.evaluator = None, None
+        for name, dataset in list(by_name(evaluation).items())[:1]:
+            few = _few(dataset)
+            few = DatasetDict({name: few}) if name else few
+            self.eval_dataset = self.preprocess_dataset(few, dataset_name="eval")
+            args.metric_for_best_model, args.greater_is_better = f"{name}_loss" if name else "loss", False
+        args.per_device_eval_batch_size = min(args.per_device_eval_batch_size, 2)
         self._train_batch_size = args.per_device_train_batch_size = min(args.per_device_train_batch_size, 2)
         args.gradient_accumulation_steps = 1
         # Workers need time to start; what the dataloader says of them, it said when it was made.
@@ -215,7 +230,7 @@ class _Rehearsal(GISTTrainer):
         talking = (PrinterCallback, ProgressCallback, JITCheckpointCallback)
         for callback in (*get_reporting_integration_callbacks(args.report_to), *talking):
             self.remove_callback(callback)
-        self.add_callback(_Stop())
+        self.add_callback(_Stop(evaluates=self.eval_dataset is not None))
         # There is nothing to free, and the collection of garbage takes longer than all the rest.
         self.accelerator.free_memory = lambda *objects: list(objects)  # type: ignore[method-assign]
 
