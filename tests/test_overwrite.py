@@ -82,6 +82,13 @@ def test_what_the_start_of_training_refuses_is_refused_before_anything_is_touche
         assert contents(old) == before
 
 
+def test_the_dry_run_tells_what_would_go(run, config, old):
+    before = contents(old)
+    plan = json.loads(run(config, "--overwrite", "--dry-run", "--json").out)
+    assert plan["deletes"] == ["checkpoint-2", "final", "eval", "runs"]
+    assert contents(old) == before
+
+
 @pytest.mark.parametrize("step", ["on_train_begin", "on_step_end"])
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
 def test_a_run_that_fails_before_it_saved_anything_leaves_the_older_one_as_it_was(

@@ -105,7 +105,7 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
     Args:
         config: as `gist_fast.config.load_config` reads it.
         resume: continue from the last checkpoint in ``output_dir``.
-        overwrite: ``output_dir`` may hold a run, which `train_and_save` then deletes.
+        overwrite: ``output_dir`` may hold a run, which `train_and_save` then replaces.
 
     Raises:
         InputError: a file, a model, a setting, or some of these together cannot be used.
