@@ -191,11 +191,12 @@ def prepare_profile(config: TrainConfig, *, steps: int, warmup: int, folder: Pat
         InputError: several processes were started, or as `prepare` says.
     """
     config = dataclasses.replace(config, arguments={**config.arguments, "output_dir": str(folder)})
-    plan = prepare(config)
+    # What a profile leaves out (pushing to the hub, reports, the best model) need not be possible here.
+    changes = profiling_arguments(steps, warmup, folder)
+    plan = prepare(dataclasses.replace(config, arguments={**config.arguments, **changes}))
     if plan.arguments.world_size > 1:
         raise InputError(f"profile: expected one process, got {plan.arguments.world_size}; start it without torchrun.")
-    arguments = config.training_arguments(**profiling_arguments(steps, warmup, folder))
-    return dataclasses.replace(plan, arguments=arguments, eval=None, evaluator=None)
+    return dataclasses.replace(plan, config=config, eval=None, evaluator=None)
 
 
 def make_trainer(plan: RunPlan) -> GISTTrainer:
