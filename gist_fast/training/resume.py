@@ -226,8 +226,8 @@ class LongRunMixin(_Trainer):
             del prepared[before:]
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        # The parent divides what was added up by the steps since the run was resumed.
-        since = max(self.state.global_step - self._initial_global_step, 0.001)
+        # The parent divides what was added up by the steps since the run was resumed, in transformers 5.17 by all.
+        since = max(self.state.global_step - getattr(self, "_initial_global_step", 0), 0.001)
         self._total_loss_scalar = self.mean_loss() * since - self._tr_loss.item()
         # With a limit of 1 the parent leaves the best checkpoint only; a run that is to go on needs the last one.
         limit = self.args.save_total_limit
