@@ -17,7 +17,7 @@ import yaml
 from prestarted import Command
 from sentence_transformers import SentenceTransformer
 
-from gist_fast.pipeline.run_folder import clear_folder, prepare_folder
+from gist_fast.pipeline.run_folder import prepare_folder, replacing
 from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.files import replace_folder
 from gist_fast.training.checkpoints import whole_checkpoints
@@ -144,6 +144,7 @@ class TestRun:
             settings["training"]["output_dir"] = f"out-{columns}"
             config.write_text(yaml.safe_dump(settings))
             if columns:
+                monkeypatch.setattr("gist_fast.pipeline.plan.rehearse", lambda *_, **__: None)
                 monkeypatch.setattr(GuideEncoder, "__init__", lambda *_, **__: pytest.fail("the guide was loaded"))
             result = run(config, "--json")
             assert result.code == 0, result.err
@@ -219,8 +220,10 @@ class TestRunFolder:
         (tmp_path / "final.part" / "new").write_text("")
         replace_folder(tmp_path / "final.part", tmp_path / "final")
         assert [path.name for path in (tmp_path / "final").iterdir()] == ["new"]
-        assert clear_folder(tmp_path) == ["checkpoint-2", "checkpoint-9", "checkpoint-10", "final"]
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-old", "file"]
+        with replacing(tmp_path):
+            assert len(list(tmp_path.iterdir())) == 3  # the folder aside, and what is no run's
+            (tmp_path / "final").mkdir()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-old", "file", "final"]
 
 
 class TestDryRun:
@@ -249,7 +252,10 @@ class TestDryRun:
             (["--data.train.split", "train"], "a file has no split"),
             (["--lerning_rate", "1"], "(did you mean '--learning_rate'?)"),
             (["--temperature", "0"], "temperature: expected a finite float above 0, got 0."),
-            (["--load_best_model_at_end"], "training: --load_best_model_at_end"),
+            (
+                ["--load_best_model_at_end"],
+                "training.load_best_model_at_end: expected a value with which training can start, got True (--load",
+            ),
             (["--resume_from_checkpoint", "x"], "the command continues a run with --resume instead"),
             (["--max_steps", "many"], "training.max_steps: expected a whole number, got 'many'"),
         ],
@@ -440,6 +446,8 @@ def seen(monkeypatch):
         return batch
 
     monkeypatch.setattr(GISTDataCollator, "__call__", spy)
+    # Of the training, not of its rehearsal.
+    monkeypatch.setattr("gist_fast.pipeline.plan.rehearse", lambda *_, **__: None)
     return batches
 
 

@@ -210,7 +210,7 @@ def test_every_argument_s_type_can_be_said():
         (
             "models/student",
             "{path: x, max_seq_length: 0}",
-            "student.max_seq_length: expected an int of at least 1, got 0.",
+            "student.max_seq_length: expected an int of at least 3, got 0.",
         ),
         ("student: models/student\n", "", "'student' is missing. Add 'student: <path or hub name of a model>'."),
         (

@@ -19,7 +19,7 @@ import yaml
 from prestarted import Command, on_ranks
 from sentence_transformers import SentenceTransformer
 
-from gist_fast.pipeline.run_folder import clear_folder, prepare_folder
+from gist_fast.pipeline.run_folder import prepare_folder, replacing
 from gist_fast.training.checkpoints import UNFINISHED, last_whole, step_of, whole_checkpoints
 from gist_fast.training.stop_on_signal import StopOnSignal
 
@@ -221,5 +221,11 @@ def test_leftovers_are_named_and_cleared(tmp_path):
     (checkpoint / "trainer_state.json").write_text("{}")
     (tmp_path / "notes").mkdir()
     assert prepare_folder(tmp_path, resume=True, overwrite=False) == checkpoint == last_whole(tmp_path)
-    assert clear_folder(tmp_path) == ["checkpoint-4", "deleted-checkpoint-2", UNFINISHED]
-    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+    with replacing(tmp_path):
+        assert sorted(path.name for path in next(tmp_path.glob("replaced-run.*")).iterdir()) == [
+            "checkpoint-4",
+            "deleted-checkpoint-2",
+            UNFINISHED,
+        ]
+        (tmp_path / "final").mkdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["final", "notes"]

@@ -80,6 +80,15 @@ def test_a_profile_leaves_the_run_s_own_folder_alone(config, tmp_path):
     assert (plan.output_dir, plan.arguments.max_steps, plan.evaluator) == (tmp_path / "scratch", 4, None)
 
 
+def test_a_profile_needs_nothing_that_it_leaves_out(config, tmp_path):
+    arguments = {**config.arguments, "push_to_hub": True, "report_to": "wandb"}
+    config = dataclasses.replace(config, arguments=arguments)
+    plan = prepare_profile(config, steps=3, warmup=1, folder=tmp_path / "scratch")
+    assert (plan.arguments.push_to_hub, plan.arguments.report_to) == (False, [])
+    with pytest.raises(InputError, match=r"^training\.(push_to_hub|report_to): "):
+        prepare(config)
+
+
 def test_a_signal_stops_train_and_save_with_a_checkpoint(config, tmp_path):
     plan = prepare(config)
     trainer = make_trainer(plan)

@@ -33,7 +33,8 @@ def train(
     ],
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in output_dir.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the run that output_dir holds, once all is ready to start.")
+        bool,
+        typer.Option("--overwrite", help="Delete the run that output_dir holds, once the new one has saved something."),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check files, columns, settings and models, print the plan, and leave.")
@@ -102,12 +103,12 @@ def _run(plan: RunPlan, *, overwrite: bool, report: Path | None) -> dict[str, An
 
 
 def _print_plan(plan: RunPlan, overwrite: bool, as_json: bool) -> None:
-    from gist_fast.training.checkpoints import whole_checkpoints
+    from gist_fast.pipeline.run_folder import written
 
     told: dict[str, Any] = {
         **plan.describe(),
         "resumes from": str(plan.checkpoint) if plan.checkpoint else None,
-        "deletes": [path.name for path in whole_checkpoints(plan.output_dir)] if overwrite else [],
+        "deletes": [path.name for path in written(plan.output_dir)] if overwrite else [],
         "settings": plan.config.arguments,
     }
     if as_json:

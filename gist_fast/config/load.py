@@ -17,6 +17,7 @@ Paths are relative to the file that they stand in, or to the working directory w
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import os
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.config.schema import (
+    NOT_OFFERED,
     PATH_ARGUMENTS,
     SECTIONS,
     DataConfig,
@@ -45,7 +47,7 @@ from gist_fast.config.schema import (
 from gist_fast.config.yaml_values import Entry, check, read_argument, read_yaml
 from gist_fast.data.text_files import suffix_of
 from gist_fast.functional.values import check_number, one_of
-from gist_fast.runtime.errors import InputError, nearest
+from gist_fast.runtime.errors import InputError, nearest, shown
 from gist_fast.runtime.files import expanded
 
 if TYPE_CHECKING:
@@ -87,9 +89,10 @@ class TrainConfig:
         from gist_fast.training.arguments import GISTTrainingArguments
 
         try:
-            return GISTTrainingArguments(**{**self.arguments, **more})
-        except (ValueError, TypeError) as error:
-            raise InputError(f"training: {' '.join(str(error).split())}") from error
+            # A copy, as the arguments change what they are given.
+            return GISTTrainingArguments(**{**copy.deepcopy(self.arguments), **more})
+        except Exception as error:  # of whichever library reads the value
+            raise InputError(f"training: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -266,10 +269,20 @@ def _arguments(tree: Entry, student: ModelConfig, guide: ModelConfig | None, pat
             value = check(below, hints[name], f"{section}.{name}")
             if isinstance(value, str) and name in PATH_ARGUMENTS:
                 value = resolve_path(value, below.base, name_allowed=False)
+            if name in NOT_OFFERED and value not in (None, NOT_OFFERED[name][0]):
+                allowed, why = NOT_OFFERED[name]
+                raise InputError(
+                    f"{below.where}: {section}.{name}: expected {shown(allowed)}, got {shown(value)}; {why}."
+                )
             if value is not None and name in bounds:
                 # At once, and not when the loss is built, after the models were loaded.
                 check_number(f"{below.where}: {section}.{name}", value, **bounds[name])
             arguments[name] = value
+    if arguments.get("warmup_steps") and arguments.get("warmup_ratio") is not None:
+        raise InputError(
+            f"{path}: training.warmup_ratio: expected null with warmup_steps {arguments['warmup_steps']}, got "
+            f"{arguments['warmup_ratio']}; keep one."
+        )
     if arguments.get("output_dir") is None:
         raise InputError(f"{path}: training.output_dir is missing. Add 'training: {{output_dir: <folder>}}'.")
     for name, section, value in (

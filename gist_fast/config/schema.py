@@ -13,6 +13,28 @@ _FILE = {"path": "file"}
 _FILE_OR_NAME = {"path": "file or name"}
 _COUNT: dict[str, Any] = {"bounds": {"at_least": 1, "whole": True}}
 """What `gist_fast.functional.values.check_number` is to hold a value to; so for the other settings with bounds."""
+LEAST_TOKENS = 3
+"""Below, nothing of a text would be read between the tokens that begin and end it; some tokenizers then cut nothing."""
+_AT_LEAST_0, _ABOVE_0, _SHARE = {"at_least": 0}, {"above": 0}, {"at_least": 0, "below": 1}
+_WHOLE, _SEED = {"at_least": 0, "whole": True}, {"at_least": 0, "below": 2**32, "whole": True}
+_BOUNDS: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = (
+    (_COUNT["bounds"], ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")),
+    (_COUNT["bounds"], ("eval_accumulation_steps", "torch_empty_cache_steps", "dataloader_prefetch_factor")),
+    (_COUNT["bounds"], ("ddp_timeout", "ddp_bucket_cap_mb")),
+    (_ABOVE_0, ("num_train_epochs", "logging_steps", "save_steps", "adam_epsilon")),
+    (_AT_LEAST_0, ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_steps", "eval_delay")),
+    (_SHARE, ("adam_beta1", "adam_beta2", "warmup_ratio")),
+    (_WHOLE, ("dataloader_num_workers", "save_total_limit")),
+    (_SEED, ("seed", "data_seed")),
+    ({"at_least": -1, "whole": True}, ("max_steps",)),
+)
+"""Of the trainer's arguments: those that transformers would find out of range late, not at all, or without a name."""
+NOT_OFFERED: dict[str, tuple[Any, str]] = {
+    "neftune_noise_alpha": (None, "models of sentence-transformers do not say where noise would enter"),
+    "label_smoothing_factor": (0.0, "there are no labels to smooth"),
+    "train_sampling_strategy": ("random", "batches are chosen by batch_sampler"),
+}
+"""The trainer's arguments that would have no effect here, or fail: the only value of each, and why."""
 PATH_ARGUMENTS = ("output_dir", "resume_from_checkpoint", "logging_dir")
 """Those of the trainer's arguments that are paths."""
 
@@ -26,7 +48,7 @@ class ModelConfig:
     prompts: str | dict[str, str | dict[str, str]] | None = None
     """What to put before the texts in training: one text for all columns, or one a column; with several datasets also
     one a dataset, or a mapping of columns a dataset."""
-    max_seq_length: int | None = field(default=None, metadata=_COUNT)
+    max_seq_length: int | None = field(default=None, metadata={"bounds": {"at_least": LEAST_TOKENS, "whole": True}})
     """Tokens after which a text is cut; None for the model's own."""
     revision: str | None = None
     trust_remote_code: bool = False
@@ -38,7 +60,7 @@ class ModelConfig:
 class LoraConfig:
     """An adapter to train in place of the student's own weights; see ``peft.LoraConfig``."""
 
-    r: int = field(default=16, metadata=_COUNT)
+    r: int = field(default=16, metadata={"bounds": {"at_least": 1, "below": 2**16, "whole": True}})
     """Rank of the added matrices."""
     alpha: int = field(default=32, metadata=_COUNT)
     """What they are scaled by is alpha / r."""
@@ -136,12 +158,17 @@ def argument_hints() -> dict[str, Any]:
 
 
 def loss_settings() -> list[str]:
-    """Those fields that the section ``loss`` takes: what `GISTTrainingArguments` adds, but for how texts are read."""
+    """Those fields that the section ``loss`` takes: what `GISTTrainingArguments` adds, but for how texts are read
+    and how a run is resumed."""
     from sentence_transformers import SentenceTransformerTrainingArguments
 
     from gist_fast.training.arguments import OF_TEXTS
 
-    others = {*OF_TEXTS, *(f.name for f in dataclasses.fields(SentenceTransformerTrainingArguments))}
+    others = {
+        *OF_TEXTS,
+        "resume_with_changes",
+        *(f.name for f in dataclasses.fields(SentenceTransformerTrainingArguments)),
+    }
     return [name for name in argument_hints() if name not in others]
 
 
@@ -150,7 +177,8 @@ def argument_bounds() -> dict[str, dict[str, Any]]:
     from gist_fast.training.arguments import GISTTrainingArguments
 
     fields = dataclasses.fields(GISTTrainingArguments)
-    return {f.name: f.metadata["bounds"] for f in fields if f.metadata.get("bounds")}
+    known = {name: bounds for bounds, names in _BOUNDS for name in names}
+    return {**known, **{f.name: f.metadata["bounds"] for f in fields if f.metadata.get("bounds")}}
 
 
 @functools.cache

@@ -122,9 +122,16 @@ class CachedGISTEmbedLoss(GuidedLoss):
                 "do not reach the temperature's gradient. Use matryoshka_dims in its place, or GISTEmbedLoss."
             )
         before = None if learnt is None else learnt.grad
+        by_temperature = None
         if learnt is not None:
             learnt.grad = None
-        loss = self.calculate_loss(_in_one_part(student), _in_one_part(guide), with_backward=with_backward)
+        try:
+            loss = self.calculate_loss(_in_one_part(student), _in_one_part(guide), with_backward=with_backward)
+        finally:
+            if learnt is not None:
+                # It comes with the loss, before anyone knows by what the loss is scaled. What earlier batches added
+                # stays, also where this one fails.
+                by_temperature, learnt.grad = learnt.grad, before
         features[0].update(self._rows)
         if not with_backward:
             return loss
@@ -132,10 +139,6 @@ class CachedGISTEmbedLoss(GuidedLoss):
         gradients = [x.grad for x in student]
         assert all(g is not None for g in gradients), "every column is a part of the loss"
         own_scale = self._own_scale(student[0])
-        by_temperature = None
-        if learnt is not None:
-            # It comes with the loss, before anyone knows by what the loss is scaled.
-            by_temperature, learnt.grad = learnt.grad, before
 
         def backward(scale: Tensor) -> None:
             scale = scale / own_scale

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from gist_fast.config.schema import LEAST_TOKENS
 from gist_fast.data.load import load_texts, stream_texts
 from gist_fast.data.named import by_name, columns_by_dataset, count_rows
 from gist_fast.data.per_column import check_lengths, check_names, value_for
@@ -135,3 +136,15 @@ def check_run(arguments: GISTTrainingArguments, train: Loaded, evaluation: Loade
         check_names(f"training.{name}", getattr(arguments, name), columns)
         if name.endswith("max_length"):
             check_lengths(f"training.{name}", getattr(arguments, name))
+            _check_least(f"training.{name}", getattr(arguments, name))
+
+
+def _check_least(name: str, setting: Any) -> None:
+    """Raise `InputError` where a maximum length leaves no token of a text."""
+    if isinstance(setting, Mapping):
+        for key, value in setting.items():
+            _check_least(f"{name}.{key}", value)
+    elif setting is not None and setting < LEAST_TOKENS:
+        raise InputError(
+            f"{name}: expected at least {LEAST_TOKENS}, as the tokens that begin and end a text count, got {setting}."
+        )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gist_fast.data.named import by_name, carries_guide, count_rows
+import torch
+
+from gist_fast.data.named import carries_guide
 from gist_fast.data.per_column import check_positions
 from gist_fast.evaluation.evaluators import configured_evaluator, evaluator_names
 from gist_fast.functional.loss_config import check_dims
@@ -15,9 +19,13 @@ from gist_fast.pipeline.attention import Attention, choose_attention
 from gist_fast.pipeline.datasets import check_run, describe, load_sources, with_guide_columns
 from gist_fast.pipeline.model_checks import adapter_of, check_models, column_prompts
 from gist_fast.pipeline.models import add_lora, load_configured
+from gist_fast.pipeline.rehearsal import blamed, rehearse, stand_in
 from gist_fast.pipeline.run_folder import prepare_folder
+from gist_fast.pipeline.saved_width import saved_width
 from gist_fast.profiling.run import profiling_arguments
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import try_to_write
+from gist_fast.training.batches import steps_of
 from gist_fast.training.loss_checks import check_loss_settings, check_self_guiding
 from gist_fast.training.trainer import GISTTrainer
 
@@ -28,6 +36,8 @@ if TYPE_CHECKING:
     from gist_fast.config.schema import ModelConfig
     from gist_fast.data.named import Loaded
     from gist_fast.training.arguments import GISTTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,6 +71,8 @@ class RunPlan:
     evaluator: BaseEvaluator | None
     models: dict[str, str]
     """Where student and guide are: ``folder``, ``cache`` or ``hub``."""
+    batches: int | None = None
+    """Of an epoch, in each process; None of a stream."""
 
     @property
     def output_dir(self) -> Path:
@@ -70,8 +82,6 @@ class RunPlan:
         """The models, the data and the size of the run, by name."""
         config, arguments = self.config, self.arguments
         batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        an_epoch = sum(-(-(count_rows(dataset) or 0) // batch) for dataset in by_name(self.train).values())
-        steps = arguments.max_steps if arguments.max_steps > 0 else int(an_epoch * arguments.num_train_epochs)
         guide = f"{config.guide.path} ({self.models['guide']})" if config.guide else "none"
         if arguments.self_guided:
             guide = "the student itself"
@@ -86,7 +96,7 @@ class RunPlan:
             "eval": "none" if self.eval is None or config.data.eval is None else describe(config.data.eval, self.eval),
             "evaluator": "none" if self.evaluator is None else evaluator_names(self.evaluator),
             "rows a step": batch,
-            "steps": steps,
+            "steps": steps_of(arguments, self.batches),
             "device": str(arguments.device),
             "output_dir": str(self.output_dir),
         }
@@ -98,7 +108,7 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
     Args:
         config: as `gist_fast.config.load_config` reads it.
         resume: continue from the last checkpoint in ``output_dir``.
-        overwrite: ``output_dir`` may hold a run, which `train_and_save` then deletes.
+        overwrite: ``output_dir`` may hold a run, which `train_and_save` then replaces.
 
     Raises:
         InputError: a file, a model, a setting, or some of these together cannot be used.
@@ -106,23 +116,67 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
     checkpoint = prepare_folder(config.output_dir, resume=resume, overwrite=overwrite)
     if config.arguments.get("resume_from_checkpoint"):
         raise InputError("training.resume_from_checkpoint: the command continues a run with --resume instead.")
-    # Where it was given what to evaluate on, evaluate.
-    unsaid = (config.data.eval or config.evaluation) and "eval_strategy" not in config.arguments
-    arguments = config.training_arguments(**({"eval_strategy": "epoch"} if unsaid else {}))
+    try:
+        arguments = _training_arguments(config)
+    except InputError as error:
+        raise blamed(config, error, _training_arguments) from error
+    _check_logging(arguments)
     models = check_models(config, arguments)
     train_set = load_sources(config.data.train, "data.train", arguments.seed, endless=True)
     eval_set = None if config.data.eval is None else load_sources(config.data.eval, "data.eval", arguments.seed)
     _check_guide(config, arguments, carries_guide(train_set))
     check_run(arguments, train_set, eval_set)
+    evaluator = None if config.evaluation is None else configured_evaluator(config.evaluation)
+
+    def start(config: TrainConfig) -> int | None:
+        return rehearse(
+            _training_arguments(config),
+            train_set,
+            eval_set,
+            evaluator,
+            guide=config.guide is not None,
+            unguided=config.unguided,
+            # With guide.columns the data are others by then, so they are compared later.
+            checkpoint=None if config.guide and config.guide.columns else checkpoint,
+        )
+
+    stand_in()  # what fails here is no setting's fault
+    try:
+        batches = start(config)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise blamed(config, error, start) from error
+    steps = steps_of(arguments, batches)
+    if arguments.get_warmup_steps(steps) >= steps > 1:
+        logger.warning(
+            "training.warmup_steps: %s of %s steps, so that the learning rate never comes down from its rise.",
+            arguments.get_warmup_steps(steps),
+            steps,
+        )
     return RunPlan(
         config=config,
         arguments=arguments,
         checkpoint=checkpoint,
         train=train_set,
         eval=eval_set,
-        evaluator=None if config.evaluation is None else configured_evaluator(config.evaluation),
+        evaluator=evaluator,
         models=models,
+        batches=batches,
     )
+
+
+def _check_logging(arguments: GISTTrainingArguments) -> None:
+    """Raise `InputError` where TensorBoard could not write; by default it writes into the run's own folder."""
+    folder = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    if folder and "tensorboard" in (arguments.report_to or ()):
+        try_to_write(Path(folder).expanduser(), "TENSORBOARD_LOGGING_DIR", "set another folder, or unset it")
+
+
+def _training_arguments(config: TrainConfig) -> GISTTrainingArguments:
+    # Where it was given what to evaluate on, evaluate.
+    unsaid = (config.data.eval or config.evaluation) and "eval_strategy" not in config.arguments
+    return config.training_arguments(**({"eval_strategy": "epoch"} if unsaid else {}))
 
 
 def prepare_profile(config: TrainConfig, *, steps: int, warmup: int, folder: Path) -> RunPlan:
@@ -136,11 +190,12 @@ def prepare_profile(config: TrainConfig, *, steps: int, warmup: int, folder: Pat
         InputError: several processes were started, or as `prepare` says.
     """
     config = dataclasses.replace(config, arguments={**config.arguments, "output_dir": str(folder)})
-    plan = prepare(config)
+    # What a profile leaves out (pushing to the hub, reports, the best model) need not be possible here.
+    changes = profiling_arguments(steps, warmup, folder)
+    plan = prepare(dataclasses.replace(config, arguments={**config.arguments, **changes}))
     if plan.arguments.world_size > 1:
         raise InputError(f"profile: expected one process, got {plan.arguments.world_size}; start it without torchrun.")
-    arguments = config.training_arguments(**profiling_arguments(steps, warmup, folder))
-    return dataclasses.replace(plan, arguments=arguments, eval=None, evaluator=None)
+    return dataclasses.replace(plan, config=config, eval=None, evaluator=None)
 
 
 def make_trainer(plan: RunPlan) -> GISTTrainer:
@@ -188,7 +243,8 @@ def _check_guide(config: TrainConfig, arguments: GISTTrainingArguments, carried:
     guided = bool(config.guide) or arguments.self_guided or (carried and not config.unguided)
     try:
         check_self_guiding(arguments, carries_embeddings=carried, without_guide=config.unguided)
-        check_loss_settings(arguments, guided=guided, guide=config.guide is not None, width=None)
+        width = saved_width(config.student.path, config.student.revision)
+        check_loss_settings(arguments, guided=guided, guide=config.guide is not None, width=width)
     except (ValueError, TypeError) as error:
         raise InputError(f"{config.source}: loss.{error}") from error
     if config.guide and arguments.hard and _same_model(config.guide, config.student):

@@ -1,13 +1,24 @@
-"""The folder of a training run: what it holds, what continuing or overwriting it means."""
+"""The folder of a training run: what it holds, what continuing or overwriting it means.
+
+Overwriting deletes nothing before the new run has saved something. What an older run wrote waits in a folder of its own
+(`ASIDE`), into which it is renamed when training begins. It is deleted once a checkpoint or the model of the new run
+stands, and renamed back where the new run ends without one. A process that is killed in between leaves the older run
+there; the next start in that folder puts it back.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import shutil
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.files import PREVIOUS, try_to_write
+from gist_fast.runtime.files import PREVIOUS, remove, try_to_write
 from gist_fast.training.checkpoints import checkpoint_folders, fault, last_whole, leftovers, whole_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -15,12 +26,21 @@ logger = logging.getLogger(__name__)
 FINAL = "final"
 PART = ".part"
 """Added to a folder's name while it is written."""
+ASIDE = "replaced-run"
+"""Before the host and the process that put an older run aside: the name of the folder in which it waits."""
+_MOVING = ".moving"
+"""Added to that name while what it holds is renamed into it, or out of it."""
+_ASIDE = re.compile(rf"{ASIDE}\.(?P<host>.+)-(?P<pid>\d+)({re.escape(_MOVING)})?")
 _WRITTEN_BESIDES = ("eval", "runs")
 """What a run leaves besides its models: the evaluators' tables and TensorBoard's events."""
+_LONGEST_WAIT = 60.0
+"""Seconds that other ranks wait for the first one to put an older run back."""
 
 
 def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | None:
-    """Check that a run may go to `folder`, and can; nothing is changed.
+    """Check that a run may go to `folder`, and can.
+
+    Nothing is changed, but that a run which a killed process left aside is put back; see `settle`.
 
     Returns:
         The checkpoint to continue from, where `resume` asks for that.
@@ -33,7 +53,9 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | Non
         raise InputError("--resume and --overwrite exclude each other; keep one.")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; training.output_dir must be a folder, or not exist yet.")
-    try_to_write(folder, "training.output_dir", "choose another folder")
+    for place in (folder, *(folder / name for name in _WRITTEN_BESIDES)):
+        try_to_write(place, "training.output_dir", "choose another folder")
+    _settle_once(folder)
     if resume:
         try:
             last = last_whole(folder)
@@ -62,16 +84,99 @@ def kept_in(folder: Path) -> str:
     return f"{folder} holds {', '.join(kept) or 'no checkpoint'}{hint}."
 
 
-def clear_folder(folder: Path) -> list[str]:
-    """Delete what an earlier run wrote to `folder`, and nothing else; return the names of what is gone."""
+def written(folder: Path) -> list[Path]:
+    """What a run wrote to `folder`: checkpoints, the model, tables, events, and what is left of those half-written."""
     parts = [*_models(folder), *(folder / name for name in _WRITTEN_BESIDES), *leftovers(folder)]
     parts += [folder / f"{FINAL}{PART}", folder / f"{FINAL}{PREVIOUS}"]
-    gone = [path for path in parts if path.is_dir()]
-    for path in gone:
-        shutil.rmtree(path)
-    return [path.name for path in gone]
+    return [path for path in parts if os.path.lexists(path)]
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[None]:
+    """A context in which what an older run wrote to `folder` is out of the way; at its end, see `settle`."""
+    parts = written(folder)
+    if parts:
+        aside = folder / f"{ASIDE}.{socket.gethostname()}-{os.getpid()}"
+        moving = aside.with_name(aside.name + _MOVING)
+        moving.mkdir()
+        for path in parts:
+            os.replace(path, moving / path.name)
+        os.replace(moving, aside)
+        logger.info("%s: the run there waits in %s until the new one has saved something.", folder, aside.name)
+    try:
+        yield
+    finally:
+        settle(folder)
+
+
+def settle(folder: Path) -> None:
+    """End what `replacing` began, wherever that was cut off.
+
+    The older run goes where the new one has a checkpoint or a model. Else it is put back, in the place of what the new
+    one left.
+    """
+    for aside in _aside(folder):
+        moving = aside
+        if not aside.name.endswith(_MOVING):
+            names = ", ".join(sorted(path.name for path in aside.iterdir()))
+            if whole_checkpoints(folder) or os.path.lexists(folder / FINAL):
+                remove(aside)
+                logger.info("Deleted from %s: %s.", folder, names)
+                continue
+            for path in written(folder):
+                remove(path)
+            moving = aside.with_name(aside.name + _MOVING)
+            os.replace(aside, moving)
+        # Each name is in one of the two folders, so this may be cut off too.
+        back = sorted(path.name for path in moving.iterdir())
+        for name in back:
+            os.replace(moving / name, folder / name)
+        moving.rmdir()
+        logger.warning("%s: put back, as the run that was to replace it saved nothing: %s.", folder, ", ".join(back))
+
+
+def _settle_once(folder: Path) -> None:
+    """`settle`, in the first of several processes; the others wait for it.
+
+    Raises:
+        InputError: the process that put the run aside is still at it.
+    """
+    end = time.monotonic() + _LONGEST_WAIT
+    while os.environ.get("RANK", "0") != "0" and _aside(folder) and time.monotonic() < end:
+        time.sleep(0.1)
+    for aside in _aside(folder):
+        if _is_of_a_running_process(aside):
+            raise InputError(
+                f"{folder}: process {_owner(aside)[1]} is replacing the run there; wait for it, or end it first. (The "
+                f"older run waits in {aside.name}.)"
+            )
+    settle(folder)
+
+
+def _aside(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(f"{ASIDE}.*") if _ASIDE.fullmatch(path.name) and path.is_dir())
+
+
+def _owner(aside: Path) -> tuple[str, int]:
+    match = _ASIDE.fullmatch(aside.name)
+    assert match is not None, aside
+    return match["host"], int(match["pid"])
+
+
+def _is_of_a_running_process(aside: Path) -> bool:
+    """Whether the process that put a run aside runs, as far as this machine can tell; another may have its number."""
+    import psutil
+
+    host, pid = _owner(aside)
+    if host != socket.gethostname() or pid == os.getpid():
+        return False
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= aside.stat().st_mtime
+    except (psutil.Error, FileNotFoundError):
+        return False
 
 
 def _models(folder: Path) -> list[Path]:
     found = checkpoint_folders(folder)
-    return found + ([folder / FINAL] if (folder / FINAL).exists() else [])
+    return found + ([folder / FINAL] if os.path.lexists(folder / FINAL) else [])

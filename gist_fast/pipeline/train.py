@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
 
 from gist_fast.data.named import count_rows
 from gist_fast.evaluation.evaluators import evaluate
-from gist_fast.pipeline.run_folder import FINAL, PART, clear_folder, kept_in
+from gist_fast.pipeline.run_folder import FINAL, PART, kept_in, replacing, settle
 from gist_fast.runtime.files import replace_folder
 from gist_fast.training.callbacks import added
 from gist_fast.training.stop_on_signal import StopOnSignal, TrainingStoppedError
@@ -29,7 +33,8 @@ def train_and_save(plan: RunPlan, trainer: GISTTrainer, *, overwrite: bool = Fal
 
     Args:
         trainer: of `gist_fast.pipeline.make_trainer`.
-        overwrite: delete what an earlier run wrote to ``output_dir`` first.
+        overwrite: what an earlier run wrote to ``output_dir`` is deleted, once this one has saved something; see
+            `gist_fast.pipeline.run_folder`.
 
     Returns:
         Where the model is, steps, seconds, loss, scores and so on; empty in all processes but the first.
@@ -37,25 +42,37 @@ def train_and_save(plan: RunPlan, trainer: GISTTrainer, *, overwrite: bool = Fal
     Raises:
         TrainingStoppedError: at a signal.
     """
-    before = _scores_before(plan, trainer)
-    first = trainer.is_world_process_zero()
-    if overwrite:
-        with trainer.args.main_process_first(desc="clearing output_dir"):
-            gone = clear_folder(plan.output_dir) if first else []
-        if gone:
-            logger.info("Deleted from %s: %s.", plan.output_dir, ", ".join(gone))
     checkpoint = str(plan.checkpoint) if plan.checkpoint else None
-    if checkpoint and first:
+    first = trainer.is_world_process_zero()
+    final, part = plan.output_dir / FINAL, plan.output_dir / f"{FINAL}{PART}"
+    done = plan.checkpoint if plan.checkpoint is not None and trainer.has_finished(plan.checkpoint) else None
+    if done is not None and first:
+        logger.info("%s: the run is finished (%s); nothing is trained.", plan.output_dir, done.name)
+    if done is not None and _is_of(final, done):
+        trainer.take_state(done)
+        return _summary(plan, trainer, checkpoint, {"train_loss": trainer.mean_loss()}) if first else {}
+    before = _scores_before(plan, trainer)
+    if checkpoint and first and done is None:
         logger.info("Continuing from %s.", checkpoint)
+    if done is not None:
+        for callback in get_reporting_integration_callbacks(trainer.args.report_to):
+            trainer.remove_callback(callback)
     stop = StopOnSignal(trainer.args.world_size)
-    with added(trainer, stop), stop:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(added(trainer, stop))
+        stack.enter_context(stop)
+        if overwrite:
+            with trainer.args.main_process_first(desc="putting the older run aside"):
+                if first:
+                    stack.enter_context(replacing(plan.output_dir))
+            stack.enter_context(added(trainer, _Settle(plan.output_dir)))
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
         state = trainer.state
         if stop.requested and state.global_step < state.max_steps:
             raise TrainingStoppedError(
                 f"stopped after step {state.global_step} of {state.max_steps}; {kept_in(plan.output_dir)}", stop.signal
             )
-        final, part = plan.output_dir / FINAL, plan.output_dir / f"{FINAL}{PART}"
+        _check_finite(trainer)
         with trainer.args.main_process_first(desc="clearing the model's folder"):
             if first:
                 # What a process that died left.
@@ -67,20 +84,58 @@ def train_and_save(plan: RunPlan, trainer: GISTTrainer, *, overwrite: bool = Fal
         replace_folder(part, final)
         if stop.requested:
             raise TrainingStoppedError(f"stopped after the last step; {kept_in(plan.output_dir)}", stop.signal)
-    after = None if plan.evaluator is None else evaluate(trainer.model, plan.evaluator)
+    summary = _summary(plan, trainer, checkpoint, outcome.metrics)
+    if plan.evaluator is not None:
+        summary["evaluation"] = {"before": before, "after": evaluate(trainer.model, plan.evaluator)}
+    return summary
+
+
+class _Settle(TrainerCallback):
+    """Lets the older run go once a checkpoint of the new one stands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            settle(self.folder)
+
+
+def _check_finite(trainer: GISTTrainer) -> None:
+    """Raise where the last step left weights of which no embedding can be made.
+
+    Raises:
+        RuntimeError: naming the first of them.
+    """
+    for name, weight in trainer.model.named_parameters():
+        if weight.requires_grad and not torch.isfinite(weight).all():
+            raise RuntimeError(
+                f"after step {trainer.state.global_step} the weights of {name} are not finite, so the model is not "
+                "saved. A lower learning_rate, a max_grad_norm, or bf16 in the place of fp16 may help."
+            )
+
+
+def _is_of(final: Path, checkpoint: Path) -> bool:
+    """Whether the model was saved after the checkpoint, and is no older stage of the run."""
+    return final.is_dir() and final.stat().st_mtime >= checkpoint.stat().st_mtime
+
+
+def _summary(plan: RunPlan, trainer: GISTTrainer, checkpoint: str | None, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What there is to say of a run, its evaluation excepted."""
+    state = trainer.state
     return {
-        "model": str(final),
+        "model": str(plan.output_dir / FINAL),
         "output_dir": str(plan.output_dir),
         "rows": count_rows(plan.train),
         "steps": state.global_step,
         "epochs": state.epoch,
-        "seconds": outcome.metrics.get("train_runtime"),
-        "rows_per_second": outcome.metrics.get("train_samples_per_second"),
-        "loss": outcome.training_loss,
+        "seconds": metrics.get("train_runtime"),
+        "rows_per_second": metrics.get("train_samples_per_second"),
+        "loss": metrics.get("train_loss"),
         "best_checkpoint": state.best_model_checkpoint,
         "resumed_from": checkpoint,
         "masked": _last_masked(trainer),
-        "evaluation": None if after is None else {"before": before, "after": after},
+        "evaluation": None,
         "report": None,
     }
 

@@ -42,7 +42,9 @@ def try_to_write(folder: Path, name: str, advice: str) -> None:
     Raises:
         InputError: it cannot be done; the message begins with `name` and ends in `advice`.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if there.is_symlink() and not there.exists():
+        raise InputError(f"{name}: {there} is a link to {os.readlink(there)}, which does not exist; {advice}.")
     if not there.is_dir():
         raise InputError(f"{name}: {there} is a file, not a folder; {advice}.")
     try:
@@ -119,15 +121,24 @@ def replace_folder(new: Path, old: Path, previous: str = PREVIOUS) -> None:
     for path in [*new.rglob("*"), new]:
         flush(path)
     kept = None
-    if old.exists():
+    if os.path.lexists(old):  # a link, which may lead nowhere, is replaced itself
         endings = (f"{previous}-{number}" if number > 1 else previous for number in itertools.count(1))
         places = (old.with_name(old.name + ending) for ending in endings)
-        kept = next(place for place in places if not place.exists())
+        kept = next(place for place in places if not os.path.lexists(place))
         os.replace(old, kept)
     os.replace(new, old)
     flush(old.parent)
     if kept is not None:
-        shutil.rmtree(kept, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove(kept)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all it holds, or a link, but not what that leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 @contextlib.contextmanager

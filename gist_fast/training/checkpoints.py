@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.files import replace_folder
+from gist_fast.runtime.files import remove, replace_folder
 
 UNFINISHED = "unfinished-checkpoint"
 """The folder in a run's folder in which a checkpoint is written."""
@@ -77,6 +77,13 @@ def fault(path: Path) -> str | None:
     return None
 
 
+def holds_model_alone(path: Path) -> bool:
+    """Whether a checkpoint lacks the optimizer, as ``save_only_model`` leaves it out."""
+    return not any((path / name).exists() for name in ("optimizer.pt", "optimizer.bin")) and not any(
+        path.glob("global_step*")  # DeepSpeed's
+    )
+
+
 def whole_checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     return [path for path in checkpoint_folders(run) if fault(path) is None]
@@ -130,7 +137,8 @@ def delete_old(run: Path, keep: int | None, protected: str | None) -> None:
         gone = path.with_name(_DELETED + path.name.removesuffix(_REPLACED))
         shutil.rmtree(gone, ignore_errors=True)
         os.replace(path, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove(gone)
 
 
 @contextlib.contextmanager

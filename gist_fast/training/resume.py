@@ -4,7 +4,8 @@ transformers' checkpoints hold weights, optimizer, scheduler, gradient scaler, t
 the step, from which the place in the epoch follows. What they lack is added here:
 
 - the loss's own parameters (a learnt temperature), which are none of the model's;
-- sums that the next log needs: the loss, its parts and the guide's statistics since the last one;
+- sums that the next log and the end of the run need: the loss, its parts and the guide's statistics since the last
+  log, and the loss until then;
 - the epoch of samplers behind several wrappers, which would draw the first epoch's order when a run of several
   processes goes on in a later one;
 - an evaluation that was due after the very step of the checkpoint;
@@ -22,12 +23,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from transformers import TrainerCallback
-from transformers.trainer_utils import IntervalStrategy
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import IntervalStrategy, has_length
 
 from gist_fast.functional.stats import StatsAverage
 from gist_fast.runtime.errors import InputError, first_line
-from gist_fast.training.checkpoints import UNFINISHED, delete_old, explained, fault, last_whole, publish, tidy
+from gist_fast.training.batches import check_steps, steps_of
+from gist_fast.training.checkpoints import (
+    UNFINISHED,
+    delete_old,
+    explained,
+    fault,
+    holds_model_alone,
+    last_whole,
+    publish,
+    tidy,
+)
 from gist_fast.training.own_code import save_own_code
 from gist_fast.training.resume_checks import check_settings, run_settings, write_settings
 
@@ -59,14 +71,18 @@ class LongRunMixin(_Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(last_whole(Path(self._get_output_dir(None))))
+        check_steps(self.args)
         self._settings = run_settings(self)
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         if self._resumed_from is not None:
-            broken = fault(self._resumed_from)
-            if broken:
-                raise InputError(f"{self._resumed_from}: is no whole checkpoint ({broken}); name another one.")
-            check_settings(self._resumed_from, self._settings, getattr(self.args, "resume_with_changes", False))
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+            self.check_checkpoint(self._resumed_from, self._settings)
+        outcome = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        if not outcome.global_step:
+            raise InputError(
+                "train_dataset: expected at least one batch, got none, so that no step was made. A smaller "
+                "per_device_train_batch_size, or dataloader_drop_last set to false, may give one."
+            )
+        return outcome
 
     # --- saving ---
 
@@ -130,6 +146,43 @@ class LongRunMixin(_Trainer):
 
     # --- going on ---
 
+    def check_checkpoint(self, checkpoint: Path, settings: dict[str, Any]) -> None:
+        """Refuse to go on from a checkpoint with which, or with these settings, the run would be another one."""
+        broken = fault(checkpoint)
+        if broken:
+            raise InputError(f"{checkpoint}: is no whole checkpoint ({broken}); name another one.")
+        accept = getattr(self.args, "resume_with_changes", False)
+        if holds_model_alone(checkpoint) and not accept:
+            raise InputError(
+                f"{checkpoint}: holds the model alone (save_only_model), so the optimizer and its schedule would begin "
+                "anew. Start a run with it as the student, or set resume_with_changes to go on all the same."
+            )
+        check_settings(checkpoint, settings, accept)
+
+    def has_finished(self, checkpoint: Path) -> bool:
+        """Whether a run that goes on from a checkpoint has nothing left to train.
+
+        Raises:
+            InputError: as `train` would from there.
+        """
+        loader = self.get_train_dataloader()
+        steps = steps_of(self.args, len(loader) if has_length(loader) else None)
+        if TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step < steps:
+            return False
+        self.check_checkpoint(checkpoint, run_settings(self))
+        return True
+
+    def take_state(self, checkpoint: Path) -> None:
+        """Know of a run what its checkpoint knows of it, but for weights and optimizer, without training."""
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        saved = _saved_state(checkpoint, self.args.process_index)
+        self._total_loss_scalar = _loss_until_log(self.state, saved)
+        self._tr_loss = torch.tensor(0.0) if saved is None else saved["loss_since_log"]
+
+    def mean_loss(self) -> float:
+        """The mean training loss over all steps of the run, those before it was resumed too."""
+        return (self._total_loss_scalar + self._tr_loss.item()) / max(self.state.global_step, 1)
+
     def get_train_dataloader(self) -> Any:
         """The parent's; with workers that outlive an epoch, not drawing from the training's random numbers."""
         loader = super().get_train_dataloader()
@@ -140,6 +193,10 @@ class LongRunMixin(_Trainer):
         return loader
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # The parent looks at the end of each step only, and would train one more.
+            self.control.should_training_stop = True
+            return
         epoch = kwargs.get("epoch")
         if epoch is not None:
             _set_epoch(kwargs.get("train_dataloader"), epoch)
@@ -165,7 +222,7 @@ class LongRunMixin(_Trainer):
         prepared = self.accelerator._dataloaders
         before = len(prepared)
         try:
-            with _random_state_kept():
+            with random_state_kept():
                 return super().evaluate(*args, **kwargs)
         finally:
             # accelerate would hold each one for the rest of the run, with its sampler and what that knows of every row.
@@ -190,6 +247,9 @@ class LongRunMixin(_Trainer):
             ) from self._not_loaded
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # The parent divides what was added up by the steps since the run was resumed, in transformers 5.17 by all.
+        since = max(self.state.global_step - getattr(self, "_initial_global_step", 0), 0.001)
+        self._total_loss_scalar = self.mean_loss() * since - self._tr_loss.item()
         # With a limit of 1 the parent leaves the best checkpoint only; a run that is to go on needs the last one.
         limit = self.args.save_total_limit
         if self.state.global_step < self.state.max_steps:
@@ -212,10 +272,12 @@ class _RestoreState(TrainerCallback):
             average.pop()  # what an earlier training left
         if trainer._resumed_from is None:
             return
-        file = trainer._resumed_from / _state_file(args.process_index)
-        if not file.is_file():
+        # The parent forgets the best checkpoint where the run's folder was moved.
+        trainer._name_the_best(trainer._resumed_from.parent)
+        saved = _saved_state(trainer._resumed_from, args.process_index)
+        trainer._total_loss_scalar = _loss_until_log(state, saved)
+        if saved is None:
             return
-        saved = torch.load(file, map_location="cpu", weights_only=True)
         device = trainer.args.device
         trainer._tr_loss = saved["loss_since_log"].to(device)
         trainer._globalstep_last_logged = saved["last_logged_step"]
@@ -225,7 +287,9 @@ class _RestoreState(TrainerCallback):
                 average.load_state_dict(saved["statistics"][name], device)
         for name, tensor in _own_tensors(trainer.loss, trainer.model):
             if name not in saved["loss_tensors"]:
-                raise InputError(f"{file}: lacks {name} of the loss; the run was started with another one.")
+                raise InputError(
+                    f"{trainer._resumed_from}: lacks {name} of the loss; the run was started with another one."
+                )
             with torch.no_grad():
                 tensor.copy_(saved["loss_tensors"][name])
 
@@ -234,9 +298,26 @@ def _state_file(rank: int) -> str:
     return f"gist_fast_state_{rank}.pt"
 
 
+def _saved_state(checkpoint: Path, rank: int) -> dict[str, Any] | None:
+    """What `_own_state` was in a process; None in a checkpoint of another trainer."""
+    file = checkpoint / _state_file(rank)
+    return torch.load(file, map_location="cpu", weights_only=True) if file.is_file() else None
+
+
+def _loss_until_log(state: TrainerState, saved: dict[str, Any] | None) -> float:
+    """The sum of the training loss over all steps until the last log."""
+    if saved is not None and "loss_until_log" in saved:
+        return saved["loss_until_log"]
+    # An older checkpoint: each log tells the mean over the steps since the one before.
+    logs = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
+    before = [0, *(step for step, _ in logs)]
+    return sum(loss * (step - last) for last, (step, loss) in zip(before, logs, strict=False))
+
+
 def _own_state(trainer: LongRunMixin) -> dict[str, Any]:
     return {
         "loss_since_log": trainer._tr_loss.detach().cpu(),
+        "loss_until_log": float(trainer._total_loss_scalar),
         "last_logged_step": int(trainer._globalstep_last_logged),
         "loss_components": {
             kind: {name: value.detach().cpu() for name, value in parts.items()}
@@ -288,7 +369,7 @@ def _set_epoch(loader: Any, epoch: int) -> None:
 
 
 @contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
+def random_state_kept() -> Iterator[None]:
     """Python's, numpy's and torch's random numbers go on after the block where they were before it."""
     import random
 

@@ -40,6 +40,8 @@ WITHOUT_EFFECT = (
     *("skip_memory_metrics", "include_num_input_tokens_seen", "ddp_timeout", "debug", "enable_jit_checkpoint"),
     *("train_sampling_strategy", "fp16_full_eval", "bf16_full_eval", "batch_eval_metrics", "backend", "mask_bits"),
 )
+_OF_MODELS = ("guide", "max_length", "guide_max_length", "matryoshka_dims", "matryoshka_weights")
+"""Settings that a trainer with another student has not."""
 _OF_NO_ADAPTER = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 """Settings of peft that say where an adapter came from."""
 _PREFIXES_WITHOUT_EFFECT = ("log_", "logging_", "save_", "push_to_hub", "hub_", "include_")
@@ -77,6 +79,20 @@ def run_settings(trainer: Any) -> dict[str, Any]:
             settings["guide.max_seq_length"] = _plain(getattr(guide, "max_seq_length", None))
             settings["guide.prompts"] = _plain([getattr(guide, n, None) for n in ("prompts", "default_prompt_name")])
     return settings
+
+
+def known_early(settings: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The settings of a trainer with another student and guide, as far as they are those of the run to come; of the
+    rest what a checkpoint says."""
+    file = checkpoint / FILE
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known = {}
+    for name, value in settings.items():
+        section, _, setting = name.partition(".")
+        of_loss = section == "loss" and name in before and setting not in _OF_MODELS
+        if section in ("data", "processes") or of_loss or (name in REFUSED and name not in _OF_MODELS):
+            known[name] = value
+    return {**{n: v for n, v in before.items() if not n.startswith("data.")}, **known}
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:

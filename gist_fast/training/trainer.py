@@ -22,6 +22,7 @@ from gist_fast.losses.temperature import LOG_TEMPERATURE, as_float
 from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.profiler_regions import OPTIMIZER, WAITING, named
 from gist_fast.training.arguments import GISTTrainingArguments
+from gist_fast.training.batches import check_loader, check_sampler
 from gist_fast.training.callbacks import (
     DeviceCallback,
     LogSource,
@@ -285,13 +286,21 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         """sentence-transformers' dataloader, which must give every rank a batch in every step."""
         loader = super().get_train_dataloader()
         check_batches(loader)
+        check_loader(self, loader)
         return loader
 
     def get_batch_sampler(self, dataset: Dataset, *args: Any, **kwargs: Any) -> BatchSampler | None:  # type: ignore[override]
-        """sentence-transformers' samplers, and for ``no_duplicates`` the fast `NoDuplicatesBatchSampler`."""
+        """sentence-transformers' samplers, and for ``no_duplicates`` the fast `NoDuplicatesBatchSampler`.
+
+        Raises:
+            InputError: the dataset has no batch.
+        """
         if self.args.batch_sampler == BatchSamplers.NO_DUPLICATES:
-            return NoDuplicatesBatchSampler(dataset, *args, **kwargs)
-        return super().get_batch_sampler(dataset, *args, **kwargs)
+            sampler: Any = NoDuplicatesBatchSampler(dataset, *args, **kwargs)
+        else:
+            sampler = super().get_batch_sampler(dataset, *args, **kwargs)
+        check_sampler(self, dataset, sampler, args[0] if args else kwargs["batch_size"])
+        return sampler
 
     def should_dataset_name_column_be_added(self, dataset: Any, args: Any, loss: Any) -> bool:
         """Whether the collator needs to know which of several datasets a batch is of."""
