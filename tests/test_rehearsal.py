@@ -13,7 +13,7 @@ import yaml
 from gist_fast import GISTTrainer, GISTTrainingArguments
 from gist_fast.config import load_config
 from gist_fast.pipeline import prepare
-from gist_fast.pipeline.saved_width import saved_width
+from gist_fast.pipeline.saved_model import SavedModel
 from gist_fast.runtime.errors import InputError
 from gist_fast.training.arguments import LossSettings
 
@@ -185,12 +185,12 @@ def test_a_rehearsal_leaves_nothing_behind(config, tmp_path, capfd):
 def test_the_width_of_a_saved_model(tiny_student, tmp_path, student):
     from sentence_transformers.base.modules import Dense
 
-    assert saved_width(str(tiny_student)) == 32
+    assert SavedModel(str(tiny_student), "student").width == 32
     student.append(Dense(32, 24))
     student.save_pretrained(str(tmp_path / "narrower"), create_model_card=False)
-    assert saved_width(str(tmp_path / "narrower")) == 24
-    assert saved_width(str(tmp_path)) is None
-    assert saved_width("nobody/has-this") is None
+    assert SavedModel(str(tmp_path / "narrower"), "student").width == 24
+    assert SavedModel(str(tmp_path), "student").width is None
+    assert SavedModel("nobody/has-this", "student").width is None
 
 
 def test_a_loss_that_fails_keeps_what_earlier_batches_added_for_the_temperature(student, pairs, monkeypatch):

@@ -21,7 +21,7 @@ from gist_fast.pipeline.model_checks import adapter_of, check_models, column_pro
 from gist_fast.pipeline.models import add_lora, load_configured
 from gist_fast.pipeline.rehearsal import blamed, rehearse, stand_in
 from gist_fast.pipeline.run_folder import prepare_folder
-from gist_fast.pipeline.saved_width import saved_width
+from gist_fast.pipeline.saved_model import SavedModel
 from gist_fast.profiling.run import profiling_arguments
 from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.files import try_to_write
@@ -243,7 +243,7 @@ def _check_guide(config: TrainConfig, arguments: GISTTrainingArguments, carried:
     guided = bool(config.guide) or arguments.self_guided or (carried and not config.unguided)
     try:
         check_self_guiding(arguments, carries_embeddings=carried, without_guide=config.unguided)
-        width = saved_width(config.student.path, config.student.revision)
+        width = SavedModel(config.student.path, "student", config.student.revision).width
         check_loss_settings(arguments, guided=guided, guide=config.guide is not None, width=width)
     except (ValueError, TypeError) as error:
         raise InputError(f"{config.source}: loss.{error}") from error

@@ -111,6 +111,29 @@ class SavedModel:
             saved = min((length for length in known if length is not None and length > 0), default=None)
         return None if saved is None or saved > _NO_LENGTH else int(saved)
 
+    @cached_property
+    def width(self) -> int | None:
+        """The width of its embeddings; None where its small files do not tell: its last modules are of a kind that is
+        not known, or damaged, which loading it tells."""
+        from sentence_transformers.base.modules import Dense
+        from sentence_transformers.sentence_transformer.modules import Pooling
+
+        name = str(self.folder or self.path)
+        where: dict[str, Any] = {"revision": self.revision, "local_files_only": True}
+        for module in reversed(self.modules or []):
+            kind, place = module.get("type", "").rpartition(".")[2], module.get("path")
+            try:
+                if kind == "Dense":
+                    return int(Dense.load_config(name, subfolder=place, **where)["out_features"])
+                if kind == "Pooling":
+                    config = Pooling.load_config(name, subfolder=place, **where)
+                    return int(Pooling(**config).get_embedding_dimension())
+            except Exception:  # of whatever kind: a damaged file
+                return None
+            if kind not in ("Normalize", "Dropout", "LayerNorm"):
+                return None
+        return None
+
     def check(self, *, trust_remote_code: bool, switch: str) -> None:
         """Refuse what could not be loaded as a model of dense embeddings.
 

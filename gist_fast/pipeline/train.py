@@ -66,6 +66,7 @@ def train_and_save(plan: RunPlan, trainer: GISTTrainer, *, overwrite: bool = Fal
                 if first:
                     stack.enter_context(replacing(plan.output_dir))
             stack.enter_context(added(trainer, _Settle(plan.output_dir)))
+            stack.callback(_close_events, trainer)
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
         state = trainer.state
         if stop.requested and state.global_step < state.max_steps:
@@ -99,6 +100,14 @@ class _Settle(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             settle(self.folder)
+
+
+def _close_events(trainer: GISTTrainer) -> None:
+    """End what TensorBoard's callback still writes after a failure, into files that may go next."""
+    for callback in trainer.callback_handler.callbacks:
+        if getattr(callback, "tb_writer", None) is not None:
+            callback.tb_writer.close()
+            callback.tb_writer = None
 
 
 def _check_finite(trainer: GISTTrainer) -> None:
