@@ -48,7 +48,7 @@ def files(tmp_path) -> dict[str, Path]:
 def test_a_task_from_files(files, caplog):
     task = load_retrieval(**files)
     assert task.queries == {"1": "one", "b": "two"}
-    assert task.corpus == {f"d{k}": f"doc {k}" for k in range(4)}
+    assert task.corpus == {f"d{k}": f"t doc {k}" for k in range(4)}
     assert task.relevant == {"1": {"d0", "d2"}}
 
 
@@ -63,7 +63,11 @@ def test_tab_separated_judgements(files, tmp_path):
     [
         ("relevant", [{"query_id": "9", "document_id": "d1"}], "row 1: query '9' is not in "),
         ("relevant", [{"query_id": 1, "document_id": "dd1"}], "(did you mean 'd1'?)"),
-        ("relevant", [{"query_id": 1, "document_id": "d1", "score": "high"}], "row 1: score 'high' is no number"),
+        (
+            "relevant",
+            [{"query_id": 1, "document_id": "d1", "score": "high"}],
+            "column 'score': is 'high'; a finite number is needed",
+        ),
         ("relevant", [{"query_id": 1, "document_id": "d1", "score": 0}], "names no relevant document"),
         ("relevant", [{"query": 1, "document_id": "d1"}], "no column 'query_id' (did you mean 'query'?); it has"),
         ("queries", [{"id": 1, "text": "a"}, {"id": "1", "text": "b"}], "row 2: id '1' stands twice; ids must differ"),

@@ -23,9 +23,10 @@ class Column:
     """Its name in the file."""
     target: str
     """Its name in the result."""
-    kind: Literal["text", "id", "vector", "number"] = "text"
-    """Texts must say something; ids may be whole numbers, and become texts; vectors are lists of numbers; numbers are
-    finite, and may be written as text, as in a CSV file."""
+    kind: Literal["text", "text or nothing", "id", "vector", "number"] = "text"
+    """Texts must say something, unless nothing (an empty text, a null) may stand there, which becomes an empty text;
+    ids may be whole numbers, and become texts; vectors are lists of numbers; numbers are finite, and may be written as
+    text, as in a CSV file."""
 
 
 def check_table(
@@ -58,12 +59,18 @@ def check_table(
             array = array.cast(array.type.value_type)
         if column.kind == "id" and pa.types.is_integer(array.type):
             array = array.cast(pa.string())
+        if column.kind == "text or nothing":
+            # A column of nulls alone has no type yet.
+            array = pc.fill_null(array.cast(pa.string()) if pa.types.is_null(array.type) else array, "")
         if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
             value = array[0].as_py() if len(array) else None
             raise InputError(
                 f"{where}: column {column.source!r} holds {array.type}, not text (the first value is {shown(value)}); "
                 "name a column of texts."
             )
+        if column.kind == "text or nothing":
+            arrays[column.target] = array
+            continue
         # The first null, empty or blank text.
         blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(array)), 0)
         row = pc.index(pc.fill_null(blank, True), True).as_py()

@@ -198,6 +198,8 @@ def _checked(column: Column, value: Any, at: str, widths: dict[str, int]) -> Any
         return as_number(value, column, at)
     if column.kind == "id" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if column.kind == "text or nothing" and (value is None or (isinstance(value, str) and not value.strip())):
+        return ""
     if not isinstance(value, str) or not value or value.isspace():
         raise wrong_value(at, column, value)
     try:
