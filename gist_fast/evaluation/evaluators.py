@@ -171,13 +171,13 @@ def short_metrics(results: dict[str, Any]) -> dict[str, float]:
     """Scores under their short names, without the name of the similarity function; the best one's, were there two."""
     scores: dict[str, float] = {}
     for name, value in results.items():
-        short = _short_name(name)
+        short = short_name(name)
         if short in METRICS:
             scores[short] = max(float(value), scores.get(short, float("-inf")))
     return {name: scores[name] for name in METRICS if name in scores}
 
 
-def _short_name(name: str) -> str:
+def short_name(name: str) -> str:
     """The short name: ``cosine_ndcg@10`` is ``ndcg@10``, ``sts_pearson_cosine`` is ``sts_pearson``."""
     kind, _, rest = name.partition("_")
     if kind == "sts":

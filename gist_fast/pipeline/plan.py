@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gist_fast.data.named import by_name, carries_guide, count_rows
 from gist_fast.evaluation.evaluators import configured_evaluator, evaluator_names
+from gist_fast.evaluation.metric_names import choose_best_metric, saved_similarity
 from gist_fast.functional.loss_config import check_dims
 from gist_fast.pipeline.attention import Attention, choose_attention
 from gist_fast.pipeline.datasets import check_run, describe, load_sources, with_guide_columns
@@ -107,6 +108,7 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
     unsaid = (config.data.eval or config.evaluation) and "eval_strategy" not in config.arguments
     arguments = config.training_arguments(**({"eval_strategy": "epoch"} if unsaid else {}))
     models = {"student": check_model(config.student.path, "student")}
+    _choose_best_metric(config, arguments, saved_similarity(config.student.path, config.student.revision))
     if config.student.lora:
         check_lora()
     if config.guide:
@@ -158,6 +160,7 @@ def make_trainer(plan: RunPlan) -> GISTTrainer:
     if config.student.lora:
         add_lora(student, config.student.lora)
     # Before any text is embedded.
+    _choose_best_metric(config, arguments, student.similarity_fn_name)
     check_dims(arguments.matryoshka_dims, arguments.matryoshka_weights, student.get_embedding_dimension())
     guide, train_set, eval_set = None, plan.train, plan.eval
     if config.guide:
@@ -177,6 +180,12 @@ def make_trainer(plan: RunPlan) -> GISTTrainer:
         guided=False if config.unguided else None,
         evaluator=plan.evaluator,
     )
+
+
+def _choose_best_metric(config: TrainConfig, arguments: GISTTrainingArguments, similarity: str | None) -> None:
+    sources = config.data.eval
+    datasets = sources if isinstance(sources, dict) else None if sources is None else [""]
+    choose_best_metric(arguments, config.evaluation, datasets, similarity)
 
 
 def _check_guide(config: TrainConfig, arguments: GISTTrainingArguments, carried: bool) -> None:

@@ -1,0 +1,140 @@
+"""Which metrics the evaluations of a training run report, by name, and which of them chooses the best checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gist_fast.config.schema import EvaluationConfig
+from gist_fast.evaluation.evaluators import RETRIEVAL_METRICS, short_name
+from gist_fast.runtime.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from gist_fast.training.arguments import GISTTrainingArguments
+
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+_PAIR_METRICS = ("accuracy", "accuracy_threshold", "f1", "f1_threshold", "precision", "recall", "ap", "mcc")
+
+
+def reported_metrics(config: EvaluationConfig | None, datasets: Iterable[str] | None, similarity: str) -> list[str]:
+    """The names in the log, without their ``eval_``.
+
+    Args:
+        config: the section ``evaluation`` of a configuration.
+        datasets: the names of the evaluation datasets, or one empty name where there is one dataset without a name.
+        similarity: of `SIMILARITIES`, the student's own.
+    """
+    names = [f"{name}_loss" if name else "loss" for name in datasets or ()]
+    if config is None:
+        return names
+    kinds = 0
+    for given, found in (
+        (config.pairs or config.queries, [f"{similarity}_{name}" for name in (*RETRIEVAL_METRICS, "precision@10")]),
+        (config.triplet, [f"{similarity}_accuracy"]),
+        (config.sts, [f"sts_{name}_{similarity}" for name in ("spearman", "pearson")]),
+        (config.pair_classification, [f"pair_{similarity}_{name}" for name in _PAIR_METRICS]),
+    ):
+        if given:
+            kinds += 1
+            names += found
+    return [*names, "sequential_score"] if kinds > 1 else names
+
+
+def saved_similarity(model: str, revision: str | None = None) -> str | None:
+    """The similarity that a model is saved with, without loading it; None for a model that is not on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name = "config_sentence_transformers.json"
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        path: object = folder / name
+    else:
+        path = try_to_load_from_cache(model, name, revision=revision)
+        if path is None:
+            return None
+    # What is neither text nor path stands for a file that the model is known to lack.
+    if not isinstance(path, (str, Path)) or not Path(path).is_file():
+        return SIMILARITIES[0]
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8")).get("similarity_fn_name") or SIMILARITIES[0]
+    except (OSError, ValueError, AttributeError):
+        return None  # loading the model will say it
+
+
+def choose_best_metric(
+    arguments: GISTTrainingArguments,
+    config: EvaluationConfig | None,
+    datasets: Iterable[str] | None,
+    similarity: str | None,
+) -> None:
+    """Write the whole name of ``metric_for_best_model`` into the arguments, where a part of it was given.
+
+    Args:
+        config, datasets: see `reported_metrics`.
+        similarity: None where it is not known yet: then a name that any similarity has will pass, and is left as it is.
+
+    Raises:
+        InputError: nothing reports such a metric, or several do; or ``greater_is_better`` would choose the worst model.
+    """
+    asked = arguments.metric_for_best_model
+    wanted = [name for name in ("load_best_model_at_end",) if getattr(arguments, name)]
+    wanted += ["save_strategy: best"] if arguments.save_strategy == "best" else []
+    if arguments.eval_strategy == "no":
+        if wanted:
+            raise InputError(
+                f"training.{wanted[0]}: nothing is evaluated, so that no model is the best; give data.eval or "
+                "evaluation, and an eval_strategy other than 'no'."
+            )
+        return
+    names = {one: reported_metrics(config, datasets, one) for one in ([similarity] if similarity else SIMILARITIES)}
+    if not any(names.values()):
+        raise InputError(
+            "training.eval_strategy: expected data.eval or evaluation to go with it, got neither; add one, or leave "
+            "it out."
+        )
+    if asked is None:
+        if wanted:
+            raise InputError(f"training.metric_for_best_model is missing, which {wanted[0]} needs; {_known(names)}.")
+        return
+    found = {one: _matches(asked, of) for one, of in names.items()}
+    matches = next((of for of in found.values() if len(of) == 1), None)
+    if matches is None:
+        several = next((of for of in found.values() if of), None)
+        if several:
+            raise InputError(f"training.metric_for_best_model: {asked!r} could be {' or '.join(several)}; write which.")
+        known = sorted({name for of in names.values() for name in of})
+        default = " (the default)" if asked == "loss" else nearest(asked.removeprefix("eval_"), known)
+        raise InputError(
+            f"training.metric_for_best_model: expected a metric that is measured, got {asked!r}{default}; "
+            f"{_known(names)}."
+        )
+    (metric,) = matches
+    greater = not metric.endswith("loss")
+    if arguments.greater_is_better is not None and arguments.greater_is_better != greater:
+        raise InputError(
+            f"training.greater_is_better: expected {str(greater).lower()} for {metric}, or nothing, got "
+            f"{str(arguments.greater_is_better).lower()}, which would keep the worst model."
+        )
+    if similarity:
+        arguments.metric_for_best_model = metric
+
+
+def _matches(asked: str, names: list[str]) -> list[str]:
+    """The whole names that a name could mean: itself, else those of which it is the short name, or the end."""
+    asked = asked.removeprefix("eval_")
+    if asked in names:
+        return [asked]
+    found = []
+    for name in names:
+        without = "_".join(part for part in name.split("_") if part not in SIMILARITIES)
+        if asked in (without, short_name(name)) or any(one.endswith(f"_{asked}") for one in (name, without)):
+            found.append(name)
+    return found
+
+
+def _known(names: dict[str, list[str]]) -> str:
+    # Of the similarities that the model could have the usual one.
+    known = next(iter(names.values()))
+    return f"there are {', '.join(known)}"
