@@ -65,10 +65,12 @@ def embed_guide(
     with only_results_on_stdout():
         from gist_fast.data.load import load_texts
         from gist_fast.data.save import check_folder, save_whole
+        from gist_fast.guide_columns.files import cache_folder
         from gist_fast.pipeline.models import check_model, load_model
 
         check_model(guide, "guide")
         check_folder(output, overwrite)
+        cache_folder(cache_dir)
         dataset = load_texts(data, split=split, columns=parse_columns(columns))
         prompts = _prompts(prompt, dataset.column_names)
         from gist_fast.guide_columns import Report

@@ -20,7 +20,7 @@ def check_folder(output: Path, overwrite: bool) -> None:
     """Raise `InputError` where a dataset may not go to `output`, or cannot; nothing is changed."""
     if output.exists() and not output.is_dir():
         raise InputError(f"--output: expected a folder, or a name that is free, got the file {output}.")
-    try_to_write(output.parent, "--output", "choose another folder")
+    try_to_write(output.absolute().parent, "--output", "choose another folder", output.absolute().name)
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not all((output / marker).is_file() for marker in _MARKERS):

@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from gist_fast.guide_columns.column_files import find_column, write_column
 from gist_fast.guide_columns.encode import Encoded, Encoder, Unstorable, to_stored
-from gist_fast.guide_columns.files import written_whole
+from gist_fast.guide_columns.files import try_cache, written_whole
 from gist_fast.guide_columns.fingerprint import guide_fingerprint
 from gist_fast.guide_columns.progress import Progress
 from gist_fast.guide_columns.share import Team
@@ -108,6 +108,8 @@ class Job:
         folder = self.folder / hashlib.blake2b(written.encode(), digest_size=16).hexdigest()
 
         def describe() -> None:
+            if not folder.exists():
+                try_cache(folder)
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
             about = folder / "about.json"
@@ -134,6 +136,7 @@ class Job:
         columns = {name: columns[name] for name, path in found.items() if path is None}
         if not columns:
             return found
+        self.team.first(lambda: try_cache(folder))
         texts = DistinctTexts(list(columns.values()))
         store = Store(folder, stored)
         missing = self._missing(store, texts)

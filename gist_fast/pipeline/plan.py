@@ -11,6 +11,7 @@ from gist_fast.data.named import by_name, carries_guide, count_rows
 from gist_fast.evaluation.evaluators import configured_evaluator, evaluator_names
 from gist_fast.evaluation.metric_names import choose_best_metric, saved_similarity
 from gist_fast.functional.loss_config import check_dims
+from gist_fast.guide_columns.files import cache_folder
 from gist_fast.pipeline.attention import Attention, choose_attention
 from gist_fast.pipeline.datasets import check_run, describe, load_sources, with_guide_columns
 from gist_fast.pipeline.models import add_lora, check_lora, check_model, load_configured
@@ -113,6 +114,8 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
         check_lora()
     if config.guide:
         models["guide"] = check_model(config.guide.path, "guide")
+        if config.guide.columns:
+            cache_folder(None)
     train_set = load_sources(config.data.train, "data.train", arguments.seed, endless=True)
     eval_set = None if config.data.eval is None else load_sources(config.data.eval, "data.eval", arguments.seed)
     _check_guide(config, arguments, carries_guide(train_set))

@@ -24,22 +24,33 @@ PREVIOUS = ".previous"
 _PARTIAL = re.compile(r"\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+\.partial")
 
 
-def try_to_write(folder: Path, name: str, advice: str) -> None:
+def try_to_write(folder: Path, name: str, advice: str, file: str = "probe") -> None:
     """Try, before the work whose results go to `folder`, to write there, or where it would be made; nothing is left.
+
+    Args:
+        file: what will be written there, whose name could be too long.
 
     Raises:
         InputError: it cannot be done; the message begins with `name` and ends in `advice`.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    folder = folder.absolute()
+    # Not Path.exists, which raises where a folder on the way may not be entered.
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     if not there.is_dir():
         raise InputError(f"{name}: {there} is a file, not a folder; {advice}.")
     try:
+        str(folder / file).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{name}: {str(folder / file)!a} is not UTF-8, as names must be; {advice}.") from None
+    try:
         # The rights of the folder do not tell: a disk can be full, or read-only.
-        with tempfile.NamedTemporaryFile(dir=there, prefix=".gist-fast.", suffix=".part") as file:
-            file.write(b" ")
-            file.flush()
-    except OSError as error:
-        raise InputError(f"{name}: {there} cannot be written to ({error.strerror or error}); {advice}.") from None
+        with tempfile.TemporaryDirectory(dir=there, prefix=".gist-fast.", suffix=".part") as probe:
+            below = probe / folder.relative_to(there)
+            below.mkdir(parents=True, exist_ok=True)
+            (below / file).write_bytes(b" ")
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"{name}: {there} cannot be written to ({said}); {advice}.") from None
 
 
 @contextlib.contextmanager
