@@ -104,7 +104,7 @@ def embed_guide(
         print_json(summary)
         return
     print_facts("Precomputed guide embeddings", summary)
-    typer.echo(f"Train on it: data: {{train: {output}}}, without a guide")
+    print(f"Train on it: data: {{train: {output}}}, without a guide")
 
 
 def _prompts(given: list[str] | None, columns: list[str]) -> dict[str, str] | str | None:

@@ -131,4 +131,4 @@ def _print_summary(summary: dict[str, Any]) -> None:
     shown = ("rows", "steps", "epochs", "seconds", "rows_per_second", "loss", "best_checkpoint", "model", "report")
     masked = {name: f"{value:.2%}" for name, value in summary["masked"].items()}
     print_facts("Training", {**{name: summary[name] for name in shown}, **masked})
-    typer.echo(f'Load it: SentenceTransformer("{summary["model"]}")')
+    print(f'Load it: SentenceTransformer("{summary["model"]}")')

@@ -13,7 +13,7 @@ from gist_fast.report.facts import machine_facts
 from gist_fast.report.page import Section, Table, make_page, shown
 from gist_fast.report.plots import NARROW, PALETTE, figure, stacked_bars, to_svg
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.files import try_to_write, written_folder
+from gist_fast.runtime.files import PREVIOUS, try_to_write, written_folder
 from gist_fast.runtime.profiler_regions import IDLE, MEANINGS, NAMES, OTHER
 
 if TYPE_CHECKING:
@@ -181,7 +181,8 @@ def check_folder(target: Path, overwrite: bool) -> None:
     if held and not overwrite:
         raise InputError(f"--output: {target} holds a profile; give --overwrite to replace it, or another --output.")
     # Beside it: a folder that holds a profile is replaced as a whole.
-    try_to_write(target.resolve().parent, "--output", "name another folder", target.resolve().name)
+    place = target.resolve()
+    try_to_write(place.parent, "--output", "name another folder", f"{place.name}{PREVIOUS}")
 
 
 def write_folder(found: Profile, result: dict[str, Any], trace: Path, target: Path) -> list[str]:
