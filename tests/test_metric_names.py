@@ -107,6 +107,16 @@ def test_a_run_by_a_short_name(run_command, config, file, tmp_path):
     assert state["best_metric"] == state["log_history"][-1]["eval_cosine_ndcg@10"]
 
 
+def test_a_best_model_that_nothing_scored_is_said(run_command, config, file, tmp_path):
+    training = {"metric_for_best_model": "ndcg@10", "eval_delay": 50}
+    result = run_command("train", config(evaluation={"pairs": file.name}, training=training), "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["best_checkpoint"] is None
+    assert (
+        "warning: training.load_best_model_at_end: no checkpoint has a score of cosine_ndcg@10, so that" in result.err
+    )
+
+
 def test_the_names_go_by_the_similarity_of_the_student(run_command, config, file, tiny_student, tmp_path):
     folder = tmp_path / "dot"
     shutil.copytree(tiny_student, folder)
@@ -152,6 +162,14 @@ def test_the_names_go_by_the_similarity_of_the_student(run_command, config, file
             {"data": ("eval",), "training": {"greater_is_better": True}},
             "training.greater_is_better: expected false for loss, or nothing, got true",
         ),
+        (
+            {"data": ("one", "two")},
+            "training.metric_for_best_model: 'loss' could be one_loss or two_loss; write which.",
+        ),
+        (
+            {"evaluation": ("sts",), "training": {"metric_for_best_model": "epoch"}},
+            "training.metric_for_best_model: expected a metric that is measured, got 'epoch'",
+        ),
         ({}, "training.eval_strategy: expected data.eval or evaluation to go with it, got neither"),
         (
             {"training": {"eval_strategy": "no", "save_strategy": "no"}},
@@ -171,7 +189,9 @@ def test_what_nothing_measures_is_refused_by_the_dry_run(sections, says, run_com
     if "evaluation" in given:
         given["evaluation"] = dict.fromkeys(given["evaluation"], file.name)
     if "data" in given:
-        given["data"] = {"eval": {"path": file.name, "columns": ["anchor", "positive"]}}
+        source = {"path": file.name, "columns": ["anchor", "positive"]}
+        several = len(given["data"]) > 1
+        given["data"] = {"eval": dict.fromkeys(given["data"], source) if several else source}
     result = run_command("train", config(**given), "--dry-run")
     assert (result.code, result.out) == (2, ""), result.out
     assert says in result.err.strip().splitlines()[-1]

@@ -50,14 +50,14 @@ class Scored:
 
     def encode_query(self, texts, **_):
         self.asked = [self.queries[text] for text in texts]
-        return torch.arange(len(texts))
+        return torch.arange(len(texts)).float()
 
     def encode_document(self, texts, **_):
         self.read = [self.documents[text] for text in texts]
-        return torch.arange(len(texts))
+        return torch.arange(len(texts)).float()
 
     def similarity(self, queries, documents):
-        return torch.tensor([[self.scores[self.asked[q]][self.read[d]] for d in documents] for q in queries])
+        return torch.tensor([[self.scores[self.asked[int(q)]][self.read[int(d)]] for d in documents] for q in queries])
 
 
 def a_task(queries: int, documents: int, relevant: dict, grades: dict | None = None) -> Retrieval:
@@ -240,3 +240,29 @@ def test_a_similarity_that_is_nan_is_said_and_makes_the_metrics_nan(caplog):
     assert (
         "1 of 2 queries have a similarity of NaN, so the metrics are NaN too; the first one is 'query 1'" in caplog.text
     )
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_similarities_are_computed_in_float32(half):
+    """Half precision has too few numbers between 0.9 and 1 for 300 documents."""
+    task = a_task(3, 300, {f"q{q}": {f"d{90 * q}"} for q in range(3)})
+    vectors = torch.nn.functional.normalize(torch.randn(300, 24, generator=torch.Generator().manual_seed(5)) / 9 + 1)
+    seen = []
+
+    class Half(Scored):
+        def encode_query(self, texts, **_):
+            return vectors[[90 * int(text.split()[1]) + 1 for text in texts]].to(half)
+
+        def encode_document(self, texts, **_):
+            return vectors[[int(text.split()[1]) for text in texts]].to(half)
+
+        def similarity(self, queries, documents):
+            scores = queries @ documents.T
+            seen.append((scores.dtype, scores.unique().numel()))
+            return scores
+
+    plain = evaluate(Half(task, {}), make_evaluator(task))
+    with torch.autocast("cpu", dtype=half):
+        assert evaluate(Half(task, {}), make_evaluator(task)) == plain
+    assert {dtype for dtype, _ in seen} == {torch.float32}
+    assert min(count for _, count in seen) > 800

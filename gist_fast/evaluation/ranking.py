@@ -26,6 +26,7 @@ class InformationRetrievalEvaluator(stock.InformationRetrievalEvaluator):
     - A document that is the query itself is left out (`Retrieval.identical`).
     - MAP is divided by the number of all relevant documents, even where that exceeds its k.
     - A query that was judged, but has no relevant document, counts as 0.
+    - Similarities are computed in float32, whatever the model computes in.
     - Where a similarity is NaN, so are the metrics.
 
     Args:
@@ -120,7 +121,9 @@ class _Watched:
         self.seen = 0
 
     def __call__(self, queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-        scores = self.similarity(queries, documents)
+        # In half precision, many scores that differ would be the same, and their order that of the ids.
+        with torch.autocast(queries.device.type, enabled=False):
+            scores = self.similarity(queries.float(), documents.float())
         self.unknown.update(scores.isnan().any(dim=1).nonzero().flatten().tolist())
         here = [(row, place - self.seen) for row, place in self.left_out.items()]
         here = [(row, place) for row, place in here if 0 <= place < scores.shape[1]]
