@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gist_fast.config.schema import EvaluationConfig, SourceConfig
 from gist_fast.data.load import load_texts
 from gist_fast.data.names import ANCHOR, POSITIVE, text_columns
+from gist_fast.evaluation.metric_names import METRICS, short_name
 from gist_fast.evaluation.retrieval import Retrieval, load_retrieval, retrieval_from_pairs
 from gist_fast.evaluation.scored_pairs import ScoredPairs, load_labelled_pairs, load_sts
 from gist_fast.runtime.errors import InputError
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.evaluation import BaseEvaluator
-
-RETRIEVAL_METRICS = ("ndcg@10", "mrr@10", "accuracy@1", "recall@10", "map@100")
-_OTHER_METRICS = ("triplet_accuracy", "sts_spearman", "sts_pearson", "pair_accuracy", "pair_f1", "pair_ap")
-METRICS = (*RETRIEVAL_METRICS, *_OTHER_METRICS)
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def make_evaluators(
 
     An evaluator settles on the similarity of the first model that it measures: make new ones for another model.
     """
-    from sentence_transformers.sentence_transformer.evaluation import (
+    from gist_fast.evaluation.finite import (
         BinaryClassificationEvaluator,
         EmbeddingSimilarityEvaluator,
         TripletEvaluator,
@@ -175,17 +172,6 @@ def short_metrics(results: dict[str, Any]) -> dict[str, float]:
         if short in METRICS:
             scores[short] = max(float(value), scores.get(short, float("-inf")))
     return {name: scores[name] for name in METRICS if name in scores}
-
-
-def short_name(name: str) -> str:
-    """The short name: ``cosine_ndcg@10`` is ``ndcg@10``, ``sts_pearson_cosine`` is ``sts_pearson``."""
-    kind, _, rest = name.partition("_")
-    if kind == "sts":
-        return f"sts_{rest.partition('_')[0]}"
-    last = name.rpartition("_")[2]
-    if kind == "pair":
-        return f"pair_{last}"
-    return "triplet_accuracy" if last == "accuracy" else last
 
 
 def _load(source: SourceConfig) -> Dataset:

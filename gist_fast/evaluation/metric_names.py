@@ -8,14 +8,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gist_fast.config.schema import EvaluationConfig
-from gist_fast.evaluation.evaluators import RETRIEVAL_METRICS, short_name
 from gist_fast.runtime.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from gist_fast.training.arguments import GISTTrainingArguments
 
+RETRIEVAL_METRICS = ("ndcg@10", "mrr@10", "accuracy@1", "recall@10", "map@100")
+_OTHER_METRICS = ("triplet_accuracy", "sts_spearman", "sts_pearson", "pair_accuracy", "pair_f1", "pair_ap")
+METRICS = (*RETRIEVAL_METRICS, *_OTHER_METRICS)
+"""Short names, which tables and summaries have."""
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-_PAIR_METRICS = ("accuracy", "accuracy_threshold", "f1", "f1_threshold", "precision", "recall", "ap", "mcc")
+_PAIR_METRICS = ("ap", "accuracy", "accuracy_threshold", "f1", "f1_threshold", "precision", "recall", "mcc")
+
+
+def short_name(name: str) -> str:
+    """The short name: ``cosine_ndcg@10`` is ``ndcg@10``, ``sts_pearson_cosine`` is ``sts_pearson``."""
+    kind, _, rest = name.partition("_")
+    if kind == "sts":
+        return f"sts_{rest.partition('_')[0]}"
+    last = name.rpartition("_")[2]
+    if kind == "pair":
+        return f"pair_{last}"
+    return "triplet_accuracy" if last == "accuracy" else last
+
+
+def metrics_of(kind: str, similarity: str) -> list[str]:
+    """What the evaluator of a kind reports; the metric that it is judged by comes first.
+
+    Args:
+        kind: ``retrieval``, ``triplet``, ``sts`` or ``pair_classification``.
+        similarity: of `SIMILARITIES`, the model's own.
+    """
+    return {
+        "retrieval": [f"{similarity}_{name}" for name in (*RETRIEVAL_METRICS, "precision@10")],
+        "triplet": [f"{similarity}_accuracy"],
+        "sts": [f"sts_{name}_{similarity}" for name in ("spearman", "pearson")],
+        "pair_classification": [f"pair_{similarity}_{name}" for name in _PAIR_METRICS],
+    }[kind]
 
 
 def reported_metrics(config: EvaluationConfig | None, datasets: Iterable[str] | None, similarity: str) -> list[str]:
@@ -29,17 +58,10 @@ def reported_metrics(config: EvaluationConfig | None, datasets: Iterable[str] | 
     names = [f"{name}_loss" if name else "loss" for name in datasets or ()]
     if config is None:
         return names
-    kinds = 0
-    for given, found in (
-        (config.pairs or config.queries, [f"{similarity}_{name}" for name in (*RETRIEVAL_METRICS, "precision@10")]),
-        (config.triplet, [f"{similarity}_accuracy"]),
-        (config.sts, [f"sts_{name}_{similarity}" for name in ("spearman", "pearson")]),
-        (config.pair_classification, [f"pair_{similarity}_{name}" for name in _PAIR_METRICS]),
-    ):
-        if given:
-            kinds += 1
-            names += found
-    return [*names, "sequential_score"] if kinds > 1 else names
+    kinds = ["retrieval"] if config.pairs or config.queries else []
+    kinds += [kind for kind in ("triplet", "sts", "pair_classification") if getattr(config, kind)]
+    names += [name for kind in kinds for name in metrics_of(kind, similarity)]
+    return [*names, "sequential_score"] if len(kinds) > 1 else names
 
 
 def saved_similarity(model: str, revision: str | None = None) -> str | None:

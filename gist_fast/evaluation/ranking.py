@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sentence_transformers.sentence_transformer import evaluation as stock
 
+from gist_fast.evaluation.finite import Finite
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from gist_fast.evaluation.retrieval import Retrieval
 
-logger = logging.getLogger(__name__)
 
-
-class InformationRetrievalEvaluator(stock.InformationRetrievalEvaluator):
+class InformationRetrievalEvaluator(Finite, stock.InformationRetrievalEvaluator):
     """Ranks a task's documents for each of its queries, as sentence-transformers does but for these rules:
 
     - nDCG counts grades, with a linear gain; for every other metric a document of a grade above 0 is relevant.
@@ -27,12 +26,13 @@ class InformationRetrievalEvaluator(stock.InformationRetrievalEvaluator):
     - MAP is divided by the number of all relevant documents, even where that exceeds its k.
     - A query that was judged, but has no relevant document, counts as 0.
     - Similarities are computed in float32, whatever the model computes in.
-    - Where a similarity is NaN, so are the metrics.
 
     Args:
         task: queries, documents and grades.
         options: what sentence-transformers' evaluator takes besides.
     """
+
+    kind = "retrieval"
 
     def __init__(self, task: Retrieval, **options: Any) -> None:
         # The parent passes over queries without a relevant document, and would not count those that were judged.
@@ -41,7 +41,6 @@ class InformationRetrievalEvaluator(stock.InformationRetrievalEvaluator):
         super().__init__(dict(task.queries), corpus, all_asked, **options)
         self.relevant_docs = task.relevant
         self._grades = task.grades
-        self._unknown: set[int] = set()
         self._identical = task.identical
         places = {document: place for place, document in enumerate(task.corpus)}
         self._left_out = {
@@ -50,13 +49,25 @@ class InformationRetrievalEvaluator(stock.InformationRetrievalEvaluator):
             if (document := task.identical.get(query))
         }
 
+    def metric_names(self, similarity: str) -> list[str]:
+        prefix = f"{self.name}_{similarity}" if self.name else similarity
+        return [f"{prefix}_{metric[:-1]}{k}" for metric, ks in self._depths().items() for k in ks]
+
+    def _depths(self) -> dict[str, list[int]]:
+        """The k of each metric; that of the metric it is judged by comes first, its largest k ahead."""
+        return {
+            "ndcg@k": sorted(self.ndcg_at_k, reverse=True),
+            "accuracy@k": self.accuracy_at_k,
+            "precision@k": self.precision_recall_at_k,
+            "recall@k": self.precision_recall_at_k,
+            "mrr@k": self.mrr_at_k,
+            "map@k": self.map_at_k,
+        }
+
     def compute_all_metrics(self, model: SentenceTransformer, *args: Any, **kwargs: Any) -> dict[str, Any]:
         given = self.score_functions or {}
-        self._unknown = set()
         # New ones, because each counts the documents that it has seen.
-        self.score_functions = {
-            name: _Watched(function, self._left_out, self._unknown) for name, function in given.items()
-        }
+        self.score_functions = {name: _Without(self._left_out, function) for name, function in given.items()}
         try:
             return super().compute_all_metrics(model, *args, **kwargs)
         finally:
@@ -64,18 +75,7 @@ class InformationRetrievalEvaluator(stock.InformationRetrievalEvaluator):
 
     def compute_metrics(self, queries_result_list: list[Any]) -> dict[str, dict[int, float]]:
         """The mean of each metric over the queries, from their hits."""
-        depths = {
-            "accuracy@k": self.accuracy_at_k,
-            "precision@k": self.precision_recall_at_k,
-            "recall@k": self.precision_recall_at_k,
-            "ndcg@k": self.ndcg_at_k,
-            "mrr@k": self.mrr_at_k,
-            "map@k": self.map_at_k,
-        }
-        if self._unknown:
-            told = "%d of %d queries have a similarity of NaN, so the metrics are NaN too; the first one is %.80r"
-            logger.warning(told, len(self._unknown), len(self.queries), self.queries[min(self._unknown)])
-            return {metric: dict.fromkeys(ks, math.nan) for metric, ks in depths.items()}
+        depths = self._depths()
         sums = {(metric, k): 0.0 for metric, ks in depths.items() for k in ks}
         for query, hits in zip(self.queries_ids, queries_result_list, strict=True):
             left_out = self._identical.get(query)
@@ -101,30 +101,24 @@ class _Descending(str):
         return str.__lt__(self, other)
 
 
-class _Watched:
+class _Without:
     """A similarity function to be called with one part of the corpus after the other; what is left out ranks last.
 
     Args:
         left_out: by the row of a query, the place of a document in the corpus.
-        unknown: gets the rows that have a similarity of NaN, which no ranking shows reliably.
     """
 
     def __init__(
-        self,
-        similarity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        left_out: dict[int, int],
-        unknown: set[int],
+        self, left_out: dict[int, int], similarity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     ) -> None:
-        self.similarity = similarity
         self.left_out = left_out
-        self.unknown = unknown
+        self.similarity = similarity
         self.seen = 0
 
     def __call__(self, queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
         # In half precision, many scores that differ would be the same, and their order that of the ids.
         with torch.autocast(queries.device.type, enabled=False):
             scores = self.similarity(queries.float(), documents.float())
-        self.unknown.update(scores.isnan().any(dim=1).nonzero().flatten().tolist())
         here = [(row, place - self.seen) for row, place in self.left_out.items()]
         here = [(row, place) for row, place in here if 0 <= place < scores.shape[1]]
         self.seen += scores.shape[1]
