@@ -49,7 +49,7 @@ def test_nan_is_said_and_no_score(kinds, file, broken, caplog):
     assert len(told) == len(kinds)
     for kind, line in zip(kinds, told, strict=True):
         assert line.startswith(f"{'retrieval' if kind == 'pairs' else kind}: the embeddings of ")
-        assert "texts hold NaN or infinite numbers, so that the metrics are NaN; the first is that of '" in line
+        assert "texts hold NaN or infinite numbers, so that the metrics are NaN; the first is that of " in line
         assert "boil" in line
 
 

@@ -133,7 +133,10 @@ def _grades(
         for kind, identity in (("query", query), ("document", document)):
             if identity not in texts[kind]:
                 near = nearest(identity, list(texts[kind])[:5000])
-                raise InputError(f"{path}: row {row}: {kind} {identity!r} is not in {sources[kind]}{near}.")
+                raise InputError(
+                    f"{path}: row {row}: {kind} {identity!r} is not in {sources[kind]}{near}; add it there, or leave "
+                    "that row out."
+                )
         before = grades.setdefault(query, {}).setdefault(document, score)
         if before != score:
             raise InputError(
