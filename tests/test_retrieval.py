@@ -134,6 +134,16 @@ def test_grades_count_in_ndcg(write, suffix):
     assert scores["ndcg@10"] == pytest.approx(0.8146, abs=5e-5)
 
 
+def test_grades_may_stand_among_the_relevant_documents():
+    """As mteb and BEIR hand them over."""
+    judged = {"q0": {"d0": 3, "d1": 0, "d2": 1}}
+    task = a_task(1, 3, judged)
+    assert (task.relevant, task.grades) == ({"q0": {"d0", "d2"}}, judged)
+    scores = evaluate(Scored(task, {"q0": {"d0": 0.1, "d1": 0.3, "d2": 0.2}}), make_evaluator(task))
+    assert scores["ndcg@10"] == pytest.approx((1 / math.log2(3) + 3 / 2) / (3 + 1 / math.log2(3)))
+    assert scores["mrr@10"] == 0.5
+
+
 def test_a_contradiction_is_named_and_a_repetition_is_none(write):
     queries, corpus = write("q.jsonl", [{"id": "q", "text": "a"}]), write("c.jsonl", [{"id": "d", "text": "b"}])
     row = {"query_id": "q", "document_id": "d", "score": 2}
@@ -254,3 +264,17 @@ def test_similarities_are_computed_in_float32(half):
         assert evaluate(Half(task, {}), make_evaluator(task)) == plain
     assert {dtype for dtype, _ in seen} == {torch.float32}
     assert min(count for _, count in seen) > 800
+
+
+def test_a_corpus_of_nothing_but_the_query_itself():
+    task = Retrieval({"q": "a"}, {"q": "a"}, {"q": {"elsewhere"}})
+    assert set(evaluate(Scored(task, {"q": {"q": 1.0}}), make_evaluator(task)).values()) == {0.0}
+
+
+def test_a_second_model_is_measured_anew():
+    task = a_task(1, 3, {"q0": {"d0"}})
+    evaluator = make_evaluator(task, corpus_chunk_size=2)
+    best = Scored(task, {"q0": {"d0": 0.9, "d1": 0.1, "d2": 0.2}})
+    worst = Scored(task, {"q0": {"d0": 0.1, "d1": 0.9, "d2": 0.2}})
+    assert evaluate(best, evaluator)["mrr@10"] == evaluate(best, evaluator)["mrr@10"] == 1.0
+    assert evaluate(worst, make_evaluator(task))["mrr@10"] == pytest.approx(1 / 3)

@@ -37,9 +37,16 @@ class Retrieval:
     queries: dict[str, str]
     corpus: dict[str, str]
     relevant: dict[str, set[str]]
-    """By query, the ids of the relevant documents. Queries that are missing here are not asked."""
+    """By query, the ids of the relevant documents; or a mapping of ids to grades, of which those above 0 are relevant.
+    Queries that are missing here are not asked."""
     grades: dict[str, dict[str, float]] = field(default_factory=dict)
     """By query and document, how relevant it is, which counts for nDCG; 1 where nothing stands."""
+
+    def __post_init__(self) -> None:
+        graded = {query: dict(of) for query, of in self.relevant.items() if isinstance(of, Mapping)}
+        above = {query: {document for document, grade in of.items() if grade > 0} for query, of in graded.items()}
+        object.__setattr__(self, "grades", {**self.grades, **graded})
+        object.__setattr__(self, "relevant", {**self.relevant, **above})
 
     @property
     def identical(self) -> dict[str, str]:
@@ -70,17 +77,15 @@ def load_retrieval(queries: str | Path, corpus: str | Path, relevant: str | Path
     texts = {"query": _texts_by_id(Path(queries)), "document": _texts_by_id(Path(corpus), titled=True)}
     path = Path(relevant)
     grades = _grades(path, texts, {"query": queries, "document": corpus})
-    found = {query: {document for document, grade in of.items() if grade > 0} for query, of in grades.items()}
-    if not any(found.values()):
+    task = Retrieval(texts["query"], texts["document"], grades)  # type: ignore[arg-type]
+    if not any(task.relevant.values()):
         raise InputError(f"{path}: names no relevant document; at least one row of a score above 0 is needed.")
-    if without := len(texts["query"]) - len(found):
-        logger.info(
-            "%s: %d of %d queries have no relevant document and are left out", queries, without, len(texts["query"])
-        )
-    if unanswered := sum(not documents for documents in found.values()):
+    if without := len(task.queries) - len(task.relevant):
+        told = "%s: %d of %d queries have no relevant document and are left out"
+        logger.info(told, queries, without, len(task.queries))
+    if unanswered := sum(not documents for documents in task.relevant.values()):
         told = "%s: %d queries have no document of a score above 0; each counts as 0 in every mean, as in trec_eval"
         logger.warning(told, path, unanswered)
-    task = Retrieval(texts["query"], texts["document"], found, grades)
     _tell_identical(task)
     return task
 
