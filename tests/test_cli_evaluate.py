@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tokenizers.processors import ByteLevel
 
 from gist_fast.config.schema import EvaluationConfig, SourceConfig
 from gist_fast.evaluation.evaluators import METRICS, configured_evaluator, evaluate
@@ -96,7 +97,7 @@ def test_json_has_no_nan(run, tmp_path, tiny_student):
 def test_wrong_usage(run, file, tmp_path, tiny_student):
     refused(run(tiny_student), "nothing to measure; give any of --pairs, or --queries, --corpus and --relevant; --trip")
     refused(run(tiny_student, "--queries", "q"), "--corpus, --relevant missing; or give --pairs instead of all three.")
-    one = "--columns and --split go with one of --pairs, --triplet, --sts or --pair-classification; got "
+    one = "--columns, --split and --quoting go with one of --pairs, --triplet, --sts or --pair-classification; got "
     refused(run(tiny_student, "--pairs", file, "--sts", file, "--columns", "a,b"), one + "2 of them.")
     files = ("--queries", file, "--corpus", file, "--relevant", file)
     refused(run(tiny_student, *files, "--split", "test"), one + "0 of them.")
@@ -106,3 +107,14 @@ def test_wrong_usage(run, file, tmp_path, tiny_student):
     refused(
         run(tiny_student, "--pair-classification", file, "--columns", "label=score"), "row 2, column 'score': is 2.01; "
     )
+
+
+def test_texts_without_any_token(run_command, tmp_path, tiny_student, student, monkeypatch):
+    # As of a tokenizer that puts nothing before and after a text; BERT's drops characters without a width.
+    student.tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=False)
+    for module in ("evaluate", "models"):
+        monkeypatch.setattr(f"gist_fast.pipeline.{module}.load_model", lambda *_, **__: student)
+    (tmp_path / "x.csv").write_text("anchor,positive\nwhat,\u200b\nwhy,\u200d\n")
+    for command in (("evaluate", tiny_student, "--pairs"), ("inspect", "--guide", tiny_student, "--data")):
+        found = run_command(*command, tmp_path / "x.csv", "--device", "cpu", "--json")
+        refused(found, "a text without any token: the model's tokenizer finds nothing in the texts that are read")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from tokenizers.processors import ByteLevel
 
+from gist_fast import GISTTrainer, GISTTrainingArguments
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, guide_memory
 from gist_fast.losses.guide_memory import GuideMemory
+from gist_fast.runtime.errors import InputError
 from gist_fast.training.collator import GISTDataCollator, GuideTokenizer
 
 ROWS = [
@@ -180,3 +184,57 @@ def test_negatives_with_numbered_names_do_not_mix(student, guide, tmp_path):
     columns, _ = trainer.collect_features(trainer.data_collator([{c: v[0] for c, v in texts.items()}]))
     assert [set(c) for c in columns[1:]] == [set(columns[1])] * 3
     assert [c["input_ids"].shape[1] for c in columns[2:]] == [4, 5]
+
+
+class TestTextsThatCannotBeRead:
+    @pytest.mark.parametrize("value", [None, 3, 0.5, float("nan")])
+    def test_no_text_is_named_with_its_column(self, collator, value):
+        rows = [dict(ROWS[0]), {**ROWS[1], "positive": value}]
+        with pytest.raises(InputError, match=f"positive: expected a text in each row, got {value!r} in row 1 of the"):
+            collator(rows)
+
+    @pytest.mark.parametrize("whose", ["student", "guide"])
+    def test_texts_without_any_token(self, student, guide, whose):
+        # As of a tokenizer that puts nothing before and after a text; BERT's drops characters without a width.
+        model = {"student": student, "guide": guide}[whose]
+        model.tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=False)
+        collator = GISTDataCollator(student.preprocess, tokenize_for_guide=GuideTokenizer(guide))
+        rows = [{**row, "positive": "\u200b"} for row in ROWS]
+        mixed = collator([*rows[:2], ROWS[1]])
+        assert mixed["positive_input_ids"].shape[0] == 3
+        # The guide reads both columns' texts together where their settings are the same.
+        rows = [{**row, "anchor": "\u200b"} for row in rows] if whose == "guide" else rows
+        column = "positive: student" if whose == "student" else "guide"
+        with pytest.raises(
+            InputError, match=rf"{column}: its tokenizer finds no token in any of the . texts .* '\\u200b'"
+        ):
+            collator(rows)
+
+
+def test_columns_whose_names_begin_alike(tmp_path, student, guide):
+    # What is there for the guide of a column x has keys x_guide...; a column x_guide has keys of its own.
+    losses = {}
+    for names in (("q", "d", "n"), ("q", "q_guide", "n"), ("q_guide", "q", "q_guide_rows"), ("n_guide", "q", "n")):
+        rows = [dict(zip(names, (*row.values(), ROWS[k - 1]["anchor"]), strict=True)) for k, row in enumerate(ROWS)]
+        args = GISTTrainingArguments(str(tmp_path / "run"), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+        trainer = GISTTrainer(model=student, args=args, train_dataset=Dataset.from_list(rows), guide=guide)
+        losses[names] = trainer.compute_loss(student, trainer.data_collator(rows)).item()
+    assert len(set(losses.values())) == 1, losses
+
+
+@pytest.mark.parametrize(("column", "values", "says"), [
+    ("negative", ["x", None], "train_dataset: row 2, column 'negative' is None; a text is needed there."),
+    ("negative", [["x"], ["y"]], "train_dataset: column 'negative' holds lists of texts, and each column is a text"),
+    ("id", [7, 8], "train_dataset: column 'id' holds int64, and each column is a text that the model reads; leave it"),
+    ("none", [None, None], "train_dataset: column 'none' holds null, and each column is a text that the model reads"),
+])  # fmt: skip
+def test_columns_that_no_model_reads(tmp_path, student, guide, column, values, says):
+    args = GISTTrainingArguments(str(tmp_path / "run"), report_to=[], use_cpu=True)
+    # Labels are no inputs, and what was not selected is not read.
+    rows = {"anchor": ["a", "b", "c"], "positive": ["c", "d", "e"], "label": [0, 1, 0], column: [*values, None]}
+    dataset = Dataset.from_dict(rows).select([0, 1])
+    with pytest.raises(InputError) as caught:
+        GISTTrainer(model=student, args=args, train_dataset=dataset, guide=guide)
+    assert str(caught.value).startswith(says)
+    if says.endswith("there."):
+        assert GISTTrainer(model=student, args=args, train_dataset=dataset.select([0]), guide=guide) is not None

@@ -74,7 +74,7 @@ def message(source: object, **options: object) -> str:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_values_that_look_like_something_else_stay_texts(tmp_path, suffix):
     rows = [{"anchor": trap, "positive": f"answer to {trap}"} for trap in TRAPS]
-    dataset = load_texts(write(tmp_path / f"x{suffix}", rows))
+    dataset = load_texts(write(tmp_path / f"x{suffix}", rows), quoting=True if ".tsv" in suffix else None)
     assert dataset.to_list() == rows
     assert dataset.column_names == ["anchor", "positive"]
 
@@ -91,7 +91,8 @@ texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(la
 )
 def test_any_text_makes_the_round_trip(tmp_path, suffix, rows):
     # A reader of lines splits at more than \n, and a guesser of types sees numbers: neither may happen here.
-    assert load_texts(write(tmp_path / f"x{suffix}", rows)).to_list() == rows
+    path = write(tmp_path / f"x{suffix}", rows)
+    assert load_texts(path, quoting=True if ".tsv" in suffix else None).to_list() == rows
 
 
 def test_files_longer_than_a_chunk(tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ def test_tab_separated_judgements(files, tmp_path):
         (
             "relevant",
             [{"query_id": 1, "document_id": "d1", "score": "high"}],
-            "column 'score': is 'high'; a finite number is needed",
+            "row 1 (line 1), column 'score': is 'high'; a",
         ),
         ("relevant", [{"query_id": 1, "document_id": "d1", "score": 0}], "names no relevant document"),
         ("relevant", [{"query": 1, "document_id": "d1"}], "no column 'query_id' (did you mean 'query'?); it has"),

@@ -279,7 +279,7 @@ def test_rows_of_the_same_anchor_are_one_group(student, pairs):
         (
             {"margin": float("nan")},
             {"row_margins": True},
-            "margin: expected a finite number .*, got nan in row 0",
+            "row 0 of the batch, column 'margin': is nan; a finite number is needed there",
         ),
         ({}, {"groups": "column"}, "group: the loss has groups='column', and the dataset no column 'group'"),
         ({"margin": 0.1}, {}, "margin: the dataset has a column of numbers .* Set row_margins=True"),

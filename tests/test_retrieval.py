@@ -188,11 +188,19 @@ def test_a_title_or_a_text_of_null_is_none(write, suffix):
     judged = write("r.jsonl", [{"query_id": 1, "document_id": "a"}])
     assert load_retrieval(queries, write(f"c{suffix}", rows), judged).corpus == {"a": "b", "c": "d"}
     rows += [{"id": "e", "title": " ", "text": None}]
-    with pytest.raises(InputError, match=r"row 3, column 'text': is .*; a text is needed there"):
+    with pytest.raises(InputError, match="row 3, column 'text': is empty; a text is needed there"):
         load_retrieval(queries, write(f"c{suffix}", rows), judged)
     # Titles that are all missing.
     only = [{"id": "a", "title": None, "text": "b"}]
     assert load_retrieval(queries, write(f"c{suffix}", only), judged).corpus == {"a": "b"}
+
+
+def test_a_title_may_be_missing_in_some_rows_and_come_late(write):
+    queries = write("q.jsonl", [{"id": 1, "text": "saws"}])
+    judged = write("r.jsonl", [{"query_id": 1, "document_id": "a"}])
+    rows = [{"id": "a", "text": "b"}, {"id": "c", "text": "d", "title": "e"}, {"id": "f", "text": "g"}]
+    assert load_retrieval(queries, write("c.jsonl", rows), judged).corpus == {"a": "b", "c": "e d", "f": "g"}
+    assert load_retrieval(queries, write("c.jsonl", rows[1:] + rows[:1]), judged).corpus["c"] == "e d"
 
 
 BOTH = {"anchor": ["a", "b", "c", "d"], "positive": ["b", "a", "d", "c"]}

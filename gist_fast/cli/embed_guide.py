@@ -12,6 +12,7 @@ from gist_fast.cli.output import (
     Columns,
     Device,
     Json,
+    Quoting,
     expanded,
     note,
     only_results_on_stdout,
@@ -34,6 +35,7 @@ def embed_guide(
     ],
     columns: Columns = None,
     split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
+    quoting: Quoting = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="Put before each text for the guide; or one a column, as anchor=TEXT. Else the guide's own."),
@@ -71,7 +73,7 @@ def embed_guide(
         check_model(guide, "guide")
         check_folder(output, overwrite)
         cache_folder(cache_dir)
-        dataset = load_texts(data, split=split, columns=parse_columns(columns))
+        dataset = load_texts(data, split=split, columns=parse_columns(columns), quoting=quoting)
         prompts = _prompts(prompt, dataset.column_names)
         from gist_fast.guide_columns import Report
         from gist_fast.guide_columns import embed_guide as add_columns

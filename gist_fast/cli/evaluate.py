@@ -12,6 +12,7 @@ from gist_fast.cli.output import (
     Columns,
     Device,
     Json,
+    Quoting,
     expanded,
     only_results_on_stdout,
     parse_columns,
@@ -54,6 +55,7 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help="Split of --pairs, --triplet, --sts or --pair-classification.")
     ] = None,
+    quoting: Quoting = None,
     baseline: Annotated[str | None, typer.Option(help="Another model, to show beside this one.")] = None,
     query_prompt: Annotated[
         str | None, typer.Option(help="Retrieval: put before each query; else the model's own.")
@@ -79,7 +81,7 @@ def evaluate(
 
         files = {"--queries": queries, "--corpus": corpus, "--relevant": relevant}
         sources = {"pairs": pairs, "triplet": triplet, "sts": sts, "pair_classification": pair_classification}
-        config = _config(files, sources, columns, split)
+        config = _config(files, sources, columns, split, quoting)
         if config is None and not mteb:
             raise typer.BadParameter(f"nothing to measure; give any of {HOW}.")
         if (query_prompt or corpus_prompt) and not (config and (config.pairs or config.queries)):
@@ -118,7 +120,11 @@ def evaluate(
 
 
 def _config(
-    files: dict[str, Path | None], sources: dict[str, str | None], columns: str | None, split: str | None
+    files: dict[str, Path | None],
+    sources: dict[str, str | None],
+    columns: str | None,
+    split: str | None,
+    quoting: bool | None,
 ) -> EvaluationConfig | None:
     """What the options ask for, as a configuration would; None where they name no file."""
     from gist_fast.config.schema import EvaluationConfig, SourceConfig
@@ -129,12 +135,14 @@ def _config(
         raise typer.BadParameter("give --pairs, or --queries, --corpus and --relevant, not both.")
     if 0 < len(missing) < 3:
         raise typer.BadParameter(f"{', '.join(missing)} missing; or give --pairs instead of all three.")
-    if (columns or split) and len(given) != 1:
+    if (columns or split or quoting is not None) and len(given) != 1:
         options = "--pairs, --triplet, --sts or --pair-classification"
-        raise typer.BadParameter(f"--columns and --split go with one of {options}; got {len(given)} of them.")
+        raise typer.BadParameter(
+            f"--columns, --split and --quoting go with one of {options}; got {len(given)} of them."
+        )
     if not given and missing:
         return None
     parsed = parse_columns(columns)
-    read = {name: SourceConfig(sources[name] or "", split=split, columns=parsed) for name in given}
+    read = {name: SourceConfig(sources[name] or "", split=split, columns=parsed, quoting=quoting) for name in given}
     named = {option[2:]: str(path) for option, path in files.items() if path is not None}
     return EvaluationConfig(**read, **named)  # type: ignore[arg-type]

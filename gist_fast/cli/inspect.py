@@ -15,6 +15,7 @@ from gist_fast.cli.output import (
     Columns,
     Device,
     Json,
+    Quoting,
     Report,
     check_report,
     note,
@@ -48,6 +49,7 @@ def inspect(
     student: Annotated[str | None, typer.Option(help="A student, to show its similarities beside the guide's.")] = None,
     columns: Columns = None,
     split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
+    quoting: Quoting = None,
     batch_size: Annotated[int, typer.Option(help="Rows of a batch.")] = 64,
     batch: Annotated[int, typer.Option(help="Which batch, in the order of the data; the first is 1.")] = 1,
     margin: Annotated[float, _as_in_training("margin")] = 0.0,
@@ -105,7 +107,7 @@ def inspect(
         for role, name in (("guide", guide), ("student", student)):
             if name is not None:
                 check_model(name, role)
-        dataset = load_texts(data, split=split, columns=roles)
+        dataset = load_texts(data, split=split, columns=roles, quoting=quoting)
         from gist_fast.inspection import inspect_batch
         from gist_fast.inspection.advice import advice
         from gist_fast.report.inspection import PAIRS

@@ -131,6 +131,12 @@ Columns = Annotated[
     str | None,
     typer.Option("--columns", help="Which column is which: anchor=question,positive=answer, or names in that order."),
 ]
+Quoting = Annotated[
+    bool | None,
+    typer.Option(
+        "--quoting/--no-quoting", help="Whether a cell may stand in double quotes; by default in CSV alone, not in TSV."
+    ),
+]
 
 
 def _finite(value: Any) -> Any:

@@ -4,7 +4,7 @@
 student: path/or/hub-name            # {path, prompts, max_seq_length, revision, trust_remote_code, lora, model_kwargs}
 guide: path/or/hub-name              # the same, with columns in place of lora; null to train without a guide
 data:
-  train: pairs.jsonl                 # or {path, split, name, columns, streaming, shuffle_buffer}
+  train: pairs.jsonl                 # or {path, split, name, columns, quoting, streaming, shuffle_buffer}
   eval: held_out.jsonl               # or, as train too, several by name: {questions: a.jsonl, titles: {path: b.csv}}
 loss: {temperature: 0.01, margin: 0.05, mini_batch_size: 32}
 training: {output_dir: runs/first, learning_rate: 2e-5, per_device_train_batch_size: 256}
@@ -46,6 +46,7 @@ from gist_fast.config.yaml_values import Entry, check, read_argument, read_yaml
 from gist_fast.data.text_files import suffix_of
 from gist_fast.functional.values import check_number, one_of
 from gist_fast.runtime.errors import InputError, nearest
+from gist_fast.runtime.files import expanded
 
 if TYPE_CHECKING:
     from gist_fast.training.arguments import GISTTrainingArguments
@@ -238,7 +239,8 @@ def _build_sources(entry: Entry, key: str) -> SourceConfig | dict[str, SourceCon
     if not entry.value:
         raise InputError(f"{entry.where}: {key} is empty; it takes a path, or names and their paths.")
     for name, below in entry.value.items():
-        near = nearest(name, known)
+        # A name such as questions is not meant for quoting.
+        near = nearest(name, known, cutoff=0.8)
         if near and not isinstance(below.value, dict):
             raise InputError(
                 f"{below.where}: unknown key {name!r} in {key}{near}; known: {', '.join(known)}. (A dataset of that "
@@ -314,7 +316,7 @@ def _evaluation(entry: Entry) -> EvaluationConfig:
 
 def resolve_path(text: str, base: Path, *, name_allowed: bool) -> str:
     """A path made absolute; where a hub name may stand too, what is not there and looks like one is left as it is."""
-    path = os.path.normpath(base / Path(text).expanduser())
+    path = os.path.normpath(base / expanded(text))
     like_a_path = text.startswith((".", "/", "~")) or "\\" in text or suffix_of(text) is not None or text.count("/") > 1
     return path if not name_allowed or like_a_path or os.path.exists(path) else text
 

@@ -73,6 +73,8 @@ class SourceConfig:
     split: str | None = None
     name: str | None = None
     columns: dict[str, str] | list[str] | None = None
+    quoting: bool | None = None
+    """Whether a cell may stand in double quotes; null: in a .csv file it may, in a .tsv file it may not."""
     streaming: bool = False
     """Whether to read the rows as they are needed, in their order; see `gist_fast.data.stream_texts`."""
     shuffle_buffer: int | None = field(default=None, metadata=_COUNT)

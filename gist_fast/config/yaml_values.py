@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import enum
 import json
-import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from gist_fast.runtime.errors import InputError, nearest, nearest_file, shown
+from gist_fast.runtime.errors import InputError, first_line, nearest, nearest_file, shown
 
 MOST_CHOICES = 12
 """How many of a setting's choices an error lists."""
@@ -110,7 +110,10 @@ def read_argument(text: str, option: str) -> Entry:
 def _parse(text: str, name: str, base: Path) -> Entry:
     try:
         node = yaml.compose(text, Loader=_Loader)
-        return Entry(None, name, base) if node is None else _entry(_Loader(""), node, name, base)
+        if node is None:
+            return Entry(None, name, base)
+        _check_keys(node, name, set())
+        return _entry(_Loader(""), node, name, base)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}" if mark else ""
@@ -122,20 +125,37 @@ def _parse(text: str, name: str, base: Path) -> Entry:
 def _entry(loader: _Loader, node: yaml.Node, name: str, base: Path) -> Entry:
     where = f"{name}, line {node.start_mark.line + 1}"
     if not isinstance(node, yaml.MappingNode):
-        return Entry(loader.construct_object(node, deep=True), where, base)
-    seen: set[str] = set()
-    for key, _ in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise InputError(f"{name}, line {key.start_mark.line + 1}: a key must be a word.")
-        if key.value in seen:
-            raise InputError(f"{name}, line {key.start_mark.line + 1}: {key.value!r} is given twice; keep one.")
-        seen.add(key.value)
+        try:
+            return Entry(loader.construct_object(node, deep=True), where, base)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            # Of an integer of more than 4,300 digits, or of a tag such as !!int before a text.
+            raise InputError(f"{where}: not well-formed YAML ({first_line(error)}).") from error
     loader.flatten_mapping(node)
     entries = {}
     for key, value in node.value:
         entries[key.value] = _entry(loader, value, name, base)
         entries[key.value].where = f"{name}, line {key.start_mark.line + 1}"
     return Entry(entries, where, base)
+
+
+def _check_keys(node: yaml.Node, name: str, seen: set[int]) -> None:
+    """Refuse a key that is no word or stands twice, in every mapping below a node, merged ones (``<<``) included."""
+    if isinstance(node, yaml.ScalarNode) or id(node) in seen:
+        return
+    seen.add(id(node))
+    keys: set[str] = set()
+    for child in node.value:
+        if not isinstance(child, tuple):
+            _check_keys(child, name, seen)
+            continue
+        key, value = child
+        where = f"{name}, line {key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise InputError(f"{where}: a key must be a word.")
+        if key.value in keys:
+            raise InputError(f"{where}: {key.value!r} is given twice; keep one.")
+        keys.add(key.value)
+        _check_keys(value, name, seen)
 
 
 def check(entry: Entry, hint: Any, key: str) -> Any:
@@ -206,7 +226,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if hint in (type(None), bool, str, dict, list):
         return isinstance(value, hint)
     if _is_enum(hint) or typing.get_origin(hint) is typing.Literal:

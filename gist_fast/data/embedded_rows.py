@@ -65,16 +65,23 @@ def without_embeddings(data: Any) -> Any:
     return data.remove_columns(ours) if ours else data
 
 
-def _refuse_missing(dataset: Dataset, column: str) -> None:
+def first_missing(dataset: Dataset, column: str) -> int | None:
+    """The first row (the first is 1) that holds nothing in a column."""
     # Arrow keeps count; rows are looked at only where something is missing, perhaps in rows that were not selected.
     if not dataset.data.column(column).null_count:
-        return
+        return None
     first_row = 1
     for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=16384):
         missing = table.column(column).is_null().to_pylist()
         if any(missing):
-            raise InputError(
-                f"dataset: row {first_row + missing.index(True)} (the first is 1), column {column!r} is None; "
-                "every row needs the guide's embedding (gist_fast.embed_guide), so embed it again, or leave it out."
-            )
+            return first_row + missing.index(True)
         first_row += table.num_rows
+    return None
+
+
+def _refuse_missing(dataset: Dataset, column: str) -> None:
+    if (row := first_missing(dataset, column)) is not None:
+        raise InputError(
+            f"dataset: row {row} (the first is 1), column {column!r} is None; "
+            "every row needs the guide's embedding (gist_fast.embed_guide), so embed it again, or leave it out."
+        )

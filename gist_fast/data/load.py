@@ -8,17 +8,19 @@ stand in ``{column}_guide_embedding`` and come along with their column.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gist_fast.data.column_checks import Column, check_once, check_table, no_column
+from gist_fast.data.column_checks import Column, check_once, check_table, late_column, no_column
 from gist_fast.data.embedded_rows import read_as_stored
 from gist_fast.data.names import ANCHOR, GROUP, GUIDE_SUFFIX, KINDS, POSITIVE, is_text_role, role_order
-from gist_fast.data.text_files import SUFFIXES, Choose, read_chunks, read_file, suffix_of
-from gist_fast.runtime.errors import InputError, first_line, nearest, nearest_file
+from gist_fast.data.text_files import SUFFIXES, Choose, quoting_elsewhere, read_chunks, read_file, suffix_of
+from gist_fast.runtime.errors import InputError, first_line, nearest, nearest_file, shown
+from gist_fast.runtime.files import expanded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,7 +34,12 @@ ColumnNames = Mapping[str, str] | Sequence[str]
 
 
 def load_texts(
-    source: str | Path, *, split: str | None = None, columns: ColumnNames | None = None, name: str | None = None
+    source: str | Path,
+    *,
+    split: str | None = None,
+    columns: ColumnNames | None = None,
+    name: str | None = None,
+    quoting: bool | None = None,
 ) -> Dataset:
     """Load texts to train or to look at; every text is checked.
 
@@ -46,6 +53,8 @@ def load_texts(
             no negatives of each other (read as numbers, the same for the same value), and ``margin``, a number a row
             (also one that is stored as text).
         name: which configuration of a hub dataset.
+        quoting: whether a cell of a ``.csv`` or ``.tsv`` file may stand in double quotes; by default it may in CSV, and
+            in TSV a double quote is part of the text.
 
     Returns:
         A dataset of ``anchor``, ``positive`` and any negatives, and the guide's embeddings of those where they exist
@@ -59,18 +68,24 @@ def load_texts(
         >>> load_texts("pairs.csv", columns={"anchor": "question", "positive": "answer"})[0]
         {'anchor': 'what falls', 'positive': 'rain'}
     """
-    dataset = load_chosen(source, functools.partial(choose_columns, columns=columns), split=split, name=name)
+    choose = functools.partial(choose_columns, columns=columns)
+    dataset = load_chosen(source, choose, split=split, name=name, quoting=quoting)
     return _with_numbered_groups(dataset) if GROUP in dataset.column_names else dataset
 
 
 def load_chosen(
-    source: str | Path, choose: Callable[..., Sequence[Column]], *, split: str | None = None, name: str | None = None
+    source: str | Path,
+    choose: Callable[..., Sequence[Column]],
+    *,
+    split: str | None = None,
+    name: str | None = None,
+    quoting: bool | None = None,
 ) -> Dataset:
     """The same of any columns: `choose` says which to take, from the names there are and ``where``, their source."""
     source = str(source)
-    path = Path(source).expanduser()
-    if _is_file(source, split, name) or path.is_file():
-        table = read_file(path, functools.partial(choose, where=str(path)))
+    path = _path_of(source)
+    if _is_file(source, split, name, quoting):
+        table = read_file(path, functools.partial(choose, where=str(path)), quoting)
         from datasets import Dataset
 
         return read_as_stored(Dataset(table))
@@ -79,13 +94,18 @@ def load_chosen(
 
 
 def stream_texts(
-    source: str | Path, *, split: str | None = None, columns: ColumnNames | None = None, name: str | None = None
+    source: str | Path,
+    *,
+    split: str | None = None,
+    columns: ColumnNames | None = None,
+    name: str | None = None,
+    quoting: bool | None = None,
 ) -> IterableDataset:
     """Texts that are read and checked as they are needed, in their order, for what is too large to be read first.
 
     Args:
         source: a file, or the name of a dataset on the hub.
-        split, columns, name: as in `load_texts`.
+        split, columns, name, quoting: as in `load_texts`.
 
     Returns:
         An iterable dataset with known features and the columns that `load_texts` gives. A wrong row is an error when it
@@ -100,11 +120,11 @@ def stream_texts(
         {'anchor': 'what falls', 'positive': 'rain'}
     """
     source = str(source)
-    path = Path(source).expanduser()
+    path = _path_of(source)
     if GROUP in _as_mapping(columns, source):
         raise InputError(f"{source}: columns: group is read as a whole, to number it; leave out streaming.")
-    if _is_file(source, split, name) or path.is_file():
-        return _stream_file(path, columns)
+    if _is_file(source, split, name, quoting):
+        return _stream_file(path, columns, quoting)
     if path.is_dir():
         raise InputError(f"{path}: a saved directory is mapped into memory, not read into it; leave out streaming.")
     return checked_stream(_from_hub(source, split, name, streaming=True), columns, f"{source}[{split}]")
@@ -120,7 +140,9 @@ def checked_stream(dataset: IterableDataset, columns: ColumnNames | None, where:
 
     if dataset.features is None:
         # The first rows tell.
-        dataset = dataset._resolve_features()
+        features = dataset._resolve_features().features
+        late = {"known": list(features), "columns": columns, "where": where}
+        dataset = dataset.map(_refuse_late, with_indices=True, features=features, fn_kwargs=late)
     chosen = choose_columns(list(dataset.features), columns, where)
     # Of no rows: only the types are looked at, before the first row is read.
     check_table(dataset.features.arrow_schema.empty_table(), chosen, where)
@@ -138,6 +160,19 @@ def checked_stream(dataset: IterableDataset, columns: ColumnNames | None, where:
         )
     )
     return checked.with_format(None)
+
+
+def _refuse_late(
+    row: dict[str, Any], index: int, known: list[str], columns: ColumnNames | None, where: str
+) -> dict[str, Any]:
+    """Refuse a row with a column that the first rows do not have, and that would have been taken."""
+    names = [*known, *(name for name in row if name not in known)]
+    if len(names) > len(known):
+        targets = {column.target for column in choose_columns(known, columns, where)}
+        for column in choose_columns(names, columns, where):
+            if column.target not in targets:
+                raise late_column(where, "row 1", column.source, f"row {index + 1}")
+    return row
 
 
 def _checked_rows(
@@ -181,10 +216,28 @@ def _with_numbered_groups(dataset: Dataset) -> Dataset:
     return read_as_stored(dataset.remove_columns([GROUP]).add_column(GROUP, codes.astype("int64")))
 
 
-def _is_file(source: str, split: str | None, name: str | None) -> bool:
-    """Whether a source is to be read as a file; refuses what a file does not have."""
-    path = Path(source).expanduser()
-    if not suffix_of(path) or (_could_be_hub_name(source) and not path.exists()):
+def _path_of(source: str) -> Path:
+    """A source as a path, whether or not there is one.
+
+    Raises:
+        InputError: it can be neither a path nor a name.
+    """
+    if not source.strip():
+        raise InputError(f"data: expected a file, a folder or the name of a dataset, got {source!r}.")
+    path = expanded(source)
+    try:
+        path.exists()
+    except OSError as error:
+        raise InputError(f"{shown(source)}: cannot be read ({error.strerror or first_line(error)}).") from error
+    return path
+
+
+def _is_file(source: str, split: str | None, name: str | None, quoting: bool | None) -> bool:
+    """Whether a source is to be read as a file; refuses what a file does not have, and what only a file has."""
+    path = _path_of(source)
+    if not path.is_file() and (not suffix_of(path) or (_could_be_hub_name(source) and not path.exists())):
+        if quoting is not None:
+            raise quoting_elsewhere(source, quoting)
         return False
     if split or name:
         option = "split" if split else "name"
@@ -212,17 +265,18 @@ def _as_mapping(columns: ColumnNames | None, where: str) -> dict[str, str]:
     return dict(columns)
 
 
-def _stream_file(path: Path, columns: ColumnNames | None) -> IterableDataset:
+def _stream_file(path: Path, columns: ColumnNames | None, quoting: bool | None) -> IterableDataset:
     from datasets import Features, IterableDataset
 
-    read: dict[str, Any] = {"path": path, "choose": functools.partial(choose_columns, columns=columns, where=str(path))}
+    choose = functools.partial(choose_columns, columns=columns, where=str(path))
+    read: dict[str, Any] = {"path": path, "choose": choose, "quoting": quoting}
     # The first rows tell the columns and their types, and most that can be wrong with a file.
     features = Features.from_arrow_schema(next(read_chunks(**read)).schema)
     return IterableDataset.from_generator(_rows, features=features, gen_kwargs=read)
 
 
-def _rows(path: Path, choose: Choose) -> Iterator[dict[str, Any]]:
-    for table in read_chunks(path, choose):
+def _rows(path: Path, choose: Choose, quoting: bool | None) -> Iterator[dict[str, Any]]:
+    for table in read_chunks(path, choose, quoting):
         yield from table.to_pylist()
 
 
@@ -236,8 +290,15 @@ def _from_directory(path: Path, split: str | None, name: str | None) -> Dataset:
         )
     from datasets import load_from_disk
 
+    folder = path
     try:
-        loaded = load_from_disk(str(path))
+        if (path / "dataset_dict.json").is_file():
+            # The one split alone: others may be empty, which `load_from_disk` cannot read.
+            splits = json.loads((path / "dataset_dict.json").read_bytes())["splits"]
+            folder, split = path / _split_name(splits, split, str(path)), None
+        loaded = load_from_disk(str(folder))
+    except InputError:
+        raise
     except IndexError as error:
         # `save_to_disk` writes no shard for an empty dataset, and `load_from_disk` wants a first one.
         raise InputError(f"{path}: holds no rows; at least one is needed.") from error
@@ -248,16 +309,19 @@ def _from_directory(path: Path, split: str | None, name: str | None) -> Dataset:
 
 def _from_hub(source: str, split: str | None, name: str | None, streaming: bool = False) -> Any:
     if not _could_be_hub_name(source):
-        raise InputError(f"{source}: no such file or folder{nearest_file(Path(source).expanduser())}.")
+        raise InputError(f"{source}: no such file or folder{nearest_file(_path_of(source))}.")
     from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
 
     try:
         loaded = load_dataset(source, name=name, split=split, streaming=streaming)
     except Exception as error:
         # Whatever the hub's client raises (absent, private, offline, unknown split), the user's next step is the same.
+        # Of a file that it cannot read, it says what was wrong one error further down.
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         raise InputError(
             f"{source}: no such file or folder here{nearest_file(Path(source))}, and as a dataset of the hub it cannot "
-            f"be loaded ({first_line(error)})."
+            f"be loaded ({first_line(reason)})."
         ) from error
     return _one_split(loaded, None, source)
 
@@ -266,20 +330,23 @@ def _one_split(loaded: object, split: str | None, where: str) -> Any:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
     if isinstance(loaded, (DatasetDict, IterableDatasetDict)):
-        if split is None and len(loaded) == 1:
-            return next(iter(loaded.values()))
-        if split is None:
-            raise InputError(f"{where}: has the splits {', '.join(map(repr, loaded))}; choose one with split.")
-        if split not in loaded:
-            raise InputError(
-                f"{where}: no split {split!r}{nearest(split, loaded)}; it has {', '.join(map(repr, loaded))}."
-            )
-        return loaded[split]
+        return loaded[_split_name(list(loaded), split, where)]
     if not isinstance(loaded, (Dataset, IterableDataset)):
         raise InputError(f"{where}: expected a dataset of one split, got a {type(loaded).__name__}.")
     if split is not None and str(loaded.split) != split:
         raise InputError(f"{where}: is a single dataset, without a split {split!r}; leave split out.")
     return loaded
+
+
+def _split_name(splits: Sequence[str], split: str | None, where: str) -> str:
+    if split is None and len(splits) == 1:
+        return splits[0]
+    there = ", ".join(map(repr, splits))
+    if split is None:
+        raise InputError(f"{where}: has the splits {there}; choose one with split.")
+    if split not in splits:
+        raise InputError(f"{where}: no split {split!r}{nearest(split, splits)}; it has {there}.")
+    return split
 
 
 def _checked(dataset: Dataset, choose: Callable[..., Sequence[Column]], where: str) -> Dataset:

@@ -19,6 +19,10 @@ GUIDE_SUFFIX = f"_{GUIDE_EMBEDDING}"
 """A column of this ending holds the guide's embeddings of the column before it."""
 
 
+TEXT_TYPES = ("string", "large_string", "string_view")
+"""The types that a column of texts has in a dataset."""
+
+
 def is_text_role(name: str) -> bool:
     """Whether it is ``anchor``, ``positive``, ``negative`` or ``negative_<k>``."""
     return name in (ANCHOR, POSITIVE) or _NEGATIVE.fullmatch(name) is not None
@@ -37,6 +41,11 @@ def role_order(role: str) -> tuple[int, int]:
 def text_columns(dataset: Any) -> list[str]:
     """The columns of a loaded dataset that hold texts: anchor, positive, then the negatives."""
     return sorted(filter(is_text_role, dataset.column_names), key=role_order)
+
+
+def holds_texts(dataset: Any, column: str) -> bool:
+    """Whether a column of a dataset, loaded here or not, is of a type of texts."""
+    return getattr((dataset.features or {}).get(column), "dtype", None) in TEXT_TYPES
 
 
 def guide_columns(dataset: Any) -> list[str]:

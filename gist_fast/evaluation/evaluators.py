@@ -38,7 +38,7 @@ class Tasks:
     def sizes(self) -> dict[str, int]:
         """How many texts and rows there are, by what they are."""
         counted = {
-            "queries": getattr(self.retrieval, "relevant", None),
+            "queries": getattr(self.retrieval, "asked", None),
             "documents": getattr(self.retrieval, "corpus", None),
             "triplets": self.triplet,
             "sts_pairs": getattr(self.sts, "scores", None),
@@ -175,7 +175,7 @@ def short_metrics(results: dict[str, Any]) -> dict[str, float]:
 
 
 def _load(source: SourceConfig) -> Dataset:
-    return load_texts(source.path, split=source.split, columns=source.columns, name=source.name)
+    return load_texts(source.path, split=source.split, columns=source.columns, name=source.name, quoting=source.quoting)
 
 
 def _load_triplets(source: SourceConfig) -> Dataset:

@@ -36,7 +36,7 @@ class InformationRetrievalEvaluator(Finite, stock.InformationRetrievalEvaluator)
 
     def __init__(self, task: Retrieval, **options: Any) -> None:
         # The parent passes over queries without a relevant document, and would not count those that were judged.
-        all_asked = {query: {""} for query in task.relevant}
+        all_asked = {query: {""} for query in task.asked}
         corpus: dict[str, Any] = {_Descending(document): text for document, text in task.corpus.items()}
         super().__init__(dict(task.queries), corpus, all_asked, **options)
         self.relevant_docs = task.relevant
@@ -82,7 +82,7 @@ class InformationRetrievalEvaluator(Finite, stock.InformationRetrievalEvaluator)
             ranked = [hit for hit in hits if hit["corpus_id"] != left_out]
             ranked.sort(key=lambda hit: (-hit["score"], hit["corpus_id"]))
             grades = self._grades.get(query, {})
-            graded = {document: grades.get(document, 1.0) for document in self.relevant_docs[query]}
+            graded = {document: grades.get(document, 1.0) for document in self.relevant_docs.get(query, ())}
             gains = [graded.get(hit["corpus_id"], 0.0) for hit in ranked]
             for metric, k in sums:
                 sums[metric, k] += _METRICS[metric](gains, sorted(graded.values(), reverse=True), k)

@@ -37,16 +37,21 @@ class Retrieval:
     queries: dict[str, str]
     corpus: dict[str, str]
     relevant: dict[str, set[str]]
-    """By query, the ids of the relevant documents; or a mapping of ids to grades, of which those above 0 are relevant.
-    Queries that are missing here are not asked."""
+    """By query, the ids of the relevant documents; or a mapping of ids to grades, relevant if above 0."""
     grades: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By query and document, how relevant it is, which counts for nDCG; 1 where nothing stands."""
+    """By query and document, how relevant it is, which counts for nDCG; 1 for a relevant one that is missing here."""
 
     def __post_init__(self) -> None:
         graded = {query: dict(of) for query, of in self.relevant.items() if isinstance(of, Mapping)}
         above = {query: {document for document, grade in of.items() if grade > 0} for query, of in graded.items()}
+        found = {query: documents for query, documents in {**self.relevant, **above}.items() if documents}
         object.__setattr__(self, "grades", {**self.grades, **graded})
-        object.__setattr__(self, "relevant", {**self.relevant, **above})
+        object.__setattr__(self, "relevant", found)
+
+    @property
+    def asked(self) -> list[str]:
+        """The queries that were judged, in their order. The others are left out."""
+        return [query for query in self.queries if query in self.relevant or query in self.grades]
 
     @property
     def identical(self) -> dict[str, str]:
@@ -55,9 +60,7 @@ class Retrieval:
         It stays out of that query's ranking, as in BEIR. A relevant one stays in: its id is then a mere coincidence.
         """
         return {
-            query: query
-            for query, documents in self.relevant.items()
-            if query in self.corpus and query not in documents
+            query: query for query in self.asked if query in self.corpus and query not in self.relevant.get(query, ())
         }
 
 
@@ -78,12 +81,12 @@ def load_retrieval(queries: str | Path, corpus: str | Path, relevant: str | Path
     path = Path(relevant)
     grades = _grades(path, texts, {"query": queries, "document": corpus})
     task = Retrieval(texts["query"], texts["document"], grades)  # type: ignore[arg-type]
-    if not any(task.relevant.values()):
+    if not task.relevant:
         raise InputError(f"{path}: names no relevant document; at least one row of a score above 0 is needed.")
-    if without := len(task.queries) - len(task.relevant):
+    if without := len(task.queries) - len(task.asked):
         told = "%s: %d of %d queries have no relevant document and are left out"
         logger.info(told, queries, without, len(task.queries))
-    if unanswered := sum(not documents for documents in task.relevant.values()):
+    if unanswered := len(task.asked) - len(task.relevant):
         told = "%s: %d queries have no document of a score above 0; each counts as 0 in every mean, as in trec_eval"
         logger.warning(told, path, unanswered)
     _tell_identical(task)
@@ -113,17 +116,17 @@ def _tell_identical(task: Retrieval) -> None:
     """Say which documents stay out of a ranking, and which texts of queries stay in as documents."""
     if left_out := len(task.identical):
         told = "%d of %d queries are documents of the corpus themselves (same id); each is left out of its own ranking"
-        logger.info(told, left_out, len(task.relevant))
+        logger.info(told, left_out, len(task.asked))
     if kept := sum(query in documents for query, documents in task.relevant.items()):
         told = "%d of %d queries have their own id among their relevant documents; these stay in the ranking"
-        logger.info(told, kept, len(task.relevant))
+        logger.info(told, kept, len(task.asked))
     asked = {text: set[str]() for text in task.queries.values()}
     for document, text in task.corpus.items():
         if text in asked:
             asked[text].add(document)
-    if others := sum(bool(asked[task.queries[q]] - {q} - documents) for q, documents in task.relevant.items()):
+    if others := sum(bool(asked[task.queries[q]] - {q} - task.relevant.get(q, set())) for q in task.asked):
         told = "%d of %d queries stand in the corpus under another id; there they are documents like any other"
-        logger.warning(told, others, len(task.relevant))
+        logger.warning(told, others, len(task.asked))
 
 
 def _grades(
@@ -155,11 +158,11 @@ def _texts_by_id(path: Path, *, titled: bool = False) -> dict[str, str]:
     """The texts of a file by their ids, each after its title where `titled` and the file has titles."""
 
     def choose(names: list[str]) -> list[Column]:
-        chosen = [Column(_one_of(ID_NAMES, names, path), "id", "id")]
-        source = _one_of(("text",), names, path)
-        if not titled or "title" not in names:
-            return [*chosen, Column(source, "text")]
-        return [*chosen, Column(source, "text", "text or nothing"), Column("title", "title", "text or nothing")]
+        identity = Column(_one_of(ID_NAMES, names, path), "id", "id")
+        text = _one_of(("text",), names, path)
+        if not titled:
+            return [identity, Column(text, "text")]
+        return [identity, Column(text, "text", "text or nothing"), Column("title", "title", "text or nothing")]
 
     table = read_file(path, choose)
     texts: dict[str, str] = {}

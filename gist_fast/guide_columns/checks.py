@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset
 
-from gist_fast.data.names import GUIDE_SUFFIX
+from gist_fast.data.names import GUIDE_SUFFIX, holds_texts
 from gist_fast.data.per_column import check_positions, guide_prompt
 from gist_fast.losses.guide import check_model, check_one_route
 from gist_fast.runtime.errors import InputError, InputTypeError, nearest
@@ -88,7 +88,7 @@ def column_prompts(
         TypeError: `columns` is no list of names, or `prompts` neither a text nor texts by column.
         ValueError: as `embed_guide` says; a prompt is for none of the columns, or whether one holds queries is unclear.
     """
-    texts = [c for c, f in dataset.features.items() if getattr(f, "dtype", None) in ("string", "large_string")]
+    texts = [c for c in dataset.column_names if holds_texts(dataset, c)]
     _check_types(columns, prompts)
     if columns is None:
         columns = texts

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from gist_fast.data.names import holds_texts
 from gist_fast.runtime.errors import InputError, shown
 
 CHUNK_ROWS = 16384
@@ -29,8 +30,7 @@ class TextColumn:
 
     def __init__(self, dataset: Dataset, name: str) -> None:
         self.name = name
-        feature = dataset.features[name]
-        if getattr(feature, "dtype", None) not in ("string", "large_string"):
+        if not holds_texts(dataset, name):
             raise InputError(f"dataset: row 0, column {name!r}: expected a text, got {shown(dataset[0][name])}.")
         self._rows = dataset.select_columns([name]).with_format("arrow")
 
@@ -67,6 +67,8 @@ class TextColumn:
                     row += int(np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))[0])
                     raise InputError(f"dataset: row {row}, column {self.name!r}: expected a text, got None.")
                 row += len(chunk)
+                if pa.types.is_string_view(chunk.type):
+                    chunk = chunk.cast(pa.string())
                 wide = np.int64 if pa.types.is_large_string(chunk.type) else np.int32
                 _, offsets, data = chunk.buffers()
                 if not len(chunk):

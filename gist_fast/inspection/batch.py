@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gist_fast.data.column_checks import Column, as_number
 from gist_fast.data.names import GROUP, MARGIN, text_columns
 from gist_fast.functional.backends.reference import easy_for_student, masked_by_guide
 from gist_fast.functional.blocks import Block, make_blocks
@@ -194,7 +195,9 @@ def inspect_rows(
     numbered = None if config.groups is None else _groups(batch, config.groups, texts[columns[0]])
     row_margins: Tensor | float = 0.0
     if config.row_margins:
-        row_margins = torch.tensor(_beside(batch, MARGIN, "row_margins: True"), dtype=torch.float32)
+        margin_column = Column(MARGIN, MARGIN, "number")
+        values = zip(numbers, _beside(batch, MARGIN, "row_margins: True"), strict=True)
+        row_margins = torch.tensor([as_number(value, margin_column, f"dataset: row {row}") for row, value in values])
     pass_over = _Pass(unit, student_unit, config, numbered, row_margins, margins, most)
     for number, block in enumerate(blocks):
         pass_over.take(number, block)

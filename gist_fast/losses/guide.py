@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from gist_fast.data.names import GROUP, MARGIN
 from gist_fast.data.names import GUIDE_EMBEDDING as EMBEDDING
 from gist_fast.losses.guide_memory import GuideMemory
 from gist_fast.losses.mini_batches import EXTENTS, MiniBatches, default_tokens, positions_are_relative, reorderable
-from gist_fast.runtime.errors import InputError, InputTypeError
+from gist_fast.runtime.errors import InputError, InputTypeError, shown
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -104,10 +104,47 @@ def tokenized(
     Args:
         prompt: put before each text, perhaps empty.
         max_length: tokens of a text that are read; None for the guide's own maximum.
+
+    Raises:
+        InputError: no text has a token.
     """
     kwargs = {} if max_length is None else {"processing_kwargs": {"text": {"max_length": max_length}}}
     # None, not an empty prompt, which some modules would still count as one.
-    return guide.preprocess(texts, prompt=prompt or None, **kwargs)
+    features = guide.preprocess(texts, prompt=prompt or None, **kwargs)
+    check_tokens(features, texts, "guide")
+    return features
+
+
+def check_tokens(features: Mapping[str, Any], texts: Sequence[str], where: str) -> None:
+    """Refuse texts of which none has a token: each model fails on them in its own way, or makes zeros of them.
+
+    Args:
+        features: what a tokenizer made of the texts.
+        where: whose tokenizer that is, for the message.
+
+    Raises:
+        InputError: naming the first text.
+    """
+    if without_tokens(features):
+        raise InputError(
+            f"{where}: its tokenizer finds no token in any of the {len(texts)} texts that are read together, the first "
+            f"of which is {shown(texts[0])}; leave out rows of such texts."
+        )
+
+
+def without_tokens(features: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer found nothing at all in some texts."""
+    ids, mask = features.get("input_ids"), features.get("attention_mask")
+    return isinstance(ids, Tensor) and (not ids.numel() or (isinstance(mask, Tensor) and not mask.any()))
+
+
+def refuse_without_tokens(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """`check_tokens` as a hook before a model's forward pass, for texts that sentence-transformers reads by itself."""
+    if inputs and isinstance(inputs[0], Mapping) and without_tokens(inputs[0]):
+        raise InputError(
+            "a text without any token: the model's tokenizer finds nothing in the texts that are read together (of "
+            "control or zero-width characters, say); leave out rows of such texts."
+        )
 
 
 def embedded(guide: SentenceTransformer, features: dict[str, Any]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gist_fast.data.load import load_texts, stream_texts
 from gist_fast.data.named import by_name, columns_by_dataset, count_rows
@@ -51,9 +51,10 @@ def load_sources(sources: Sources, key: str, seed: int = 0, *, endless: bool = F
 
 
 def _load(source: SourceConfig, seed: int, endless: bool) -> Dataset | IterableDataset:
+    how: dict[str, Any] = {key: getattr(source, key) for key in ("split", "columns", "name", "quoting")}
     if not source.streaming:
-        return load_texts(source.path, split=source.split, columns=source.columns, name=source.name)
-    stream = stream_texts(source.path, split=source.split, columns=source.columns, name=source.name)
+        return load_texts(source.path, **how)
+    stream = stream_texts(source.path, **how)
     if endless:
         stream = stream.repeat(None)
     # After that, so that each time the order is another one.

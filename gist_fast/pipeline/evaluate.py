@@ -34,10 +34,13 @@ def evaluate_models(
     Returns:
         By role: the ``name``, the ``metrics``, and under ``mteb`` all that mteb found.
     """
+    from gist_fast.losses.guide import refuse_without_tokens
+
     options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": True}
     results: dict[str, dict[str, Any]] = {}
     for role, name in names.items():
         model = load_model(name, role, device=device)
+        model.register_forward_pre_hook(refuse_without_tokens)
         if before_forward is not None:
             model.register_forward_pre_hook(before_forward)
         metrics: dict[str, float] = {}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gist_fast.data.per_column import guide_prompt
 from gist_fast.runtime.errors import InputError, first_line, nearest_file
+from gist_fast.runtime.files import expanded
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -38,7 +39,7 @@ def check_model(path: str, role: str) -> str:
     Raises:
         InputError: no folder of a model, nor a name that the hub could have.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if folder.exists():
         if not folder.is_dir() or not any((folder / marker).is_file() for marker in MARKERS):
             raise InputError(f"{role}: {path} holds no model; a folder with {' or '.join(MARKERS)} is needed.")
@@ -111,7 +112,10 @@ def reader(
 
     @functools.cache
     def model() -> SentenceTransformer:
+        from gist_fast.losses.guide import refuse_without_tokens
+
         loaded = load_model(path, role, device=device)
+        loaded.register_forward_pre_hook(refuse_without_tokens)
         if before_forward is not None:
             loaded.register_forward_pre_hook(before_forward)
         if max_length is not None:

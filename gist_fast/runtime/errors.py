@@ -24,9 +24,13 @@ class InputTypeError(WrongInput, TypeError):
     """A value of a wrong type."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the known word most like `word`, or an empty string where none is."""
-    matches = difflib.get_close_matches(word, list(known), n=1)
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """``" (did you mean 'x'?)"`` for the known word most like `word`, or an empty string where none is.
+
+    Args:
+        cutoff: how like it must be; 1 is the same word.
+    """
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
@@ -39,7 +43,11 @@ def nearest_file(path: Path) -> str:
 
 def shown(value: object, most: int = 60) -> str:
     """A value as an error quotes it: at most `most` characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes out no integer of more than 4,300 digits.
+        text = "a number of thousands of digits"
     return text if len(text) <= most else text[:most] + "..."
 
 

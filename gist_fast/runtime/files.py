@@ -24,6 +24,18 @@ PREVIOUS = ".previous"
 _PARTIAL = re.compile(r"\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+\.partial")
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with ``~`` as the home directory.
+
+    Raises:
+        InputError: it begins with a user that has none.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: there is no home directory of that user; write the path out.") from error
+
+
 def try_to_write(folder: Path, name: str, advice: str, file: str = "probe") -> None:
     """Try, before the work whose results go to `folder`, to write there, or where it would be made; nothing is left.
 

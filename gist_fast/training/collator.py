@@ -11,7 +11,6 @@ its own.)
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,10 +20,11 @@ import torch
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor
 
+from gist_fast.data.column_checks import Column, as_number
 from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN
 from gist_fast.data.per_column import guide_prompt, value_for
 from gist_fast.functional.loss_config import Groups
-from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route, tokenized
+from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route, check_tokens, tokenized
 from gist_fast.losses.mini_batches import EXTENTS, extents
 from gist_fast.runtime.errors import InputError, shown
 from gist_fast.runtime.profiler_regions import TOKENISE, named
@@ -102,10 +102,12 @@ class GISTDataCollator(SentenceTransformerDataCollator):
         embeddings = [c for c in features[0] if c.endswith(GUIDE_SUFFIX)]
         beside = self._beside_texts(features[0])
         rows = [{c: v for c, v in row.items() if c not in embeddings and c not in beside} for row in features]
+        columns = [c for c in rows[0] if c != "dataset_name" and c not in self.valid_label_columns]
+        for column in columns:
+            _check_texts(rows, column)
         batch = super().__call__(rows)
         for column in embeddings:
             batch[column] = _stacked(features, column)
-        columns = [c for c in rows[0] if c != "dataset_name" and c not in self.valid_label_columns]
         if MARGIN in beside:
             batch[f"{columns[0]}_{MARGIN}"] = _numbers(features, MARGIN, torch.float32)
         if self.groups == "column":
@@ -114,6 +116,10 @@ class GISTDataCollator(SentenceTransformerDataCollator):
             digests = b"".join(_digest(row[columns[0]])[:8] for row in rows)
             batch[f"{columns[0]}_{GROUP}"] = torch.from_numpy(np.frombuffer(digests, np.int64).copy())
         for column in columns:
+            names = ("input_ids", "attention_mask")
+            check_tokens(
+                {k: batch.get(f"{column}_{k}") for k in names}, [r[column] for r in rows], f"{column}: student"
+            )
             # Static embeddings have neither, and cannot be cut either.
             own = {k: batch[f"{column}_{k}"] for k in ("attention_mask", "cu_seq_lens_q") if f"{column}_{k}" in batch}
             if own:
@@ -175,14 +181,24 @@ def _digest(text: str, *settings: object) -> bytes:
     return hashlib.blake2b(repr((text, *settings)).encode(), digest_size=16).digest()
 
 
+def _check_texts(rows: list[dict[str, Any]], column: str) -> None:
+    """Refuse what no tokenizer reads; models may read more than texts."""
+    for i, row in enumerate(rows):
+        if column not in row or (value := row[column]) is None or isinstance(value, int | float):
+            got = repr(value) if column in row else "no such column"
+            raise InputError(f"{column}: expected a text in each row, got {got} in row {i} of the batch.")
+
+
 def _numbers(features: list[dict[str, Any]], column: str, dtype: torch.dtype) -> Tensor:
     """``[B]``, of a column that is no text."""
-    kinds = (int,) if dtype is torch.int64 else (int, float)
     values = [x.item() if isinstance(x := row[column], np.generic | Tensor) else x for row in features]
     for i, value in enumerate(values):
-        if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
-            wanted = "a whole number" if dtype is torch.int64 else "a finite number"
-            raise InputError(f"{column}: expected {wanted} in each row, got {value!r} in row {i} of the batch.")
+        if dtype is torch.float32:
+            values[i] = as_number(value, Column(column, column, "number"), f"row {i} of the batch")
+        elif not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+            raise InputError(
+                f"{column}: expected a whole number in each row, got {shown(value)} in row {i} of the batch."
+            )
     return torch.tensor(values, dtype=dtype)
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from gist_fast.data.embedded_rows import read_as_stored, with_name, without_embeddings
 from gist_fast.data.named import by_name, columns_by_dataset
-from gist_fast.data.names import GUIDE_SUFFIX
+from gist_fast.data.names import GUIDE_SUFFIX, holds_texts
 from gist_fast.data.per_column import check_lengths, check_names, check_positions
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, GuidedLoss
-from gist_fast.losses.guide import check_model, students_own
+from gist_fast.losses.guide import OURS, check_model, students_own
 from gist_fast.losses.mini_batches import default_tokens
 from gist_fast.losses.temperature import LOG_TEMPERATURE, as_float
 from gist_fast.runtime.errors import InputError
@@ -32,6 +32,7 @@ from gist_fast.training.callbacks import (
     show_on_bar,
 )
 from gist_fast.training.collator import GISTDataCollator, GuideTokenizer
+from gist_fast.training.column_checks import LABELS, check_columns
 from gist_fast.training.distributed_checks import check_batches, check_parallelism, check_settings
 from gist_fast.training.loss_checks import check_self_guiding
 from gist_fast.training.no_duplicates_sampler import NoDuplicatesBatchSampler
@@ -126,6 +127,11 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
             check_names(name, getattr(args, name, None), columns_by_dataset(train_dataset, eval_dataset))
         check_lengths("max_length", getattr(args, "max_length", None), getattr(model, "max_seq_length", None))
         check_lengths("guide_max_length", getattr(args, "guide_max_length", None))
+        # A collator of another kind may take columns of any kind.
+        labels = LABELS if data_collator is None else getattr(data_collator, "valid_label_columns", None)
+        for argument, source in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if labels is not None:
+                check_columns(argument, source, labels)
         self._guide = guide
         self._guided = guided
         self._makes_loss = loss is None
@@ -229,13 +235,13 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
 
     def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Any]], Tensor | None]:
         """The features of each column: those of sentence-transformers, though no key of ``negative_1`` comes into
-        ``negative`` too; what is there for the guide, only where the loss is a guided one."""
+        ``negative`` too, nor of ``x_guide`` into ``x``; what is there for the guide, only where the loss is a guided
+        one."""
         features, labels = super().collect_features(inputs)
         prefixes = [k[: -len("input_ids")] for k in inputs if k.endswith("_input_ids")]
         if len(prefixes) == len(features):
             for prefix, column in zip(prefixes, features, strict=True):
-                longer = [p[len(prefix) :] for p in prefixes if p != prefix and p.startswith(prefix)]
-                for key in [k for k in column if any(k.startswith(p) for p in longer)]:
+                for key in [k for k in column if _column_of(prefix + k, prefixes) != prefix]:
                     del column[key]
         # sentence-transformers takes the dataset's name out of the inputs before it asks for the features.
         loss = self.loss[self._dataset_name] if isinstance(self.loss, dict) else self.loss
@@ -373,7 +379,7 @@ def _all_carry_embeddings(loss: Any, **sources: Any) -> bool:
             where = f" of {argument}[{name!r}]" if name else f" of {argument}"
             columns = dataset.column_names or []
             embeddings = [c for c in columns if c.endswith(GUIDE_SUFFIX)]
-            texts = [c for c in columns if c not in (*embeddings, "dataset_name") and _is_text(dataset, c)]
+            texts = [c for c in columns if c not in (*embeddings, "dataset_name") and holds_texts(dataset, c)]
             having += [(c, where) for c in texts if c + GUIDE_SUFFIX in embeddings]
             lacking += [(c, where) for c in texts if c + GUIDE_SUFFIX not in embeddings]
     if having and lacking:
@@ -392,5 +398,9 @@ def _is_guided(loss: Any) -> bool:
     return not isinstance(loss, nn.Module) or any(guided.guided for _, guided in _guided_losses(loss))
 
 
-def _is_text(dataset: Any, column: str) -> bool:
-    return getattr((dataset.features or {}).get(column), "dtype", None) in ("string", "large_string")
+def _column_of(key: str, prefixes: list[str]) -> str:
+    """Which column's prefix a key of a batch belongs to: ``x_guide_rows`` is the guide's of ``x``, even beside a column
+    ``x_guide``, whose tokens are ``x_guide_input_ids``."""
+    fitting = [prefix for prefix in prefixes if key.startswith(prefix)]
+    ours = [prefix for prefix in fitting if key[len(prefix) :] in OURS]
+    return max(ours or fitting, key=len)
