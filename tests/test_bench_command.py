@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(run_command, tmp_path, mo
     def full(**_):
         raise OSError(28, "No space left on device")  # root may write by all rights, and still cannot
 
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
     found = run_command("bench", "--output", tmp_path)
     assert (found.code, found.out) == (2, "")
     assert "cannot be written to (No space left on device)" in found.err

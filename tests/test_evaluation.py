@@ -48,7 +48,7 @@ def files(tmp_path) -> dict[str, Path]:
 def test_a_task_from_files(files, caplog):
     task = load_retrieval(**files)
     assert task.queries == {"1": "one", "b": "two"}
-    assert task.corpus == {f"d{k}": f"doc {k}" for k in range(4)}
+    assert task.corpus == {f"d{k}": f"t doc {k}" for k in range(4)}
     assert task.relevant == {"1": {"d0", "d2"}}
 
 

@@ -1,12 +1,17 @@
 """Folders that are whole or not there, and the folders beside them that are nobody's but the user's."""
 
+import errno
+import os
 import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from gist_fast.runtime.files import remove_leftovers, replace_folder, written_folder
+from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import remove_leftovers, replace_folder, try_to_write, written_folder
 
 
 def names(folder):
@@ -51,3 +56,55 @@ def test_what_a_process_that_died_left_is_removed(tmp_path):
     elsewhere.touch()
     remove_leftovers(tmp_path)
     assert names(tmp_path) == [elsewhere.name]
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("file/below", "file is a file, not a folder"),
+        ("/proc/below", "/proc cannot be written to ("),
+        ("new/" + "n" * 300, "cannot be written to (File name too long)"),
+        ("nul\0l", "cannot be written to (embedded null byte)"),
+        ("half-\udce4", "half-\\udce4/probe' is not UTF-8, as names must be"),
+    ],
+)
+def test_where_nothing_can_be_written_is_told(tmp_path, path, says):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError) as caught:
+        try_to_write(tmp_path / path, "--output", "name another")
+    assert str(caught.value).startswith("--output: ")
+    assert says in str(caught.value)
+    assert str(caught.value).endswith("; name another.")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    try_to_write(tmp_path / "new" / "folder", "--output", "name another")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"cannot be written to \(No space left on device\); name another"):
+        try_to_write(tmp_path / "new" / "folder", "--output", "name another")
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch):
+    """Root may enter any: what the system says to others is put in its place."""
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    stat, there = Path.stat, os.path.exists
+
+    def refused(self, **options):
+        if locked in self.parents:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return stat(self, **options)
+
+    def no_probe(**_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refused)
+    monkeypatch.setattr(os.path, "exists", lambda path: locked not in Path(path).parents and there(path))
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", no_probe)
+    with pytest.raises(InputError, match=r"locked cannot be written to \(Permission denied\); name another"):
+        try_to_write(locked / "deep" / "deeper", "--output", "name another")

@@ -104,6 +104,64 @@ def test_a_task_of_ones_own(run_command, tasks, scored, rows, tiny_student, tiny
     assert found["model"]["metrics"] != found["baseline"]["metrics"]
 
 
+GRADED = """
+import json
+
+
+def rows(name):
+    return [json.loads(line) for line in open(__file__.replace("tasks.py", name))]
+
+
+class Graded(AbsTaskRetrieval):
+    metadata = described("LocalGraded", "Retrieval", "ndcg_at_10")
+    ignore_identical_ids = True
+
+    def load_data(self, *args, **kwargs):
+        relevant = {}
+        for row in rows("r.jsonl"):
+            relevant.setdefault(row["query_id"], {})[row["document_id"]] = row["score"]
+        self.dataset = {"default": {"test": {
+            "queries": Dataset.from_list(rows("q.jsonl")),
+            "corpus": Dataset.from_list(rows("c.jsonl")),
+            "relevant_docs": relevant,
+            "top_ranked": None,
+        }}}
+        self.data_loaded = True
+"""
+
+
+KINDS = (("d", 3, 20), ("d", 7, 20), ("q", 5, 20), ("e", 1, 8))
+"""Of relevant documents: the first letter of the id, and which of them there are."""
+
+
+def test_retrieval_from_files_is_what_mteb_finds(run_command, tasks, rows, tiny_student, tmp_path):
+    """Grades, titles, documents that are the query itself, ties, and queries without an answer."""
+    tasks.write_text(tasks.read_text() + GRADED)
+    queries = [{"id": f"q{k}", "text": row["sentence1"]} for k, row in enumerate(rows)]
+    corpus = [{"id": f"d{k}", "title": row["sentence1"][:k], "text": row["sentence2"]} for k, row in enumerate(rows)]
+    corpus += [{"id": f"q{k}", "title": "", "text": row["sentence1"]} for k, row in enumerate(rows)]
+    corpus += [{"id": f"e{k}", "title": "", "text": "the same text"} for k in range(8)]
+    # Two queries are not judged; that in between has nothing but a zero.
+    judged = [(f"q{k}", f"{kind}{(k * step + 1) % most}", k % 4) for k in range(17) for kind, step, most in KINDS]
+    judged = [row for row in dict.fromkeys(judged) if row[0] != row[1]]
+    names = ("query_id", "document_id", "score")
+    relevant = [dict(zip(names, values, strict=True)) for values in [*judged, ("q18", "d1", 0)]]
+    options = []
+    for option, name, content in (("queries", "q", queries), ("corpus", "c", corpus), ("relevant", "r", relevant)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in content))
+        options += [f"--{option}", path]
+    result = run_command("evaluate", tiny_student, *options, "--mteb", f"{tasks}:Graded", "--device", "cpu", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["model"]
+    (theirs,) = found["mteb"]["LocalGraded"]["scores"]["test"]
+    ours = {"ndcg_at_10": "ndcg@10", "mrr_at_10": "mrr@10", "map_at_100": "map@100", "recall_at_10": "recall@10"}
+    wanted = {short: theirs[name] for name, short in {**ours, "hit_rate_at_1": "accuracy@1"}.items()}
+    assert {name: found["metrics"][name] for name in wanted} == pytest.approx(wanted, abs=1e-5)
+    assert len(set(wanted.values())) == 5
+    assert 0 < wanted["ndcg@10"] < 1
+
+
 def test_the_table_and_a_file_with_one_task(run_command, tasks, tiny_student, tiny_guide):
     tasks.write_text(tasks.read_text().partition("class Answers")[0])
     result = run_command("evaluate", tiny_student, "--baseline", tiny_guide, "--mteb", tasks, "--device", "cpu")

@@ -374,7 +374,7 @@ class TestGoingOn:
         options = ("--data.eval", tmp_path / "pairs.jsonl", "--load_best_model_at_end", "--max_steps", "4")
         options += ("--eval_strategy", "steps", "--eval_steps", "1", "--save_steps", "1")
         # So that the first is the best.
-        options += ("--metric_for_best_model", "eval_loss", "--greater_is_better", "true")
+        options += ("--metric_for_best_model", "eval_loss", "--learning_rate", "10")
         assert run(config, *options).code == 0
         best = contents(tmp_path / "out" / "final")["model.safetensors"]
         assert best == contents(tmp_path / "out" / "checkpoint-1")["model.safetensors"]

@@ -73,7 +73,7 @@ def refusal(config, *options):
         (["--torch_compile_backend", "x"], "training.torch_compile_backend: expected a value with which training can"),
         (
             ["--eval_strategy", "steps"],
-            "training.eval_strategy: expected a value with which training can start, got 'st",
+            "training.eval_strategy: expected data.eval or evaluation to go with it, got neither; add",
         ),
         (["--accelerator_config", "{a: 1}"], "training.accelerator_config: expected a value with which training can"),
         (
@@ -164,7 +164,10 @@ def test_the_evaluation_is_rehearsed_too(config, tmp_path):
     assert said.startswith("training.label_names: expected a value with which training can start, got ['x'] (TypeError")
     few, pairs = str(tmp_path / "few.jsonl"), str(tmp_path / "pairs.jsonl")
     data = f"{{train: {pairs}, eval: {{few: {{path: {few}}}, many: {{path: {pairs}}}}}}}"
-    assert prepare(load_config(config, ["--data", data, "--lr_scheduler_type", "reduce_lr_on_plateau"])).batches == 4
+    options = ("--data", data, "--lr_scheduler_type", "reduce_lr_on_plateau")
+    assert "'loss' could be few_loss or many_loss; write which." in refusal(config, *options)
+    plan = prepare(load_config(config, [*options, "--metric_for_best_model", "many_loss"]))
+    assert (plan.batches, plan.arguments.metric_for_best_model) == (4, "many_loss")
 
 
 def test_a_rehearsal_leaves_nothing_behind(config, tmp_path, capfd):

@@ -69,6 +69,7 @@ def embed_guide(
     with only_results_on_stdout():
         from gist_fast.data.load import load_texts
         from gist_fast.data.save import check_folder, save_whole
+        from gist_fast.guide_columns.files import cache_folder
         from gist_fast.pipeline.model_checks import check_length
         from gist_fast.pipeline.models import check_model, load_model
         from gist_fast.pipeline.saved_model import SavedModel
@@ -76,6 +77,7 @@ def embed_guide(
         check_model(guide, "guide", trust_remote_code=trust_remote_code)
         check_length("--max-length", max_length, SavedModel(guide, "guide"))
         check_folder(output, overwrite)
+        cache_folder(cache_dir)
         dataset = load_texts(data, split=split, columns=parse_columns(columns), quoting=quoting)
         prompts = _prompts(prompt, dataset.column_names)
         from gist_fast.guide_columns import Report
@@ -109,7 +111,7 @@ def embed_guide(
         print_json(summary)
         return
     print_facts("Precomputed guide embeddings", summary)
-    typer.echo(f"Train on it: data: {{train: {output}}}, without a guide")
+    print(f"Train on it: data: {{train: {output}}}, without a guide")
 
 
 def _prompts(given: list[str] | None, columns: list[str]) -> dict[str, str] | str | None:

@@ -34,10 +34,10 @@ def _file(help: str) -> Any:
 def evaluate(
     model: Annotated[str, typer.Argument(help="A sentence-transformers folder, or a name on the hub.")],
     queries: Annotated[Path | None, _file("Retrieval. File of queries: columns id and text.")] = None,
-    corpus: Annotated[Path | None, _file("File of documents: columns id and text.")] = None,
+    corpus: Annotated[Path | None, _file("File of documents: columns id and text, perhaps title.")] = None,
     relevant: Annotated[
         Path | None,
-        _file("File of relevant documents: columns query_id and document_id, perhaps score; a row a pair."),
+        _file("File of relevant documents: columns query_id and document_id, perhaps score (the grade); a row a pair."),
     ] = None,
     pairs: Annotated[
         str | None,

@@ -173,7 +173,7 @@ def inspect(
         return
     _print(found, same or found.duplicates, data, limit or None, told)
     if report is not None:
-        typer.echo(str(report))
+        print(str(report))
 
 
 def _margins(text: str | None) -> list[float]:
@@ -296,12 +296,12 @@ def _print(found: Inspection, same: Duplicates, data: str, limit: int | None, to
         )
         print_table(title, ("guide", "row", "text", "with", "other text"), pairs)
     for sentence in told:
-        typer.echo(sentence)
+        print(sentence)
 
 
 def _print_dropped(found: Inspection, limit: int | None, shown: Callable[[str], str]) -> None:
     if not found.total_dropped:
-        typer.echo("The guide drops no pair of this batch.")
+        print("The guide drops no pair of this batch.")
         return
     head = ["block", "row", "with", "text", "other text", "guide", "threshold", "student", "ranks"]
     width = len(head) if found.student_above is not None else head.index("student")
@@ -311,7 +311,7 @@ def _print_dropped(found: Inspection, limit: int | None, shown: Callable[[str], 
         rows.append((pair.block, pair.row, pair.other_row, shown(pair.text), shown(pair.other_text), *numbers)[:width])
     print_table(f"Dropped pairs: {len(rows)} of {found.total_dropped}", head[:width], rows)
     if found.student_above is not None:
-        typer.echo(
+        print(
             f"The student ranks {found.student_above} of the {found.total_dropped} dropped pairs above the row's own "
             "positive."
         )

@@ -28,7 +28,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from gist_fast.cli import bench, demo, doctor, embed_guide, evaluate, inspect, kernels, profile, train
-from gist_fast.cli.output import INTERRUPTED, note
+from gist_fast.cli.output import INTERRUPTED, note, replace_what_cannot_be_encoded
 from gist_fast.runtime.errors import WrongInput
 from gist_fast.version import __version__
 
@@ -82,6 +82,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command on these arguments, by default the process's, and return its exit code."""
+    replace_what_cannot_be_encoded()
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except BrokenPipeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import sys
@@ -37,6 +38,13 @@ def check_report(path: Path | None, overwrite: bool) -> None:
         check_path(path, overwrite=overwrite)
 
 
+def replace_what_cannot_be_encoded() -> None:
+    """Have stdout and stderr write a ? for a character that they cannot encode, where they would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) in ("strict", "surrogateescape") and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def note(text: str) -> None:
     """A line on stderr."""
     print(text, file=sys.stderr, flush=True)
@@ -51,7 +59,12 @@ def only_results_on_stdout() -> Iterator[None]:
 
 def print_json(result: Any) -> None:
     """The result, alone, on stdout; null for a float that is no finite number, because JSON has none."""
-    print(json.dumps(_finite(result), ensure_ascii=False, indent=2))
+    text = json.dumps(_finite(result), ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(_finite(result), indent=2)  # escaped, so that nothing is lost
+    print(text)
 
 
 def print_table(

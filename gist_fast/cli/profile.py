@@ -122,11 +122,11 @@ def _print(found: Profile, plan: RunPlan, files: list[str]) -> None:
 
     _print_table(parts_table(found))
     if plan.arguments.dataloader_num_workers:
-        typer.echo("Texts are tokenised by dataloader workers; what a step waits for them is 'waiting for data'.")
+        print("Texts are tokenised by dataloader workers; what a step waits for them is 'waiting for data'.")
     _print_table(machine_table(found))
     _print_table(busiest_table(found))
     for file in files:
-        typer.echo(file)
+        print(file)
 
 
 def _print_table(table: Table) -> None:

@@ -135,4 +135,4 @@ def _print_summary(summary: dict[str, Any]) -> None:
     from gist_fast.pipeline.saved_model import SavedModel
 
     trusting = ", trust_remote_code=True" if SavedModel(summary["model"], "student").own_code else ""
-    typer.echo(f'Load it: SentenceTransformer("{summary["model"]}"{trusting})')
+    print(f'Load it: SentenceTransformer("{summary["model"]}"{trusting})')

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.files import try_to_write, written_folder
+from gist_fast.runtime.files import PREVIOUS, try_to_write, written_folder
 from gist_fast.runtime.progress_bars import without_progress_bars
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ def check_folder(output: Path, overwrite: bool) -> None:
     """Raise `InputError` where a dataset may not go to `output`, or cannot; nothing is changed."""
     if output.exists() and not output.is_dir():
         raise InputError(f"--output: expected a folder, or a name that is free, got the file {output}.")
-    try_to_write(output.parent, "--output", "choose another folder")
+    place = output.absolute()
+    try_to_write(place.parent, "--output", "choose another folder", f"{place.name}{PREVIOUS}")
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not all((output / marker).is_file() for marker in _MARKERS):

@@ -35,6 +35,7 @@ from gist_fast.evaluation.evaluators import Retrieval, evaluate, make_evaluator
 from gist_fast.report.log_series import Series, evaluations, masked_blocks, one
 from gist_fast.runtime.environment import versions
 from gist_fast.runtime.errors import InputError
+from gist_fast.runtime.files import try_to_write
 from gist_fast.runtime.progress_bars import without_progress_bars
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def _check_folder(folder: Path) -> None:
             f"{folder} already holds a run of the demo ({', '.join(held)}); name another folder with --output-dir, or "
             "move it away"
         )
+    try_to_write(folder, "--output-dir", "name another folder")
 
 
 class _Demo:

@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.config.schema import EvaluationConfig, SourceConfig
-from gist_fast.data.column_checks import Column, no_column
 from gist_fast.data.load import load_texts
 from gist_fast.data.names import ANCHOR, POSITIVE, text_columns
-from gist_fast.data.text_files import read_file
+from gist_fast.evaluation.metric_names import METRICS, short_name
+from gist_fast.evaluation.retrieval import Retrieval, load_retrieval, retrieval_from_pairs
 from gist_fast.evaluation.scored_pairs import ScoredPairs, load_labelled_pairs, load_sts
-from gist_fast.runtime.errors import InputError, nearest
+from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.evaluation import BaseEvaluator
-
-logger = logging.getLogger(__name__)
-
-RETRIEVAL_METRICS = ("ndcg@10", "mrr@10", "accuracy@1", "recall@10", "map@100")
-_OTHER_METRICS = ("triplet_accuracy", "sts_spearman", "sts_pearson", "pair_accuracy", "pair_f1", "pair_ap")
-METRICS = (*RETRIEVAL_METRICS, *_OTHER_METRICS)
-ID_NAMES = ("id", "_id")
-QUERY_ID_NAMES = ("query_id", "query-id", "qid")
-DOCUMENT_ID_NAMES = ("document_id", "corpus_id", "corpus-id", "doc_id")
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """A retrieval task: for each query, which documents of the corpus answer it.
-
-    Example:
-        >>> task = Retrieval({"q1": "what falls"}, {"d1": "rain", "d2": "rivers"}, {"q1": {"d1"}})
-        >>> list(evaluate(student, make_evaluator(task)))
-        ['ndcg@10', 'mrr@10', 'accuracy@1', 'recall@10', 'map@100']
-    """
-
-    queries: dict[str, str]
-    corpus: dict[str, str]
-    relevant: dict[str, set[str]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +38,7 @@ class Tasks:
     def sizes(self) -> dict[str, int]:
         """How many texts and rows there are, by what they are."""
         counted = {
-            "queries": getattr(self.retrieval, "relevant", None),
+            "queries": getattr(self.retrieval, "asked", None),
             "documents": getattr(self.retrieval, "corpus", None),
             "triplets": self.triplet,
             "sts_pairs": getattr(self.sts, "scores", None),
@@ -95,56 +68,6 @@ def load_tasks(config: EvaluationConfig) -> Tasks:
     )
 
 
-def load_retrieval(queries: str | Path, corpus: str | Path, relevant: str | Path) -> Retrieval:
-    """A task from three files of any kind that `gist_fast.data.load_texts` reads.
-
-    Args:
-        queries: columns ``id`` (or ``_id``) and ``text``.
-        corpus: the same.
-        relevant: columns ``query_id`` and ``document_id`` (or ``query-id`` and ``corpus-id``), a row for each relevant
-            document, and perhaps ``score``: rows of score 0 are judged not relevant, and left out.
-
-    Raises:
-        InputError: a file or column is missing, an id stands twice, or a row names an id that is not there.
-    """
-    texts = {path: _texts_by_id(Path(path)) for path in (queries, corpus)}
-    path = Path(relevant)
-    table = read_file(path, lambda names: _relevant_columns(names, path))
-    scores = table["score"].to_pylist() if "score" in table.column_names else [1.0] * table.num_rows
-    found: dict[str, set[str]] = {}
-    rows = zip(table["query"].to_pylist(), table["document"].to_pylist(), scores, strict=True)
-    for row, (query, document, score) in enumerate(rows, 1):
-        for kind, identity, source in (("query", query, queries), ("document", document, corpus)):
-            if identity not in texts[source]:
-                near = nearest(identity, list(texts[source])[:5000])
-                raise InputError(f"{path}: row {row}: {kind} {identity!r} is not in {source}{near}.")
-        if score > 0:
-            found.setdefault(query, set()).add(document)
-    if not found:
-        raise InputError(f"{path}: names no relevant document; at least one row of a score above 0 is needed.")
-    asked = len(texts[queries])
-    if without := asked - len(found):
-        logger.info("%s: %d of %d queries have no relevant document and are left out", queries, without, asked)
-    return Retrieval(texts[queries], texts[corpus], found)
-
-
-def retrieval_from_pairs(dataset: Dataset) -> Retrieval:
-    """A task from pairs: the distinct positives are the corpus, and each anchor's own positives are relevant to it.
-
-    The same text is one document (or query) wherever it stands, so that an anchor with several positives has several
-    relevant documents.
-    """
-    queries: dict[str, str] = {}
-    corpus: dict[str, str] = {}
-    relevant: dict[str, set[str]] = {}
-    for anchor, positive in zip(dataset[ANCHOR], dataset[POSITIVE], strict=True):
-        query = queries.setdefault(anchor, f"q{len(queries)}")
-        document = corpus.setdefault(positive, f"d{len(corpus)}")
-        relevant.setdefault(query, set()).add(document)
-    texts, documents = ({key: text for text, key in keys.items()} for keys in (queries, corpus))
-    return Retrieval(texts, documents, relevant)
-
-
 def make_evaluator(
     task: Retrieval,
     *,
@@ -154,13 +77,11 @@ def make_evaluator(
     show_progress_bar: bool = False,
     **options: Any,
 ) -> BaseEvaluator:
-    """sentence-transformers' evaluator of a task, with the metrics of `RETRIEVAL_METRICS`; `options` are its own."""
-    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+    """The evaluator of a task, with `RETRIEVAL_METRICS`; `options` are those of sentence-transformers' own."""
+    from gist_fast.evaluation.ranking import InformationRetrievalEvaluator
 
     return InformationRetrievalEvaluator(
-        dict(task.queries),
-        dict(task.corpus),
-        task.relevant,
+        task,
         mrr_at_k=[10],
         ndcg_at_k=[10],
         accuracy_at_k=[1],
@@ -186,7 +107,7 @@ def make_evaluators(
 
     An evaluator settles on the similarity of the first model that it measures: make new ones for another model.
     """
-    from sentence_transformers.sentence_transformer.evaluation import (
+    from gist_fast.evaluation.finite import (
         BinaryClassificationEvaluator,
         EmbeddingSimilarityEvaluator,
         TripletEvaluator,
@@ -247,21 +168,10 @@ def short_metrics(results: dict[str, Any]) -> dict[str, float]:
     """Scores under their short names, without the name of the similarity function; the best one's, were there two."""
     scores: dict[str, float] = {}
     for name, value in results.items():
-        short = _short_name(name)
+        short = short_name(name)
         if short in METRICS:
             scores[short] = max(float(value), scores.get(short, float("-inf")))
     return {name: scores[name] for name in METRICS if name in scores}
-
-
-def _short_name(name: str) -> str:
-    """The short name: ``cosine_ndcg@10`` is ``ndcg@10``, ``sts_pearson_cosine`` is ``sts_pearson``."""
-    kind, _, rest = name.partition("_")
-    if kind == "sts":
-        return f"sts_{rest.partition('_')[0]}"
-    last = name.rpartition("_")[2]
-    if kind == "pair":
-        return f"pair_{last}"
-    return "triplet_accuracy" if last == "accuracy" else last
 
 
 def _load(source: SourceConfig) -> Dataset:
@@ -275,31 +185,3 @@ def _load_triplets(source: SourceConfig) -> Dataset:
     if negative is None:
         raise InputError(f"{source.path}: no column 'negative'; triplets need anchor, positive and negative.")
     return dataset.select_columns([ANCHOR, POSITIVE, negative])
-
-
-def _texts_by_id(path: Path) -> dict[str, str]:
-    def choose(names: list[str]) -> list[Column]:
-        return [Column(_one_of(ID_NAMES, names, path), "id", "id"), Column(_one_of(("text",), names, path), "text")]
-
-    table = read_file(path, choose)
-    texts: dict[str, str] = {}
-    for row, (identity, text) in enumerate(zip(*table.to_pydict().values(), strict=True), 1):
-        if identity in texts:
-            raise InputError(f"{path}: row {row}: id {identity!r} stands twice; ids must differ.")
-        texts[identity] = text
-    return texts
-
-
-def _relevant_columns(names: list[str], path: Path) -> list[Column]:
-    columns = [
-        Column(_one_of(QUERY_ID_NAMES, names, path), "query", "id"),
-        Column(_one_of(DOCUMENT_ID_NAMES, names, path), "document", "id"),
-    ]
-    return [*columns, Column("score", "score", "number")] if "score" in names else columns
-
-
-def _one_of(wanted: Sequence[str], names: list[str], path: Path) -> str:
-    for name in wanted:
-        if name in names:
-            return name
-    raise no_column(path, repr(wanted[0]), wanted[0], names)

@@ -20,16 +20,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import datasets
 from datasets import Dataset, concatenate_datasets
 
 from gist_fast.data.embedded_rows import read_as_stored
 from gist_fast.data.names import GUIDE_EMBEDDING, GUIDE_SUFFIX
 from gist_fast.guide_columns.checks import DTYPES, check_arguments, column_prompts, wrong_type
 from gist_fast.guide_columns.encode import Encoder
+from gist_fast.guide_columns.files import cache_folder
 from gist_fast.guide_columns.job import Job, Report
 from gist_fast.guide_columns.share import Team
 from gist_fast.losses.mini_batches import default_tokens
@@ -91,10 +90,9 @@ def embed_guide(
     if not isinstance(report, Report | None):
         raise wrong_type("report", "a gist_fast.guide_columns.Report", report)
     prompt_of = column_prompts(dataset, guide, columns, prompts)
-    folder = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "gist_fast"
     job = Job(
         Encoder(guide, max_length, batch_tokens or default_tokens(guide.device), batch_size),
-        folder.expanduser(),
+        cache_folder(cache_dir),
         dtype,
         Team(),
         shown=show_progress_bar,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from gist_fast.runtime.files import partial_file
+from gist_fast.runtime.files import partial_file, try_to_write
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,26 @@ def written_whole(folder: Path) -> Iterator[Path]:
                 "name another cache_dir, and run again to go on from there",
             ) from error
         raise
+
+
+def cache_folder(cache_dir: str | os.PathLike | None) -> Path:
+    """Where embeddings are kept. If nothing is there yet, a folder that can be written to.
+
+    Raises:
+        InputError: it cannot; see `try_cache`.
+    """
+    import datasets
+
+    given = Path(datasets.config.HF_DATASETS_CACHE) / "gist_fast" if cache_dir is None else Path(cache_dir)
+    folder = given.expanduser()
+    if not folder.is_dir():
+        try_cache(folder)
+    return folder
+
+
+def try_cache(folder: Path) -> None:
+    """Raise `InputError` where embeddings cannot be kept in `folder`; what lies there can be read all the same."""
+    try_to_write(folder, "cache_dir", "name another cache_dir, or set HF_DATASETS_CACHE")
 
 
 def set_aside(path: Path, reason: object) -> None:

@@ -21,7 +21,7 @@ from datasets import Dataset
 from gist_fast.data.names import GUIDE_EMBEDDING
 from gist_fast.guide_columns.column_files import find_column, write_column
 from gist_fast.guide_columns.encode import Encoded, Encoder, Unstorable, to_stored
-from gist_fast.guide_columns.files import written_whole
+from gist_fast.guide_columns.files import try_cache, written_whole
 from gist_fast.guide_columns.probe import allowed, distance, probed
 from gist_fast.guide_columns.progress import Progress
 from gist_fast.guide_columns.share import Team
@@ -126,6 +126,8 @@ class Job:
         folder = self.folder / hashlib.blake2b(written.encode(), digest_size=16).hexdigest()
 
         def describe() -> None:
+            if not folder.exists():
+                try_cache(folder)
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
             about = folder / "about.json"
@@ -154,6 +156,7 @@ class Job:
         if not columns:
             self.report.folders.append(folder)
             return found
+        self.team.first(lambda: try_cache(folder))
         texts = DistinctTexts(list(columns.values()))
         store = Store(folder, stored)
         missing = self._missing(store, texts)

@@ -14,7 +14,9 @@ import torch
 from gist_fast.data.named import carries_guide
 from gist_fast.data.per_column import check_positions
 from gist_fast.evaluation.evaluators import configured_evaluator, evaluator_names
+from gist_fast.evaluation.metric_names import choose_best_metric
 from gist_fast.functional.loss_config import check_dims
+from gist_fast.guide_columns.files import cache_folder
 from gist_fast.pipeline.attention import Attention, choose_attention
 from gist_fast.pipeline.datasets import check_run, describe, load_sources, with_guide_columns
 from gist_fast.pipeline.model_checks import adapter_of, check_models, column_prompts
@@ -122,6 +124,10 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
         raise blamed(config, error, _training_arguments) from error
     _check_logging(arguments)
     models = check_models(config, arguments)
+    saved = SavedModel(config.student.path, "student", config.student.revision)
+    _choose_best_metric(config, arguments, saved.similarity)
+    if config.guide and config.guide.columns:
+        cache_folder(None)
     train_set = load_sources(config.data.train, "data.train", arguments.seed, endless=True)
     eval_set = None if config.data.eval is None else load_sources(config.data.eval, "data.eval", arguments.seed)
     _check_guide(config, arguments, carries_guide(train_set))
@@ -213,6 +219,7 @@ def make_trainer(plan: RunPlan) -> GISTTrainer:
     if config.student.lora:
         add_lora(student, config.student.lora)
     # Before any text is embedded.
+    _choose_best_metric(config, arguments, student.similarity_fn_name)
     check_dims(arguments.matryoshka_dims, arguments.matryoshka_weights, student.get_embedding_dimension())
     guide, train_set, eval_set = None, plan.train, plan.eval
     if config.guide:
@@ -232,6 +239,12 @@ def make_trainer(plan: RunPlan) -> GISTTrainer:
         guided=False if config.unguided else None,
         evaluator=plan.evaluator,
     )
+
+
+def _choose_best_metric(config: TrainConfig, arguments: GISTTrainingArguments, similarity: str | None) -> None:
+    sources = config.data.eval
+    datasets = sources if isinstance(sources, dict) else None if sources is None else [""]
+    choose_best_metric(arguments, config.evaluation, datasets, similarity)
 
 
 def _check_guide(config: TrainConfig, arguments: GISTTrainingArguments, carried: bool) -> None:

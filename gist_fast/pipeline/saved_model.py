@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gist_fast.data.per_column import positions
+from gist_fast.evaluation.metric_names import SIMILARITIES
 from gist_fast.runtime.errors import InputError, first_line
 
 MARKERS = ("modules.json", "config.json", "adapter_config.json")
@@ -60,6 +61,12 @@ class SavedModel:
     @property
     def default_prompt_name(self) -> str | None:
         return self._of_sentence_transformers.get("default_prompt_name")
+
+    @property
+    def similarity(self) -> str | None:
+        """By which its embeddings are compared; None of a model that is not here."""
+        saved = self._of_sentence_transformers.get("similarity_fn_name") or SIMILARITIES[0]
+        return saved if self.is_here else None
 
     @property
     def adapter_base(self) -> str | None:

@@ -85,6 +85,14 @@ def train_and_save(plan: RunPlan, trainer: GISTTrainer, *, overwrite: bool = Fal
         replace_folder(part, final)
         if stop.requested:
             raise TrainingStoppedError(f"stopped after the last step; {kept_in(plan.output_dir)}", stop.signal)
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint is None:
+        logger.warning(
+            "training.load_best_model_at_end: no checkpoint has a score of %s, so that %s is the model of the last "
+            "step; evaluate and save at least once within %d steps.",
+            trainer.args.metric_for_best_model,
+            FINAL,
+            state.max_steps,
+        )
     summary = _summary(plan, trainer, checkpoint, outcome.metrics)
     if plan.evaluator is not None:
         summary["evaluation"] = {"before": before, "after": evaluate(trainer.model, plan.evaluator)}

@@ -85,7 +85,7 @@ def check_path(path: Path, *, overwrite: bool = False) -> None:
         raise InputError(f"{path}: is a folder; name the report's file, such as {path / 'report.html'}.")
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists; name another file for the report, or replace it with --overwrite.")
-    try_to_write(path.absolute().parent, str(path), "name another place for the report")
+    try_to_write(path.absolute().parent, str(path), "name another place for the report", path.name)
 
 
 def write_page(path: Path, page: str, *, overwrite: bool = False) -> None:
@@ -96,7 +96,8 @@ def write_page(path: Path, page: str, *, overwrite: bool = False) -> None:
     """
     check_path(path, overwrite=overwrite)
     try:
-        write_whole(path, page, overwrite=overwrite)
+        # Half of a surrogate pair, as in a file's name that is no UTF-8, is a ? in a page.
+        write_whole(path, page.encode(errors="replace").decode(), overwrite=overwrite)
     except FileExistsError:
         raise InputError(f"{path}: exists; name another file for the report, or replace it with --overwrite.") from None
     except OSError as error:

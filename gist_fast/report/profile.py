@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from gist_fast.report.facts import machine_facts
 from gist_fast.report.page import Section, Table, make_page, shown
 from gist_fast.report.plots import NARROW, PALETTE, figure, stacked_bars, to_svg
 from gist_fast.runtime.errors import InputError
-from gist_fast.runtime.files import written_folder
+from gist_fast.runtime.files import PREVIOUS, try_to_write, written_folder
 from gist_fast.runtime.profiler_regions import IDLE, MEANINGS, NAMES, OTHER
 
 if TYPE_CHECKING:
@@ -181,16 +180,9 @@ def check_folder(target: Path, overwrite: bool) -> None:
         raise InputError(f"--output: {target} holds {strange[0]}, which is no profile's; name a folder of its own.")
     if held and not overwrite:
         raise InputError(f"--output: {target} holds a profile; give --overwrite to replace it, or another --output.")
+    # Beside it: a folder that holds a profile is replaced as a whole.
     place = target.resolve()
-    there = next(folder for folder in place.parents if folder.exists())
-    try:
-        # Rights alone do not tell: a disk can be full or read-only, a name too long, and /proc lets nobody write.
-        with tempfile.TemporaryDirectory(dir=there, prefix=f".{place.name}.") as probe:
-            Path(probe, FIGURES).write_text(" ")
-    except OSError as error:
-        raise InputError(
-            f"--output: {target} cannot be written ({there}: {error.strerror or error}); name another folder."
-        ) from None
+    try_to_write(place.parent, "--output", "name another folder", f"{place.name}{PREVIOUS}")
 
 
 def write_folder(found: Profile, result: dict[str, Any], trace: Path, target: Path) -> list[str]:

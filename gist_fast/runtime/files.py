@@ -36,24 +36,34 @@ def expanded(path: str | Path) -> Path:
         raise InputError(f"{path}: there is no home directory of that user; write the path out.") from error
 
 
-def try_to_write(folder: Path, name: str, advice: str) -> None:
+def try_to_write(folder: Path, name: str, advice: str, file: str = "probe") -> None:
     """Try, before the work whose results go to `folder`, to write there, or where it would be made; nothing is left.
+
+    Args:
+        file: what will be written there, whose name could be too long.
 
     Raises:
         InputError: it cannot be done; the message begins with `name` and ends in `advice`.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if there.is_symlink() and not there.exists():
+    folder = folder.absolute()
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if there.is_symlink() and not os.path.exists(there):
         raise InputError(f"{name}: {there} is a link to {os.readlink(there)}, which does not exist; {advice}.")
     if not there.is_dir():
         raise InputError(f"{name}: {there} is a file, not a folder; {advice}.")
     try:
+        str(folder / file).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{name}: {str(folder / file)!a} is not UTF-8, as names must be; {advice}.") from None
+    try:
         # The rights of the folder do not tell: a disk can be full, or read-only.
-        with tempfile.NamedTemporaryFile(dir=there, prefix=".gist-fast.", suffix=".part") as file:
-            file.write(b" ")
-            file.flush()
-    except OSError as error:
-        raise InputError(f"{name}: {there} cannot be written to ({error.strerror or error}); {advice}.") from None
+        with tempfile.TemporaryDirectory(dir=there, prefix=".gist-fast.", suffix=".part") as probe:
+            below = probe / folder.relative_to(there)
+            below.mkdir(parents=True, exist_ok=True)
+            (below / file).write_bytes(b" ")
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"{name}: {there} cannot be written to ({said}); {advice}.") from None
 
 
 @contextlib.contextmanager
