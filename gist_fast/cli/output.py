@@ -42,7 +42,9 @@ def replace_what_cannot_be_encoded() -> None:
     """Have stdout and stderr write a ? for a character that they cannot encode, where they would raise."""
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) in ("strict", "surrogateescape") and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            # A file whose descriptor has become a pipe's refuses it, and stays as it is.
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="replace")
 
 
 def note(text: str) -> None:
