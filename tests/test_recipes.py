@@ -212,7 +212,7 @@ class TestLora:
     @pytest.mark.parametrize(
         ("lora", "says"),
         [
-            ({"r": 0}, "student.lora.r: expected an int of at least 1, got 0."),
+            ({"r": 0}, "student.lora.r: expected an int of at least 1 and below 65536, got 0."),
             ({"dropout": 1}, "student.lora.dropout: expected a finite float of at least 0 and below 1, got 1"),
             (
                 {"target_modules": []},
