@@ -51,6 +51,7 @@ def test_timing_changes_no_result_and_sees_every_launch() -> None:
     assert done.stdout == "the same\n", done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_shapes_run_in_the_interpreter(tmp_path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.gpu", "shapes", "--toy", "--out", str(tmp_path)]

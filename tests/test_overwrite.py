@@ -333,6 +333,7 @@ def test_the_loss_of_a_resumed_run_is_the_mean_over_the_steps_it_names(run, conf
     assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_checkpoint_that_does_not_hold_its_sum(run, config, tmp_path):
     options = ("--num_train_epochs", "3", "--save_steps", "4", "--json", "--logging_steps", "2")
     whole = json.loads(run(config, *options).out)
@@ -385,6 +386,7 @@ class TestGoingOn:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="torchrun's rendezvous with gloo is not offered on Windows")
+@pytest.mark.slow
 def test_several_processes_overwrite_once_and_finish_once(config, old):
     said = []
     for options in (("--overwrite",), ("--resume",)):

@@ -21,7 +21,7 @@ from gist_fast.pipeline.attention import Attention, choose_attention
 from gist_fast.pipeline.datasets import check_run, describe, load_sources, with_guide_columns
 from gist_fast.pipeline.model_checks import adapter_of, check_models, column_prompts
 from gist_fast.pipeline.models import add_lora, load_configured
-from gist_fast.pipeline.rehearsal import blamed, rehearse, stand_in
+from gist_fast.pipeline.rehearsal import blamed, rehearse, stand_in, unnoticed
 from gist_fast.pipeline.run_folder import prepare_folder
 from gist_fast.pipeline.saved_model import SavedModel
 from gist_fast.profiling.run import profiling_arguments
@@ -135,8 +135,10 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
     evaluator = None if config.evaluation is None else configured_evaluator(config.evaluation)
 
     def start(config: TrainConfig) -> int | None:
+        with unnoticed():  # what there is to say was said
+            arguments = _training_arguments(config)
         return rehearse(
-            _training_arguments(config),
+            arguments,
             train_set,
             eval_set,
             evaluator,

@@ -80,7 +80,7 @@ def rehearse(
     _check_hub(arguments)
     arguments.push_to_hub = False
     arguments.disable_tqdm = True
-    with tempfile.TemporaryDirectory(prefix="gist-fast-") as folder, _unnoticed():
+    with tempfile.TemporaryDirectory(prefix="gist-fast-") as folder, unnoticed():
         arguments.output_dir = folder
         trainer = _Rehearsal(
             model=copy.deepcopy(stand_in()),
@@ -145,7 +145,8 @@ def blamed(config: TrainConfig, error: Exception, attempt: Callable[[TrainConfig
         if names and name not in said:
             break
         try:
-            attempt(_without(config, name))
+            with unnoticed():
+                attempt(_without(config, name))
             names.append(name)
         except Exception as again:
             if (type(again), str(again)) != (type(error), str(error)) and not names:
@@ -279,7 +280,7 @@ def stand_in() -> SentenceTransformer:
 
 
 @contextlib.contextmanager
-def _unnoticed() -> Iterator[None]:
+def unnoticed() -> Iterator[None]:
     """A context in which nothing is said, and after which random numbers and accelerate are as before."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
