@@ -90,6 +90,11 @@ def test_wrong_usage(embed, run_command, data, tiny_guide, tmp_path):
     refused(embed("--max-length", "1000"), "--max-length: expected at most 64, the positions that")
     refused(embed(columns="question,anser"), "did you mean 'answer'?")
     refused(embed("--prompt", "anchor=q: ", "--prompt", "nobody=d: "), "'nobody=d: ' is for no column")
+    refused(
+        embed("--prompt", "passage=x: "), "expected COLUMN=TEXT with a column of anchor, positive, got 'passage=x: '"
+    )
+    refused(embed(output=tmp_path / "out.parquet"), "out.parquet, as which a file would be read.")
+    refused(embed("--device", "nope"), "--device: expected a device that is here, such as cpu, got nope (")
     out = ("--output", tmp_path / "out")
     refused(run_command("embed-guide", data, "--guide", tmp_path / "no-guide", *out), "no such folder")
     refused(run_command("embed-guide", tmp_path / "no.jsonl", "--guide", tiny_guide, *out), "no such file")

@@ -221,7 +221,11 @@ class TestReport:
     def test_an_earlier_one_is_replaced_when_asked(self, run, tmp_path):
         page = tmp_path / "page.html"
         page.write_text("mine")
-        assert run("--report", page, "--overwrite").code == 0
+        result = run("--report", page, "--overwrite")
+        assert (result.code, page.read_text()) == (2, "mine")
+        assert "is no report of gist_fast, so it is not replaced; name another file for the report." in result.err
+        page.unlink()
+        assert [run("--report", page, *more).code for more in ((), ("--overwrite",))] == [0, 0]
         assert page.read_text().startswith("<!DOCTYPE html>")
 
     def test_ctrl_c_leaves_no_half_page(self, run, tmp_path, monkeypatch):

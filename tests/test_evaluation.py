@@ -193,7 +193,7 @@ def test_pair_classification_is_what_sklearn_finds_on_the_embeddings(tmp_path, s
     assert len(set(want.values())) == 3
 
 
-def test_triplets_are_counted_and_the_first_negative_is_taken(tmp_path, student, pairs):
+def test_triplets_are_counted_and_the_first_negative_is_taken(tmp_path, student, pairs, caplog):
     rows = [
         {**row, "negative_1": pairs["positive"][k - 1], "negative_2": row["anchor"]}
         for k, row in enumerate(pairs.select(range(20)))
@@ -203,6 +203,7 @@ def test_triplets_are_counted_and_the_first_negative_is_taken(tmp_path, student,
     near, far = similarities(student, rows), similarities(student, rows, other="negative_1")
     share = sum(a > b for a, b in zip(near, far, strict=True)) / len(rows)
     assert got == pytest.approx({"triplet_accuracy": share})
+    assert "left out: negative_2" in caplog.text
     assert 0 < share < 1
 
 

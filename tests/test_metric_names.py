@@ -80,6 +80,8 @@ def test_the_list_is_what_a_run_logs(run_command, config, file, tmp_path):
     [
         (("pairs",), "ndcg@10", "cosine_ndcg@10"),
         (("pairs",), "eval_ndcg@10", "cosine_ndcg@10"),
+        (("pairs",), "NDCG@10", "cosine_ndcg@10"),
+        (("pairs",), "ndcg_at_10", "cosine_ndcg@10"),
         (("pairs",), "eval_cosine_ndcg@10", "cosine_ndcg@10"),
         (("pairs", "sts"), "spearman", "sts_spearman_cosine"),
         (("sts",), "spearman_cosine", "sts_spearman_cosine"),

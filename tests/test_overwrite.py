@@ -43,9 +43,10 @@ def config(tmp_path, pairs, tiny_student):
 def old(tmp_path):
     """The folder of an older run: a checkpoint, the model, tables, events; and a file of the user's."""
     out = tmp_path / "out"
-    for name in ("checkpoint-2", "final", "eval", "runs"):
+    files = {"checkpoint-2": "old", "final": "old", "eval": "table.csv", "runs": "events.out.tfevents.1.host.2.0"}
+    for name, file in files.items():
         (out / name).mkdir(parents=True)
-        (out / name / "old").write_text(name)
+        (out / name / file).write_text(name)
     (out / "checkpoint-2" / "trainer_state.json").write_text("{}")
     (out / "notes.txt").write_text("mine")
     return out

@@ -236,6 +236,9 @@ class TestWriting:
             with pytest.raises(InputError, match="exists; name another file for the report"):
                 refuse(path)
         assert path.read_text(encoding="utf-8") == "ä"
+        with pytest.raises(InputError, match="is no report of gist_fast, so it is not replaced"):
+            write_page(path, "b", overwrite=True)
+        path.write_text(make_page("Old", {}, []))
         write_page(path, "b", overwrite=True)
         assert path.read_text() == "b"
         assert list(path.parent.iterdir()) == [path]

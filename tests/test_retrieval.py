@@ -195,6 +195,21 @@ def test_a_title_or_a_text_of_null_is_none(write, suffix):
     assert load_retrieval(queries, write(f"c{suffix}", only), judged).corpus == {"a": "b"}
 
 
+@pytest.mark.parametrize("name", ["relevance", "grade", "rel"])
+def test_grades_have_several_names(write, name):
+    texts = {kind: write(f"{kind}.jsonl", [{"id": i, "text": f"{kind} {i}"} for i in "ab"]) for kind in ("q", "c")}
+    rows = [{"query_id": "a", "document_id": "a", name: 0}, {"query_id": "a", "document_id": "b", name: 2}]
+    task = load_retrieval(texts["q"], texts["c"], write("r.tsv", rows))
+    assert (task.relevant, task.grades) == ({"a": {"b"}}, {"a": {"a": 0.0, "b": 2.0}})
+
+
+def test_a_column_that_may_be_a_grade_is_not_passed_over_silently(write, caplog):
+    texts = {kind: write(f"{kind}.jsonl", [{"id": "a", "text": kind}]) for kind in ("q", "c")}
+    judged = write("r.tsv", [{"query_id": "a", "document_id": "a", "judgement": 0}])
+    assert load_retrieval(texts["q"], texts["c"], judged).relevant == {"a": {"a"}}
+    assert "r.tsv: columns left out: judgement; the grade is looked for under score, relevance" in caplog.text
+
+
 def test_a_title_may_be_missing_in_some_rows_and_come_late(write):
     queries = write("q.jsonl", [{"id": 1, "text": "saws"}])
     judged = write("r.jsonl", [{"query_id": 1, "document_id": "a"}])

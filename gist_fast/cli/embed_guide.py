@@ -128,6 +128,12 @@ def _prompts(given: list[str] | None, columns: list[str]) -> dict[str, str] | st
             f"--prompt: expected one for all columns, or COLUMN=TEXT with a column of {', '.join(columns)}, got "
             f"{len(given)}, of which {given[named.index(False)]!r} is for no column."
         )
+    name, equals, _ = parts[0]
+    if equals and name.isidentifier():
+        raise InputError(
+            f"--prompt: expected COLUMN=TEXT with a column of {', '.join(columns)}, got {given[0]!r}. Where that is a "
+            "prompt for all columns, give it for each of them."
+        )
     return given[0]
 
 

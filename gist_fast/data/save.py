@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gist_fast.data.text_files import suffix_of
 from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.files import PREVIOUS, try_to_write, written_folder
 from gist_fast.runtime.progress_bars import without_progress_bars
@@ -20,6 +21,8 @@ def check_folder(output: Path, overwrite: bool) -> None:
     """Raise `InputError` where a dataset may not go to `output`, or cannot; nothing is changed."""
     if output.exists() and not output.is_dir():
         raise InputError(f"--output: expected a folder, or a name that is free, got the file {output}.")
+    if suffix_of(output) is not None:
+        raise InputError(f"--output: expected the name of a folder, got {output}, as which a file would be read.")
     place = output.absolute()
     try_to_write(place.parent, "--output", "choose another folder", f"{place.name}{PREVIOUS}")
     if not output.is_dir() or not any(output.iterdir()):

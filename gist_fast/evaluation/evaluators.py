@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.evaluation import BaseEvaluator
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -184,4 +187,6 @@ def _load_triplets(source: SourceConfig) -> Dataset:
     negative = next((c for c in text_columns(dataset) if c not in (ANCHOR, POSITIVE)), None)
     if negative is None:
         raise InputError(f"{source.path}: no column 'negative'; triplets need anchor, positive and negative.")
+    if others := [c for c in text_columns(dataset) if c not in (ANCHOR, POSITIVE, negative)]:
+        logger.warning("%s: triplets have one negative, %r; left out: %s", source.path, negative, ", ".join(others))
     return dataset.select_columns([ANCHOR, POSITIVE, negative])

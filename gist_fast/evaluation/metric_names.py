@@ -122,14 +122,16 @@ def choose_best_metric(
 
 def _matches(asked: str, names: list[str]) -> list[str]:
     """The whole names that a name could mean: itself, else those of which it is the short name, or the end."""
-    asked = asked.removeprefix("eval_")
-    if asked in names:
-        return [asked]
+    # mteb writes ndcg_at_10, papers nDCG@10.
+    asked = asked.lower().replace("_at_", "@").removeprefix("eval_")
+    lower = {name.lower(): name for name in names}
+    if asked in lower:
+        return [lower[asked]]
     found = []
-    for name in names:
+    for name in lower:
         without = "_".join(part for part in name.split("_") if part not in SIMILARITIES)
         if asked in (without, short_name(name)) or any(one.endswith(f"_{asked}") for one in (name, without)):
-            found.append(name)
+            found.append(lower[name])
     return found
 
 

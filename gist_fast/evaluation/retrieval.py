@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 ID_NAMES = ("id", "_id")
 QUERY_ID_NAMES = ("query_id", "query-id", "qid")
+SCORE_NAMES = ("score", "relevance", "grade", "rel")
 DOCUMENT_ID_NAMES = ("document_id", "corpus_id", "corpus-id", "doc_id")
 
 
@@ -71,7 +72,8 @@ def load_retrieval(queries: str | Path, corpus: str | Path, relevant: str | Path
         queries: columns ``id`` (or ``_id``) and ``text``.
         corpus: the same, and perhaps ``title``, which is put before the text, as BEIR and mteb do.
         relevant: columns ``query_id`` and ``document_id`` (or ``query-id`` and ``corpus-id``), a row for each document
-            that was judged, and perhaps ``score``, its grade: relevant if above 0; without that column, 1.
+            that was judged, and perhaps ``score`` (or ``relevance``, ``grade``, ``rel``), its
+            grade: relevant if above 0; without that column, 1.
 
     Raises:
         InputError: a file or column is missing, an id stands twice, a row names an id that is not there, or a pair is
@@ -180,7 +182,12 @@ def _relevant_columns(names: list[str], path: Path) -> list[Column]:
         Column(_one_of(QUERY_ID_NAMES, names, path), "query", "id"),
         Column(_one_of(DOCUMENT_ID_NAMES, names, path), "document", "id"),
     ]
-    return [*columns, Column("score", "score", "number")] if "score" in names else columns
+    score = [Column(name, "score", "number") for name in SCORE_NAMES if name in names][:1]
+    chosen = [column.source for column in (*columns, *score)]
+    if left := [name for name in names if name not in chosen]:
+        graded = "" if score else f"; the grade is looked for under {', '.join(SCORE_NAMES)}, and counts as 1 here"
+        logger.warning("%s: columns left out: %s%s", path, ", ".join(left), graded)
+    return [*columns, *score]
 
 
 def _one_of(wanted: Sequence[str], names: list[str], path: Path) -> str:

@@ -113,6 +113,7 @@ def load_model(path: str, role: str, switch: str = "--trust-remote-code", **opti
     """
     trusted = {name: options[name] for name in ("revision", "trust_remote_code") if options.get(name)}
     place = check_model(path, role, switch=switch, **trusted)
+    check_device(options.get("device"))
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -130,6 +131,24 @@ def load_model(path: str, role: str, switch: str = "--trust-remote-code", **opti
         raise InputError(f"{role}: {path} cannot be loaded as a model ({where}: {reason})") from error
     check_tokenizer(getattr(model, "tokenizer", None), path, role)
     return model
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that torch does not know, or that is not here.
+
+    Raises:
+        InputError: naming it.
+    """
+    if device is None:
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # each kind of device has its own
+        raise InputError(
+            f"--device: expected a device that is here, such as cpu, got {device} ({first_line(error)})."
+        ) from None
 
 
 def fit_positions(model: SentenceTransformer, role: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from gist_fast.pipeline.datasets import check_run, describe, load_sources, with_
 from gist_fast.pipeline.model_checks import adapter_of, check_models, column_prompts
 from gist_fast.pipeline.models import add_lora, load_configured
 from gist_fast.pipeline.rehearsal import blamed, rehearse, stand_in, unnoticed
-from gist_fast.pipeline.run_folder import prepare_folder
+from gist_fast.pipeline.run_folder import check_sources, prepare_folder
 from gist_fast.pipeline.saved_model import SavedModel
 from gist_fast.profiling.run import profiling_arguments
 from gist_fast.runtime.errors import InputError
@@ -116,6 +117,8 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
         InputError: a file, a model, a setting, or some of these together cannot be used.
     """
     checkpoint = prepare_folder(config.output_dir, resume=resume, overwrite=overwrite)
+    if overwrite:
+        check_sources(config.output_dir, _sources(config))
     if config.arguments.get("resume_from_checkpoint"):
         raise InputError("training.resume_from_checkpoint: the command continues a run with --resume instead.")
     try:
@@ -172,6 +175,26 @@ def prepare(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
         models=models,
         batches=batches,
     )
+
+
+def _sources(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """All that a configuration may read, by its key."""
+    yield "the configuration", str(config.source)
+    for section in ("student", "guide", "data", "evaluation"):
+        yield from _texts(section, getattr(config, section))
+    if base := SavedModel(config.student.path, "student", config.student.revision).adapter_base:
+        yield "student.path (the base of its adapter)", base
+
+
+def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, (str, Path)):
+        yield key, str(Path(value).expanduser())
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _texts(f"{key}.{field.name}", getattr(value, field.name))
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from _texts(f"{key}.{name}", each)
 
 
 def _check_logging(arguments: GISTTrainingArguments) -> None:

@@ -19,7 +19,14 @@ from pathlib import Path
 
 from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.files import PREVIOUS, remove, try_to_write
-from gist_fast.training.checkpoints import checkpoint_folders, fault, last_whole, leftovers, whole_checkpoints
+from gist_fast.training.checkpoints import (
+    MANIFEST,
+    checkpoint_folders,
+    fault,
+    last_whole,
+    leftovers,
+    whole_checkpoints,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +38,11 @@ ASIDE = "replaced-run"
 _MOVING = ".moving"
 """Added to that name while what it holds is renamed into it, or out of it."""
 _ASIDE = re.compile(rf"{ASIDE}\.(?P<host>.+)-(?P<pid>\d+)({re.escape(_MOVING)})?")
-_WRITTEN_BESIDES = ("eval", "runs")
-"""What a run leaves besides its models: the evaluators' tables and TensorBoard's events."""
+_WRITTEN_BESIDES = {"eval": "*.csv", "runs": "events.out.tfevents.*"}
+"""What a run leaves besides its models: the folders of the evaluators' tables and of TensorBoard's events, and how its
+files are called. A folder that holds another file is left as it is."""
+_OF_CHECKPOINTS = {"trainer_state.json", MANIFEST, "modules.json", "config.json", "model.safetensors", "optimizer.pt"}
+"""Files of which a checkpoint has some, even a damaged one."""
 _LONGEST_WAIT = 60.0
 """Seconds that other ranks wait for the first one to put an older run back."""
 
@@ -76,6 +86,34 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | Non
     return None
 
 
+def check_sources(folder: Path, sources: Iterator[tuple[str, str]]) -> None:
+    """Refuse to replace a run of which the new one reads something, or what is no run's.
+
+    Args:
+        sources: what a configuration names, by its key; texts that are no paths may be among them.
+
+    Raises:
+        InputError: naming the key and the path, or the folder.
+    """
+    for checkpoint in checkpoint_folders(folder):
+        names = {path.name for path in checkpoint.iterdir()}
+        if names and not names & _OF_CHECKPOINTS:
+            raise InputError(
+                f"{checkpoint}: holds nothing of a checkpoint, and --overwrite would delete it; move it away, or "
+                "choose another training.output_dir."
+            )
+    places = [place for path in written(folder) for place in {path.absolute(), path.parent.resolve() / path.name}]
+    for key, named in sources:
+        if not named or not os.path.lexists(named):
+            continue
+        read = {Path(os.path.abspath(named)), Path(named).resolve()}
+        if inside := next((place for place in places if any(path.is_relative_to(place) for path in read)), None):
+            raise InputError(
+                f"{key}: {named} lies in what --overwrite deletes ({inside.name}); copy it elsewhere, or choose "
+                "another training.output_dir."
+            )
+
+
 def kept_in(folder: Path) -> str:
     """What a run that was stopped has kept, as a sentence."""
     kept = [path.name for path in whole_checkpoints(folder)[-1:]]
@@ -86,7 +124,8 @@ def kept_in(folder: Path) -> str:
 
 def written(folder: Path) -> list[Path]:
     """What a run wrote to `folder`: checkpoints, the model, tables, events, and what is left of those half-written."""
-    parts = [*_models(folder), *(folder / name for name in _WRITTEN_BESIDES), *leftovers(folder)]
+    besides = [folder / name for name, of_a_run in _WRITTEN_BESIDES.items() if _holds_only(folder / name, of_a_run)]
+    parts = [*_models(folder), *besides, *leftovers(folder)]
     parts += [folder / f"{FINAL}{PART}", folder / f"{FINAL}{PREVIOUS}"]
     return [path for path in parts if os.path.lexists(path)]
 
@@ -130,6 +169,8 @@ def settle(folder: Path) -> None:
         # Each name is in one of the two folders, so this may be cut off too.
         back = sorted(path.name for path in moving.iterdir())
         for name in back:
+            if os.path.lexists(folder / name):
+                remove(folder / name)  # of the new run, in whatever shape
             os.replace(moving / name, folder / name)
         moving.rmdir()
         logger.warning("%s: put back, as the run that was to replace it saved nothing: %s.", folder, ", ".join(back))
@@ -175,6 +216,13 @@ def _is_of_a_running_process(aside: Path) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= aside.stat().st_mtime
     except (psutil.Error, FileNotFoundError):
         return False
+
+
+def _holds_only(folder: Path, pattern: str) -> bool:
+    """Whether a folder is there, and all files below it are called so. A link goes, and what it points to stays."""
+    if folder.is_symlink() or not folder.is_dir():
+        return True
+    return all(path.is_dir() or path.match(pattern) for path in folder.rglob("*"))
 
 
 def _models(folder: Path) -> list[Path]:

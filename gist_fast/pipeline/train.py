@@ -15,6 +15,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from gist_fast.data.named import count_rows
 from gist_fast.evaluation.evaluators import evaluate
 from gist_fast.pipeline.run_folder import FINAL, PART, kept_in, replacing, settle
+from gist_fast.runtime.errors import InputError
 from gist_fast.runtime.files import replace_folder
 from gist_fast.training.callbacks import added
 from gist_fast.training.stop_on_signal import StopOnSignal, TrainingStoppedError
@@ -67,7 +68,12 @@ def train_and_save(plan: RunPlan, trainer: GISTTrainer, *, overwrite: bool = Fal
                     stack.enter_context(replacing(plan.output_dir))
             stack.enter_context(added(trainer, _Settle(plan.output_dir)))
             stack.callback(_close_events, trainer)
-        outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        stack.enter_context(added(trainer, _FiniteCheckpoints(trainer)))
+        try:
+            outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        except InputError:
+            _check_finite(trainer)  # which tells why an embedding is not
+            raise
         state = trainer.state
         if stop.requested and state.global_step < state.max_steps:
             raise TrainingStoppedError(
@@ -99,6 +105,17 @@ def train_and_save(plan: RunPlan, trainer: GISTTrainer, *, overwrite: bool = Fal
     return summary
 
 
+class _FiniteCheckpoints(TrainerCallback):
+    """Ends a run before it saves weights that are not finite, for which an older run would go."""
+
+    def __init__(self, trainer: GISTTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if control.should_save:
+            _check_finite(self.trainer)
+
+
 class _Settle(TrainerCallback):
     """Lets the older run go once a checkpoint of the new one stands."""
 
@@ -119,7 +136,7 @@ def _close_events(trainer: GISTTrainer) -> None:
 
 
 def _check_finite(trainer: GISTTrainer) -> None:
-    """Raise where the last step left weights of which no embedding can be made.
+    """Raise where training has left weights of which no embedding can be made.
 
     Raises:
         RuntimeError: naming the first of them.

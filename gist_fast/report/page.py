@@ -79,13 +79,23 @@ def check_path(path: Path, *, overwrite: bool = False) -> None:
     """Check, before the work whose report it is, that `write_page` could write there; nothing is left behind.
 
     Raises:
-        InputError: there is a file already (and `overwrite` is False) or a folder, or no file can be written there.
+        InputError: there is a file already (and `overwrite` is False, or it is no report) or a folder, or no file can
+            be written there.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name the report's file, such as {path / 'report.html'}.")
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists; name another file for the report, or replace it with --overwrite.")
+    if path.exists() and not _is_report(path):
+        raise InputError(f"{path}: is no report of gist_fast, so it is not replaced; name another file for the report.")
     try_to_write(path.absolute().parent, str(path), "name another place for the report", path.name)
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a page that was written here, or empty."""
+    with path.open("rb") as file:
+        begin = file.read(4096)
+    return not begin or b'<meta name="generator" content="gist_fast">' in begin
 
 
 def write_page(path: Path, page: str, *, overwrite: bool = False) -> None:
