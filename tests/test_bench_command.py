@@ -310,6 +310,7 @@ def test_once_the_time_is_up_nothing_is_begun(monkeypatch, few_peers):
     assert suite_table(results, "loss")[1][0][:2] == ["16", "gist_fast"]
 
 
+@pytest.mark.slow
 def test_a_process_s_memory_is_its_own():
     """Not what this one holds, which forks it."""
     suite = SUITES["start"]
@@ -393,6 +394,7 @@ def test_the_start_of_the_server_is_not_on_the_clock(monkeypatch, few_peers):
     assert results.seconds > 1e6
 
 
+@pytest.mark.slow
 def test_the_cheap_are_timed_however_long_entering_took(monkeypatch, few_peers):
     def slow_to_enter(case, name):
         time.sleep(1.5)

@@ -70,10 +70,11 @@ def test_a_run_is_not_ended_by_its_evaluators(run_command, file, tmp_path, pairs
     pairs.select(range(20, 40)).to_json(tmp_path / "train.jsonl")
     data = {"train": str(tmp_path / "train.jsonl")}
     config = {"student": str(tmp_path / "broken"), "guide": None, "data": data, "training": training}
+    training |= {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 2}
     config["evaluation"] = {kind: str(file) for kind in KINDS}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     result = run_command("train", tmp_path / "c.yaml", "--json")
-    # It trains both steps and evaluates after them. What is not saved is a model of such weights.
+    # It evaluates before the first step and after it. What ends it is that such weights are not saved.
     assert (result.code, result.out) == (1, "")
     assert "after step 2 the weights of 0.model.embeddings.word_embeddings.weight are not finite" in result.err
     assert result.err.count("warning: pair_classification: the embeddings of 3 of 40 texts hold NaN") == 2

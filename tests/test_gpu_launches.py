@@ -45,6 +45,7 @@ print("the same")
 """
 
 
+@pytest.mark.slow
 def test_timing_changes_no_result_and_sees_every_launch() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True)

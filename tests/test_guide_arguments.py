@@ -210,6 +210,7 @@ def waits(rank, folder):
     assert (value, both) == ("done", [0, 1])
 
 
+@pytest.mark.slow
 def test_processes_wait_longer_than_a_step_may_take(tmp_path):
     context = isolated._context()  # forked from a process that has imported torch
     processes = [context.Process(target=waits, args=(rank, str(tmp_path))) for rank in range(2)]

@@ -40,7 +40,7 @@ def held(folder) -> list[str]:
     ("arguments", "when", "after", "computing"),
     [
         (("--suite", "engine"), "engine 16 ...", 0.3, 0.0),
-        (("--suite", "self", "--sizes", "1024"), "self 1024 ...", 0.0, 0.5),
+        pytest.param(("--suite", "self", "--sizes", "1024"), "self 1024 ...", 0.0, 0.5, marks=pytest.mark.slow),
         (("--suite", "start"), "start ...", 2.0, 0.0),
     ],
 )

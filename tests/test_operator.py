@@ -58,7 +58,7 @@ def check_a_compiled_step(backend: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)])
 def test_floats_may_change_in_a_compiled_step(dynamic: bool | None) -> None:
     """A schedule of the temperature, a search over margins: no graph break, and the plain values."""
     student, guide = embeddings(True)
