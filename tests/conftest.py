@@ -148,6 +148,15 @@ def pairs() -> Dataset:
 
 
 @pytest.fixture
+def every_kind(pairs: Dataset) -> list[dict]:
+    """The pairs, with what triplets, similarities and pair classification need besides."""
+    return [
+        {**row, "negative": pairs["positive"][k - 1], "score": k * 7 % 5 + k / 100, "label": k * 3 % 4 // 2}
+        for k, row in enumerate(pairs)
+    ]
+
+
+@pytest.fixture
 def run_command(capfd: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
     """Run ``gist-fast`` in this process; returns its exit code, its stdout and its stderr."""
     from gist_fast.cli import main as cli

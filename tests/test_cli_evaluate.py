@@ -16,14 +16,10 @@ KINDS = ("pairs", "triplet", "sts", "pair_classification")
 
 
 @pytest.fixture
-def file(tmp_path, pairs) -> Path:
+def file(tmp_path, every_kind) -> Path:
     """One file that serves every kind."""
-    rows = [
-        {**row, "negative": pairs["positive"][k - 1], "score": k * 7 % 5 + k / 100, "label": k * 3 % 4 // 2}
-        for k, row in enumerate(pairs.select(range(20)))
-    ]
     path = tmp_path / "all.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in every_kind[:20]))
     return path
 
 
@@ -112,8 +108,7 @@ def test_wrong_usage(run, file, tmp_path, tiny_student):
 def test_texts_without_any_token(run_command, tmp_path, tiny_student, student, monkeypatch):
     # As of a tokenizer that puts nothing before and after a text; BERT's drops characters without a width.
     student.tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=False)
-    for module in ("evaluate", "models"):
-        monkeypatch.setattr(f"gist_fast.pipeline.{module}.load_model", lambda *_, **__: student)
+    monkeypatch.setattr("gist_fast.pipeline.models.load_model", lambda *_, **__: student)
     (tmp_path / "x.csv").write_text("anchor,positive\nwhat,\u200b\nwhy,\u200d\n")
     for command in (("evaluate", tiny_student, "--pairs"), ("inspect", "--guide", tiny_student, "--data")):
         found = run_command(*command, tmp_path / "x.csv", "--device", "cpu", "--json")

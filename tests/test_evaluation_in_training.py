@@ -15,17 +15,9 @@ from gist_fast.evaluation.evaluators import METRICS
 
 
 @pytest.fixture
-def rows(pairs) -> list[dict]:
-    return [
-        {**row, "negative": pairs["positive"][k - 1], "score": k * 7 % 5 + k / 100, "label": k * 3 % 4 // 2}
-        for k, row in enumerate(pairs)
-    ]
-
-
-@pytest.fixture
-def config(tmp_path, rows, tiny_student) -> Path:
+def config(tmp_path, every_kind, tiny_student) -> Path:
     """Eight steps, evaluated and saved at every second one."""
-    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in every_kind))
     training = {
         "output_dir": "out",
         "max_steps": 8,
@@ -57,7 +49,7 @@ def spearman(model: SentenceTransformer, rows: list[dict]) -> float:
     return spearmanr([row["score"] for row in rows], model.similarity_pairwise(first, second))[0]
 
 
-def test_the_primary_one_chooses_the_checkpoint(run_command, config, tmp_path, rows, student):
+def test_the_primary_one_chooses_the_checkpoint(run_command, config, tmp_path, every_kind, student):
     result = run_command("train", config, "--json")
     assert result.code == 0, result.err
     summary = json.loads(result.out)
@@ -67,7 +59,7 @@ def test_the_primary_one_chooses_the_checkpoint(run_command, config, tmp_path, r
     scores = {}
     for step, log in logged.items():
         assert {"eval_cosine_ndcg@10", "eval_cosine_accuracy", "eval_pair_cosine_ap"} <= set(log)
-        found = spearman(SentenceTransformer(str(tmp_path / "out" / f"checkpoint-{step}"), device="cpu"), rows)
+        found = spearman(SentenceTransformer(str(tmp_path / "out" / f"checkpoint-{step}"), device="cpu"), every_kind)
         assert log["eval_sequential_score"] == log["eval_sts_spearman_cosine"] == pytest.approx(found, abs=1e-6)
         scores[step] = found
     best = max(scores, key=lambda step: scores[step])
@@ -76,7 +68,7 @@ def test_the_primary_one_chooses_the_checkpoint(run_command, config, tmp_path, r
     assert best != max(logged, key=lambda step: logged[step]["eval_cosine_ndcg@10"])
     before, after = summary["evaluation"]["before"], summary["evaluation"]["after"]
     assert tuple(before) == tuple(after) == METRICS
-    assert before["sts_spearman"] == pytest.approx(spearman(student, rows), abs=1e-6)
+    assert before["sts_spearman"] == pytest.approx(spearman(student, every_kind), abs=1e-6)
     assert after["sts_spearman"] == pytest.approx(scores[best], abs=1e-6)
 
 

@@ -17,13 +17,9 @@ KINDS = ("pairs", "triplet", "sts", "pair_classification")
 
 
 @pytest.fixture
-def file(tmp_path, pairs) -> Path:
-    rows = [
-        {**row, "negative": pairs["positive"][k - 1], "score": k * 7 % 5 + k / 100, "label": k * 3 % 4 // 2}
-        for k, row in enumerate(pairs.select(range(20)))
-    ]
+def file(tmp_path, every_kind) -> Path:
     path = tmp_path / "all.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in every_kind[:20]))
     return path
 
 

@@ -15,7 +15,6 @@ import yaml
 from interrupting import interrupt
 
 from gist_fast.cli.ctrl_c import CtrlC
-from gist_fast.pipeline import evaluate as evaluating
 from gist_fast.pipeline import models
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX's")
@@ -150,8 +149,7 @@ def test_a_swallowed_ctrl_c_ends_it_all_the_same(
         model.register_forward_pre_hook(forward)
         return model
 
-    for module in (models, evaluating):
-        monkeypatch.setattr(module, "load_model", loading)
+    monkeypatch.setattr(models, "load_model", loading)
     monkeypatch.chdir(tmp_path)
     sources = {
         "evaluate": ("evaluate", tiny_student, "--baseline", tiny_guide, "--pairs", many, "--batch-size", "16"),

@@ -102,6 +102,11 @@ class SourceConfig:
     shuffle_buffer: int | None = field(default=None, metadata=_COUNT)
     """Rows of a stream that are held, to draw the next one among them; None: the order of the file."""
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How its rows are found and read, as arguments of `gist_fast.data.load_texts` and its like."""
+        return {"split": self.split, "name": self.name, "quoting": self.quoting}
+
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -84,7 +84,7 @@ def load_chosen(
     """The same of any columns: `choose` says which to take, from the names there are and ``where``, their source."""
     source = str(source)
     path = _path_of(source)
-    if _is_file(source, split, name, quoting):
+    if _is_file(path, source, split, name, quoting):
         table = read_file(path, functools.partial(choose, where=str(path)), quoting)
         from datasets import Dataset
 
@@ -123,7 +123,7 @@ def stream_texts(
     path = _path_of(source)
     if GROUP in _as_mapping(columns, source):
         raise InputError(f"{source}: columns: group is read as a whole, to number it; leave out streaming.")
-    if _is_file(source, split, name, quoting):
+    if _is_file(path, source, split, name, quoting):
         return _stream_file(path, columns, quoting)
     if path.is_dir():
         raise InputError(f"{path}: a saved directory is mapped into memory, not read into it; leave out streaming.")
@@ -232,9 +232,8 @@ def _path_of(source: str) -> Path:
     return path
 
 
-def _is_file(source: str, split: str | None, name: str | None, quoting: bool | None) -> bool:
+def _is_file(path: Path, source: str, split: str | None, name: str | None, quoting: bool | None) -> bool:
     """Whether a source is to be read as a file; refuses what a file does not have, and what only a file has."""
-    path = _path_of(source)
     if not path.is_file() and (not suffix_of(path) or (_could_be_hub_name(source) and not path.exists())):
         if quoting is not None:
             raise quoting_elsewhere(source, quoting)

@@ -178,7 +178,7 @@ def short_metrics(results: dict[str, Any]) -> dict[str, float]:
 
 
 def _load(source: SourceConfig) -> Dataset:
-    return load_texts(source.path, split=source.split, columns=source.columns, name=source.name, quoting=source.quoting)
+    return load_texts(source.path, columns=source.columns, **source.reading)
 
 
 def _load_triplets(source: SourceConfig) -> Dataset:

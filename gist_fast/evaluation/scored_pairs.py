@@ -66,7 +66,7 @@ def load_labelled_pairs(source: SourceConfig) -> ScoredPairs:
 
 def _load(source: SourceConfig, number: str) -> ScoredPairs:
     choose = functools.partial(_choose, columns=source.columns, number=number)
-    dataset = load_chosen(source.path, choose, split=source.split, name=source.name, quoting=source.quoting)
+    dataset = load_chosen(source.path, choose, **source.reading)
     return ScoredPairs(list(dataset[FIRST]), list(dataset[SECOND]), list(dataset[number]))
 
 

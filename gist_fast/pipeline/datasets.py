@@ -52,10 +52,9 @@ def load_sources(sources: Sources, key: str, seed: int = 0, *, endless: bool = F
 
 
 def _load(source: SourceConfig, seed: int, endless: bool) -> Dataset | IterableDataset:
-    how: dict[str, Any] = {key: getattr(source, key) for key in ("split", "columns", "name", "quoting")}
     if not source.streaming:
-        return load_texts(source.path, **how)
-    stream = stream_texts(source.path, **how)
+        return load_texts(source.path, columns=source.columns, **source.reading)
+    stream = stream_texts(source.path, columns=source.columns, **source.reading)
     if endless:
         stream = stream.repeat(None)
     # After that, so that each time the order is another one.

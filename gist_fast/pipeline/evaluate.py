@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gist_fast.evaluation.evaluators import Tasks, combined, evaluate, make_evaluators
 from gist_fast.evaluation.mteb_tasks import measure
-from gist_fast.pipeline.models import fit_positions, load_model
+from gist_fast.pipeline.models import fit_positions, load_to_encode
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -36,16 +36,11 @@ def evaluate_models(
     Returns:
         By role: the ``name``, the ``metrics``, and under ``mteb`` all that mteb found.
     """
-    from gist_fast.losses.guide import refuse_without_tokens
-
     options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": True}
     results: dict[str, dict[str, Any]] = {}
     for role, name in names.items():
-        model = load_model(name, role, device=device, trust_remote_code=trust_remote_code)
+        model = load_to_encode(name, role, before_forward, device=device, trust_remote_code=trust_remote_code)
         fit_positions(model, role)
-        model.register_forward_pre_hook(refuse_without_tokens)
-        if before_forward is not None:
-            model.register_forward_pre_hook(before_forward)
         metrics: dict[str, float] = {}
         if tasks is not None:
             evaluators = make_evaluators(tasks, query_prompt=query_prompt, corpus_prompt=corpus_prompt, **options)

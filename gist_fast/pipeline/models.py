@@ -34,6 +34,7 @@ def check_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     switch: str = "--trust-remote-code",
+    tokenizer: bool = True,
 ) -> str:
     """Whether there is such a model, and whether it can be loaded, as far as can be told without its weights.
 
@@ -41,6 +42,7 @@ def check_model(
         role: what to call the model in an error: ``student``, ``guide``.
         trust_remote_code: whether code that comes with the model may run.
         switch: how the user says so.
+        tokenizer: whether to read its tokenizer, which takes longest and loading does too.
 
     Returns:
         Where it is: ``folder``, ``cache`` or ``hub`` (not seen yet).
@@ -61,13 +63,14 @@ def check_model(
         found = (try_to_load_from_cache(path, marker, revision=revision) for marker in MARKERS)
         place = "cache" if any(isinstance(file, str) for file in found) else "hub"
     saved = SavedModel(path, role, revision)
-    saved.check(trust_remote_code=trust_remote_code, switch=switch)
+    saved.check(trust_remote_code=trust_remote_code, switch=switch, tokenizer=tokenizer)
     if saved.pooling is not None:
         _say_once(f"{role}: {path} has no modules.json, so its tokens are pooled as is usual ({saved.pooling}).")
     if saved.adapter_base is not None:
         check_peft(role)
         base = f"{role}: {path} is an adapter, and its base model"
-        check_model(saved.adapter_base, base, trust_remote_code=trust_remote_code, switch=switch)
+        trusted: dict[str, Any] = {"trust_remote_code": trust_remote_code, "switch": switch}
+        check_model(saved.adapter_base, base, tokenizer=tokenizer, **trusted)
     return place
 
 
@@ -112,7 +115,7 @@ def load_model(path: str, role: str, switch: str = "--trust-remote-code", **opti
         InputError: it cannot be loaded.
     """
     trusted = {name: options[name] for name in ("revision", "trust_remote_code") if options.get(name)}
-    place = check_model(path, role, switch=switch, **trusted)
+    place = check_model(path, role, switch=switch, tokenizer=False, **trusted)
     check_device(options.get("device"))
     import torch
     from sentence_transformers import SentenceTransformer
@@ -130,6 +133,23 @@ def load_model(path: str, role: str, switch: str = "--trust-remote-code", **opti
         where = "the folder" if place == "folder" else "neither a folder here nor found as a model of the hub"
         raise InputError(f"{role}: {path} cannot be loaded as a model ({where}: {reason})") from error
     check_tokenizer(getattr(model, "tokenizer", None), path, role)
+    return model
+
+
+def load_to_encode(
+    path: str, role: str, before_forward: Callable[..., None] | None, **options: Any
+) -> SentenceTransformer:
+    """`load_model`, for texts that sentence-transformers reads by itself.
+
+    Args:
+        before_forward: called before each forward pass, with whatever it gets.
+    """
+    from gist_fast.losses.guide import refuse_without_tokens
+
+    model = load_model(path, role, **options)
+    for hook in (refuse_without_tokens, before_forward):
+        if hook is not None:
+            model.register_forward_pre_hook(hook)
     return model
 
 
@@ -180,14 +200,11 @@ def reader(
 
     @functools.cache
     def model() -> SentenceTransformer:
-        from gist_fast.losses.guide import check_one_route, refuse_without_tokens
+        from gist_fast.losses.guide import check_one_route
 
-        loaded = load_model(path, role, device=device, trust_remote_code=trust_remote_code)
+        loaded = load_to_encode(path, role, before_forward, device=device, trust_remote_code=trust_remote_code)
         if role == "guide":
             check_one_route(loaded)
-        loaded.register_forward_pre_hook(refuse_without_tokens)
-        if before_forward is not None:
-            loaded.register_forward_pre_hook(before_forward)
         if max_length is not None:
             check_positions(f"--{role}-max-length", max_length, loaded, role)
             loaded.max_seq_length = max_length

@@ -141,11 +141,12 @@ class SavedModel:
                 return None
         return None
 
-    def check(self, *, trust_remote_code: bool, switch: str) -> None:
+    def check(self, *, trust_remote_code: bool, switch: str, tokenizer: bool = True) -> None:
         """Refuse what could not be loaded as a model of dense embeddings.
 
         Args:
             switch: how the user says that the model's code may run.
+            tokenizer: whether to read its tokenizer too.
 
         Raises:
             InputError: it is of another kind, its files are not all there, or it has code of its own that is not
@@ -168,7 +169,8 @@ class SavedModel:
             )
         if self.folder is not None:
             self._check_files(self.folder)
-        check_tokenizer(self._tokenizer, self.path, self.role)
+        if tokenizer:
+            check_tokenizer(self._tokenizer, self.path, self.role)
 
     @cached_property
     def _of_sentence_transformers(self) -> dict[str, Any]:

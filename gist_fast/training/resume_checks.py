@@ -7,6 +7,7 @@ left alone.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -67,6 +68,8 @@ def run_settings(trainer: Any) -> dict[str, Any]:
     settings |= {f"student.{name}": value for name, value in _adapters(trainer.model)}
     for name, dataset in by_name(trainer.train_dataset).items():
         settings[f"data.train{'.' if name else ''}{name}"] = _digest_of_rows(dataset)
+    # Several losses mostly have one guide, whose weights are read whole.
+    fingerprint = functools.cache(model_fingerprint)
     for prefix, loss in _losses(trainer.loss):
         settings[prefix] = type(loss).__name__
         config = loss.get_config_dict() if hasattr(loss, "get_config_dict") else {}
@@ -75,7 +78,7 @@ def run_settings(trainer: Any) -> dict[str, Any]:
                 settings[f"{prefix}.{name}"] = _plain(value)
         guide = getattr(loss, "guide", None)
         if guide is not None:
-            settings[f"{prefix}.guide"] = model_fingerprint(guide)
+            settings[f"{prefix}.guide"] = fingerprint(guide)
             settings["guide.max_seq_length"] = _plain(getattr(guide, "max_seq_length", None))
             settings["guide.prompts"] = _plain([getattr(guide, n, None) for n in ("prompts", "default_prompt_name")])
     return settings
