@@ -56,7 +56,7 @@ def test_it_is_refused_by_name_on_a_cpu() -> None:
 
 
 def test_float64_is_an_obstacle_anywhere() -> None:
-    assert "float64" in triton.obstacle("cuda", torch.float64)
+    assert "float64" in triton.obstacle(torch.device("cuda"), torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,27 @@ def test_what_is_too_old_is_an_obstacle(found: dict, complaint: str, monkeypatch
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: found.get("capability", (9, 0)))
+    capabilities = {"cuda:0": (9, 0), "cuda:1": found.get("capability", (9, 0))}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[str(device)])
     monkeypatch.setattr(package, "__version__", found.get("version", package.__version__))
-    assert complaint in triton.obstacle("cuda", torch.bfloat16)
+    assert complaint in triton.obstacle(torch.device("cuda:1"), torch.bfloat16)
+
+
+def test_of_two_gpus_each_is_asked_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tensors' own, whichever is the current one."""
+    capabilities = {0: (7, 0), 1: (9, 0)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(
+        triton, "obstacle", lambda device, dtype: None if capabilities[device.index] >= (8, 0) else "it is too old"
+    )
+    monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+    for cached in (backends.triton_obstacle, backends._automatic):
+        cached.cache_clear()
+    found = [backends.choose_backend("auto", device, torch.bfloat16) for device in ("cuda:1", "cuda:0", "cuda")]
+    assert found == ["triton", "tiled", "tiled"]
+    for cached in (backends.triton_obstacle, backends._automatic):
+        cached.cache_clear()
 
 
 def test_mask_bytes_are_a_tile_s_worth_for_each_tile() -> None:
@@ -215,7 +233,7 @@ def test_the_guide_is_let_go_once_a_backward_pass_of_its_kind_has_run(monkeypatc
     assert saved == [2, 0]
 
 
-def _choice(device: str, dtype: torch.dtype) -> tuple[str, str]:
+def _choice(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
     reason = backends._failures.get((device, dtype))
     return ("tiled", reason) if reason else ("triton", "")
 

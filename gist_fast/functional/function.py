@@ -213,7 +213,7 @@ def guided_contrastive_loss(
     dims, weights = check_dims(matryoshka_dims, matryoshka_weights, anchors.shape[1])
     _check_own_negatives(hardness_mode, student, offset)
     types = {x.dtype for x in (*student, *guide)}
-    chosen = choose_backend(backend, anchors.device.type, torch.float64 if torch.float64 in types else anchors.dtype)
+    chosen = choose_backend(backend, anchors.device, torch.float64 if torch.float64 in types else anchors.dtype)
 
     if not isinstance(temperature, Tensor):
         dtype = accumulation_dtype(anchors.dtype)
@@ -303,7 +303,7 @@ def _guided_rows(
         if not may_fall_back(chosen, error):
             raise
         found = stream("tiled")
-        remember_failure(device.type, dtype, error)
+        remember_failure(device, dtype, error)
         return found
 
 

@@ -166,7 +166,7 @@ def backward_rows(
             # Decides the masks again, so its own logsumexp goes with them: a pair on the threshold that is in one and
             # not in the other could have any weight.
             found = run("tiled", None, None)
-            remember_failure(student[ANCHORS].device.type, student[ANCHORS].dtype, error)
+            remember_failure(student[ANCHORS].device, student[ANCHORS].dtype, error)
         else:
             _proven.add(_kernels(backend, student, dims, config))
         return found

@@ -31,7 +31,7 @@ def check_loss_settings(arguments: GISTTrainingArguments, *, guided: bool, guide
     config.check_models(guide=guide, width=width)
     check_schedule(arguments)
     if config.backend != "auto":
-        choose_backend(config.backend, arguments.device.type, arguments.half_precision or torch.float32)
+        choose_backend(config.backend, arguments.device, arguments.half_precision or torch.float32)
 
 
 def check_data(arguments: GISTTrainingArguments, key: str, columns: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 BACKENDS = get_args(Backend)
 ENVIRONMENT_VARIABLE = "GIST_FAST_BACKEND"
 """Overrides ``auto``, and only that: a backend named in the call stays."""
-_failures: dict[tuple[str, torch.dtype], str] = {}
+_failures: dict[tuple[torch.device, torch.dtype], str] = {}
 """Device and type of tensors that Triton could not be run on, though nothing spoke against it, and what it said."""
 
 
@@ -33,8 +33,8 @@ def _from_environment() -> str:
     return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
 
-def choose_backend(requested: str, device_type: str, dtype: torch.dtype) -> str:
-    """The backend that a call runs on: `requested`, or what ``auto`` comes to.
+def choose_backend(requested: str, device: torch.device | str, dtype: torch.dtype) -> str:
+    """The backend that a call runs on: `requested`, or what ``auto`` comes to, for tensors of that device and type.
 
     Raises:
         ValueError: `requested` (or `ENVIRONMENT_VARIABLE`) is no backend, or is ``triton`` and cannot run here.
@@ -45,8 +45,8 @@ def choose_backend(requested: str, device_type: str, dtype: torch.dtype) -> str:
     if requested not in BACKENDS:
         raise InputError(f"{source}: expected {one_of(BACKENDS)}, got {requested!r}.")
     if requested == "auto":
-        return _automatic(device_type, dtype)
-    if requested == "triton" and (reason := triton_obstacle(device_type, dtype)):
+        return _automatic(_numbered(device), dtype)
+    if requested == "triton" and (reason := triton_obstacle(_numbered(device), dtype)):
         raise InputError(f"{source}: 'triton' cannot run here: {reason}. Use 'auto' or 'tiled'.")
     return requested
 
@@ -56,13 +56,13 @@ def choose_backend(requested: str, device_type: str, dtype: torch.dtype) -> str:
 choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def explain_choice(device_type: str, dtype: torch.dtype) -> tuple[str, str]:
+def explain_choice(device: torch.device | str, dtype: torch.dtype) -> tuple[str, str]:
     """The backend that ``auto`` takes for embeddings of that type on that device, and why."""
-    named = _from_environment()
+    device, named = _numbered(device), _from_environment()
     if named != "auto":
-        return choose_backend("auto", device_type, dtype), f"{ENVIRONMENT_VARIABLE}={named}"
-    reason = _failures.get((device_type, dtype)) or triton_obstacle(device_type, dtype)
-    if device_type != "cuda" and reason is None:
+        return choose_backend("auto", device, dtype), f"{ENVIRONMENT_VARIABLE}={named}"
+    reason = _failures.get((device, dtype)) or triton_obstacle(device, dtype)
+    if device.type != "cuda" and reason is None:
         reason = "Triton's interpreter is for tests; ask for 'triton' by name to use it"
     return ("tiled", reason) if reason else ("triton", "Triton kernels can run on this GPU")
 
@@ -76,16 +76,17 @@ def may_fall_back(chosen: str, error: Exception) -> bool:
     return left_open and not isinstance(error, (torch.OutOfMemoryError, ValueError, TypeError))
 
 
-def remember_failure(device_type: str, dtype: torch.dtype, error: Exception) -> None:
-    """From now on ``auto`` takes ``tiled`` for such tensors, which is said once.
+def remember_failure(device: torch.device, dtype: torch.dtype, error: Exception) -> None:
+    """From now on ``auto`` takes ``tiled`` for such tensors on that device, which is said once.
 
     To be called once ``tiled`` could do what failed: an error that it meets too is not Triton's.
     """
-    if (device_type, dtype) not in _failures:
+    device = _numbered(device)
+    if (device, dtype) not in _failures:
         message = " ".join(str(error).split())[:500]
-        _failures[device_type, dtype] = f"Triton's kernels failed here ({type(error).__name__}: {message})"
+        _failures[device, dtype] = f"Triton's kernels failed here ({type(error).__name__}: {message})"
         _automatic.cache_clear()
-        choose_backend("auto", device_type, dtype)
+        choose_backend("auto", device, dtype)
 
 
 def streaming_backend(name: str) -> StreamingBackend:
@@ -101,19 +102,27 @@ def streaming_backend(name: str) -> StreamingBackend:
 
 
 @functools.cache
-def triton_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
-    """Why the Triton kernels cannot run on such tensors, or None where they can."""
+def triton_obstacle(device: torch.device | str, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot run on tensors of that device and type, or None where they can."""
     if importlib.util.find_spec("gist_fast.functional.backends.triton") is None:
         return "this version carries no Triton kernels"
     from gist_fast.functional.backends import triton
 
-    return triton.obstacle(device_type, dtype)
+    return triton.obstacle(torch.device(device), dtype)
+
+
+def _numbered(device: torch.device | str) -> torch.device:
+    """The device that tensors are on; of several GPUs, which may differ, the current one where none is named."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 @functools.cache
-def _automatic(device_type: str, dtype: torch.dtype) -> str:
-    backend, reason = explain_choice(device_type, dtype)
-    if backend == "tiled" and (device_type == "cuda" or (device_type, dtype) in _failures):
+def _automatic(device: torch.device, dtype: torch.dtype) -> str:
+    backend, reason = explain_choice(device, dtype)
+    if backend == "tiled" and (device.type == "cuda" or (device, dtype) in _failures):
         # Once for each device and type, because this function is cached.
         logger.warning("backend 'auto' falls back to 'tiled' on this GPU: %s.", reason)
     return backend

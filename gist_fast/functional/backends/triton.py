@@ -45,8 +45,8 @@ class Extent(NamedTuple):
     symmetric: bool
 
 
-def obstacle(device_type: str, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot run on such tensors, or None where they can."""
+def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot run on tensors of that device and type, or None where they can."""
     if dtype == torch.float64:
         return "the kernels compute in float32, and embeddings, the student's or the guide's, are float64"
     if importlib.util.find_spec("triton") is None:
@@ -60,15 +60,16 @@ def obstacle(device_type: str, dtype: torch.dtype) -> str | None:
         if dtype == torch.bfloat16:
             return "Triton's interpreter (TRITON_INTERPRET=1) multiplies bfloat16 wrongly"
         return None
-    if device_type != "cuda":
-        return f"the tensors are on a {device_type} device, and Triton kernels need a GPU"
+    if device.type != "cuda":
+        return f"the tensors are on a {device.type} device, and Triton kernels need a GPU"
     if not torch.cuda.is_available():
         return "torch finds no GPU"
-    capability = torch.cuda.get_device_capability()
+    capability = torch.cuda.get_device_capability(device)
     if torch.version.hip is None and capability < MINIMUM_CAPABILITY:
         return f"the GPU's compute capability {capability[0]}.{capability[1]} is below 8.0"
     try:
-        triton.runtime.driver.active.get_current_target()
+        with _on(device):
+            triton.runtime.driver.active.get_current_target()
     except Exception as error:
         return f"Triton has no driver or compiler for this GPU ({type(error).__name__}: {error})"
     return None
