@@ -30,11 +30,8 @@ KERNELS = {
     "forward_symmetric": "forward, symmetric",
     "masks": "masks",
     "masks_symmetric": "masks, symmetric",
-    "staged": "dlogits",
-    "staged_symmetric": "dlogits, symmetric",
-    "owned_rows": "owned rows",
-    "owned_columns": "owned columns",
-    "owned_symmetric": "owned, symmetric",
+    "dlogits": "dlogits",
+    "dlogits_symmetric": "dlogits, symmetric",
 }
 """Those of the first table, by the report's name."""
 VARIANTS = {
@@ -54,10 +51,8 @@ VARIANTS = {
     "masks, groups": ("masks", " initial mask"),
     "masks, student thresholds": ("masks", " unguided, initial mask, student thresholds"),
     "groups, no product": ("groups", ""),
-    "dlogits, all logits scaled": ("staged", " scaled"),
-    "dlogits, own-negative scale": ("staged", " own-negative scale"),
-    "owned rows, own-negative scale": ("owned_rows", " own-negative scale"),
-    "owned columns, own-negative scale": ("owned_columns", " own-negative scale"),
+    "dlogits, all logits scaled": ("dlogits", " scaled"),
+    "dlogits, own-negative scale": ("dlogits", " own-negative scale"),
     "unpack, no product": ("unpack", ""),
     "reduce, no product": ("reduce", ""),
 }  # fmt: skip

@@ -9,9 +9,7 @@
 `forward`           scores, masks and logsumexp in one pass
 `masks`             masks by themselves: what student thresholds go on from, and a chunk's mask for a backward pass
                     that kept none
-`backward`          the gradient, its derivation, and the two methods for it
-`staged`            materialise dlogits, for wide embeddings: tiles of them, then library products
-`owned`             accumulate in registers, for narrow ones: a program owns gradient rows
+`dlogits`           the backward pass: the gradient, tiles of dlogits, then library products
 `unpack`            a mask as a matrix to multiply by, for the triplet term
 `precision`         how float32 is multiplied (no Triton needed)
 `config`            the table of configurations (no Triton needed)

@@ -41,7 +41,7 @@ class Compiled:
     """By the element that they multiply where the name says so; how many the code holds."""
     instructions: int
     flops: int
-    """Of a tile (a step of `owned`), at the embedding dims asked for."""
+    """Of a tile, at the embedding dims asked for."""
     bytes: int
     """From memory for a tile, where the programs that run together share their operands in L2."""
     roofline: float
@@ -150,12 +150,6 @@ def _work(
     together = max(1, programs) * card.multiprocessors
     columns = variant.constant("COLUMNS", TILE)
     pairs = variant.constant("ROWS", TILE) * columns
-    if kernel == "owned_kernel":
-        assert student is not None
-        # All programs stream the same rows at about the same time, so that one load from memory serves them all.
-        streamed = columns * dim * student.size // together
-        flops = 2 * pairs * (dim + min(variant.constant("SLICE"), dim))
-        return [(flops, student)], streamed + sides * pairs // 8, sides * pairs
     multiplied = [
         (2 * pairs * depth, element)
         for depth, element in ((dim, student), (guide_dim, guide))

@@ -51,11 +51,8 @@ class Variant:
     @property
     def name(self) -> str:
         """The kernel's name and, with a blank before them, what makes it another than those of the plain loss."""
-        name = self.kernel.__name__.removesuffix("_kernel").replace("dlogits", "staged")
-        if name == "owned":
-            sides = {(True, False): "_rows", (False, True): "_columns", (True, True): "_symmetric"}
-            name += sides[self.constant("DIRECT"), self.constant("MIRRORED")]
-        elif self.constant("SYMMETRIC"):
+        name = self.kernel.__name__.removesuffix("_kernel")
+        if self.constant("SYMMETRIC"):
             name += "_symmetric"
         return " ".join([name, ", ".join(self._differences())]).strip()
 
@@ -83,13 +80,12 @@ class Variant:
     @property
     def sides(self) -> int:
         """Rows of the problem that a tile serves: 2 in a symmetric rectangle."""
-        both = self.constant("DIRECT", False) and self.constant("MIRRORED", False)
-        return 2 if both or self.constant("SYMMETRIC") else 1
+        return 2 if self.constant("SYMMETRIC") else 1
 
     @property
     def student(self) -> Element | None:
         """What it multiplies, or writes, of the student's; None where it looks at none of it."""
-        return self._element(("x", "own", "masked"), "PRECISION")
+        return self._element(("x", "masked"), "PRECISION")
 
     @property
     def guide(self) -> Element | None:

@@ -1,4 +1,4 @@
-"""The table of configurations, by device generation, element size and embedding dim.
+"""The table of configurations, by device generation and element size.
 
 That of sm_90 for half types was measured on a card. Each of the others was chosen on the compiler's report
 (`gist_fast.kernels.compile_report`, ``gist-fast kernels``): no spills, operands that fit the shared memory, matrix
@@ -8,20 +8,10 @@ instructions, and among those the one that lets most programs run on a multiproc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Literal
 
 Generation = Literal["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"]
-BackwardMethod = Literal["owned", "staged"]
-"""Accumulate gradients in registers, or materialise dlogits; see `gist_fast.kernels.backward`."""
-
-NARROW = 32
-"""Up to this student dim the backward pass accumulates in registers (owned); beyond it materialises dlogits (staged).
-
-By count: owned costs 8 D units of 2 B^2 FLOPs for ap, aa and pp, staged 6 D and 18 bytes a pair of B^2. Measured on an
-H200 at B 32,768: owned takes twice the time of staged at D 64, 3.3 times at D 128 and 7.8 times at D 256
-(docs/kernels.md). Nobody has measured narrower ones.
-"""
 
 
 def _is_power_of_two(n: int) -> bool:
@@ -49,8 +39,8 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Staged(Launch):
-    """How the kernel that materialises dlogits is compiled."""
+class Dlogits(Launch):
+    """How the kernel that writes dlogits is compiled."""
 
     columns: int = 128
     """Columns of a tile that a program takes; the rows it takes all."""
@@ -59,27 +49,6 @@ class Staged(Launch):
         super().__post_init__()
         if self.columns not in (32, 64, 128):
             raise ValueError(f"columns: expected 32, 64 or 128, got {self.columns}.")
-
-
-@dataclass(frozen=True)
-class Owned(Launch):
-    """How the kernel that accumulates gradient rows in registers is compiled."""
-
-    rows: int = 128
-    """Gradient rows of a program."""
-    columns: int = 64
-    """Rows of the other operand that one step streams past them."""
-    slice_width: int = 128
-    """Columns of the gradient that a program holds in registers."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("rows", "columns"):
-            if getattr(self, name) not in (32, 64, 128):
-                # A step never leaves a tile of the mask.
-                raise ValueError(f"{name}: expected 32, 64 or 128, got {getattr(self, name)}.")
-        if not (_is_power_of_two(self.slice_width) and 16 <= self.slice_width <= 512):
-            raise ValueError(f"slice_width: expected a power of two from 16 to 512, got {self.slice_width}.")
 
 
 @dataclass(frozen=True)
@@ -92,30 +61,20 @@ class Config:
     """With an own-negative scale, which is a comparison more beside the student's scores. Never symmetric."""
     masks: Launch
     masks_symmetric: Launch
-    staged: Staged
-    staged_symmetric: Staged
-    owned: Owned
+    dlogits: Dlogits
+    dlogits_symmetric: Dlogits
     note: str
     """What it was chosen on."""
-    backward_method: BackwardMethod = "staged"
-    narrow: int = NARROW
-    """The narrower Matryoshka dims up to this one are accumulated in registers, whatever the method of the widest."""
 
     def __post_init__(self) -> None:
         steps = {launch.block_k for launch in self.launches().values()}
         if len(steps) != 1:
             # One step to fill dims up to; and masks decided again must be summed in the same steps.
             raise ValueError(f"block_k: expected one for all launches of a configuration, got {sorted(steps)}.")
-        if self.backward_method not in ("owned", "staged"):
-            raise ValueError(f"backward_method: expected 'owned' or 'staged', got {self.backward_method!r}.")
 
     def launches(self) -> dict[str, Launch]:
         """The launches by name."""
         return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Launch)}
-
-    def narrow_backward_method(self, dim: int) -> BackwardMethod:
-        """The method of a narrower Matryoshka dim."""
-        return "owned" if dim <= self.narrow else "staged"
 
     @property
     def block_k(self) -> int:
@@ -126,70 +85,66 @@ HALF, SINGLE = 2, 4
 """Bytes of an element: of the larger one, where student and guide differ."""
 
 
-def _wide(block_k: int, warps: int, stages: int, owned: Owned, note: str, **others: Launch) -> Config:
+def _wide(block_k: int, warps: int, stages: int, note: str, **others: Launch) -> Config:
     """A configuration of one launch for all kernels but those named."""
     names = (
-        "forward", "forward_symmetric", "forward_own_scale", "masks", "masks_symmetric", "staged", "staged_symmetric",
+        "forward", "forward_symmetric", "forward_own_scale", "masks", "masks_symmetric", "dlogits", "dlogits_symmetric",
     )  # fmt: skip
-    launches = {name: (Staged if name.startswith("staged") else Launch)(block_k, warps, stages) for name in names}
-    return Config(**{**launches, **others}, owned=owned, note=note)
+    launches = {name: (Dlogits if name.startswith("dlogits") else Launch)(block_k, warps, stages) for name in names}
+    return Config(**{**launches, **others}, note=note)
 
 
 TABLE: dict[tuple[Generation, int], Config] = {
     # Symmetric scores hold a maximum and a sum along both sides: with 4 warps that takes all 255 registers and spills
-    # nothing, and two programs fit; dlogits of both sides spill 184 bytes with 4 warps, so they get 8.
+    # nothing, and two programs fit. Whole tiles of dlogits of both sides spill 184 bytes with 4 warps.
     ("sm_90", HALF): _wide(
-        64, 4, 3, Owned(64, warps=4, stages=2, rows=64, columns=32, slice_width=128),
+        64, 4, 3,
         forward_own_scale=Launch(64, 8, 3),
-        staged_symmetric=Staged(64, 4, 3, columns=64),
+        dlogits_symmetric=Dlogits(64, 4, 3, columns=64),
         note="Measured on an H200, B 32,768, G 1024, D 384 and 1024, ms: 4 warps and 3 stages for forward (5.1, 7.2), "
-        "forward_symmetric (6.0, 8.6) and staged (2.2, 4.2), 128 x 64 for staged_symmetric (3.0, 5.9). Lost: 8 warps "
+        "forward_symmetric (6.0, 8.6) and dlogits (2.2, 4.2), 128 x 64 for dlogits_symmetric (3.0, 5.9). Lost: 8 warps "
         "for forward (6.8, 9.3) and forward_symmetric (9.1, 12.0); 2 stages for them (5.8, 8.4; 6.9, 9.7) and for "
-        "staged (2.3, 5.2); 128 x 64 for staged (2.5, 5.1); 128 x 128 with 8 warps for staged_symmetric (3.7, 6.6). "
+        "dlogits (2.3, 5.2); 128 x 64 for dlogits (2.5, 5.1); 128 x 128 with 8 warps for dlogits_symmetric (3.7, 6.6). "
         "Bands of 4 and 16 tile rows: no difference beyond noise. Compiled only: forward_own_scale (4 warps spill 48 "
-        "to 96 bytes with Triton 3.6); owned 64 x 64 (8 bytes spilled), 128 x 64 with 8 warps (1 program), "
-        "128 x 128 (408 bytes spilled).",
+        "to 96 bytes with Triton 3.6).",
     ),
     ("sm_90", SINGLE): _wide(
-        16, 8, 4, Owned(16, warps=8, stages=2, rows=64, columns=32, slice_width=64),
+        16, 8, 4,
         note="Compiler's report, TF32 and IEEE alike: no spills. Lost: steps of 32, with which IEEE products spill 16 "
-        "bytes unguided and owned; 3 stages of owned (8 bytes with Triton 3.6). Not yet measured on a GPU.",
+        "bytes unguided. Not yet measured on a GPU.",
     ),
     ("sm_80", HALF): _wide(
-        32, 8, 4, Owned(32, warps=8, stages=3, rows=128, columns=64, slice_width=128),
+        32, 8, 4,
         forward=Launch(32, 4, 4),
-        note="Compiler's report: 2 programs a multiprocessor for forward and staged, 1 for symmetric rectangles and "
+        note="Compiler's report: 2 programs a multiprocessor for forward and dlogits, 1 for symmetric rectangles and "
         "forward_own_scale (4 warps spill 16 to 24 bytes with Triton 3.6). Lost: 4 warps for "
-        "symmetric rectangles (272 to 360 bytes spilled); owned 64 x 64 with 4 warps (8 bytes). Not yet measured "
-        "on a GPU.",
+        "symmetric rectangles (272 to 360 bytes spilled). Not yet measured on a GPU.",
     ),
     ("sm_80", SINGLE): _wide(
-        16, 8, 3, Owned(16, warps=8, stages=3, rows=64, columns=32, slice_width=64),
+        16, 8, 3,
         forward_symmetric=Launch(16, 8, 2),
         note="Compiler's report, TF32 and IEEE alike: no spills. Lost: 3 stages of forward_symmetric (72 bytes in IEEE "
-        "products with Triton 3.6); owned slices of 128 (264 to 304 bytes in IEEE products). Not yet measured on a "
-        "GPU.",
+        "products with Triton 3.6). Not yet measured on a GPU.",
     ),
     ("sm_100", HALF): _wide(
-        64, 8, 3, Owned(64, warps=4, stages=2, rows=64, columns=64, slice_width=128),
+        64, 8, 3,
         note="Compiler's report: products stand in tensor memory, 2 programs a multiprocessor but for symmetric "
         "rectangles. Lost: 4 warps for symmetric rectangles (160 to 184 bytes spilled), 16 warps (no matrix "
         "instructions at all). Not yet measured on a GPU.",
     ),
     ("sm_100", SINGLE): _wide(
-        16, 8, 3, Owned(16, warps=8, stages=2, rows=64, columns=64, slice_width=64),
+        16, 8, 3,
         masks_symmetric=Launch(16, 8, 2),
         note="Compiler's report, TF32 and IEEE alike: no spills. Lost: 3 stages of masks_symmetric (8 bytes in "
-        "IEEE products with Triton 3.6); owned 64 x 32 (8 bytes in symmetric IEEE products with Triton 3.9), 32 x 64 "
-        "(no products in tensor memory), 64 x 64 with 3 stages (24 bytes). Not yet measured on a GPU.",
+        "IEEE products with Triton 3.6). Not yet measured on a GPU.",
     ),
     ("gfx942", HALF): _wide(
-        32, 8, 2, Owned(32, warps=4, stages=2, rows=64, columns=64, slice_width=128),
+        32, 8, 2,
         note="Compiler's report: no spills, 16 KiB of shared memory, 1 to 3 programs a compute unit. Lost: 4 warps for "
         "symmetric dlogits (282 registers). Not yet measured on a GPU.",
     ),
     ("gfx942", SINGLE): _wide(
-        16, 8, 2, Owned(16, warps=8, stages=2, rows=64, columns=64, slice_width=64),
+        16, 8, 2,
         note="Compiler's report: float32 has matrix instructions of its own here; steps of 16 leave room for twice the "
         "programs of 32. Not yet measured on a GPU.",
     ),
@@ -198,10 +153,9 @@ for _size in (HALF, SINGLE):
     TABLE["sm_86", _size] = TABLE["sm_89", _size] = TABLE["sm_80", _size]
 
 
-def choose_config(generation: Generation, element_size: int, dim: int) -> Config:
-    """The configuration for a generation, bytes of an element and student dim."""
-    config = TABLE[generation, SINGLE if element_size > HALF else HALF]
-    return replace(config, backward_method="owned" if dim <= NARROW else "staged")
+def choose_config(generation: Generation, element_size: int) -> Config:
+    """The configuration for a generation and bytes of an element."""
+    return TABLE[generation, SINGLE if element_size > HALF else HALF]
 
 
 def generation_of(major: int, minor: int) -> Generation:

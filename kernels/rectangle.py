@@ -116,7 +116,7 @@ class Chunk:
 def chunks(rows: int, columns: int, row_tiles: int, column_tiles: int, *, upper: bool = False) -> Iterator[Chunk]:
     """Cover a rectangle by chunks of at most that size; with `upper`, only what reaches above the diagonal.
 
-    There chunks must be square to be on the diagonal or wholly above it, which `gist_fast.kernels.staged` needs.
+    There chunks must be square to be on the diagonal or wholly above it, which `gist_fast.kernels.dlogits` needs.
     """
     down, across = tiles(rows), tiles(columns)
     for r in range(0, down, row_tiles):

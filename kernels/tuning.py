@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from gist_fast.kernels.config import Config, Launch, Owned, Staged
+from gist_fast.kernels.config import Config, Dlogits, Launch
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ FIELDS = {
     "student thresholds": (*_FORWARD, *_MASKS),
     "own-negative scale": (*_FORWARD, "forward_own_scale"),
     "student thresholds, own-negative scale": (*_FORWARD, *_MASKS, "forward_own_scale"),
-    "backward": ("staged", "staged_symmetric", "owned"),
-    "recompute": (*_MASKS, "staged", "staged_symmetric"),
+    "backward": ("dlogits", "dlogits_symmetric"),
+    "recompute": (*_MASKS, "dlogits", "dlogits_symmetric"),
 }
 """The launches that are tried for each direction: for a forward pass with student thresholds or an own-negative scale,
 those too that it starts then; ``recompute`` is a backward pass that decides the masks again."""
@@ -81,7 +81,7 @@ def candidates(config: Config, field: str) -> Iterator[Config]:
     """Configurations that differ from `config` in the shape of one launch."""
     launch = getattr(config, field)
     shapes = [{"warps": warps, "stages": stages} for warps in (4, 8) for stages in (2, 3, 4)]
-    if isinstance(launch, Staged):
+    if isinstance(launch, Dlogits):
         shapes = [{**shape, "columns": 128} for shape in shapes]
         # Twice the programs on a multiprocessor, for half as much again from the L2 cache.
         shapes += [{"warps": 4, "stages": stages, "columns": 64} for stages in (2, 3, 4)]
@@ -89,12 +89,6 @@ def candidates(config: Config, field: str) -> Iterator[Config]:
         changed = replace(launch, **shape)
         if changed != launch:
             yield replace(config, **{field: changed})
-
-
-def fields_of(direction: str, config: Config) -> list[str]:
-    """The launches that are tried for a direction: of a backward pass those of the configuration's method."""
-    fields, owned = FIELDS[direction], config.backward_method == "owned"
-    return [field for field in fields if direction != "backward" or (field == "owned") == owned]
 
 
 def other_steps(config: Config) -> list[int]:
@@ -127,16 +121,13 @@ def _search(default: Config, direction: str, seconds: Callable[[Config], float])
         if took < least:
             best, least = config, took
 
-    if direction == "backward":
-        challenge(replace(best, backward_method="owned" if best.backward_method == "staged" else "staged"))
     if direction != "recompute":
         for step in other_steps(default):
             challenge(with_step(best, step))
-    for field in fields_of(direction, best):
+    for field in FIELDS[direction]:
         for config in candidates(best, field):
             challenge(config)
-        if field != "owned":
-            challenge(replace(best, **{field: replace(getattr(best, field), group=16)}))
+        challenge(replace(best, **{field: replace(getattr(best, field), group=16)}))
     logger.info("tuning: %.3f ms by %s", 1e3 * least, best)
     return best
 
@@ -166,7 +157,7 @@ def _read(key: str, step: int | None = None) -> Config | None:
 
 def _parse(stored: dict[str, Any]) -> Config:
     launches = {
-        name: {"owned": Owned, "staged": Staged, "staged_symmetric": Staged}.get(name, Launch)(**value)
+        name: (Dlogits if name.startswith("dlogits") else Launch)(**value)
         for name, value in stored.items()
         if isinstance(value, dict)
     }

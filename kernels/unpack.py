@@ -2,7 +2,7 @@
 
 The soft triplet term (`gist_fast.functional.triplet`) needs a few columns' sums over what is masked. A product of the
 mask costs no product of scores; the 0 and 1 of a chunk, in the operands' type, are its price, as dlogits are in
-`gist_fast.kernels.staged`.
+`gist_fast.kernels.dlogits`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import torch
 import triton
 import triton.language as tl
 from gist_fast.kernels import tile
+from gist_fast.kernels.dlogits import add_product
 from gist_fast.kernels.launch import NOT_SPECIALISED, options_of, start
 from gist_fast.kernels.layout import TILE, tiles
-from gist_fast.kernels.owned import load_transposed, load_upright
 from gist_fast.kernels.rectangle import chunks, geometry
-from gist_fast.kernels.staged import add_product
 from torch import Tensor
 
 CHUNK_TILES = 64
@@ -28,17 +27,19 @@ def unpack_kernel(
     mask_bits,  # of the whole rectangle
     masked,  # [rows of the chunk, columns of the chunk], padded to tiles: 1 where an entry is masked, else 0
     row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles,
-    SYMMETRIC: tl.constexpr, TILE: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
 ):  # fmt: skip
+    TILE: tl.constexpr = tile.TILE
     at = tile.locate(
         tl.program_id(0), row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles, 1
     )
+    lane = tl.arange(0, TILE)
     packed = tile.mask_of_rows(mask_bits, at.row, at.column, tl.cdiv(column_count, TILE))
-    found = load_upright(packed, 0, 0, TILE, TILE, TILE)
+    found = tile.unpack(tl.load(packed + tile.words_grid()))
     if SYMMETRIC and at.row > at.column:
         # Below the diagonal stands what the columns of the tile above it decided, as that tile is oriented.
-        found = load_transposed(packed, 0, 0, TILE, TILE, TILE)
-    lane = tl.arange(0, TILE)
+        words = tl.arange(0, tile.ROW_WORDS)[:, None] + lane[None, :] * tile.ROW_WORDS
+        found = tile.unpack_transposed(tl.load(packed + words))
     never = (at.row * TILE + lane)[:, None] + excluded == (at.column * TILE + lane)[None, :]
     value = tl.where(found & ~never, 1.0, 0.0).to(masked.dtype.element_ty)
     # A chunk has less than 2^31 entries, whatever the rectangle.
@@ -76,7 +77,6 @@ def add_masked(
             masked=padded,
             **geometry(shape, excluded, chunk),
             SYMMETRIC=symmetric,
-            TILE=TILE,
             **options_of(WARPS),
         )
         rows, columns = slice(chunk.rows.start, min(chunk.rows.stop, shape[0])), chunk.columns

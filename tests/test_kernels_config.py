@@ -7,12 +7,10 @@ from dataclasses import replace
 import pytest
 from gist_fast.kernels.config import (
     HALF,
-    NARROW,
     SINGLE,
     TABLE,
+    Dlogits,
     Launch,
-    Owned,
-    Staged,
     choose_config,
     generation_of,
     notes,
@@ -29,11 +27,8 @@ def test_every_generation_has_both_sizes_and_says_what_each_was_chosen_on() -> N
             assert ("Measured on an H200" if measured else "Not yet measured on a GPU") in note
 
 
-def test_narrow_embeddings_accumulate_in_registers_and_wide_ones_materialise_dlogits() -> None:
-    assert [choose_config("sm_90", 2, dim).backward_method for dim in (1, NARROW, NARROW + 1, 8192)] == [
-        "owned", "owned", "staged", "staged",
-    ]  # fmt: skip
-    assert choose_config("sm_90", 4, 64).block_k == TABLE["sm_90", SINGLE].block_k
+def test_the_size_of_an_element_decides() -> None:
+    assert [choose_config("sm_90", size) for size in (2, 4)] == [TABLE["sm_90", HALF], TABLE["sm_90", SINGLE]]
 
 
 @pytest.mark.parametrize(
@@ -51,14 +46,8 @@ def test_what_cannot_be_compiled_is_refused_where_it_is_written() -> None:
     with pytest.raises(ValueError, match=r"warps: expected .*, got 3"):
         Launch(64, 3, 3)
     with pytest.raises(ValueError, match=r"columns: expected .*, got 16"):
-        Staged(64, 4, 3, columns=16)
-    with pytest.raises(ValueError, match=r"rows: expected .*, got 256"):
-        Owned(64, 4, 2, rows=256)
-    with pytest.raises(ValueError, match=r"slice_width: expected .*, got 96"):
-        Owned(64, 4, 2, slice_width=96)
+        Dlogits(64, 4, 3, columns=16)
     with pytest.raises(ValueError, match=r"block_k: expected .*, got \[32, 64\]"):
         replace(TABLE["sm_90", HALF], forward=Launch(32, 4, 3))
-    with pytest.raises(ValueError, match=r"backward_method: expected .*, got 'both'"):
-        replace(TABLE["sm_90", HALF], backward_method="both")
     with pytest.raises(ValueError, match=r"got 7\.5"):
         generation_of(7, 5)

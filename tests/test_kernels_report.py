@@ -23,10 +23,10 @@ if interpreted():
 import torch
 import triton
 from gist_fast.kernels import config as table
-from gist_fast.kernels import forward, groups, launch, masks, owned, staged, unpack
+from gist_fast.kernels import dlogits, forward, groups, launch, masks, unpack
 from gist_fast.kernels.compile_report import Compiled, compile_variant
 from gist_fast.kernels.compile_variants import Variant, variants_of
-from gist_fast.kernels.config import HALF, SINGLE, TABLE, Config, Staged
+from gist_fast.kernels.config import HALF, SINGLE, TABLE, Config
 from gist_fast.kernels.targets import TARGETS
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
@@ -96,8 +96,8 @@ def test_figures_of_a_tile_follow_from_its_dims() -> None:
 
 
 def test_a_configuration_that_spills_is_seen() -> None:
-    config = replace(SM_90, staged_symmetric=Staged(64, 4, 3))
-    one = compiled(variants(config)["staged_symmetric"])
+    config = replace(SM_90, dlogits_symmetric=Dlogits(64, 4, 3))
+    one = compiled(variants(config)["dlogits_symmetric"])
     assert one.spills > 0
     with pytest.raises(AssertionError, match="spills"):
         hold(one)
@@ -129,7 +129,7 @@ def test_what_is_compiled_is_what_triton_s_own_launcher_would_compile(monkeypatc
                 assert (name in variant.aligned) == (value == "D"), f"{kernel.__name__}: {name}"
         seen.add(kernel.__name__)
 
-    for module in (forward, groups, masks, owned, staged, unpack):
+    for module in (dlogits, forward, groups, masks, unpack):
         monkeypatch.setattr(module, "start", spy)
     monkeypatch.setattr(kernel_variants, "_empty", lambda *shape, dtype: torch.ones(shape, dtype=dtype))
     loss = LossConfig(hardness_mode="in_batch_negatives", hardness_strength=1.0, contrast_positives=False)
@@ -137,7 +137,7 @@ def test_what_is_compiled_is_what_triton_s_own_launcher_would_compile(monkeypatc
         plain = LossConfig(contrast_positives=False)
         kernel_variants._run(SM_90, torch.bfloat16, torch.bfloat16, plain, grouped=grouped)
         kernel_variants._run(SM_90, torch.bfloat16, torch.float32, loss, grouped=grouped, nested=True)
-    assert seen == {f"{name}_kernel" for name in ("forward", "reduce", "groups", "masks", "dlogits", "owned", "unpack")}
+    assert seen == {f"{name}_kernel" for name in ("forward", "reduce", "groups", "masks", "dlogits", "unpack")}
 
 
 @pytest.mark.slow
@@ -149,8 +149,8 @@ def test_every_shipped_configuration_holds(size: int, target: str) -> None:
     for compiled in found:
         hold(compiled)
     assert {c.kernel.split(" ")[0] for c in found} == {
-        "forward", "forward_symmetric", "masks", "masks_symmetric", "staged", "staged_symmetric",
-        "owned_rows", "owned_columns", "owned_symmetric", "unpack", "unpack_symmetric",
+        "forward", "forward_symmetric", "masks", "masks_symmetric", "dlogits", "dlogits_symmetric",
+        "unpack", "unpack_symmetric",
         "groups", "groups_symmetric", "reduce",
     }  # fmt: skip
     # Student and guide of one type come first; beside a guide of another a student's kernels have the same names.

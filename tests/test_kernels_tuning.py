@@ -54,14 +54,13 @@ def test_the_fastest_that_runs_wins_and_the_rest_stays() -> None:
     assert replace(found, forward=DEFAULT.forward, forward_symmetric=DEFAULT.forward_symmetric) == DEFAULT
 
 
-def test_backward_tunes_the_method_that_is_faster() -> None:
+def test_backward_tunes_its_own_launches_alone() -> None:
     def seconds(config: Config) -> float:
-        return (1 if config.backward_method == "owned" else 5) - 0.01 * config.owned.stages
+        return 5 - config.dlogits.stages - config.forward.stages
 
-    found = tuning.tuned(key(), replace(DEFAULT, backward_method="staged"), "backward", seconds)
-    assert found.backward_method == "owned"
-    assert found.owned.stages == 4
-    assert found.staged == DEFAULT.staged
+    found = tuning.tuned(key(), DEFAULT, "backward", seconds)
+    assert found == replace(DEFAULT, dlogits=found.dlogits)
+    assert found.dlogits.stages == 4
 
 
 def test_an_answer_is_kept_for_the_process_and_for_the_next() -> None:
@@ -112,11 +111,11 @@ def test_masks_decided_again_keep_the_step_of_the_forward_pass() -> None:
 
     def seconds(config: Config) -> float:
         steps.add(config.block_k)
-        return 10 - config.masks.warps - config.staged_symmetric.columns / 64
+        return 10 - config.masks.warps - config.dlogits_symmetric.columns / 64
 
     found = tuning.tuned(key(), tuning.with_step(DEFAULT, 32), "recompute", seconds)
     assert steps == {32}
-    assert (found.masks.warps, found.staged_symmetric.columns) == (8, 128)
+    assert (found.masks.warps, found.dlogits_symmetric.columns) == (8, 128)
     # Nor is an answer in other steps taken from the disk.
     tuning._write(key(rows=1), DEFAULT)
     assert tuning._read(key(rows=1)) == DEFAULT

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
-from gist_fast.kernels import staged, unpack
+from gist_fast.kernels import dlogits, unpack
 from gist_fast.kernels.launch import record_launches
 
 from gist_fast.functional import operands, operator, triplet
@@ -74,7 +74,7 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # They are tensors of a CPU, since a torch without CUDA cannot cut up those of a GPU. What a CPU would do besides:
     # look for numbers that are not finite, and multiply half types in float32.
     monkeypatch.setattr(operands, "_check_finite", lambda *_: None)
-    for module in (staged, unpack):
+    for module in (dlogits, unpack):
         monkeypatch.setattr(module, "add_product", add_product_apart)
     with FakeTensorMode(), record_launches():
         yield

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from gist_fast.kernels import dlogits, launch, unpack
 from gist_fast.kernels import forward as forward_pass
-from gist_fast.kernels import launch, staged, unpack
 from gist_fast.kernels.config import choose_config
 from gist_fast.kernels.layout import TILE, TILE_WORDS, tiles
 from hypothesis import HealthCheck, example, given, settings
@@ -84,7 +84,6 @@ def _look_for_overflow(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 BAND = 2e-6
 """Cosine: a dozen roundings of float32, the type of all sums, at 1.0."""
-METHODS = ("staged", "owned")
 
 
 @dataclass(frozen=True)
@@ -379,13 +378,13 @@ def check_products(problem: Problem, bits: Tensor, hidden: list[Tensor]) -> None
             assert torch.equal(found.double(), matrix @ other.double()), f"{block.name}, transposed: {transposed}"
 
 
-def check(problem: Problem, method: str = "staged", columns: int = TILE) -> None:
+def check(problem: Problem, columns: int = TILE) -> None:
     """Everything that a backend returns, against float64."""
     operands, blocks = problem.operands(), problem.blocks()
     size = max(problem.dtype.itemsize, problem.guide_dtype.itemsize if problem.guide == "own" else 0)
-    config = choose_config("sm_90", size, problem.width)
-    shared = {name: replace(getattr(config, name), columns=columns) for name in ("staged", "staged_symmetric")}
-    config = replace(config, backward_method=method, narrow=0 if method == "staged" else config.narrow, **shared)
+    config = choose_config("sm_90", size)
+    shared = {name: replace(getattr(config, name), columns=columns) for name in ("dlogits", "dlogits_symmetric")}
+    config = replace(config, **shared)
     kept = triton.forward_with(config, operands, blocks, True)
     hidden = masks_of(problem, operands, kept.mask_bits)
     check_masks(problem, operands, hidden, kept.masked.tolist(), kept.easy_negatives.tolist())
@@ -423,59 +422,52 @@ def check(problem: Problem, method: str = "staged", columns: int = TILE) -> None
         )
         for k, (ours, truth, theirs) in enumerate(zip(gradients, exact, same_type, strict=True)):
             ours = ours / LARGEST_WEIGHT
-            closely(ours, truth, theirs, f"gradient {k} at dim {level} by the {method} method", little)
+            closely(ours, truth, theirs, f"gradient {k} at dim {level}", little)
 
     if operands.masks:
         empty = triton.forward_with(config, operands, blocks, False)
         assert torch.equal(empty.lse2, kept.lse2) and empty.mask_bits.numel() == 0
         assert torch.equal(empty.masked, kept.masked) and torch.equal(empty.easy_negatives, kept.easy_negatives)
-        config = replace(config, backward_method="staged", narrow=0)
-        from_bits = found if method == "staged" else triton.backward_with(config, *arguments, bits)
         again = triton.backward_with(config, *arguments, None)
-        for level, other_level in zip(from_bits, again, strict=True):
+        for level, other_level in zip(found, again, strict=True):
             assert all(map(torch.equal, level, other_level)), "masks decided again differ from the bits"
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(problems(), st.sampled_from(METHODS))
-def test_everything_agrees_with_float64(problem: Problem, method: str) -> None:
-    check(problem, method)
+@given(problems())
+def test_everything_agrees_with_float64(problem: Problem) -> None:
+    check(problem)
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(variants(), st.sampled_from(METHODS))
-@example(FAINT, "staged")
-@example(FAINT, "owned")
-def test_every_variant_agrees_with_float64(problem: Problem, method: str) -> None:
-    check(problem, method)
+@given(variants())
+@example(FAINT)
+def test_every_variant_agrees_with_float64(problem: Problem) -> None:
+    check(problem)
 
 
-WIDTHS = [(1, 1), (3, 257), (129, 15), (255, 8), (513, 64)]
+WIDTHS = [(1, 1), (3, 257), (129, 15), (255, 8), (513, 64), (8191, 3), (5, 8192)]
 
 
-@pytest.mark.parametrize(
-    ("width", "guide_width", "method"),
-    [(*widths, method) for widths in WIDTHS for method in METHODS] + [(8191, 3, "staged"), (5, 8192, "staged")],
-)
-def test_every_width(width: int, guide_width: int, method: str) -> None:
+@pytest.mark.parametrize(("width", "guide_width"), WIDTHS)
+def test_every_width(width: int, guide_width: int) -> None:
     # The widest take long: of them a plain and a symmetric rectangle.
     more = {} if max(width, guide_width) > 1024 else {"extra": 3, "offset": 2, "negatives": (4,)}
     problem = Problem(rows=21, width=width, guide_width=guide_width, contrast_positives=bool(more), **more)
-    check(problem, method)
+    check(problem)
 
 
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("guide", ["own", "self", "none"])
-def test_many_tiles_and_chunks(guide: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_tiles_and_chunks(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Chunks of two tiles: several launches, of which some lie on the diagonal and some end in ragged tiles.
     monkeypatch.setattr(forward_pass, "CHUNK_TILES", 2)
-    monkeypatch.setattr(staged, "CHUNK_TILES", 2)
-    check(Problem(rows=307, extra=252, offset=123, negatives=(200,), guide=guide), method)
+    monkeypatch.setattr(dlogits, "CHUNK_TILES", 2)
+    check(Problem(rows=307, extra=252, offset=123, negatives=(200,), guide=guide))
 
 
 @pytest.mark.parametrize("guide", ["own", "self", "none"])
 def test_variants_in_many_tiles_and_chunks(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (forward_pass, staged, unpack):
+    for module in (forward_pass, dlogits, unpack):
         monkeypatch.setattr(module, "CHUNK_TILES", 1)
     problem = Problem(
         rows=130, extra=35, offset=23, negatives=(155,), guide=guide, groups=40, widths=(24, 7),
@@ -483,7 +475,7 @@ def test_variants_in_many_tiles_and_chunks(guide: str, monkeypatch: pytest.Monke
     )  # fmt: skip
     check(problem)
     if guide == "own":
-        check(replace(problem, hard=True, hardness_mode="all_negatives", widths=()), "owned")
+        check(replace(problem, hard=True, hardness_mode="all_negatives", widths=()))
 
 
 @pytest.mark.parametrize(("columns", "guide"), [(64, "own"), (32, "self"), (64, "none")])
@@ -496,7 +488,7 @@ def test_a_guide_multiplied_out_chunk_by_chunk_decides_as_one_held_whole(
     guide_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward_pass, "CHUNK_TILES", 2)
-    monkeypatch.setattr(staged, "CHUNK_TILES", 1)
+    monkeypatch.setattr(dlogits, "CHUNK_TILES", 1)
     problem = Problem(rows=140, extra=130, offset=71, guide_width=41, guide_dtype=guide_dtype, margin=0.0)
     found = []
     # Of three rows at a time, too, wherever the host goes through all rows.
@@ -504,7 +496,7 @@ def test_a_guide_multiplied_out_chunk_by_chunk_decides_as_one_held_whole(
         monkeypatch.setattr(triton, "HELD_BYTES", held)
         monkeypatch.setattr(operand_module, "PIECE", piece)
         operands, blocks = problem.operands(), problem.blocks()
-        config = replace(choose_config("sm_90", 4, problem.width), backward_method="staged")
+        config = choose_config("sm_90", 4)
         lse2, weights = operands.matryoshka[0].positives[None] + 3, torch.ones(1, problem.rows)
         kept = triton.forward_with(config, operands, blocks, True)
         found.append(
@@ -516,8 +508,7 @@ def test_a_guide_multiplied_out_chunk_by_chunk_decides_as_one_held_whole(
 
 @pytest.mark.parametrize("rows", [1, 127, 128, 129])
 def test_edges_of_a_tile(rows: int) -> None:
-    for method in METHODS:
-        check(Problem(rows=rows, extra=1, offset=1, negatives=(1, rows)), method)
+    check(Problem(rows=rows, extra=1, offset=1, negatives=(1, rows)))
 
 
 def test_an_exact_duplicate_of_the_positive_stays() -> None:
@@ -525,7 +516,7 @@ def test_an_exact_duplicate_of_the_positive_stays() -> None:
     student, guide = problem.embeddings()
     student[1][20:], guide[1][20:] = student[1][:20].clone(), guide[1][:20].clone()
     operands = prepare(student, guide, torch.tensor(0.05), LossConfig())
-    config = choose_config("sm_90", 4, problem.width)
+    config = choose_config("sm_90", 4)
     hidden = hidden_pairs(triton.forward_with(config, operands, problem.blocks(), True).mask_bits, problem.blocks())[0]
     row = torch.arange(20)
     assert not hidden[row, row + 20].any() and not hidden[row + 20, row].any()
@@ -632,11 +623,10 @@ def test_the_public_function_s_variants(name: str, dtype: torch.dtype) -> None:
         )
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_runs_are_bitwise_the_same(method: str) -> None:
+def test_runs_are_bitwise_the_same() -> None:
     problem = Problem(rows=140, extra=30, offset=11, negatives=(50,))
     operands, blocks = problem.operands(), problem.blocks()
-    config = replace(choose_config("sm_90", 4, problem.width), backward_method=method)
+    config = choose_config("sm_90", 4)
     lse2, weights = operands.matryoshka[0].positives[None] + 3, torch.ones(1, 140)
     runs = []
     for _ in range(2):

@@ -21,12 +21,12 @@ from gist_fast.functional.backends import triton
 from gist_fast.functional.function import guided_contrastive_loss
 
 ROWS, WIDTH = 130, 160
-"""Of the tiny batch: a symmetric part, and a dim whose configuration is that of wider ones."""
+"""Of the tiny batch, which has a symmetric part."""
 
 
 def compile_candidates(device: torch.device, dtype: torch.dtype, *, toy: bool) -> dict[str, str]:
     """Compile them. What failed, as a launch does that is too large for the card, with why; tuning will leave it."""
-    default = choose_config(triton.generation(device), dtype.itemsize, WIDTH)
+    default = choose_config(triton.generation(device), dtype.itemsize)
     found = candidates(default)
     if toy:
         found = itertools.islice(found, 2)
@@ -36,12 +36,11 @@ def compile_candidates(device: torch.device, dtype: torch.dtype, *, toy: bool) -
 
 def candidates(default: Config) -> Iterator[Config]:
     """What tuning a plain batch may come to, each launch by itself."""
-    yield replace(default, backward_method="owned" if default.backward_method == "staged" else "staged")
     steps = [default.block_k, *tuning.other_steps(default)]
     for direction, step in itertools.product(("forward", "backward"), steps):
         stepped = tuning.with_step(default, step)
         yield stepped
-        for field in tuning.fields_of(direction, default):
+        for field in tuning.FIELDS[direction]:
             yield from tuning.candidates(stepped, field)
 
 

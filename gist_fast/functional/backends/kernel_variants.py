@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ ROWS = 130
 PLAIN: dict[str, Any] = {"contrast_positives": False}
 """Of positives with one another no other kernels run."""
 DIM, GUIDE_DIM = 256, 64
-"""A dim that fills the slice of gradient that any configuration holds in registers."""
 
 
 def report(
@@ -104,7 +102,7 @@ def _run(
     grouped: bool = False,
     nested: bool = False,
 ) -> None:
-    """Both passes with mask bits kept and not, both methods of the backward pass, and a product of the mask."""
+    """Both passes with mask bits kept and not, and a product of the mask."""
     counts = (ROWS, ROWS, ROWS)
     operands = prepare(
         [_empty(n, DIM, dtype=student) for n in counts],
@@ -117,14 +115,11 @@ def _run(
     blocks = make_blocks(ROWS, (ROWS, ROWS), loss)
     kept = forward_with(config, operands, blocks, True)
     bits = kept.mask_bits if operands.masks else None
-    owned = replace(config, backward_method="owned", narrow=DIM)
-    staged = replace(config, backward_method="staged", narrow=0)
-    backward_with(owned, operands, blocks, kept.lse2, kept.lse2, bits)
-    backward_with(staged, operands, blocks, kept.lse2, kept.lse2, bits)
+    backward_with(config, operands, blocks, kept.lse2, kept.lse2, bits)
     if bits is None:
         return
     forward_with(config, operands, blocks, False)
-    backward_with(staged, operands, blocks, kept.lse2, kept.lse2, None)
+    backward_with(config, operands, blocks, kept.lse2, kept.lse2, None)
     if guided and not (loss.hard or grouped or nested or loss.hardness_mode):
         for index, block in enumerate(blocks):
             mask_product(blocks, 1, bits, index, _empty(block.columns, 8, dtype=student), False)

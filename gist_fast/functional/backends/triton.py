@@ -161,7 +161,7 @@ def backward_with(
     mask_bits: Tensor | None,
 ) -> list[list[Tensor]]:
     """`backward` by a given configuration."""
-    from gist_fast.kernels.backward import backward_pass
+    from gist_fast.kernels.dlogits import backward_pass
 
     work = _Padded(operands, config)
     gradients = [[torch.zeros_like(u, dtype=torch.float32) for u in student] for student in work.matryoshka]
@@ -312,7 +312,7 @@ def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Ca
         element_size = max(element_size, guide.element_size())
         guide_dim = guide.shape[1]
         dtypes.add(str(guide.dtype))
-    default = choose_config(generation(student.device), element_size, student.shape[1])
+    default = choose_config(generation(student.device), element_size)
     if not tuning.enabled() or student.device.type != "cuda":
         return default
 

@@ -1,10 +1,34 @@
-"""Materialise dlogits (*staged* for short): tiles of dlogits to memory, then library matrix products.
+"""The backward pass: dlogits of a chunk to memory, then the library's matrix products.
 
-``dlogits`` are the gradient by the logits. A launch writes those of one chunk of the rectangle (``V`` in
-`gist_fast.kernels.backward`), rounded to the operands' type, and two products of the library feed the gradients of its
-rows and of its columns from them. Every score is computed once: a plain rectangle costs 3 products of its size where a
-program that accumulates in registers needs 4, a symmetric one 1.5 instead of 2. It works for every dim alike, since no
-program holds a row of gradients. The price is the chunk in memory, which is of a fixed size, and its way there and
+**The gradient.** With base-2 logits ``s_ij = x_i . y_j`` of the pairs that count, ``lse_i`` the base-2 logsumexp of row
+i (its positive included) and ``w_i`` the weight of its loss, the pass computes the derivatives of
+
+    L = sum_i w_i sum_j 2^(s_ij - lse_i),  where lse_i is held fixed,
+
+divided by ln 2, which is the derivative of ``sum_i w_i lse_i`` by way of the negatives. With the dlogits
+
+    W_ij = w_i 2^(s_ij - lse_i) where (i, j) counts, else 0
+
+they are ``d x_i = sum_j W_ij y_j`` and ``d y_j = sum_i W_ij x_i``. Each dlogit is at most ``|w_i|``, since ``lse_i`` is
+no less than any of its terms: no exponential overflows, whatever the temperature.
+
+**Symmetry.** Where x and y are one operand u, both sums run over the same rows, and ``s_ij = s_ji``:
+
+    d u_i = sum_j W_ij u_j + sum_j W_ji u_j = sum_j V_ij u_j,    V = W + W^T
+
+so one score gives both terms. V is symmetric, and only its tiles on and above the diagonal are computed.
+
+**Masks** are constants: decided once in the forward pass and read as mask bits. Where none were kept (None), they are
+decided again from the same operands in tiles of the same shape and order of summation, which gives the same
+comparisons. One mask serves all Matryoshka dims, each of which has an L, a logsumexp and weights of its own.
+
+**Hardness weighting** multiplies some logits by a scale that counts as a constant addition: ``s_ij`` above is then the
+heavier logit, and its derivative still that of ``x_i . y_j``.
+
+**In two steps.** A launch writes the dlogits of one chunk of the rectangle (``W`` or ``V``), rounded to the operands'
+type, and two products of the library feed the gradients of its rows and of its columns from them. Every score is
+computed once: a plain rectangle costs 3 products of its size, a symmetric one 1.5. It works for every dim alike, since
+no program holds a row of gradients. The price is the chunk in memory, which is of a fixed size, and its way there and
 back: ``6 bytes`` a pair in a half type against ``6 D`` FLOPs.
 """
 
@@ -18,7 +42,7 @@ import torch
 import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
-from gist_fast.kernels.config import Config, Staged
+from gist_fast.kernels.config import Config, Dlogits
 from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, options, precision, start
 from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.masks import chunk_words, mask_chunk
@@ -106,28 +130,26 @@ def dlogit(logits, masked, lse2, weight):
     return tl.where(masked, 0.0, tl.exp2(logits - lse2) * weight)
 
 
-def backward_staged(
+def backward_pass(
     rectangle: Rectangle,
-    indices: Sequence[int],
     lse2: Tensor,
     weights: Tensor,
     row_gradients: Sequence[Tensor],
     column_gradients: Sequence[Tensor],
     config: Config,
 ) -> None:
-    """Add a rectangle's gradients by its rows and columns, at some of its Matryoshka dims.
+    """Add a rectangle's gradients by its rows and columns, at each of its Matryoshka dims.
 
     Args:
-        indices: which.
-        lse2: ``[L, R]``, positive included.
-        weights: ``[L, R]``
+        lse2: ``[L, R]``, fp32, positive included.
+        weights: ``[L, R]``, fp32.
         row_gradients: ``[R, D]`` at each dim, fp32; updated.
         column_gradients: ``[C, D]`` at each dim, fp32; updated. Not looked at for a symmetric rectangle.
     """
     row_count, column_count = rectangle.rows.shape[0], rectangle.columns.shape[0]
     height, breadth = min(CHUNK_TILES, tiles(row_count)), min(CHUNK_TILES, tiles(column_count))
     scratch = rectangle.rows.new_empty(height * breadth * TILE * TILE)
-    launch = config.staged_symmetric if rectangle.symmetric else config.staged
+    launch = config.dlogits_symmetric if rectangle.symmetric else config.dlogits
     chunk_mask = None
     if rectangle.mask_bits is None and not _masks_itself(rectangle):
         words = chunk_words(height, breadth, rectangle.symmetric)
@@ -136,9 +158,8 @@ def backward_staged(
         if chunk_mask is not None:
             mask_chunk(rectangle, chunk, chunk_mask, config)
         padded = scratch[: chunk.row_tiles * chunk.column_tiles * TILE * TILE].view(chunk.row_tiles * TILE, -1)
-        for index in indices:
+        for index, (rows, columns) in enumerate(rectangle.matryoshka):
             _start(rectangle, chunk, index, chunk_mask, lse2[index], weights[index], padded, launch)
-            rows, columns = rectangle.matryoshka[index]
             rows, columns = rows[chunk.rows], columns[chunk.columns]
             row_gradient, column_gradient = row_gradients[index], column_gradients[index]
             dlogits = padded[: rows.shape[0], : columns.shape[0]]
@@ -169,7 +190,7 @@ def _start(
     lse2: Tensor,
     weights: Tensor,
     dlogits: Tensor,
-    launch: Staged,
+    launch: Dlogits,
 ) -> None:
     x, y = rectangle.matryoshka[index]
     mask_bits = rectangle.mask_bits if chunk_mask is None else chunk_mask
