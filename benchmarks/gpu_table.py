@@ -38,7 +38,6 @@ def tables(parts: Mapping[str, Any], speed: Results, loss: Results) -> dict[str,
     )
     return {
         "measured kernels": f"{_kernels(parts['kernels'])}\n\n{machine}",
-        "measured methods": _methods(parts["kernels"]),
         "measured steps": _steps(speed),
         "measured sizes": _sizes(loss),
         "measured shapes": _shapes(parts["shapes"]),
@@ -57,18 +56,6 @@ def _kernel(row: Mapping[str, float] | None) -> str:
         return ""
     rate = f" ({row['flops'] / row['seconds'] / 1e12:.0f})" if row.get("flops") else ""
     return f"{1e3 * row['seconds']:.2f}{rate}"
-
-
-def _methods(found: Mapping[str, Any]) -> str:
-    backward: dict[str, dict[str, float]] = {}
-    for name, table in found.items():
-        if STEP in table:
-            continue
-        dim, method = name.split(", ")
-        taken = sum(row["seconds"] for kernel, row in table.items() if not kernel.startswith(("forward", "reduce")))
-        backward.setdefault(dim, {})[method] = taken
-    rows = [[dim, *(f"{1e3 * each[method]:.2f}" for method in ("owned", "staged"))] for dim, each in backward.items()]
-    return markdown(["kernels of the backward pass, ms", "owned", "staged"], rows)
 
 
 def _steps(speed: Results) -> str:

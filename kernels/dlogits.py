@@ -63,7 +63,7 @@ def dlogits_kernel(
     y,  # [C, D]
     guide_thresholds,  # [R] where the student guides itself and its scores decide here; else None
     lse2,  # [R]
-    weights,  # [R]
+    weights,  # [R]; None where `lse2` is less their logarithms
     logit_scales,  # [2] or None
     mask_bits,  # of the whole rectangle, or of the chunk (`gist_fast.kernels.masks`); None where not kept
     dlogits,  # [rows of the chunk, columns of the chunk], padded to tiles
@@ -108,11 +108,9 @@ def dlogits_kernel(
             mirrored = tl.load(by_columns + in_tile)
     shift = at.row * TILE - first
     logits = tile.scale(logits, logit_scales, own_negative, shift, lane, tl.arange(0, COLUMNS))
-    value = dlogit(logits, tile.unpack(packed), tl.load(lse2 + own_rows)[:, None], tl.load(weights + own_rows)[:, None])
+    value = dlogit(logits, tile.unpack(packed), lse2, weights, own_rows, 1)
     if SYMMETRIC:
-        value += dlogit(
-            logits, tile.unpack(mirrored), tl.load(lse2 + own_columns)[None, :], tl.load(weights + own_columns)[None, :]
-        )
+        value += dlogit(logits, tile.unpack(mirrored), lse2, weights, own_columns, 0)
     narrow = value.to(dlogits.dtype.element_ty)
     # A chunk has less than 2^31 entries, whatever the rectangle.
     stride = column_tiles * TILE
@@ -125,15 +123,23 @@ def dlogits_kernel(
 
 
 @triton.jit
-def dlogit(logits, masked, lse2, weight):
-    """``weight * exp2(logit - lse2)``, 0 where masked."""
-    return tl.where(masked, 0.0, tl.exp2(logits - lse2) * weight)
+def dlogit(logits, masked, lse2, weights, owners, AXIS: tl.constexpr):
+    """``weight * exp2(logit - lse2)`` of the rows (AXIS 1) or the columns (AXIS 0), 0 where masked.
+
+    Args:
+        weights: None for 1.
+        owners: ``[ROWS]`` or ``[COLUMNS]``: who of the R rows they are.
+    """
+    value = tl.exp2(logits - tl.expand_dims(tl.load(lse2 + owners), AXIS))
+    if weights is not None:
+        value *= tl.expand_dims(tl.load(weights + owners), AXIS)
+    return tl.where(masked, 0.0, value)
 
 
 def backward_pass(
     rectangle: Rectangle,
     lse2: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     row_gradients: Sequence[Tensor],
     column_gradients: Sequence[Tensor],
     config: Config,
@@ -142,7 +148,8 @@ def backward_pass(
 
     Args:
         lse2: ``[L, R]``, fp32, positive included.
-        weights: ``[L, R]``, fp32.
+        weights: ``[L, R]``, fp32. None where all have one sign: ``lse2`` is then less ``log2(weight)``, so that no
+            tile holds them beside its scores.
         row_gradients: ``[R, D]`` at each dim, fp32; updated.
         column_gradients: ``[C, D]`` at each dim, fp32; updated. Not looked at for a symmetric rectangle.
     """
@@ -159,7 +166,7 @@ def backward_pass(
             mask_chunk(rectangle, chunk, chunk_mask, config)
         padded = scratch[: chunk.row_tiles * chunk.column_tiles * TILE * TILE].view(chunk.row_tiles * TILE, -1)
         for index, (rows, columns) in enumerate(rectangle.matryoshka):
-            _start(rectangle, chunk, index, chunk_mask, lse2[index], weights[index], padded, launch)
+            _start(rectangle, chunk, index, chunk_mask, lse2[index], None if weights is None else weights[index], padded, launch)
             rows, columns = rows[chunk.rows], columns[chunk.columns]
             row_gradient, column_gradient = row_gradients[index], column_gradients[index]
             dlogits = padded[: rows.shape[0], : columns.shape[0]]
@@ -188,7 +195,7 @@ def _start(
     index: int,
     chunk_mask: Tensor | None,
     lse2: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     dlogits: Tensor,
     launch: Dlogits,
 ) -> None:

@@ -26,7 +26,7 @@ from gist_fast.kernels import config as table
 from gist_fast.kernels import dlogits, forward, groups, launch, masks, unpack
 from gist_fast.kernels.compile_report import Compiled, compile_variant
 from gist_fast.kernels.compile_variants import Variant, variants_of
-from gist_fast.kernels.config import HALF, SINGLE, TABLE, Config
+from gist_fast.kernels.config import HALF, SINGLE, TABLE, Config, Dlogits
 from gist_fast.kernels.targets import TARGETS
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature

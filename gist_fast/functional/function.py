@@ -232,6 +232,7 @@ def guided_contrastive_loss(
         None if groups is None else _ordinary(groups).to(torch.int64),
         dims,
         blocks,
+        reduction != "none",
     )
     loss = found.loss
     if product is not None and triplet_margin is not None:
@@ -265,6 +266,7 @@ def _guided_rows(
     groups: Tensor | None,
     dims: tuple[int, ...],
     blocks: Sequence[Block],
+    one_sign: bool,
 ) -> tuple[GuidedRows, MaskProduct | None]:
     """The loss of each row by the backend `chosen`, and products of its masks, where a triplet term needs them."""
     device, dtype = student[ANCHORS].device, student[ANCHORS].dtype
@@ -287,7 +289,7 @@ def _guided_rows(
         settings = config.to_arguments()
         rows = GuidedRows(
             *guided_forward(
-                streaming, student, guide, temperature, margins, groups, dims, keep, automatic, offset, *settings
+                streaming, student, guide, temperature, margins, groups, dims, keep, automatic, one_sign, offset, *settings
             )
         )
         if not wants_masks:

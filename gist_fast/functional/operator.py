@@ -30,7 +30,7 @@ from gist_fast.functional.operands import accumulation_dtype, add_positives, emb
 
 _ARGUMENTS = (
     "str backend, Tensor[] student, Tensor[] guide, Tensor temperature, Tensor? margins, Tensor? groups, "
-    f"SymInt[] dims, bool keep_mask_bits, bool automatic, int offset, {LossConfig.schema()}"
+    f"SymInt[] dims, bool keep_mask_bits, bool automatic, bool one_sign, int offset, {LossConfig.schema()}"
 )
 
 
@@ -44,6 +44,7 @@ def forward_rows(
     dims: Sequence[int],
     keep_mask_bits: bool,
     automatic: bool,
+    one_sign: bool,
     offset: int,
     *settings: Any,
 ) -> tuple[Tensor, ...]:
@@ -58,6 +59,7 @@ def forward_rows(
         dims: Matryoshka dims, the largest first; empty for the whole width alone.
         keep_mask_bits: whether what was masked is kept for the backward pass.
         automatic: the backend was nobody's choice by name, so that a backward pass that fails may take another.
+        one_sign: the upstream gradients of no two rows will be of different sign, as those of their mean or sum.
         offset: anchor i's positive is row ``offset + i`` of the positives.
         settings: see `gist_fast.functional.loss_config.LossConfig.to_arguments`.
     """
@@ -92,7 +94,7 @@ guided_forward = torch.library.custom_op(
 
 
 @guided_forward.register_fake
-def _(backend, student, guide, temperature, margins, groups, dims, keep_mask_bits, automatic, offset, *settings):
+def _(backend, student, guide, temperature, margins, groups, dims, keep_mask_bits, automatic, one_sign, offset, *settings):
     config = LossConfig.from_arguments(settings)
     blocks = _blocks(student, config, offset)
     count = max(1, len(dims))
@@ -125,7 +127,7 @@ def backward_rows(
     *static: Any,
 ) -> list[Tensor]:
     """Gradients by each of `student` and, last, by `temperature`, given ``grad_loss [L, B]``; see `forward_rows`."""
-    dims, _, automatic, offset, *settings = static
+    dims, _, automatic, one_sign, offset, *settings = static
     config = LossConfig.from_arguments(settings)
     blocks = _blocks(student, config, offset)
 
@@ -147,14 +149,19 @@ def backward_rows(
         # d loss / d base-2 logit carries ln 2.
         weights = LN2 * grad_loss.to(lse2.dtype)
         largest = weights.abs().amax().clamp_min(torch.finfo(weights.dtype).tiny)
-        weights = weights / largest * LARGEST_WEIGHT
+        factor, weights = largest / LARGEST_WEIGHT, weights / largest * LARGEST_WEIGHT
         positives = torch.stack([each.positives for each in operands.matryoshka])
         total = torch.logaddexp2(lse2, positives)
-        found = streaming_backend(backend).backward(operands, blocks, total, weights, mask_bits)
+        by_row: Tensor | None = weights
+        if one_sign:
+            # The sign is of all rows, and goes into the factor of all gradients.
+            factor, weights, by_row = torch.where((weights < 0).any(), -factor, factor), weights.abs(), None
+            total -= weights.log2()
+        found = streaming_backend(backend).backward(operands, blocks, total, by_row, mask_bits)
         dlogits = weights * -torch.sigmoid(LN2 * (lse2 - positives))
         students = [(each.operands, each.norms) for each in operands.matryoshka]
         del operands
-        return _by_embedding(found, students, dlogits, student, temperature, offset, largest / LARGEST_WEIGHT)
+        return _by_embedding(found, students, dlogits, student, temperature, offset, factor)
 
     with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):
         try:
@@ -250,7 +257,7 @@ def _setup_context(ctx, inputs, output) -> None:
     _, lse2, *_, mask_bits = output
     # Where the masks are kept the guide is done with, and its memory can go; but for the first backward pass of its
     # kind, which may have to fall back on a backend that does not know these mask bits.
-    dims, _, automatic, _, *settings = static
+    dims, _, automatic, _, _, *settings = static
     spared = len(mask_bits) > 0 and (
         not automatic or _kernels(backend, student, dims, LossConfig.from_arguments(settings)) in _proven
     )

@@ -44,14 +44,20 @@ class StreamingBackend(Protocol):
         """The softmax over the negatives of each row."""
 
     def backward(
-        self, operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, mask_bits: Tensor | None
+        self,
+        operands: Operands,
+        blocks: Sequence[Block],
+        lse2: Tensor,
+        weights: Tensor | None,
+        mask_bits: Tensor | None,
     ) -> list[list[Tensor]]:
         """``sum_ij weights_i * exp2(logit_ij - lse2_i) * d logit_ij`` over unmasked entries, by each student operand.
 
         Args:
             lse2: ``[L, B]``, positive included.
             weights: ``[L, B]``, the upstream gradient of each row, scaled so that the largest is `LARGEST_WEIGHT` in
-                magnitude: a mean over a large batch would otherwise underflow float16.
+                magnitude: a mean over a large batch would otherwise underflow float16. None where no two are of
+                different sign: ``lse2`` is then less ``log2(weight)``, which saves a factor a pair.
             mask_bits: from `forward`; None to decide the masks again.
 
         Returns:

@@ -115,11 +115,12 @@ def _run(
     blocks = make_blocks(ROWS, (ROWS, ROWS), loss)
     kept = forward_with(config, operands, blocks, True)
     bits = kept.mask_bits if operands.masks else None
-    backward_with(config, operands, blocks, kept.lse2, kept.lse2, bits)
+    for weights in (None, kept.lse2):
+        backward_with(config, operands, blocks, kept.lse2, weights, bits)
     if bits is None:
         return
     forward_with(config, operands, blocks, False)
-    backward_with(config, operands, blocks, kept.lse2, kept.lse2, None)
+    backward_with(config, operands, blocks, kept.lse2, None, None)
     if guided and not (loss.hard or grouped or nested or loss.hardness_mode):
         for index, block in enumerate(blocks):
             mask_product(blocks, 1, bits, index, _empty(block.columns, 8, dtype=student), False)

@@ -94,7 +94,7 @@ def forward(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -
 
 
 def backward(
-    operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, mask_bits: Tensor | None
+    operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor | None, mask_bits: Tensor | None
 ) -> list[list[Tensor]]:
     """Gradients by the student operands; see `gist_fast.functional.backends.interface.StreamingBackend`."""
     work = _Workspace(operands)
@@ -107,7 +107,8 @@ def backward(
                 first = side.axis == 1
                 dlogits = work.dlogits(tile) if first else work.scratch(tile)
                 torch.sub(logits, _across(lse2[dim, side.own], side), out=dlogits).exp2_()
-                dlogits.mul_(_across(weights[dim, side.own], side))
+                if weights is not None:
+                    dlogits.mul_(_across(weights[dim, side.own], side))
                 if not first:  # the mirror side joins the other
                     dlogits = work.dlogits(tile).add_(dlogits)
                 if not (first and tile.mirrored):

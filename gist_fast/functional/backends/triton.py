@@ -94,7 +94,7 @@ def forward(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -
 
 
 def backward(
-    operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor, mask_bits: Tensor | None
+    operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor | None, mask_bits: Tensor | None
 ) -> list[list[Tensor]]:
     """Gradients by the student operands; see `gist_fast.functional.backends.interface.StreamingBackend`."""
     direction = "recompute" if mask_bits is None and operands.masks else "backward"
@@ -157,7 +157,7 @@ def backward_with(
     operands: Operands,
     blocks: Sequence[Block],
     lse2: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     mask_bits: Tensor | None,
 ) -> list[list[Tensor]]:
     """`backward` by a given configuration."""
