@@ -166,7 +166,16 @@ def backward_pass(
             mask_chunk(rectangle, chunk, chunk_mask, config)
         padded = scratch[: chunk.row_tiles * chunk.column_tiles * TILE * TILE].view(chunk.row_tiles * TILE, -1)
         for index, (rows, columns) in enumerate(rectangle.matryoshka):
-            _start(rectangle, chunk, index, chunk_mask, lse2[index], None if weights is None else weights[index], padded, launch)
+            _start(
+                rectangle,
+                chunk,
+                index,
+                chunk_mask,
+                lse2[index],
+                None if weights is None else weights[index],
+                padded,
+                launch,
+            )
             rows, columns = rows[chunk.rows], columns[chunk.columns]
             row_gradient, column_gradient = row_gradients[index], column_gradients[index]
             dlogits = padded[: rows.shape[0], : columns.shape[0]]

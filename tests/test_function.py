@@ -338,3 +338,29 @@ def test_embeddings_out_of_inference_mode_are_taken(backend, mask_bits):
         )
     got = values_and_gradients(run(inferred, backend, mask_bits=mask_bits), inferred)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+@pytest.mark.parametrize("factor", [1.0, -2.5, 0.0])
+def test_a_mean_times_a_factor_has_the_gradient_of_its_rows(backend: str, factor: float) -> None:
+    """Where the upstream gradients of all rows have one sign, it and they go another way than rows of mixed signs."""
+
+    def gradients(reduce) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        leaves = [torch.randn(n, 16, generator=generator).requires_grad_() for n in (40, 45)]
+        guide = [torch.randn(n, 8, generator=generator) for n in (40, 45)]
+        temperature = torch.tensor(0.05, requires_grad=True)
+        return torch.autograd.grad(reduce(leaves, guide, temperature), [*leaves, temperature])
+
+    def by_mean(leaves, guide, temperature):
+        return factor * guided_contrastive_loss(*leaves, *guide, temperature=temperature, offset=3, backend=backend)
+
+    def by_rows(leaves, guide, temperature):
+        rows = guided_contrastive_loss(
+            *(x.double() for x in (*leaves, *guide)), temperature=temperature, offset=3, backend="reference",
+            reduction="none",
+        )  # fmt: skip
+        return (rows * factor / len(rows)).sum()
+
+    for ours, exact in zip(gradients(by_mean), gradients(by_rows), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-6 * exact.abs().max().item())

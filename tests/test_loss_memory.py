@@ -95,7 +95,7 @@ def peaks(
     guide = [torch.empty(batch, guide_width, dtype=torch.bfloat16) for _ in range(2)]
     temperature = torch.empty(())
     groups = torch.empty(batch, dtype=torch.int64) if grouped else None
-    others = (None, groups, widths, keep_mask_bits, False, 0, *config.to_arguments())
+    others = (None, groups, widths, keep_mask_bits, False, True, 0, *config.to_arguments())
     with Peak() as peak:
         peak.ignore([*student, *guide, temperature, *([groups] if grouped else [])])
         loss, lse2, *statistics, bits = operator.forward_rows("triton", student, guide, temperature, *others)

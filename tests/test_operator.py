@@ -21,16 +21,16 @@ def embeddings(guided: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 def check_operators(backend: str) -> None:
     """`torch.library.opcheck` on both operators, with and without a guide, bits kept or not."""
-    for guided, self_guided, keep_mask_bits in (
-        (True, False, True),
-        (True, False, False),
-        (False, True, True),
-        (False,) * 3,
+    for guided, self_guided, keep_mask_bits, one_sign in (
+        (True, False, True, False),
+        (True, False, False, True),
+        (False, True, True, True),
+        (False,) * 4,
     ):
         student, guide = embeddings(guided)
         temperature = torch.tensor(0.1, requires_grad=True)
         config = LossConfig(margin=0.1, self_guided=self_guided)
-        static = (None, None, [], keep_mask_bits, False, 2, *config.to_arguments())
+        static = (None, None, [], keep_mask_bits, False, one_sign, 2, *config.to_arguments())
         arguments = (backend, student, guide, temperature, *static)
         torch.library.opcheck(torch.ops.gist_fast.guided_forward.default, arguments)
         _, lse2, *_, bits = torch.ops.gist_fast.guided_forward(*arguments)
@@ -111,7 +111,20 @@ def test_kept_mask_bits_get_no_gradient() -> None:
 
 def test_a_statistic_alone_has_a_gradient_of_zeros() -> None:
     leaves = [torch.randn(9, 4, requires_grad=True) for _ in range(2)]
-    arguments = ("tiled", leaves, [], torch.tensor(0.1), None, None, [], True, False, 0, *LossConfig().to_arguments())
+    arguments = (
+        "tiled",
+        leaves,
+        [],
+        torch.tensor(0.1),
+        None,
+        None,
+        [],
+        True,
+        False,
+        False,
+        0,
+        *LossConfig().to_arguments(),
+    )
     _, lse2, *_ = torch.ops.gist_fast.guided_forward(*arguments)
     gradients = torch.autograd.grad(lse2.sum(), leaves)
     assert all((g == 0).all() for g in gradients)

@@ -390,7 +390,7 @@ def test_opcheck_of_the_masks_product() -> None:
     student = [x.detach() for x in (problem.anchors, problem.positives, *problem.negatives)]
     guide = [problem.guide_anchors, problem.guide_positives, *problem.guide_negatives]
     forward = functools.partial(torch.ops.gist_fast.guided_forward.default, "tiled", student, guide)
-    *_, bits = forward(torch.tensor(0.1), None, None, [], True, False, 2, *config.to_arguments())
+    *_, bits = forward(torch.tensor(0.1), None, None, [], True, False, False, 2, *config.to_arguments())
     other = torch.randn(12, 5, requires_grad=True)
     arguments = ("tiled", bits, other, False, 0, torch.float32, [9, 12, 12, 1, 2], *config.to_arguments())
     torch.library.opcheck(torch.ops.gist_fast.mask_product.default, arguments)

@@ -396,6 +396,9 @@ def check(problem: Problem, columns: int = TILE) -> None:
         torch.randn(len(operands.matryoshka), problem.rows, generator=torch.Generator().manual_seed(1)),
     )
     weights = weights.double() / weights.abs().max()
+    one_sign = problem.rows % 2 == 0
+    if one_sign:
+        weights = weights.abs()
     for level, student in enumerate(operands.matryoshka):
         logits = plain_softmax(operands, blocks, hidden, level, torch.float64)
         plain = plain_softmax(operands, blocks, hidden, level, problem.dtype).float()
@@ -409,7 +412,9 @@ def check(problem: Problem, columns: int = TILE) -> None:
 
     lse2 = torch.stack(totals)
     bits = kept.mask_bits if operands.masks else None
-    arguments = operands, blocks, lse2.float(), (weights * LARGEST_WEIGHT).float()
+    scaled = (weights * LARGEST_WEIGHT).float()
+    by_row = (lse2.float() - scaled.log2(), None) if one_sign else (lse2.float(), scaled)
+    arguments = operands, blocks, *by_row
     found = triton.backward_with(config, *arguments, bits)
     # A coefficient 2^(s - lse) carries the absolute error of s and of lse, float32 of up to 1.44 / temperature, with
     # what hardness weighting makes of it; and it is rounded to the operands' type, as in any product of theirs.

@@ -289,7 +289,18 @@ def _guided_rows(
         settings = config.to_arguments()
         rows = GuidedRows(
             *guided_forward(
-                streaming, student, guide, temperature, margins, groups, dims, keep, automatic, one_sign, offset, *settings
+                streaming,
+                student,
+                guide,
+                temperature,
+                margins,
+                groups,
+                dims,
+                keep,
+                automatic,
+                one_sign,
+                offset,
+                *settings,
             )
         )
         if not wants_masks:

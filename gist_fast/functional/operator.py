@@ -94,7 +94,9 @@ guided_forward = torch.library.custom_op(
 
 
 @guided_forward.register_fake
-def _(backend, student, guide, temperature, margins, groups, dims, keep_mask_bits, automatic, one_sign, offset, *settings):
+def _(
+    backend, student, guide, temperature, margins, groups, dims, keep_mask_bits, automatic, one_sign, offset, *settings
+):
     config = LossConfig.from_arguments(settings)
     blocks = _blocks(student, config, offset)
     count = max(1, len(dims))
