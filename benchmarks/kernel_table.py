@@ -51,6 +51,7 @@ VARIANTS = {
     "masks, groups": ("masks", " initial mask"),
     "masks, student thresholds": ("masks", " unguided, initial mask, student thresholds"),
     "groups, no product": ("groups", ""),
+    "dlogits, weights of mixed signs": ("dlogits", " weights"),
     "dlogits, all logits scaled": ("dlogits", " scaled"),
     "dlogits, own-negative scale": ("dlogits", " own-negative scale"),
     "unpack, no product": ("unpack", ""),

@@ -74,6 +74,8 @@ class Variant:
             yield "mask of a chunk"
         elif self.constant("CHUNK_MASK") is False and self.kernel.__name__.startswith("masks"):
             yield "mask kept"
+        if self.has("weights"):
+            yield "weights"
         if "counts" in absent:
             yield "not counted"
 
