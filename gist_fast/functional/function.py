@@ -147,8 +147,8 @@ def guided_contrastive_loss(
             gathered from all ranks.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for ``[B]``.
         backend: ``"auto"`` takes ``"triton"`` where it can run and ``"tiled"`` elsewhere (the environment variable
-            ``GIST_FAST_BACKEND`` overrides it); ``"reference"`` holds all scores in memory, and alone has second
-            derivatives.
+            ``GIST_FAST_BACKEND`` overrides it), and computes small batches on a CPU at once; ``"reference"`` holds all
+            scores in memory, and alone has second derivatives.
         return_stats: also return `GuidedContrastiveStats`.
         mask_bits: whether the masks are kept for the backward pass (``"keep"``) or decided again from the guide's
             embeddings (``"recompute"``: no memory, one guide product more a block). Kept, they take one bit a pair;
