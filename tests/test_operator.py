@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 import gist_fast.functional.operator  # noqa: F401, registers the operators
 from gist_fast import guided_contrastive_loss
+from gist_fast.functional.backends import dense
 from gist_fast.functional.loss_config import LossConfig
 
 
@@ -81,7 +82,10 @@ def test_opcheck() -> None:
 
 
 @pytest.mark.parametrize("backend", ["tiled", "auto"])
-def test_a_compiled_step_has_no_graph_break(backend: str) -> None:
+def test_a_compiled_step_has_no_graph_break(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    # A traced graph takes the operators whatever the size, and a plain step is to do so here: in float32 other sums
+    # differ by more than is allowed. tests/test_dense.py compares the two in float64.
+    monkeypatch.setattr(dense, "PAIRS", 0)
     check_a_compiled_step(backend)
 
 

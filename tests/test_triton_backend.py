@@ -13,7 +13,7 @@ from gist_fast.kernels.layout import TILE_WORDS
 
 from gist_fast import guided_contrastive_loss
 from gist_fast.functional import backends, operator
-from gist_fast.functional.backends import tiled, triton
+from gist_fast.functional.backends import dense, tiled, triton
 from gist_fast.functional.backends.interface import Negatives
 from gist_fast.functional.blocks import Block, make_blocks
 from gist_fast.functional.loss_config import LossConfig
@@ -115,6 +115,7 @@ def test_a_failing_launch_under_auto_falls_back_with_one_warning(
     monkeypatch.setattr(backends, "_failures", {})
     # A CPU stands in for the GPU: what is chosen there must be Triton for once.
     monkeypatch.setattr(backends, "explain_choice", lambda device, dtype: _choice(device, dtype))
+    monkeypatch.setattr(dense, "PAIRS", 0)  # which a GPU does not take
     monkeypatch.setattr(triton, "forward", fail)
     backends._automatic.cache_clear()
     a, p = torch.randn(5, 8), torch.randn(5, 8)
@@ -168,6 +169,7 @@ def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "triton_obstacle", lambda *_: None)
     monkeypatch.setattr(backends, "_failures", {})
     monkeypatch.setattr(backends, "explain_choice", _choice)
+    monkeypatch.setattr(dense, "PAIRS", 0)  # which a GPU does not take
     monkeypatch.setattr(operator, "_proven", set())
     monkeypatch.setattr(triton, "forward", forward)
     monkeypatch.setattr(triton, "backward", fail)

@@ -16,7 +16,8 @@ from torch import Tensor
 from gist_fast import guided_contrastive_loss
 from gist_fast.functional.backends import kept, tiled
 
-EVERYWHERE = ["reference", "tiled"]
+EVERYWHERE = ["reference", "tiled", "auto"]
+"""``auto`` computes batches as small as these at once."""
 backends = pytest.mark.parametrize("backend", EVERYWHERE)
 
 

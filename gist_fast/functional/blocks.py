@@ -19,11 +19,14 @@ The positive enters each row's softmax too, but not as an entry of a block: it i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gist_fast.functional.loss_config import LossConfig
+import torch
+
+from gist_fast.functional.loss_config import HardnessMode, LossConfig
 
 ANCHORS, POSITIVES, FIRST_NEGATIVES = 0, 1, 2
 
@@ -62,15 +65,32 @@ def make_blocks(rows: int, columns: Sequence[int], config: LossConfig, offset: i
 
     Anchor i's positive is row ``offset + i`` of the positives.
     """
+    # Every call of a training has the same ones. Sizes in a traced graph may be symbols, which have no hash.
+    known = not torch.compiler.is_compiling() and all(type(size) is int for size in (rows, offset, *columns))
+    make = _make_blocks if known else _make_blocks.__wrapped__
+    return list(
+        make(rows, tuple(columns), config.hardness_mode, config.contrast_anchors, config.contrast_positives, offset)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _make_blocks(
+    rows: int,
+    columns: tuple[int, ...],
+    hardness_mode: HardnessMode | None,
+    contrast_anchors: bool,
+    contrast_positives: bool,
+    offset: int,
+) -> list[Block]:
     positives, *negatives = columns
-    in_batch = config.hardness_mode in ("in_batch_negatives", "all_negatives")
-    own = config.hardness_mode in ("hard_negatives", "all_negatives")
+    in_batch = hardness_mode in ("in_batch_negatives", "all_negatives")
+    own = hardness_mode in ("hard_negatives", "all_negatives")
     blocks = [
         Block("ap", ANCHORS, 0, POSITIVES, rows, positives, excluded=offset, scaled="all" if in_batch else "none")
     ]
-    if config.contrast_anchors:
+    if contrast_anchors:
         blocks.append(Block("aa", ANCHORS, 0, ANCHORS, rows, rows, excluded=0))
-    if config.contrast_positives:
+    if contrast_positives:
         blocks.append(Block("pp", POSITIVES, offset, POSITIVES, rows, positives, excluded=offset))
     scaled: Literal["none", "all", "others", "own"] = "none"
     if in_batch or own:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Literal, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gist_fast.functional.backends import choose_backend, may_fall_back, reference, remember_failure, streaming_backend
+from gist_fast.functional.backends import (
+    choose_backend,
+    dense,
+    left_to_auto,
+    may_fall_back,
+    reference,
+    remember_failure,
+    streaming_backend,
+)
 from gist_fast.functional.backends.interface import GuidedRows
 from gist_fast.functional.blocks import ANCHORS, Block, make_blocks
 from gist_fast.functional.checks import (
@@ -138,8 +147,8 @@ def guided_contrastive_loss(
             gathered from all ranks.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for ``[B]``.
         backend: ``"auto"`` takes ``"triton"`` where it can run and ``"tiled"`` elsewhere (the environment variable
-            ``GIST_FAST_BACKEND`` overrides it); ``"reference"`` holds all scores in memory, and alone has second
-            derivatives.
+            ``GIST_FAST_BACKEND`` overrides it), and computes small batches on a CPU at once; ``"reference"`` holds all
+            scores in memory, and alone has second derivatives.
         return_stats: also return `GuidedContrastiveStats`.
         mask_bits: whether the masks are kept for the backward pass (``"keep"``) or decided again from the guide's
             embeddings (``"recompute"``: no memory, one guide product more a block). Kept, they take one bit a pair;
@@ -192,7 +201,7 @@ def guided_contrastive_loss(
         if not guide:
             raise InputError("margin: expected 0.0 without a guide, whose thresholds it is about, got a tensor.")
     self_guided = len(guide) > 0 and all(map(_same_tensor, student, guide))
-    config = LossConfig(
+    config = _config(
         margin_strategy=margin_strategy,
         margin=0.0 if isinstance(margin, Tensor) else margin,
         contrast_anchors=contrast_anchors,
@@ -215,44 +224,69 @@ def guided_contrastive_loss(
     types = {x.dtype for x in (*student, *guide)}
     chosen = choose_backend(backend, anchors.device, torch.float64 if torch.float64 in types else anchors.dtype)
 
-    if not isinstance(temperature, Tensor):
-        dtype = accumulation_dtype(anchors.dtype)
-        temperature = torch.full((), float(temperature), dtype=dtype, device=anchors.device)
-    sizes = [x.shape[0] for x in student]
-    blocks = make_blocks(rows, sizes[1:], config, offset)
-    student, guide = tuple(map(_ordinary, student)), tuple(map(_ordinary, guide))
-    found, product = _guided_rows(
-        chosen,
-        config,
-        offset,
-        student,
-        () if self_guided else guide,
-        temperature,
-        None if margins is None else _ordinary(margins.to(anchors.device)),
-        None if groups is None else _ordinary(groups).to(torch.int64),
-        dims,
-        blocks,
-        reduction != "none",
-    )
-    loss = found.loss
-    if product is not None and triplet_margin is not None:
-        with torch.autocast(anchors.device.type, enabled=False):
-            terms = [
-                triplet_rows([x[:, :dim] for x in student], offset, triplet_margin, blocks, product)
-                for dim in dims or (anchors.shape[1],)
-            ]
-        loss = loss + torch.stack(terms)
-    if dims:
-        # Weighed one by one: a tensor of the weights would have to be copied to the device, which waits.
-        loss = torch.stack([row * weight for row, weight in zip(loss.unbind(), weights, strict=True)]).sum(0)
+    blocks = make_blocks(rows, [x.shape[0] for x in student[1:]], config, offset)
+    # A traced graph has few operations anyway, and would have to look at values here.
+    at_once = not torch.compiler.is_compiling() and chosen == "tiled" and left_to_auto(backend)
+    if at_once and dense.covers(config, blocks, anchors.device.type):
+        _refuse_transforms(student if not isinstance(temperature, Tensor) else (*student, temperature))
+        others = () if self_guided else guide
+        found = dense.forward(
+            student, others, temperature, config, offset, margins, blocks, reduction, statistics=return_stats
+        )
+        loss = found.loss
     else:
-        loss = loss[0]
-    loss = loss if reduction == "none" else getattr(loss, reduction)()
+        if not isinstance(temperature, Tensor):
+            dtype = accumulation_dtype(anchors.dtype)
+            temperature = torch.full((), float(temperature), dtype=dtype, device=anchors.device)
+        student, guide = tuple(map(_ordinary, student)), tuple(map(_ordinary, guide))
+        found, product = _guided_rows(
+            chosen,
+            config,
+            offset,
+            student,
+            () if self_guided else guide,
+            temperature,
+            None if margins is None else _ordinary(margins.to(anchors.device)),
+            None if groups is None else _ordinary(groups).to(torch.int64),
+            dims,
+            blocks,
+            reduction != "none",
+        )
+        loss = found.loss
+        if product is not None and triplet_margin is not None:
+            with torch.autocast(anchors.device.type, enabled=False):
+                terms = [
+                    triplet_rows([x[:, :dim] for x in student], offset, triplet_margin, blocks, product)
+                    for dim in dims or (anchors.shape[1],)
+                ]
+            loss = loss + torch.stack(terms)
+        if dims:
+            # Weighed one by one: a tensor of the weights would have to be copied to the device, which waits.
+            loss = torch.stack([row * weight for row, weight in zip(loss.unbind(), weights, strict=True)]).sum(0)
+        else:
+            loss = loss[0]
+        loss = loss if reduction == "none" else getattr(loss, reduction)()
     if not return_stats:
         return loss
     names, compared = zip(*((b.name, b.compared) for b in blocks), strict=True)
     easy = found.easy_negatives if hard else None
     return loss, make_stats(names, compared, found.masked, easy, found.positive, found.hardest)
+
+
+def _config(**settings: Any) -> LossConfig:
+    """The checked settings; the same ones again where they came before, of the same types."""
+    # Equal tuples may differ in the types of their items (1 and True), and a traced graph has symbols for numbers.
+    if settings["matryoshka_dims"] is not None or settings["matryoshka_weights"] is not None:
+        return LossConfig(**settings)
+    if torch.compiler.is_compiling():
+        return LossConfig(**settings)
+    try:
+        return _known_config(**settings)
+    except TypeError:  # not hashable, or refused: say so in the settings' own words
+        return LossConfig(**settings)
+
+
+_known_config = functools.lru_cache(maxsize=64, typed=True)(LossConfig)
 
 
 def _guided_rows(

@@ -319,6 +319,25 @@ def _student_name(index: int) -> str:
     return ("anchors", "positives")[index] if index < 2 else f"negatives[{index - 2}]"
 
 
+def reciprocal_norms(embeddings: Sequence[Tensor], rows: Tensor, prefix: str) -> Tensor:
+    """``[N, 1]``, accumulation type: one over the norm of each row on a CPU, 0 for zero vectors.
+
+    Args:
+        rows: the embeddings, concatenated.
+        prefix: of their names.
+
+    Raises:
+        ValueError: a row is not finite; it is named.
+    """
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=accumulation_dtype(rows.dtype))
+    least, largest = torch.aminmax(norms)
+    if least.item() > ZERO_NORM and largest.item() < math.inf:  # false for NaN, which both come out as
+        return norms.reciprocal_()
+    for k, x in enumerate(embeddings):
+        _norms(x, prefix + _student_name(k))
+    return _inverse(norms)
+
+
 def _norms(x: Tensor, name: str) -> Tensor:
     """``[N, 1]``, accumulation type."""
     dtype = accumulation_dtype(x.dtype)

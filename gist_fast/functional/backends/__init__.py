@@ -2,7 +2,8 @@
 
 ``reference`` holds every score in memory; ``tiled`` streams tiles in plain PyTorch on any device; ``triton`` streams
 them through fused kernels on a GPU. The first is made of differentiable torch operations, the other two stand behind
-the custom operators of `gist_fast.functional.operator`.
+the custom operators of `gist_fast.functional.operator`. Where ``auto`` comes to ``tiled`` on a CPU, small batches need
+no tiles: `gist_fast.functional.backends.dense` computes them at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import get_args
 
 import torch
 
+from gist_fast.functional.backends import dense
 from gist_fast.functional.backends.interface import StreamingBackend
 from gist_fast.functional.loss_config import Backend
 from gist_fast.functional.values import one_of
@@ -31,6 +33,11 @@ _failures: dict[tuple[torch.device, torch.dtype], str] = {}
 
 def _from_environment() -> str:
     return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+
+
+def left_to_auto(requested: str) -> bool:
+    """Whether nobody named a backend, in the call or in the environment."""
+    return requested == "auto" and _from_environment() == "auto"
 
 
 def choose_backend(requested: str, device: torch.device | str, dtype: torch.dtype) -> str:
@@ -64,6 +71,8 @@ def explain_choice(device: torch.device | str, dtype: torch.dtype) -> tuple[str,
     reason = _failures.get((device, dtype)) or triton_obstacle(device, dtype)
     if device.type != "cuda" and reason is None:
         reason = "Triton's interpreter is for tests; ask for 'triton' by name to use it"
+    if device.type == "cpu" and reason:
+        reason += f"; batches of up to {dense.PAIRS:,} pairs are computed at once, without tiles"
     return ("tiled", reason) if reason else ("triton", "Triton kernels can run on this GPU")
 
 
