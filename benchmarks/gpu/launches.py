@@ -8,23 +8,19 @@ product.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, get_args
-from unittest import mock
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from gist_fast.kernels import forward, groups, masks, owned, staged, unpack
-from gist_fast.kernels.config import BackwardMethod, choose_config
+from gist_fast.kernels.launch import LIBRARY, around_launches
 from gist_fast.kernels.layout import TILE
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.speed import ours
 from gist_fast.bench.cases import LossCase
-from gist_fast.functional.backends import triton
 
 ROUNDS = 3
 STEP = "the whole step"
@@ -75,20 +71,15 @@ def timed_launches(on_a_card: bool) -> Iterator[dict[str, Work]]:
         end.record()
         work.events.append((begin, end))
 
-    start, add_product = forward.start, staged.add_product
+    def around(name: str, arguments: dict[str, Any], run: Callable[[], object]) -> None:
+        if name == LIBRARY:
+            a, b = arguments["a"], arguments["b"]
+            timed(name, 2.0 * a.shape[0] * a.shape[1] * b.shape[1], run)
+            return
+        name = name.removesuffix("_kernel") + (", symmetric" if arguments.get("SYMMETRIC") else "")
+        timed(name, flops_of(arguments), run)
 
-    def start_timed(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
-        name = kernel.__name__.removesuffix("_kernel") + (", symmetric" if arguments.get("SYMMETRIC") else "")
-        timed(name, flops_of(arguments), lambda: start(kernel, grid, **arguments))
-
-    def add_timed(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-        flops = 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
-        timed("the library's products", flops, lambda: add_product(total, a, b))
-
-    with contextlib.ExitStack() as stack:
-        for module in (forward, groups, masks, owned, staged, unpack):
-            stack.enter_context(mock.patch.object(module, "start", start_timed))
-        stack.enter_context(mock.patch.object(staged, "add_product", add_timed))
+    with around_launches(around):
         yield found
     if on_a_card:
         torch.cuda.synchronize()
@@ -134,8 +125,7 @@ def _show(table: dict[str, dict[str, float]]) -> None:
 
 
 def kernels(bench: Bench) -> None:
-    """The kernels of a large batch, one by one, at a narrow and a wide dim; and both methods of the backward pass where
-    a dim is small enough for either."""
+    """The kernels of a large batch, one by one, at a narrow and a wide dim."""
     widths = bench.sizes["widths"]
     for width in dict.fromkeys((widths[0], widths[-1])):
         case = bench.case(bench.sizes["batch"], width)
@@ -144,11 +134,3 @@ def kernels(bench: Bench) -> None:
             bench.write(**{f"D {width}, {mask_bits}": table})
             print(f"\nB {case.rows}, D {width}, G {case.guide_width}, {mask_bits}")
             _show(table)
-    for width, method in itertools.product(bench.sizes["narrow"], get_args(BackwardMethod)):
-        case = bench.case(bench.sizes["batch"], width)
-        config = choose_config(triton.generation(bench.device), bench.dtype.itemsize, width)
-        with mock.patch.object(triton, "choose_config", return_value=replace(config, backward_method=method)):
-            table = time_launches(bench, case, "keep")
-        bench.write(**{f"D {width}, {method}": table})
-        print(f"\nB {case.rows}, D {width}, G {case.guide_width}, {method}")
-        _show(table)
