@@ -43,7 +43,7 @@ import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
 from gist_fast.kernels.config import Config, Dlogits
-from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, options, precision, start
+from gist_fast.kernels.launch import ALIGNED_OR_NOT, LIBRARY, NOT_SPECIALISED, options, pass_through, precision, start
 from gist_fast.kernels.layout import TILE, tiles
 from gist_fast.kernels.masks import chunk_words, mask_chunk
 from gist_fast.kernels.rectangle import Chunk, Rectangle, chunks
@@ -236,6 +236,10 @@ def _start(
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """``total += a @ b``, summed in fp32. ``[N, D]``, ``[N, K]``, ``[K, D]``."""
+    pass_through(LIBRARY, {"total": total, "a": a, "b": b}, lambda: _add_product(total, a, b))
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype == total.dtype:
         total.addmm_(a, b)
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -50,6 +50,31 @@ class Recording(NamedTuple):
 
 _recording: Recording | None = None
 
+Around = Callable[[str, dict[str, Any], Callable[[], object]], object]
+"""Of a launch's name, its arguments by name, and what runs it."""
+LIBRARY = "the library's products"
+"""The name of a library's matrix product, whose arguments are ``total``, ``a`` and ``b``."""
+_around: Around | None = None
+
+
+@contextmanager
+def around_launches(around: Around) -> Iterator[None]:
+    """Pass every launch and every product of the library in a block of code through a function, which runs it."""
+    global _around
+    before, _around = _around, around
+    try:
+        yield
+    finally:
+        _around = before
+
+
+def pass_through(name: str, arguments: dict[str, Any], run: Callable[[], object]) -> None:
+    """Run a piece of work, by way of `around_launches` where that is on."""
+    if _around is None:
+        run()
+    else:
+        _around(name, arguments, run)
+
 
 @contextmanager
 def record_launches(*, tf32: bool = False) -> Iterator[list[Started]]:
@@ -65,7 +90,7 @@ def record_launches(*, tf32: bool = False) -> Iterator[list[Started]]:
 def start(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
     """Start a kernel, all arguments and options by name. An absent tensor is None, which Triton compiles in."""
     if _recording is None:
-        kernel[grid](**arguments)
+        pass_through(kernel.__name__, arguments, lambda: kernel[grid](**arguments))
         return
     notes = {
         name: TensorNote(x.dtype, x.storage_offset() * x.element_size()) if isinstance(x, Tensor) else x

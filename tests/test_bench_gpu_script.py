@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("environment", "check", "kernels", "speed", "memory", "peers", "suites", "profile", "tests", "tuned")
+PARTS = (
+    *("environment", "check", "kernels", "shapes", "speed", "memory", "small", "peers", "suites", "profile", "tuned"),
+    "tests",
+)
 
 # Stands for Python: notes its part, and does to it what BREAK asks for. What gathers results is the real thing.
 STUB = f"""#!{sys.executable}
@@ -96,3 +99,50 @@ def test_parts_are_chosen_by_name_and_archived(tmp_path):
     assert (archive / "results.json").read_text() == (out / "results.json").read_text()
     with tarfile.open(archive / "results.tar.gz") as held:
         assert {"./parts/check.json", "./parts/tests.json", "./tests.log"} <= set(held.getnames())
+
+
+def run_script(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(stub), "BREAK": "no one", **variables}
+    return subprocess.run(
+        [ROOT / "benchmarks" / "gpu.sh", *arguments], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_run_goes_on_from_its_archive_with_what_did_not_end_well(tmp_path):
+    archive = tmp_path / "archive"
+    chosen = {"ARCHIVE": str(archive), "PARTS": "check small", "TMPDIR": str(tmp_path)}
+    run_script(tmp_path, BREAK="small fails", OUT=str(archive), **chosen)
+    assert sorted(file.name for file in archive.iterdir()) == ["results.json", "results.tar.gz"]
+    assert json.loads((archive / "results.json").read_text())["small"]["ended"] == "exit code 1"
+    again = run_script(tmp_path, "--resume", str(archive), OUT=str(archive), **chosen)
+    assert "== check: ended well before" in again.stdout and "== small (at most" in again.stdout, again.stderr
+    assert json.loads((archive / "results.json").read_text()) == {
+        "check": {"begun": "check"},
+        "small": {"begun": "small"},
+    }
+
+
+def test_no_part_is_begun_for_which_no_time_is_left(tmp_path):
+    # What is kept back to note and to show a part takes the whole minute.
+    done = run_script(tmp_path, "--minutes", "1", OUT=str(tmp_path / "out"), PARTS="check small", PATIENCE="7")
+    assert "== check: skipped, no time is left for it" in done.stdout
+    done = run_script(tmp_path, "--minutes", "1", OUT=str(tmp_path / "out"), PARTS="check", PATIENCE="1")
+    limit = int(done.stdout.split("== check (at most ")[1].split()[0])
+    assert 15 <= limit <= 50
+
+
+@pytest.mark.parametrize("arguments", [("--minutes", "soon"), ("--minutes",), ("--resume", "/proc/nope"), ("--more",)])
+def test_arguments_that_make_no_sense_are_refused(tmp_path, arguments):
+    done = run_script(tmp_path, *arguments, OUT=str(tmp_path / "out"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert arguments[0] in done.stderr
+
+
+def test_results_are_not_overwritten_by_those_resumed(tmp_path):
+    for name in ("one", "two"):
+        run_script(tmp_path, OUT=str(tmp_path / name), PARTS="check")
+    done = run_script(tmp_path, "--resume", str(tmp_path / "one"), OUT=str(tmp_path / "two"))
+    assert done.returncode == 2 and "holds results" in done.stderr

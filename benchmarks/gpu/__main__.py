@@ -23,6 +23,7 @@ from benchmarks.gpu.check import checks, plain_error
 from benchmarks.gpu.launches import kernels
 from benchmarks.gpu.processes import outcomes
 from benchmarks.gpu.shapes import shapes
+from benchmarks.gpu.small import small
 from benchmarks.gpu.speed import memory, speed, tuned
 from benchmarks.gpu.suites import peers, profile, suites
 from gist_fast.bench.loss import matmul
@@ -90,7 +91,7 @@ def tests(bench: Bench) -> None:
 INTERPRETER = "interpreter"
 PARTS = {
     f.__name__: f
-    for f in (environment, check, kernels, speed, memory, peers, suites, profile, tests, sanitize, tuned, shapes)
+    for f in (environment, check, kernels, shapes, speed, memory, small, peers, suites, profile, tuned, tests, sanitize)
 }
 
 

@@ -16,8 +16,8 @@ from gist_fast.bench.run import run
 from gist_fast.bench.suite import Scope, Suite
 from gist_fast.runtime.files import write_whole
 
-FULL = {"batch": 32_768, "widths": (384, 1024), "narrow": (64, 128), "guide": 1024, "largest": 131_072, "matrix": 8192}
-TOY = {"batch": 40, "widths": (24,), "narrow": (16,), "guide": 16, "largest": 70, "matrix": 64}
+FULL = {"batch": 32_768, "widths": (384, 1024), "guide": 1024, "largest": 131_072, "matrix": 8192}
+TOY = {"batch": 40, "widths": (24,), "guide": 16, "largest": 70, "matrix": 64}
 
 
 class Bench:

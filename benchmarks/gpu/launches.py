@@ -13,10 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
-from gist_fast.kernels import dlogits, forward, groups, masks, unpack
+from gist_fast.kernels.launch import LIBRARY, around_launches
 from gist_fast.kernels.layout import TILE
 
 from benchmarks.gpu.bench import Bench
@@ -72,20 +71,15 @@ def timed_launches(on_a_card: bool) -> Iterator[dict[str, Work]]:
         end.record()
         work.events.append((begin, end))
 
-    start, add_product = forward.start, dlogits.add_product
+    def around(name: str, arguments: dict[str, Any], run: Callable[[], object]) -> None:
+        if name == LIBRARY:
+            a, b = arguments["a"], arguments["b"]
+            timed(name, 2.0 * a.shape[0] * a.shape[1] * b.shape[1], run)
+            return
+        name = name.removesuffix("_kernel") + (", symmetric" if arguments.get("SYMMETRIC") else "")
+        timed(name, flops_of(arguments), run)
 
-    def start_timed(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
-        name = kernel.__name__.removesuffix("_kernel") + (", symmetric" if arguments.get("SYMMETRIC") else "")
-        timed(name, flops_of(arguments), lambda: start(kernel, grid, **arguments))
-
-    def add_timed(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-        flops = 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
-        timed("the library's products", flops, lambda: add_product(total, a, b))
-
-    with contextlib.ExitStack() as stack:
-        for module in (dlogits, forward, groups, masks, unpack):
-            stack.enter_context(mock.patch.object(module, "start", start_timed))
-        stack.enter_context(mock.patch.object(dlogits, "add_product", add_timed))
+    with around_launches(around):
         yield found
     if on_a_card:
         torch.cuda.synchronize()

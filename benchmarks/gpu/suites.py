@@ -28,7 +28,7 @@ def peers(bench: Bench) -> None:
     """The loss beside its peers over batch sizes: with a guide, guided by the student itself, and without."""
     # At the smallest sentence-transformers' loss fits too, which takes 13.5 GiB there, and 216 at 4096.
     chosen = PEERS[:1] if bench.toy else PEERS
-    bench.measure([SUITES[name] for name in chosen], "bench.json", 38.0, (1024, 4096, 16384, 65536))
+    bench.measure([SUITES[name] for name in chosen], "bench.json", 28.0, (1024, 4096, 16384, 65536))
 
 
 def suites(bench: Bench) -> None:
@@ -36,7 +36,7 @@ def suites(bench: Bench) -> None:
     if _missing(bench):
         return
     chosen = MODELS[:2] if bench.toy else MODELS
-    bench.measure([SUITES[name] for name in chosen], "bench-models.json", 25.0, (128, 512, 2048))
+    bench.measure([SUITES[name] for name in chosen], "bench-models.json", 18.0, (128, 512, 2048))
 
 
 def profile(bench: Bench) -> None:
