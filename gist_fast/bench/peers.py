@@ -96,7 +96,7 @@ def plain_matmul(case: LossCase) -> Loss:
 
 
 def _tiled_obstacle(case: LossCase) -> str | None:
-    return None if case.device.startswith("cuda") else "where there is no card, it is what auto takes"
+    return None if case.device.startswith("cuda") else "where there is no card, auto takes it for all but small batches"
 
 
 def _compiled(case: LossCase) -> Loss:
