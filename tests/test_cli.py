@@ -170,7 +170,8 @@ class TestErrors:
 
 
 class TestDoctor:
-    def test_table_and_json(self, run):
+    def test_table_and_json(self, run, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "200")  # room for a reason on one line
         result = run("doctor", "--json")
         assert result.code == 0
         report = json.loads(result.out)
