@@ -170,8 +170,7 @@ class TestErrors:
 
 
 class TestDoctor:
-    def test_table_and_json(self, run, monkeypatch):
-        monkeypatch.setenv("COLUMNS", "200")  # room for a reason on one line
+    def test_table_and_json(self, run):
         result = run("doctor", "--json")
         assert result.code == 0
         report = json.loads(result.out)

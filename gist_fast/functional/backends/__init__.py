@@ -16,7 +16,6 @@ from typing import get_args
 
 import torch
 
-from gist_fast.functional.backends import dense
 from gist_fast.functional.backends.interface import StreamingBackend
 from gist_fast.functional.loss_config import Backend
 from gist_fast.functional.values import one_of
@@ -64,15 +63,16 @@ choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def explain_choice(device: torch.device | str, dtype: torch.dtype) -> tuple[str, str]:
-    """The backend that ``auto`` takes for embeddings of that type on that device, and why."""
+    """The backend that ``auto`` takes for embeddings of that type on that device, and why.
+
+    Where it is ``tiled`` on a CPU, `gist_fast.functional.backends.dense` computes small batches in its place.
+    """
     device, named = _numbered(device), _from_environment()
     if named != "auto":
         return choose_backend("auto", device, dtype), f"{ENVIRONMENT_VARIABLE}={named}"
     reason = _failures.get((device, dtype)) or triton_obstacle(device, dtype)
     if device.type != "cuda" and reason is None:
         reason = "Triton's interpreter is for tests; ask for 'triton' by name to use it"
-    if device.type == "cpu" and reason:
-        reason += f"; batches of up to {dense.PAIRS:,} pairs are computed at once, without tiles"
     return ("tiled", reason) if reason else ("triton", "Triton kernels can run on this GPU")
 
 
