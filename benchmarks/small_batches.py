@@ -10,18 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.loss_cpu import RESULTS
+from benchmarks.loss_cpu import RESULTS, seconds
 from benchmarks.machine import command, machine, measured_on, quartiles
 from benchmarks.marks import put
 from gist_fast.bench.cases import LossCase
-from gist_fast.bench.loss import LossSuite
-from gist_fast.bench.peers import OURS, PEERS, Peer, ours
-from gist_fast.bench.timing import BOTH, Stopwatch, time_iterations
+from gist_fast.bench.peers import OURS
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024)
 TILED, PLAIN = "tiled", "plain"
@@ -32,15 +29,7 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 def measure(rows: int, rounds: int) -> dict:
     """Ratios within a round: of the plain version's time, and that of tiles, to ours."""
     case = LossCase(rows)
-    tiled = Peer(TILED, lambda case: None, partial(ours, backend="tiled"))
-    suite = LossSuite()
-    suite.peers = {OURS: PEERS[OURS], TILED: tiled, PLAIN: PEERS[PLAIN]}
-    for name in suite.peers:
-        suite.check(case, name)
-        suite.check_whole(case, name)
-    calls = {name: suite.build(case, name) for name in suite.peers}
-    timed = time_iterations(calls, stopwatch=Stopwatch(), most=rounds, least=rounds)
-    times = {name: found.parts[BOTH] for name, found in timed.items()}
+    times = seconds({OURS: (case, OURS), TILED: (case, "gist_fast tiled"), PLAIN: (case, PLAIN)}, rounds)
     return {
         "rows": rows,
         "rounds": rounds,

@@ -12,7 +12,7 @@ from gist_fast.kernels.precision import multiplies_in_tf32
 from torch import Tensor
 
 NOT_SPECIALISED = [
-    *("row_count", "column_count", "own_count", "other_count", "excluded", "own_negative"),
+    *("row_count", "column_count", "excluded", "own_negative"),
     *("chunk_row", "chunk_column", "row_tiles", "column_tiles", "count", "depth", "stride"),
 ]
 """Arguments of the kernels that say where in the matrix a launch works. None is a multiple of anything that a kernel

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gist_fast.functional.backends import may_fall_back, remember_failure, streaming_backend
-from gist_fast.functional.backends.interface import LARGEST_WEIGHT, LN2
+from gist_fast.functional.backends.interface import LARGEST_WEIGHT, LN2, refuse_double_backward
 from gist_fast.functional.blocks import ANCHORS, Block, make_blocks
 from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import accumulation_dtype, add_positives, embedding_gradients, prepare
@@ -285,12 +285,5 @@ def no_gradients(arguments: Sequence[Any]) -> list[Any]:
     return [[] if isinstance(x, list | tuple) and not x else None for x in arguments]
 
 
-def _refuse_double_backward(ctx, *_):
-    raise RuntimeError(
-        "guided_contrastive_loss: the streaming backends are differentiable once; second derivatives need "
-        "backend='reference', which is made of ordinary torch operations."
-    )
-
-
 guided_forward.register_autograd(_backward, setup_context=_setup_context)
-guided_backward.register_autograd(_refuse_double_backward)
+guided_backward.register_autograd(refuse_double_backward)

@@ -16,12 +16,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gist_fast.functional.backends.interface import LN2, GuidedRows
+from gist_fast.functional.backends.interface import LN2, GuidedRows, refuse_double_backward
 from gist_fast.functional.backends.kept import MASKED
 from gist_fast.functional.blocks import Block
 from gist_fast.functional.loss_config import LossConfig
@@ -257,14 +257,6 @@ def _gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         by_temperature = radial.sum().div_(-2 * ctx.temperature).to(ctx.temperature_dtype)
     gradient.addcmul_(scaled, radial, value=-1 / ctx.scale**2).mul_(factors)
     return by_temperature, *gradient.to(ctx.dtype).split(columns.sizes)
-
-
-def refuse_double_backward(*_: Any) -> NoReturn:
-    """Say that there are no second derivatives, and who has them."""
-    raise RuntimeError(
-        "guided_contrastive_loss: the streaming backends are differentiable once; second derivatives need "
-        "backend='reference', which is made of ordinary torch operations."
-    )
 
 
 class _Refuse(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from torch import Tensor
 
@@ -98,3 +98,11 @@ class GuidedRows(NamedTuple):
     """``[blocks]``, int64."""
     mask_bits: Tensor
     """Flat uint8."""
+
+
+def refuse_double_backward(*_: Any) -> NoReturn:
+    """Say that there are no second derivatives, and who has them."""
+    raise RuntimeError(
+        "guided_contrastive_loss: the streaming backends are differentiable once; second derivatives need "
+        "backend='reference', which is made of ordinary torch operations."
+    )
