@@ -341,6 +341,24 @@ class TestFolders:
         ):
             last_whole(tmp_path)
 
+    @pytest.mark.parametrize("reads", [0, 1, 2])
+    def test_one_that_goes_while_it_is_looked_at_is_not_whole(self, made, reads, tmp_path, monkeypatch):
+        # As a run renames a checkpoint that it deletes, while another process asks which ones are whole.
+        checkpoint, real, calls = made(5), Path.read_text, 0
+
+        def read_text(path, **options):
+            nonlocal calls
+            if calls == reads:
+                checkpoint.rename(tmp_path / "deleted-checkpoint-5")
+            calls += 1
+            text = real(path, **options)
+            if calls == reads == 2:
+                checkpoint.rename(tmp_path / "deleted-checkpoint-5")
+            return text
+
+        monkeypatch.setattr(Path, "read_text", read_text)
+        assert whole_checkpoints(tmp_path) == []
+
     def test_old_ones_go_but_not_the_last_nor_the_best(self, made, tmp_path):
         for step in (2, 9, 10, 11):
             made(step)

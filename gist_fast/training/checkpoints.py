@@ -54,26 +54,29 @@ def fault(path: Path) -> str | None:
     """What a checkpoint lacks to be whole, or None.
 
     One without a manifest (of another trainer) is taken for whole if its ``trainer_state.json``, which trainers write
-    last, can be read.
+    last, can be read. One that its run deletes meanwhile is not whole.
     """
+    # The manifest is read first: without it `_STATE` has to be there afterwards, so a folder that goes away in between
+    # is never taken for another trainer's.
+    try:
+        sizes = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["bytes"]
+    except FileNotFoundError:
+        sizes = {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} cannot be read"
     try:
         json.loads((path / _STATE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return f"{_STATE} is missing"
     except (OSError, ValueError):
         return f"{_STATE} cannot be read"
-    try:
-        sizes = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["bytes"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{MANIFEST} cannot be read"
     for name, size in sizes.items():
-        file = path / name
-        if not file.is_file():
+        try:
+            found = (path / name).stat().st_size
+        except OSError:
             return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if found != size:
+            return f"{name} has {found} bytes instead of {size}"
     return None
 
 
