@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from gist_fast.kernels.layout import TILE
+
 Generation = Literal["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942"]
 
 
@@ -28,6 +30,10 @@ class Launch:
     stages: int
     group: int = 8
     """Tile rows of a band, whose programs run next to each other and share operands in L2."""
+    columns: int = 128
+    """Columns of a tile that a program takes; the rows it takes all."""
+    descriptors: bool = False
+    """Whether operands are loaded by tensor descriptors."""
 
     def __post_init__(self) -> None:
         if not (_is_power_of_two(self.block_k) and 16 <= self.block_k <= 128):
@@ -36,19 +42,13 @@ class Launch:
             raise ValueError(f"warps: expected 2, 4, 8 or 16, got {self.warps}.")
         if not (1 <= self.stages <= 6 and self.group >= 1):
             raise ValueError(f"stages, group: expected 1 to 6, and 1 or more; got {self.stages} and {self.group}.")
-
-
-@dataclass(frozen=True)
-class Dlogits(Launch):
-    """How the kernel that writes dlogits is compiled."""
-
-    columns: int = 128
-    """Columns of a tile that a program takes; the rows it takes all."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
         if self.columns not in (32, 64, 128):
             raise ValueError(f"columns: expected 32, 64 or 128, got {self.columns}.")
+
+    @property
+    def shares(self) -> int:
+        """Programs that share a tile."""
+        return TILE // self.columns
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,10 @@ class Config:
 
     forward: Launch
     forward_symmetric: Launch
-    forward_own_scale: Launch
-    """With an own-negative scale, which is a comparison more beside the student's scores. Never symmetric."""
     masks: Launch
     masks_symmetric: Launch
-    dlogits: Dlogits
-    dlogits_symmetric: Dlogits
+    dlogits: Launch
+    dlogits_symmetric: Launch
     note: str
     """What it was chosen on."""
 
@@ -87,10 +85,8 @@ HALF, SINGLE = 2, 4
 
 def _wide(block_k: int, warps: int, stages: int, note: str, **others: Launch) -> Config:
     """A configuration of one launch for all kernels but those named."""
-    names = (
-        "forward", "forward_symmetric", "forward_own_scale", "masks", "masks_symmetric", "dlogits", "dlogits_symmetric",
-    )  # fmt: skip
-    launches = {name: (Dlogits if name.startswith("dlogits") else Launch)(block_k, warps, stages) for name in names}
+    names = ("forward", "forward_symmetric", "masks", "masks_symmetric", "dlogits", "dlogits_symmetric")
+    launches = {name: Launch(block_k, warps, stages) for name in names}
     return Config(**{**launches, **others}, note=note)
 
 
@@ -99,8 +95,7 @@ TABLE: dict[tuple[Generation, int], Config] = {
     # nothing, and two programs fit. Whole tiles of dlogits of both sides spill 184 bytes with 4 warps.
     ("sm_90", HALF): _wide(
         64, 4, 3,
-        forward_own_scale=Launch(64, 8, 3),
-        dlogits_symmetric=Dlogits(64, 4, 3, columns=64),
+        dlogits_symmetric=Launch(64, 4, 3, columns=64),
         note="Measured on an H200, B 32,768, G 1024, D 384 and 1024, ms: 4 warps and 3 stages for forward (5.1, 7.2), "
         "forward_symmetric (6.0, 8.6) and dlogits (2.2, 4.2), 128 x 64 for dlogits_symmetric (3.0, 5.9). Lost: 8 warps "
         "for forward (6.8, 9.3) and forward_symmetric (9.1, 12.0); 2 stages for them (5.8, 8.4; 6.9, 9.7) and for "

@@ -1,7 +1,7 @@
 """What masks the pairs of a tile: standing outside the matrix, a guide threshold, a student threshold.
 
-Each comparison is packed before the next begins, and so before the next product takes its registers. The forward pass
-and `gist_fast.kernels.masks` share all of this, so that they decide alike.
+Each comparison is packed before the next begins. The forward pass and `gist_fast.kernels.masks` share all of this, so
+that they decide alike.
 """
 
 from __future__ import annotations
@@ -12,54 +12,65 @@ from gist_fast.kernels import tile
 
 
 @triton.jit
-def never_counts(rows, first_column, row_count, column_count, excluded, WORDS: tl.constexpr):
-    """Packed mask ``[ROWS, WORDS]`` of what never counts: outside the matrix, or column ``excluded + row``.
+def never_counts(at, COLUMNS: tl.constexpr):
+    """Packed mask ``[TILE, COLUMNS // 32]`` of what never counts: outside the matrix, or excluded.
 
     Made as words, which are a 32nd of the entries, so that no tile pays for what only those on an edge have.
     """
-    first = first_column + 32 * tl.arange(0, WORDS)
-    inside = column_count - first
+    rows = tl.arange(0, tile.TILE)
+    first = 32 * tl.arange(0, COLUMNS // 32)
+    inside = at.columns - first
     outside = tl.where(inside >= 32, 0, -1 << tl.minimum(tl.maximum(inside, 0), 31))
     outside = tl.where(inside <= 0, -1, outside)
-    place = rows[:, None] + excluded - first[None, :]
+    place = rows[:, None] + (tl.load(at.chunk + tile.EXCLUDED) + at.row * tile.TILE - at.first) - first[None, :]
     own = tl.where((place >= 0) & (place < 32), 1 << (place & 31), 0)
-    return tl.where((rows >= row_count)[:, None], -1, outside[None, :] | own)
+    return tl.where((rows >= at.rows)[:, None], -1, outside[None, :] | own)
 
 
 @triton.jit
-def above_guide_threshold(
-    scores, guide_thresholds, rows, columns, row_count, packed, mirrored, SYMMETRIC: tl.constexpr
-):
+def owners_of_rows(numbers, at):
+    """``[TILE, 1]`` of the numbers ``[B]`` that an anchor has: those of the tile's rows; 0 outside the matrix."""
+    lane = tl.arange(0, tile.TILE)
+    place = tl.load(at.chunk + tile.ROW_OWNER) + at.row * tile.TILE + lane
+    return tl.load(numbers + place, mask=lane < at.rows, other=0.0)[:, None]
+
+
+@triton.jit
+def owners_of_columns(numbers, at, COLUMNS: tl.constexpr):
+    """``[1, COLUMNS]``: those of the columns, in a symmetric rectangle."""
+    lane = tl.arange(0, COLUMNS)
+    place = tl.load(at.chunk + tile.COLUMN_OWNER) + at.first + lane
+    return tl.load(numbers + place, mask=lane < at.columns, other=0.0)[None, :]
+
+
+@triton.jit
+def above(scores, thresholds, packed, mirrored, at, SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr):
     """The packed masks, with what lies above the guide thresholds: those of the rows, and in a symmetric rectangle
     those of the columns.
 
     Args:
-        scores: ``[ROWS, COLUMNS]``
+        scores: ``[TILE, COLUMNS]``
         packed: of what did not count before; `mirrored` likewise, as the columns decide.
     """
-    threshold = tl.load(guide_thresholds + tl.minimum(rows, row_count - 1))
-    packed = packed | tile.pack(scores > threshold[:, None])
+    packed = packed | tile.pack(scores > owners_of_rows(thresholds, at))
     if SYMMETRIC:
-        threshold = tl.load(guide_thresholds + tl.minimum(columns, row_count - 1))
-        mirrored = mirrored | tile.pack(scores > threshold[None, :])
+        mirrored = mirrored | tile.pack(scores > owners_of_columns(thresholds, at, COLUMNS))
     return packed, mirrored
 
 
 @triton.jit
-def below_student_threshold(logits, student_thresholds, owners, row_count, packed, AXIS: tl.constexpr):
-    """The packed mask, with what lies below the student thresholds of its rows (AXIS 1) or of its columns (AXIS 0).
-
-    Args:
-        owners: ``[ROWS]`` or ``[COLUMNS]``: who of the R rows they are.
-    """
-    threshold = tl.expand_dims(tl.load(student_thresholds + tl.minimum(owners, row_count - 1)), AXIS)
-    return packed | tile.pack(logits < threshold)
+def below(logits, thresholds, packed, mirrored, at, SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr):
+    """The same with what lies below the student thresholds."""
+    packed = packed | tile.pack(logits < owners_of_rows(thresholds, at))
+    if SYMMETRIC:
+        mirrored = mirrored | tile.pack(logits < owners_of_columns(thresholds, at, COLUMNS))
+    return packed, mirrored
 
 
 @triton.jit
-def count_masked(packed, mirrored, both, SYMMETRIC: tl.constexpr):
-    """How many pairs do not count; in a symmetric rectangle also of those that the columns decided, where `both`."""
-    count = tl.sum(tile.count_bits(packed))
+def count_masked(packed, mirrored, never, at, SYMMETRIC: tl.constexpr):
+    """How many pairs are masked that could count. On the diagonal both sides are the same pairs."""
+    count = tile.count_bits(packed & ~never)
     if SYMMETRIC:
-        count += tl.where(both, tl.sum(tile.count_bits(mirrored)), 0)
+        count += tl.where(tile.serves_columns(at), tile.count_bits(mirrored & ~never), 0)
     return count

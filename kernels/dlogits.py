@@ -10,7 +10,8 @@ divided by ln 2, which is the derivative of ``sum_i w_i lse_i`` by way of the ne
     W_ij = w_i 2^(s_ij - lse_i) where (i, j) counts, else 0
 
 they are ``d x_i = sum_j W_ij y_j`` and ``d y_j = sum_i W_ij x_i``. Each dlogit is at most ``|w_i|``, since ``lse_i`` is
-no less than any of its terms: no exponential overflows, whatever the temperature.
+no less than any of its terms: no exponential overflows, whatever the temperature. Where all weights are of one sign,
+``lse_i`` is less ``log2 |w_i|`` beforehand, which saves a factor a pair.
 
 **Symmetry.** Where x and y are one operand u, both sums run over the same rows, and ``s_ij = s_ji``:
 
@@ -18,268 +19,159 @@ no less than any of its terms: no exponential overflows, whatever the temperatur
 
 so one score gives both terms. V is symmetric, and only its tiles on and above the diagonal are computed.
 
-**Masks** are constants: decided once in the forward pass and read as mask bits. Where none were kept (None), they are
-decided again from the same operands in tiles of the same shape and order of summation, which gives the same
-comparisons. One mask serves all Matryoshka dims, each of which has an L, a logsumexp and weights of its own.
+**Masks** are constants: decided once in the forward pass and read as mask bits. Where none were kept, they are decided
+again from the same operands in the same order of summation, which gives the same comparisons: by
+`gist_fast.kernels.masks` or, where a student guides itself, by the kernel here. One mask serves all Matryoshka dims,
+each of which has an L, a logsumexp and weights of its own.
 
 **Hardness weighting** multiplies some logits by a scale that counts as a constant addition: ``s_ij`` above is then the
 heavier logit, and its derivative still that of ``x_i . y_j``.
 
-**In two steps.** A launch writes the dlogits of one chunk of the rectangle (``W`` or ``V``), rounded to the operands'
-type, and two products of the library feed the gradients of its rows and of its columns from them. Every score is
-computed once: a plain rectangle costs 3 products of its size, a symmetric one 1.5. It works for every dim alike, since
-no program holds a row of gradients. The price is the chunk in memory, which is of a fixed size, and its way there and
-back: ``6 bytes`` a pair in a half type against ``6 D`` FLOPs.
+**In two steps.** A launch writes the dlogits of a batch of chunks (``W`` or ``V``), rounded to the operands' type, and
+two products of the library feed the gradients of a chunk's rows and columns from them. Every score is computed once: a
+plain rectangle costs 3 products of its size, a symmetric one 1.5. The price is the batch in memory, which is of a fixed
+size, and its way there and back: ``6 bytes`` a pair in a half type against ``6 D`` FLOPs.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
-from gist_fast.kernels.config import Config, Dlogits
-from gist_fast.kernels.launch import ALIGNED_OR_NOT, LIBRARY, NOT_SPECIALISED, options, pass_through, precision, start
-from gist_fast.kernels.layout import TILE, tiles
-from gist_fast.kernels.masks import chunk_words, mask_chunk
-from gist_fast.kernels.rectangle import Chunk, Rectangle, chunks
+from gist_fast.kernels.chunks import ChunkSet
+from gist_fast.kernels.config import Launch
+from gist_fast.kernels.launch import (
+    ALIGNED_OR_NOT,
+    NOT_SPECIALISED,
+    operand_arguments,
+    start,
+    tile_arguments,
+    tile_grid,
+)
+from gist_fast.kernels.layout import TILE
+from gist_fast.kernels.library import add_product
 from torch import Tensor
-
-logger = logging.getLogger(__name__)
-
-CHUNK_TILES = 64
-"""Rows and columns of a chunk, in tiles: 128 MiB of dlogits in a half type, 256 MiB in float32."""
-CAST_ROWS = 1024
-"""Rows of dlogits made float32 at a time where torch cannot sum a product of half types in float32."""
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def dlogits_kernel(
-    x,  # [R, D]
-    y,  # [C, D]
-    guide_thresholds,  # [R] where the student guides itself and its scores decide here; else None
-    lse2,  # [R]
-    weights,  # [R]; None where `lse2` is less their logarithms
-    logit_scales,  # [2] or None
-    mask_bits,  # of the whole rectangle, or of the chunk (`gist_fast.kernels.masks`); None where not kept
-    dlogits,  # [rows of the chunk, columns of the chunk], padded to tiles
+    x,  # the student's stack, [S, D]; see `gist_fast.kernels.tile.scores`
+    y,
     dim,
-    own_negative,  # or None
-    row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles,
-    SYMMETRIC: tl.constexpr, CHUNK_MASK: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr, COLUMNS: tl.constexpr,
+    guide_thresholds,  # [B] where the student guides itself and its scores decide here; else None
+    lse2,  # [B]
+    weights,  # [B]; None where `lse2` is less their logarithms
+    temperature,  # [1], or None where hardness weighting is off
+    strength,
+    mask_bits,  # None where nothing but thresholds masks
+    dlogits,  # chunk after chunk: [rows, columns], padded to tiles
+    table,
+    chunks,
+    SYMMETRIC: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, BLOCK_K: tl.constexpr,
+    COLUMNS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = tile.TILE
-    WORDS: tl.constexpr = COLUMNS // 32
-    SHARES: tl.constexpr = tile.TILE // COLUMNS
-    # Programs that share a tile run next to each other.
-    share = tl.program_id(0) % SHARES
-    at = tile.locate(
-        tl.program_id(0) // SHARES,
-        row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles, GROUP,
-    )  # fmt: skip
-    if SYMMETRIC and at.column < at.row:
+    at = tile.locate(table, chunks, GROUP, COLUMNS)
+    if SYMMETRIC and tile.is_idle(at):
         return
-    lane = tl.arange(0, TILE)
-    rows = at.row * TILE + lane
-    first = at.column * TILE + share * COLUMNS
-    columns = first + tl.arange(0, COLUMNS)
-    in_tile = tl.arange(0, TILE)[:, None] * tile.ROW_WORDS + (share * WORDS + tl.arange(0, WORDS))[None, :]
-    last_row = row_count - 1
-    own_rows = tl.minimum(rows, last_row)
-    own_columns = tl.minimum(columns, last_row)
-
-    logits = tile.scores(x, y, at.row * TILE, first, last_row, column_count - 1, dim, TILE, COLUMNS, BLOCK_K, PRECISION)
+    logits = tile.scores(x, y, at, dim, COLUMNS, BLOCK_K, PRECISION, DESCRIPTORS, False)
     if mask_bits is None:
-        packed = decide.never_counts(rows, first, row_count, column_count, excluded, WORDS)
+        packed = decide.never_counts(at, COLUMNS)
         mirrored = packed
         if guide_thresholds is not None:
-            packed, mirrored = decide.above_guide_threshold(
-                logits, guide_thresholds, rows, columns, row_count, packed, mirrored, SYMMETRIC
-            )
+            packed, mirrored = decide.above(logits, guide_thresholds, packed, mirrored, at, SYMMETRIC, COLUMNS)
     else:
-        by_rows, by_columns = tile.find_masks(mask_bits, at, CHUNK_MASK)
-        packed = tl.load(by_rows + in_tile)
-        if SYMMETRIC:
-            mirrored = tl.load(by_columns + in_tile)
-    shift = at.row * TILE - first
-    logits = tile.scale(logits, logit_scales, own_negative, shift, lane, tl.arange(0, COLUMNS))
-    value = dlogit(logits, tile.unpack(packed), lse2, weights, own_rows, 1)
+        packed, mirrored = tile.load_masks(mask_bits, at, SYMMETRIC, COLUMNS)
+    logits = tile.scale(logits, temperature, strength, at, SYMMETRIC, COLUMNS)
+    value = tl.exp2(logits - decide.owners_of_rows(lse2, at))
+    if weights is not None:
+        value *= decide.owners_of_rows(weights, at)
+    value = tl.where(tile.unpack(packed), 0.0, value)
     if SYMMETRIC:
-        value += dlogit(logits, tile.unpack(mirrored), lse2, weights, own_columns, 0)
+        other = tl.exp2(logits - decide.owners_of_columns(lse2, at, COLUMNS))
+        if weights is not None:
+            other *= decide.owners_of_columns(weights, at, COLUMNS)
+        value += tl.where(tile.unpack(mirrored), 0.0, other)
     narrow = value.to(dlogits.dtype.element_ty)
     # A chunk has less than 2^31 entries, whatever the rectangle.
-    stride = column_tiles * TILE
-    across = at.column_in_chunk * TILE + share * COLUMNS + tl.arange(0, COLUMNS)
-    down = at.row_in_chunk * TILE + lane
+    stride = at.column_tiles * TILE
+    across = at.first + tl.arange(0, COLUMNS)
+    down = at.row * TILE + tl.arange(0, TILE)
+    dlogits += tl.load(at.chunk + tile.DLOGITS).to(tl.int64) * (TILE * TILE)
     tl.store(dlogits + down[:, None] * stride + across[None, :], narrow)
-    if SYMMETRIC and at.column > at.row and chunk_row == chunk_column:
+    if SYMMETRIC and (at.triangle != 0) & (at.column > at.row):
         # The chunk is on the diagonal, and its lower half is nobody else's to write.
         tl.store(dlogits + across[None, :] * stride + down[:, None], narrow)
 
 
-@triton.jit
-def dlogit(logits, masked, lse2, weights, owners, AXIS: tl.constexpr):
-    """``weight * exp2(logit - lse2)`` of the rows (AXIS 1) or the columns (AXIS 0), 0 where masked.
-
-    Args:
-        weights: None for 1.
-        owners: ``[ROWS]`` or ``[COLUMNS]``: who of the R rows they are.
-    """
-    value = tl.exp2(logits - tl.expand_dims(tl.load(lse2 + owners), AXIS))
-    if weights is not None:
-        value *= tl.expand_dims(tl.load(weights + owners), AXIS)
-    return tl.where(masked, 0.0, value)
-
-
-def backward_pass(
-    rectangle: Rectangle,
-    lse2: Tensor,
-    weights: Tensor | None,
-    row_gradients: Sequence[Tensor],
-    column_gradients: Sequence[Tensor],
-    config: Config,
-) -> None:
-    """Add a rectangle's gradients by its rows and columns, at each of its Matryoshka dims.
-
-    Args:
-        lse2: ``[L, R]``, fp32, positive included.
-        weights: ``[L, R]``, fp32. None where all have one sign: ``lse2`` is then less ``log2(weight)``, so that no
-            tile holds them beside its scores.
-        row_gradients: ``[R, D]`` at each dim, fp32; updated.
-        column_gradients: ``[C, D]`` at each dim, fp32; updated. Not looked at for a symmetric rectangle.
-    """
-    row_count, column_count = rectangle.rows.shape[0], rectangle.columns.shape[0]
-    height, breadth = min(CHUNK_TILES, tiles(row_count)), min(CHUNK_TILES, tiles(column_count))
-    scratch = rectangle.rows.new_empty(height * breadth * TILE * TILE)
-    launch = config.dlogits_symmetric if rectangle.symmetric else config.dlogits
-    chunk_mask = None
-    if rectangle.mask_bits is None and not _masks_itself(rectangle):
-        words = chunk_words(height, breadth, rectangle.symmetric)
-        chunk_mask = rectangle.rows.new_empty(words, dtype=torch.int32)
-    for chunk in chunks(row_count, column_count, height, breadth, upper=rectangle.symmetric):
-        if chunk_mask is not None:
-            mask_chunk(rectangle, chunk, chunk_mask, config)
-        padded = scratch[: chunk.row_tiles * chunk.column_tiles * TILE * TILE].view(chunk.row_tiles * TILE, -1)
-        for index, (rows, columns) in enumerate(rectangle.matryoshka):
-            _start(
-                rectangle,
-                chunk,
-                index,
-                chunk_mask,
-                lse2[index],
-                None if weights is None else weights[index],
-                padded,
-                launch,
-            )
-            rows, columns = rows[chunk.rows], columns[chunk.columns]
-            row_gradient, column_gradient = row_gradients[index], column_gradients[index]
-            dlogits = padded[: rows.shape[0], : columns.shape[0]]
-            add_product(row_gradient[chunk.rows], dlogits, columns)
-            if not rectangle.symmetric:
-                add_product(column_gradient[chunk.columns], dlogits.T, rows)
-            elif chunk.row != chunk.column:
-                add_product(row_gradient[chunk.columns], dlogits.T, rows)
-
-
-def _masks_itself(rectangle: Rectangle) -> bool:
-    """Whether the kernel of dlogits can decide the mask by the scores that it has anyway, if there is anything to
-    decide."""
-    if rectangle.own_negative is not None:
-        # Together with two logit scales that spills, be it only for what lies outside.
-        return False
-    predicates = rectangle.predicates
-    if predicates is None:
-        return True
-    return not predicates.has_initial_mask and predicates.self_guided and len(rectangle.matryoshka) == 1
-
-
-def _start(
-    rectangle: Rectangle,
-    chunk: Chunk,
-    index: int,
-    chunk_mask: Tensor | None,
+def write_dlogits(
+    chunks: ChunkSet,
+    stack: Tensor,
     lse2: Tensor,
     weights: Tensor | None,
     dlogits: Tensor,
-    launch: Dlogits,
+    launch: Launch,
+    *,
+    guide_thresholds: Tensor | None,
+    temperature: Tensor | None,
+    strength: float,
+    mask_bits: Tensor | None,
 ) -> None:
-    x, y = rectangle.matryoshka[index]
-    mask_bits = rectangle.mask_bits if chunk_mask is None else chunk_mask
-    decides = mask_bits is None and rectangle.predicates is not None
+    """Write the dlogits of some chunks.
+
+    Args:
+        stack: the student's, at one Matryoshka dim.
+        lse2: ``[B]``, fp32, positive included.
+        weights: ``[B]``, fp32. None where all have one sign: ``lse2`` is then less ``log2(weight)``.
+        dlogits: flat, in the operands' type.
+        guide_thresholds: ``[B]``, where the student guides itself and no mask bits were kept.
+        temperature: ``[1]``, fp32; None without hardness weighting, whose `strength` it goes with.
+    """
     start(
         dlogits_kernel,
-        (chunk.row_tiles * chunk.column_tiles * (TILE // launch.columns),),
-        x=x,
-        y=y,
-        guide_thresholds=rectangle.predicates.guide_thresholds if decides else None,
+        tile_grid(chunks, launch),
+        **operand_arguments(stack, launch),
+        guide_thresholds=guide_thresholds,
         lse2=lse2,
         weights=weights,
-        logit_scales=rectangle.logit_scales,
+        temperature=temperature if chunks.scaled else None,
+        strength=strength,
         mask_bits=mask_bits,
         dlogits=dlogits,
-        dim=x.shape[1],
-        own_negative=rectangle.own_negative,
-        **rectangle.geometry(chunk),
-        SYMMETRIC=rectangle.symmetric,
-        CHUNK_MASK=chunk_mask is not None,
-        PRECISION=precision(x),
-        GROUP=launch.group,
-        COLUMNS=launch.columns,
-        **options(launch),
+        **tile_arguments(chunks, launch),
     )
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b``, summed in fp32. ``[N, D]``, ``[N, K]``, ``[K, D]``."""
-    pass_through(LIBRARY, {"total": total, "a": a, "b": b}, lambda: _add_product(total, a, b))
+def add_dlogits(
+    chunks: ChunkSet,
+    stack: Tensor,
+    starts: Sequence[int],
+    dlogits: Tensor,
+    gradients: Sequence[Tensor],
+    *,
+    fresh: set[int],
+) -> None:
+    """Add what some chunks' dlogits give to the gradients of their rows and columns.
 
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-        return
-    way = _way_to_add(a.device, a.dtype) if a.is_cuda else "cast"
-    if way == "in place":
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    elif way == "apart":
-        total.add_(torch.mm(a, b, out_dtype=total.dtype))
-    else:
-        b = b.to(total.dtype)
-        for rows in range(0, a.shape[0], CAST_ROWS):
-            total[rows : rows + CAST_ROWS].addmm_(a[rows : rows + CAST_ROWS].to(total.dtype), b)
-
-
-@functools.cache
-def _way_to_add(device: torch.device, dtype: torch.dtype) -> str:
-    """How this torch sums a product of half types into a float32 tensor; found out by doing it once.
-
-    ``"in place"`` saves the product's way to memory; where torch has neither that nor a product of half types that is
-    not rounded to a half type, ``"cast"`` multiplies in float32.
+    Args:
+        stack: the student's, at one Matryoshka dim.
+        starts: the first row of each operand in it.
+        dlogits: of `write_dlogits`.
+        gradients: ``[N_k, D]``, fp32, by each operand; updated.
+        fresh: those of them that hold nothing yet: their first product is put there, and they are taken out.
     """
-    total = torch.ones(16, 16, device=device)
-    ones = torch.ones(16, 16, device=device, dtype=dtype)
-    way = "cast"
-    if _works(lambda: torch.addmm(total, ones, ones, out_dtype=total.dtype, out=total)) and (total == 17).all():
-        way = "in place"
-    elif _works(lambda: torch.mm(ones, ones, out_dtype=total.dtype)):
-        way = "apart"
-    logger.info("%s products are summed in float32: %s", dtype, way)
-    return way
-
-
-def _works(product: Callable[[], Tensor]) -> bool:
-    """Whether torch knows such a product. A full or a broken card says nothing about that, and is nobody's to hide."""
-    try:
-        product()
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except (RuntimeError, TypeError) as error:
-        if "ALLOC_FAILED" in str(error):
-            raise
-        return False
-    return True
+    place = 0
+    for chunk in chunks.chunks:
+        size = chunk.tiles * TILE * TILE
+        padded = dlogits[place : place + size].view(chunk.row_tiles * TILE, -1)
+        place += size
+        w = padded[: chunk.rows, : chunk.columns]
+        products = [(chunk.x, w, chunk.y)] if chunk.triangle else [(chunk.x, w, chunk.y), (chunk.y, w.T, chunk.x)]
+        for own, factor, other in products:
+            k = bisect_right(starts, own.start) - 1
+            total = gradients[k][own.start - starts[k] : own.stop - starts[k]]
+            add_product(total, factor, stack[other], fresh=k in fresh)
+            fresh.discard(k)

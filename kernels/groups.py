@@ -1,6 +1,6 @@
-"""Pairs of one group never count: the initial mask of a chunk, before any product.
+"""Pairs of one group never count: the initial mask of a batch, before any product.
 
-A kernel by itself. Beside a product, the comparison of two int32 for each pair takes registers that no configuration
+A kernel by itself. Beside a product, the comparison of two numbers for each pair takes registers that no configuration
 has left on all cards; here it costs the mask's way to memory and back, 2 KiB a tile and side.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from gist_fast.kernels import decide, tile
+from gist_fast.kernels.chunks import ChunkSet
 from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, options_of, start
-from gist_fast.kernels.rectangle import Chunk, Rectangle
 from torch import Tensor
 
 WARPS = 4
@@ -18,45 +18,63 @@ WARPS = 4
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def groups_kernel(
-    row_groups,  # [R]
-    column_groups,  # [C]
-    mask_bits,  # of the whole rectangle or of the chunk: written
-    row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles,
-    SYMMETRIC: tl.constexpr, CHUNK_MASK: tl.constexpr,
+    groups,  # [M], int64: of the positives
+    mask_bits,  # written
+    counts,  # [blocks, 2], or None where another kernel counts
+    table,
+    chunks,
+    anchors,  # B, the stack's rows before the first positive
+    offset,  # anchor i is in the group of positive offset + i
+    positive_count,  # M
+    SYMMETRIC: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = tile.TILE
-    at = tile.locate(
-        tl.program_id(0), row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles, 1
-    )
-    if SYMMETRIC and at.column < at.row:
+    at = tile.locate(table, chunks, 1, TILE)
+    if SYMMETRIC and tile.is_idle(at):
         return
-    rows = at.row * TILE + tl.arange(0, TILE)
-    columns = at.column * TILE + tl.arange(0, TILE)
-    row_group = tl.load(row_groups + tl.minimum(rows, row_count - 1))
-    column_group = tl.load(column_groups + tl.minimum(columns, column_count - 1))
-    packed = tile.pack(row_group[:, None] == column_group[None, :])
-    packed |= decide.never_counts(rows, at.column * TILE, row_count, column_count, excluded, tile.ROW_WORDS)
-    tile.store_mask(mask_bits, packed, at, False, CHUNK_MASK)
-    if SYMMETRIC:
-        # Both sides see the same groups.
-        tile.store_mask(mask_bits, packed, at, True, CHUNK_MASK)
+    lane = tl.arange(0, TILE)
+    rows = tl.load(at.chunk + tile.X) + at.row * TILE + lane
+    columns = tl.load(at.chunk + tile.Y) + at.first + lane
+    never = decide.never_counts(at, TILE)
+    packed = never
+    first_row, first_column = tl.load(at.chunk + tile.X), tl.load(at.chunk + tile.Y)
+    # A column of negatives is in no group.
+    if first_column < anchors + positive_count:
+        row_group = tl.load(
+            groups + rows + tl.where(first_row < anchors, offset, -anchors), mask=lane < at.rows, other=0
+        )
+        column_group = tl.load(
+            groups + columns + tl.where(first_column < anchors, offset, -anchors), mask=lane < at.columns, other=0
+        )
+        packed = never | tile.pack(row_group[:, None] == column_group[None, :])
+    # Both sides see the same groups.
+    tile.store_masks(mask_bits, packed, packed, at, SYMMETRIC, TILE)
+    if counts is not None:
+        tile.add_count(counts, at, decide.count_masked(packed, packed, never, at, SYMMETRIC), 0)
 
 
-def mask_groups(rectangle: Rectangle, chunk: Chunk, mask_bits: Tensor, chunk_mask: bool) -> None:
-    """Write what never counts in a chunk, pairs of one group among it.
+def mask_groups(
+    chunks: ChunkSet, groups: Tensor, offset: int, anchors: int, mask_bits: Tensor, counts: Tensor | None
+) -> None:
+    """Write what never counts in some chunks, pairs of one group among it.
 
     Args:
-        mask_bits: of the chunk or of the whole rectangle, as `chunk_mask` says.
+        groups: ``[M]``, int64, of the positives.
+        offset: anchor i is in the group of positive ``offset + i``.
+        anchors: how many there are.
+        counts: ``[blocks, 2]``, int64: pairs masked are added to the first column; None to leave them.
     """
-    assert rectangle.predicates is not None
     start(
         groups_kernel,
-        (chunk.row_tiles * chunk.column_tiles,),
-        row_groups=rectangle.predicates.row_groups,
-        column_groups=rectangle.predicates.column_groups,
+        (chunks.tiles,),
+        groups=groups,
         mask_bits=mask_bits,
-        **rectangle.geometry(chunk),
-        SYMMETRIC=rectangle.symmetric,
-        CHUNK_MASK=chunk_mask,
+        counts=counts,
+        table=chunks.table,
+        chunks=len(chunks.chunks),
+        anchors=anchors,
+        offset=offset,
+        positive_count=len(groups),
+        SYMMETRIC=chunks.symmetric,
         **options_of(WARPS),
     )

@@ -7,21 +7,23 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from gist_fast.kernels.chunks import ChunkSet
 from gist_fast.kernels.config import Launch
+from gist_fast.kernels.layout import TILE
 from gist_fast.kernels.precision import multiplies_in_tf32
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-NOT_SPECIALISED = [
-    *("row_count", "column_count", "excluded", "own_negative"),
-    *("chunk_row", "chunk_column", "row_tiles", "column_tiles", "count", "depth", "stride"),
-]
-"""Arguments of the kernels that say where in the matrix a launch works. None is a multiple of anything that a kernel
-could make use of, and a kernel for each that happens to be would be compiled in the middle of a run."""
+NOT_SPECIALISED = ["chunks", "entries", "count", "first", "pairs", "anchors", "offset", "positive_count"]
+"""Numbers of the kernels that say how much there is of something. None is a multiple of anything that a kernel could
+make use of, and a kernel for each that happens to be would be compiled in the middle of a run."""
 ALIGNED_OR_NOT = [
-    *("guide_thresholds", "lse2", "weights", "row_groups", "column_groups", "counts", "all_counts", "maximum", "total"),
+    *("guide_thresholds", "student_thresholds", "thresholds", "lse2", "weights", "counts", "maximum", "total", "table"),
+    *("positives", "positive_dlogits", "loss", "positive_similarity", "hardest_similarity", "norms", "along"),
+    *("temperature", "margins", "is_bad", "upstream", "least", "largest", "groups"),
 ]
 """Pointers of which some launches get a row or a slice of a tensor, so that 16 bytes may or may not divide them. A
-tile reads or writes but a few numbers there, and a kernel for each case would be compiled in the middle of a run."""
+program reads or writes but a few numbers there, and a kernel for each case would be compiled in the middle of a run."""
 
 
 class TensorNote(NamedTuple):
@@ -32,12 +34,20 @@ class TensorNote(NamedTuple):
     """In bytes, from where its storage begins."""
 
 
+class DescriptorNote(NamedTuple):
+    """What is noted of a tensor descriptor."""
+
+    dtype: torch.dtype
+    block_shape: tuple[int, ...]
+
+
 class Started(NamedTuple):
     """A launch that was recorded."""
 
     kernel: Any
     arguments: dict[str, Any]
-    """By name: the kernel's own, and the options of the launch. A `TensorNote` stands for a tensor."""
+    """By name: the kernel's own, and the options of the launch. A `TensorNote` stands for a tensor, a `DescriptorNote`
+    for a tensor descriptor."""
 
 
 class Recording(NamedTuple):
@@ -92,20 +102,44 @@ def start(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
     if _recording is None:
         pass_through(kernel.__name__, arguments, lambda: kernel[grid](**arguments))
         return
-    notes = {
-        name: TensorNote(x.dtype, x.storage_offset() * x.element_size()) if isinstance(x, Tensor) else x
-        for name, x in arguments.items()
+    _recording.launches.append(Started(kernel, {name: _note(x) for name, x in arguments.items()}))
+
+
+def _note(x: Any) -> Any:
+    if isinstance(x, TensorDescriptor):
+        return DescriptorNote(x.base.dtype, tuple(x.block_shape))
+    return TensorNote(x.dtype, x.storage_offset() * x.element_size()) if isinstance(x, Tensor) else x
+
+
+def operand_arguments(stack: Tensor, launch: Launch) -> dict[str, Any]:
+    """A stack, as `gist_fast.kernels.tile.scores` takes it."""
+    x = y = stack
+    if launch.descriptors:
+        x, y = (TensorDescriptor.from_tensor(stack, [rows, launch.block_k]) for rows in (TILE, launch.columns))
+    return {"x": x, "y": y, "dim": stack.shape[1], "PRECISION": precision(stack), "DESCRIPTORS": launch.descriptors}
+
+
+def tile_arguments(chunks: ChunkSet, launch: Launch) -> dict[str, Any]:
+    """Where the programs of a kernel of products work, and how it is compiled."""
+    return {
+        "table": chunks.table,
+        "chunks": len(chunks.chunks),
+        "SYMMETRIC": chunks.symmetric,
+        "BLOCK_K": launch.block_k,
+        "COLUMNS": launch.columns,
+        "GROUP": launch.group,
+        "num_stages": launch.stages,
+        **options_of(launch.warps),
     }
-    _recording.launches.append(Started(kernel, notes))
 
 
-def options(launch: Launch) -> dict[str, Any]:
-    """Arguments of a kernel of products that belong to how it is compiled."""
-    return {"BLOCK_K": launch.block_k, "num_stages": launch.stages, **options_of(launch.warps)}
+def tile_grid(chunks: ChunkSet, launch: Launch) -> tuple[int]:
+    """How many programs that takes."""
+    return (chunks.tiles * launch.shares,)
 
 
 def options_of(warps: int) -> dict[str, Any]:
-    """Those of any kernel.
+    """How any kernel is compiled.
 
     Fused multiply-adds are asked for by name: Triton is about to change its default, and forward and backward pass
     must not depend on what a user's environment says.
@@ -113,9 +147,13 @@ def options_of(warps: int) -> dict[str, Any]:
     return {"num_warps": warps, "enable_fp_fusion": True}
 
 
-def precision(operand: Tensor | None) -> str:
+def precision(operand: Tensor) -> str:
     """How ``tl.dot`` multiplies an operand: float32 as torch's own matmul does. Half types have one way only."""
-    if operand is None or operand.dtype != torch.float32:
-        return "ieee"
-    tf32 = operand.is_cuda and multiplies_in_tf32() if _recording is None else _recording.tf32
-    return "tf32" if tf32 else "ieee"
+    return "tf32" if in_tf32(operand) else "ieee"
+
+
+def in_tf32(operand: Tensor) -> bool:
+    """Whether it is multiplied in TF32."""
+    if operand.dtype != torch.float32:
+        return False
+    return operand.is_cuda and multiplies_in_tf32() if _recording is None else _recording.tf32

@@ -1,4 +1,4 @@
-"""What every kernel shares: where its program works, a tile of scores on the matrix units, and the tile's mask."""
+"""What every kernel of tiles shares: where its program works, a tile of scores on the matrix units, and its mask."""
 
 from __future__ import annotations
 
@@ -7,89 +7,128 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 from gist_fast.kernels import layout
+from gist_fast.kernels.chunks import FIELDS
 
 TILE = tl.constexpr(layout.TILE)
 TILE_WORDS = tl.constexpr(layout.TILE_WORDS)
 ROW_WORDS = tl.constexpr(layout.TILE // layout.WORD_BITS)
+WIDTH = tl.constexpr(len(FIELDS))
+X, Y = tl.constexpr(FIELDS.index("x")), tl.constexpr(FIELDS.index("y"))
+GUIDE_X, GUIDE_Y = tl.constexpr(FIELDS.index("guide_x")), tl.constexpr(FIELDS.index("guide_y"))
+ROWS, COLUMN_COUNT = tl.constexpr(FIELDS.index("rows")), tl.constexpr(FIELDS.index("columns"))
+EXCLUDED = tl.constexpr(FIELDS.index("excluded"))
+ROW_TILES, COLUMN_TILES = tl.constexpr(FIELDS.index("row_tiles")), tl.constexpr(FIELDS.index("column_tiles"))
+ROW_OWNER, COLUMN_OWNER = tl.constexpr(FIELDS.index("row_owner")), tl.constexpr(FIELDS.index("column_owner"))
+TRIANGLE, MASK = tl.constexpr(FIELDS.index("triangle")), tl.constexpr(FIELDS.index("mask"))
+BLOCK = tl.constexpr(FIELDS.index("block"))
+ROW_PARTIALS = tl.constexpr(FIELDS.index("row_partials"))
+COLUMN_PARTIALS = tl.constexpr(FIELDS.index("column_partials"))
+DLOGITS = tl.constexpr(FIELDS.index("dlogits"))
+OWN_NEGATIVE = tl.constexpr(FIELDS.index("own_negative"))
+SCALES_OWN = tl.constexpr(FIELDS.index("scales_own"))
+SCALES_OTHERS = tl.constexpr(FIELDS.index("scales_others"))
 
 
 class Location(NamedTuple):
-    """Where a program works: the geometry of its launch, and its tile."""
+    """Where a program works: its chunk, and its tile in it or, where programs share one, some columns of a tile."""
 
-    row_count: tl.tensor
-    """Rows of the rectangle."""
-    column_count: tl.tensor
-    excluded: tl.tensor
-    """Column ``excluded + row`` never counts."""
+    chunk: tl.tensor
+    """The chunk's row in the table."""
     row: tl.tensor
-    """Of the tile in the rectangle, counted in tiles."""
+    """Of the tile in the chunk, counted in tiles."""
     column: tl.tensor
-    row_in_chunk: tl.tensor
-    """Of the same tile in the chunk that the launch covers."""
-    column_in_chunk: tl.tensor
+    share: tl.tensor
+    """Which of the programs that share the tile."""
     row_tiles: tl.tensor
     """The chunk's size."""
     column_tiles: tl.tensor
+    triangle: tl.tensor
+    """Whether the chunk is on the diagonal of a symmetric rectangle."""
+    rows: tl.tensor
+    """The tile's rows that are in the matrix, from its first one on; may be more than it has."""
+    columns: tl.tensor
+    """Columns from the program's first one on."""
+    first: tl.tensor
+    """The program's first column in the chunk."""
 
 
 @triton.jit
-def locate(
-    program, row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles, GROUP: tl.constexpr
-):
+def locate(table, chunks, GROUP: tl.constexpr, COLUMNS: tl.constexpr):
     """A program's tile: down GROUP rows, then a column on, so that programs running together share operands in L2."""
+    SHARES: tl.constexpr = TILE // COLUMNS
+    # Programs that share a tile run next to each other.
+    program = tl.program_id(0) // SHARES
+    share = tl.program_id(0) % SHARES
+    chunk = table
+    for following in range(1, chunks):
+        chunk += tl.where(tl.load(table + following * WIDTH) <= program, WIDTH, 0)
+    program -= tl.load(chunk)
+    row_tiles = tl.load(chunk + ROW_TILES)
+    column_tiles = tl.load(chunk + COLUMN_TILES)
     band = program // (GROUP * column_tiles)
     height = tl.minimum(row_tiles - band * GROUP, GROUP)
     inside = program % (GROUP * column_tiles)
     row = band * GROUP + inside % height
     column = inside // height
+    first = column * TILE + share * COLUMNS
     return Location(
-        row_count, column_count, excluded, chunk_row + row, chunk_column + column, row, column, row_tiles, column_tiles
-    )
+        chunk, row, column, share, row_tiles, column_tiles, tl.load(chunk + TRIANGLE),
+        tl.load(chunk + ROWS) - row * TILE, tl.load(chunk + COLUMN_COUNT) - first, first,
+    )  # fmt: skip
+
+
+@triton.jit
+def is_idle(at):
+    """Whether nobody needs a location's tile: it is below the diagonal of a symmetric rectangle."""
+    return (at.triangle != 0) & (at.column < at.row)
+
+
+@triton.jit
+def serves_columns(at):
+    """Whether a tile of a symmetric rectangle serves its columns too: it is above the diagonal."""
+    return (at.triangle == 0) | (at.column > at.row)
 
 
 @triton.jit
 def scores(
-    x, y, first_row, first_column, last_row, last_column, dim,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    x, y, at, dim,
+    COLUMNS: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    GUIDE: tl.constexpr,
 ):  # fmt: skip
-    """``x[first_row:] @ y[first_column:].T``, fp32 ``[ROWS, COLUMNS]``; `dim` is a multiple of BLOCK_K.
+    """Scores of a location's pairs, fp32 ``[TILE, COLUMNS]``; `dim` is a multiple of BLOCK_K.
 
-    Rows past the last read the last again: what comes of them is never used, and no load needs a mask. Offsets within
-    a tile fit 32 bits, which keeps half as many registers busy with addresses; only the tile's own place needs 64.
+    Rows past the operand's last are those of the next one, or of the stack's padding: what comes of them is never
+    used, and no load needs a mask. Offsets within a tile fit 32 bits, which keeps half as many registers busy with
+    addresses; only the tile's own place needs 64.
+
+    Args:
+        x: the stack, or with DESCRIPTORS its tensor descriptor of blocks ``[TILE, BLOCK_K]``.
+        y: the same, of blocks ``[COLUMNS, BLOCK_K]``.
+        GUIDE: it is a guide's stack.
     """
-    depth = tl.arange(0, BLOCK_K)
-    rows = tl.minimum(tl.arange(0, ROWS), last_row - first_row)
-    columns = tl.minimum(tl.arange(0, COLUMNS), last_column - first_column)
-    in_x = rows[:, None] * dim + depth[None, :]
-    in_y = columns[:, None] * dim + depth[None, :]
-    x += dim.to(tl.int64) * first_row
-    y += dim.to(tl.int64) * first_column
-    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for _ in range(0, dim, BLOCK_K):
-        total = tl.dot(tl.load(x + in_x), tl.trans(tl.load(y + in_y)), total, input_precision=PRECISION)
-        x += BLOCK_K
-        y += BLOCK_K
+    if GUIDE:
+        first_row = tl.load(at.chunk + GUIDE_X) + at.row * TILE
+        first_column = tl.load(at.chunk + GUIDE_Y) + at.first
+    else:
+        first_row = tl.load(at.chunk + X) + at.row * TILE
+        first_column = tl.load(at.chunk + Y) + at.first
+    total = tl.zeros((TILE, COLUMNS), dtype=tl.float32)
+    if DESCRIPTORS:
+        for k in range(0, dim, BLOCK_K):
+            total = tl.dot(
+                x.load([first_row, k]), tl.trans(y.load([first_column, k])), total, input_precision=PRECISION
+            )
+    else:
+        depth = tl.arange(0, BLOCK_K)
+        in_x = tl.arange(0, TILE)[:, None] * dim + depth[None, :]
+        in_y = tl.arange(0, COLUMNS)[:, None] * dim + depth[None, :]
+        x += dim.to(tl.int64) * first_row
+        y += dim.to(tl.int64) * first_column
+        for _ in range(0, dim, BLOCK_K):
+            total = tl.dot(tl.load(x + in_x), tl.trans(tl.load(y + in_y)), total, input_precision=PRECISION)
+            x += BLOCK_K
+            y += BLOCK_K
     return total
-
-
-@triton.jit
-def student_scores(x, y, at, dim, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
-    """The scores of a location's tile, of operands ``[R, D]`` and ``[C, D]``."""
-    return scores(
-        x, y, at.row * TILE, at.column * TILE, at.row_count - 1, at.column_count - 1, dim,
-        TILE, TILE, BLOCK_K, PRECISION,
-    )  # fmt: skip
-
-
-@triton.jit
-def guide_scores(x, y, at, dim, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
-    """The same of operands that begin with the chunk's first row and column."""
-    first_row = (at.row - at.row_in_chunk) * TILE
-    first_column = (at.column - at.column_in_chunk) * TILE
-    return scores(
-        x, y, at.row_in_chunk * TILE, at.column_in_chunk * TILE,
-        at.row_count - 1 - first_row, at.column_count - 1 - first_column, dim, TILE, TILE, BLOCK_K, PRECISION,
-    )  # fmt: skip
 
 
 @triton.jit
@@ -122,87 +161,72 @@ def unpack_transposed(packed):
 
 @triton.jit
 def count_bits(packed):
-    """How many bits of each word are set."""
+    """How many bits are set."""
     x = packed.to(tl.uint32, bitcast=True)
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     x = (x + (x >> 4)) & 0x0F0F0F0F
-    return ((x * 0x01010101) >> 24).to(tl.int32)
+    return tl.sum(((x * 0x01010101) >> 24).to(tl.int32))
 
 
 @triton.jit
-def mask_of_rows(mask_bits, row, column, all_column_tiles):
-    """Where the mask begins that the rows of tile (row, column) of a rectangle decided."""
-    return mask_bits + (all_column_tiles.to(tl.int64) * row + column) * TILE_WORDS
+def find_mask(mask_bits, at, row, column, COLUMNS: tl.constexpr):
+    """Where the words are of tile (row, column) of a location's chunk, ``[TILE, COLUMNS // 32]``."""
+    place = tl.load(at.chunk + MASK).to(tl.int64) + row * at.column_tiles + column
+    word = at.share * (COLUMNS // 32) + tl.arange(0, COLUMNS // 32)
+    return mask_bits + place * TILE_WORDS + (tl.arange(0, TILE)[:, None] * ROW_WORDS + word[None, :])
 
 
 @triton.jit
-def mask_of_columns(mask_bits, row, column, all_column_tiles):
-    """Where the mask begins that the columns decided, in a tile on or above the diagonal of a symmetric rectangle."""
-    diagonal = all_column_tiles.to(tl.int64) * all_column_tiles + row
-    above = all_column_tiles.to(tl.int64) * column + row
-    return mask_bits + tl.where(row == column, diagonal, above) * TILE_WORDS
+def find_mirrored_mask(mask_bits, at, COLUMNS: tl.constexpr):
+    """The same of the bits that the tile's columns decided; see `gist_fast.kernels.layout`."""
+    # In a chunk above the diagonal they follow as many tiles further on.
+    row = tl.where(at.triangle != 0, at.column, at.row_tiles + at.row)
+    column = tl.where(at.triangle != 0, at.row, at.column)
+    on_the_diagonal = (at.triangle != 0) & (at.row == at.column)
+    row = tl.where(on_the_diagonal, at.row_tiles, row)
+    return find_mask(mask_bits, at, row, column, COLUMNS)
 
 
 @triton.jit
-def find_masks(mask_bits, at, CHUNK_MASK: tl.constexpr):
-    """Where the mask of a location's tile begins that rows decided, and that of the columns in a symmetric rectangle.
-
-    Args:
-        CHUNK_MASK: the packed mask is that of a chunk, for as long as it is worked on, and not of the whole rectangle:
-            all that rows decided, then all that columns did.
-    """
-    if CHUNK_MASK:
-        by_rows = mask_of_rows(mask_bits, at.row_in_chunk, at.column_in_chunk, at.column_tiles)
-        return by_rows, by_rows + at.row_tiles.to(tl.int64) * at.column_tiles * TILE_WORDS
-    else:
-        across = tl.cdiv(at.column_count, TILE)
-        return (
-            mask_of_rows(mask_bits, at.row, at.column, across),
-            mask_of_columns(mask_bits, at.row, at.column, across),
-        )
-
-
-@triton.jit
-def load_masks(mask_bits, at, SYMMETRIC: tl.constexpr, CHUNK_MASK: tl.constexpr):
-    """Both packed masks of a tile, ``[TILE, ROW_WORDS]``; one and the same where the rectangle is not symmetric."""
-    by_rows, by_columns = find_masks(mask_bits, at, CHUNK_MASK)
-    packed = tl.load(by_rows + words_grid())
+def load_masks(mask_bits, at, SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr):
+    """Both packed masks of a location, ``[TILE, COLUMNS // 32]``; one and the same where it is not symmetric."""
+    packed = tl.load(find_mask(mask_bits, at, at.row, at.column, COLUMNS))
     mirrored = packed
     if SYMMETRIC:
-        mirrored = tl.load(by_columns + words_grid())
+        mirrored = tl.load(find_mirrored_mask(mask_bits, at, COLUMNS))
     return packed, mirrored
 
 
 @triton.jit
-def store_mask(mask_bits, packed, at, MIRRORED: tl.constexpr, CHUNK_MASK: tl.constexpr):
-    """Write the packed mask of the rows of a tile, or of its columns, if anybody will look."""
-    if mask_bits is not None:
-        by_rows, by_columns = find_masks(mask_bits, at, CHUNK_MASK)
-        if MIRRORED:
-            by_rows = by_columns
-        tl.store(by_rows + words_grid(), packed)
+def store_masks(mask_bits, packed, mirrored, at, SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr):
+    """Write them."""
+    tl.store(find_mask(mask_bits, at, at.row, at.column, COLUMNS), packed)
+    if SYMMETRIC:
+        tl.store(find_mirrored_mask(mask_bits, at, COLUMNS), mirrored)
 
 
 @triton.jit
-def scale(logits, logit_scales, own_negative, shift, rows, columns):
-    """The logits times the logit scales of hardness weighting, if there are any.
+def add_count(counts, at, n, KIND: tl.constexpr):
+    """Add to a block's counts ``[blocks, 2]``: pairs that a guide or their group masked (KIND 0), and those of the
+    others that a student threshold did (1). Sums of integers are the same in any order."""
+    tl.atomic_add(counts + 2 * tl.load(at.chunk + BLOCK) + KIND, n.to(tl.int64), sem="relaxed")
+
+
+@triton.jit
+def scale(logits, temperature, strength, at, SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr):
+    """The logits times what hardness weighting makes of them, ``1 + strength * temperature`` where the chunk says so;
+    none in symmetric rectangles.
 
     Args:
-        logit_scales: ``[2]``: that of column ``own_negative + shift + row``, and that of all others; or None.
-        own_negative: None where all have the second.
-        rows: counted from wherever `shift` says; which, decides how many registers they take.
+        temperature: ``[1]``, or None where nothing is weighted.
     """
-    if logit_scales is not None:
-        if own_negative is None:
-            logits = logits * tl.load(logit_scales + 1)
-        else:
-            is_own = rows[:, None] + (own_negative + shift) == columns[None, :]
-            logits = logits * tl.where(is_own, tl.load(logit_scales), tl.load(logit_scales + 1))
+    if temperature is not None and not SYMMETRIC:
+        factor = 1.0 + strength * tl.load(temperature)
+        own = tl.where(tl.load(at.chunk + SCALES_OWN) != 0, factor, 1.0)
+        others = tl.where(tl.load(at.chunk + SCALES_OTHERS) != 0, factor, 1.0)
+        # Places in the tile: those in the matrix take as many registers again.
+        shift = tl.load(at.chunk + OWN_NEGATIVE) + at.row * TILE - at.first
+        is_own = tl.arange(0, TILE)[:, None] + shift == tl.arange(0, COLUMNS)[None, :]
+        logits = logits * tl.where(is_own, own, others)
     return logits
-
-
-@triton.jit
-def words_grid():
-    """Offsets ``[TILE, ROW_WORDS]`` of a tile's words."""
-    return tl.arange(0, TILE)[:, None] * ROW_WORDS + tl.arange(0, ROW_WORDS)[None, :]

@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from gist_fast.kernels.config import Config, Dlogits, Launch
+from gist_fast.kernels.config import Config, Launch
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +28,11 @@ FOLDER = "GIST_FAST_CACHE"
 _FORWARD, _MASKS = ("forward", "forward_symmetric"), ("masks", "masks_symmetric")
 FIELDS = {
     "forward": _FORWARD,
-    "student thresholds": (*_FORWARD, *_MASKS),
-    "own-negative scale": (*_FORWARD, "forward_own_scale"),
-    "student thresholds, own-negative scale": (*_FORWARD, *_MASKS, "forward_own_scale"),
+    "guided forward": (*_MASKS, *_FORWARD),
     "backward": ("dlogits", "dlogits_symmetric"),
     "recompute": (*_MASKS, "dlogits", "dlogits_symmetric"),
 }
-"""The launches that are tried for each direction: for a forward pass with student thresholds or an own-negative scale,
-those too that it starts then; ``recompute`` is a backward pass that decides the masks again."""
+"""The launches that are tried for each direction; ``recompute`` is a backward pass that decides the masks again."""
 _known: dict[str, Config] = {}
 
 
@@ -80,11 +77,9 @@ def tuned(key: str, default: Config, direction: str, seconds: Callable[[Config],
 def candidates(config: Config, field: str) -> Iterator[Config]:
     """Configurations that differ from `config` in the shape of one launch."""
     launch = getattr(config, field)
-    shapes = [{"warps": warps, "stages": stages} for warps in (4, 8) for stages in (2, 3, 4)]
-    if isinstance(launch, Dlogits):
-        shapes = [{**shape, "columns": 128} for shape in shapes]
-        # Twice the programs on a multiprocessor, for half as much again from the L2 cache.
-        shapes += [{"warps": 4, "stages": stages, "columns": 64} for stages in (2, 3, 4)]
+    shapes = [{"warps": warps, "stages": stages, "columns": 128} for warps in (4, 8) for stages in (2, 3, 4)]
+    # Twice the programs on a multiprocessor, for half as much again from the L2 cache.
+    shapes += [{"warps": 4, "stages": stages, "columns": 64} for stages in (2, 3, 4)]
     for shape in shapes:
         changed = replace(launch, **shape)
         if changed != launch:
@@ -156,11 +151,7 @@ def _read(key: str, step: int | None = None) -> Config | None:
 
 
 def _parse(stored: dict[str, Any]) -> Config:
-    launches = {
-        name: (Dlogits if name.startswith("dlogits") else Launch)(**value)
-        for name, value in stored.items()
-        if isinstance(value, dict)
-    }
+    launches = {name: Launch(**value) for name, value in stored.items() if isinstance(value, dict)}
     return Config(**{**stored, **launches})
 
 

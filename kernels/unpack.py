@@ -7,82 +7,97 @@ mask costs no product of scores; the 0 and 1 of a chunk, in the operands' type, 
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from gist_fast.kernels import tile
-from gist_fast.kernels.dlogits import add_product
-from gist_fast.kernels.launch import NOT_SPECIALISED, options_of, start
-from gist_fast.kernels.layout import TILE, tiles
-from gist_fast.kernels.rectangle import chunks, geometry
+from gist_fast.kernels.chunks import ChunkSet
+from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, options_of, start
+from gist_fast.kernels.layout import TILE
+from gist_fast.kernels.library import add_product
 from torch import Tensor
 
-CHUNK_TILES = 64
-"""Rows and columns of a chunk, in tiles; as large as one of dlogits."""
 WARPS = 8
 
 
-@triton.jit(do_not_specialize=NOT_SPECIALISED)
+@triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def unpack_kernel(
-    mask_bits,  # of the whole rectangle
+    mask_bits,
     masked,  # [rows of the chunk, columns of the chunk], padded to tiles: 1 where an entry is masked, else 0
-    row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles,
-    SYMMETRIC: tl.constexpr,
+    table,  # of one chunk
+    chunks,
+    SYMMETRIC: tl.constexpr, BY_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = tile.TILE
-    at = tile.locate(
-        tl.program_id(0), row_count, column_count, excluded, chunk_row, chunk_column, row_tiles, column_tiles, 1
-    )
+    at = tile.locate(table, chunks, 1, TILE)
     lane = tl.arange(0, TILE)
-    packed = tile.mask_of_rows(mask_bits, at.row, at.column, tl.cdiv(column_count, TILE))
-    found = tile.unpack(tl.load(packed + tile.words_grid()))
-    if SYMMETRIC and at.row > at.column:
-        # Below the diagonal stands what the columns of the tile above it decided, as that tile is oriented.
-        words = tl.arange(0, tile.ROW_WORDS)[:, None] + lane[None, :] * tile.ROW_WORDS
-        found = tile.unpack_transposed(tl.load(packed + words))
-    never = (at.row * TILE + lane)[:, None] + excluded == (at.column * TILE + lane)[None, :]
+    if BY_COLUMNS:
+        found = tile.unpack(tl.load(tile.find_mirrored_mask(mask_bits, at, TILE)))
+    else:
+        words = tile.find_mask(mask_bits, at, at.row, at.column, TILE)
+        found = tile.unpack(tl.load(words))
+        if SYMMETRIC and tile.is_idle(at):
+            # Below the diagonal stands what the columns of the tile above it decided, as that tile is oriented.
+            start = (
+                mask_bits
+                + (tl.load(at.chunk + tile.MASK).to(tl.int64) + at.row * at.column_tiles + at.column) * tile.TILE_WORDS
+            )
+            words = tl.arange(0, tile.ROW_WORDS)[:, None] + lane[None, :] * tile.ROW_WORDS
+            found = tile.unpack_transposed(tl.load(start + words))
+    never = lane[:, None] + (tl.load(at.chunk + tile.EXCLUDED) + at.row * TILE - at.first) == lane[None, :]
     value = tl.where(found & ~never, 1.0, 0.0).to(masked.dtype.element_ty)
     # A chunk has less than 2^31 entries, whatever the rectangle.
-    down = at.row_in_chunk * TILE + lane
-    across = at.column_in_chunk * TILE + lane
-    tl.store(masked + down[:, None] * (column_tiles * TILE) + across[None, :], value)
+    down, across = at.row * TILE + lane, at.first + lane
+    tl.store(masked + down[:, None] * (at.column_tiles * TILE) + across[None, :], value)
 
 
 def add_masked(
+    chunks: ChunkSet,
     mask_bits: Tensor,
-    shape: tuple[int, int],
-    excluded: int,
-    symmetric: bool,
     other: Tensor,
-    transposed: bool,
     total: Tensor,
+    scratch: Tensor,
+    first_column: int,
+    *,
+    transposed: bool,
 ) -> None:
-    """Add a rectangle's mask, times a matrix, to `total`.
+    """Add the mask of one chunk, times a matrix, to `total`. Excluded entries count as not masked.
 
     Args:
-        mask_bits: the rectangle's packed mask.
-        shape: its rows and columns.
-        excluded: column ``excluded + i`` counts as not masked in row i.
-        other: ``[columns, E]``, or ``[rows, E]`` where `transposed`.
-        total: ``[rows, E]``, or ``[columns, E]``, fp32; updated.
+        chunks: of a single chunk.
+        other: ``[columns, E]`` of the whole block, or ``[rows, E]`` where `transposed`.
+        total: ``[rows, E]`` of the whole block, or ``[columns, E]``, fp32; updated.
+        scratch: flat, in the type of `other`, of a chunk's tiles.
+        first_column: the block's first column in the stack.
     """
-    height, breadth = (min(CHUNK_TILES, tiles(length)) for length in shape)
-    scratch = torch.empty(height * breadth * TILE * TILE, dtype=other.dtype, device=other.device)
-    for chunk in chunks(*shape, height, breadth):
-        padded = scratch[: chunk.row_tiles * chunk.column_tiles * TILE * TILE].view(chunk.row_tiles * TILE, -1)
+    (chunk,) = chunks.chunks
+    for by_columns in (False, True) if chunk.mirrored else (False,):
+        padded = scratch[: chunk.tiles * TILE * TILE].view(chunk.row_tiles * TILE, -1)
         start(
             unpack_kernel,
-            (chunk.row_tiles * chunk.column_tiles,),
+            (chunk.tiles,),
             mask_bits=mask_bits,
             masked=padded,
-            **geometry(shape, excluded, chunk),
-            SYMMETRIC=symmetric,
+            table=chunks.table,
+            chunks=1,
+            SYMMETRIC=chunks.symmetric,
+            BY_COLUMNS=by_columns,
             **options_of(WARPS),
         )
-        rows, columns = slice(chunk.rows.start, min(chunk.rows.stop, shape[0])), chunk.columns
-        columns = slice(columns.start, min(columns.stop, shape[1]))
-        masked = padded[: rows.stop - rows.start, : columns.stop - columns.start]
+        masked = padded[: chunk.rows, : chunk.columns]
+        rows, columns = slice(chunk.row * TILE, chunk.row * TILE + chunk.rows), moved(chunk.y, -first_column)
+        if by_columns:
+            # Below the diagonal of the square the columns are the rows, and the other way round.
+            rows, columns = (
+                slice(chunk.column * TILE, chunk.column * TILE + chunk.columns),
+                moved(chunk.x, -first_column),
+            )
+            masked = masked.T
         if transposed:
             add_product(total[columns], masked.T, other[rows])
         else:
             add_product(total[rows], masked, other[columns])
+
+
+def moved(span: slice, by: int) -> slice:
+    """As many numbers, `by` further on."""
+    return slice(span.start + by, span.stop + by)

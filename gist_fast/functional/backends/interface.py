@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from torch import Tensor
 
-from gist_fast.functional.blocks import Block
-from gist_fast.functional.operands import Operands
+from gist_fast.functional.blocks import Block, make_blocks
+from gist_fast.functional.loss_config import LossConfig
 
 LN2 = math.log(2.0)
 LARGEST_WEIGHT = 2.0**14
@@ -18,13 +20,18 @@ that, within float16; and those as small as 1 / 2^14 of a row's are still normal
 typical softmax entry of a batch above 16,384 would be subnormal, and lose digits."""
 
 
-class Negatives(NamedTuple):
-    """What a backend's forward pass returns: the softmax over each row's unmasked negatives, positive left out."""
+class GuidedRows(NamedTuple):
+    """What the forward operator returns, a row an anchor; all but `loss` are without gradient."""
 
+    loss: Tensor
+    """``[L, B]``: at each Matryoshka dim, the largest first."""
     lse2: Tensor
-    """``[L, B]``, accumulation type: ``log2(sum(exp2(logit)))`` at each Matryoshka dim; -inf for a row without any."""
+    """``[L, B]``: base-2 logsumexp of the unmasked negatives; -inf for a row without any."""
+    positive: Tensor
+    """``[B]``: cosine similarity of each anchor with its positive, at the largest dim."""
     hardest: Tensor
-    """``[B]``, accumulation type: the largest logit (base 2) at the largest dim; -inf for a row that has none."""
+    """``[B]``: cosine similarity with the hardest unmasked negative, at the largest dim, with what hardness weighting
+    adds to it; -inf where there is none."""
     masked: Tensor
     """``[blocks]``, int64: how many entries of each block a guide or their group masked, excluded ones not counted."""
     easy_negatives: Tensor
@@ -34,34 +41,63 @@ class Negatives(NamedTuple):
     documents); empty where not kept."""
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A call of the loss, as a streaming backend gets it: tensors as the user gave them, checked."""
+
+    student: tuple[Tensor, ...]
+    """Anchors ``[B, D]``, positives ``[M, D]``, and any columns of negatives ``[N_k, D]``."""
+    guide: tuple[Tensor, ...]
+    """The guide's embeddings of the same texts; empty without a guide that has embeddings of its own."""
+    temperature: Tensor
+    """0-d."""
+    margins: Tensor | None
+    """``[B]``, in the place of the one margin of `config`."""
+    groups: Tensor | None
+    """``[M]``, int64."""
+    dims: tuple[int, ...]
+    """Matryoshka dims, the largest first; empty for the whole width alone."""
+    offset: int
+    """Anchor i's positive is row ``offset + i`` of the positives."""
+    one_sign: bool
+    """The upstream gradients of no two rows will be of different sign, as those of their mean or sum."""
+    config: LossConfig
+
+    @functools.cached_property
+    def blocks(self) -> list[Block]:
+        rows, *columns = (x.shape[0] for x in self.student)
+        return make_blocks(rows, columns, self.config, self.offset)
+
+    @property
+    def masks(self) -> bool:
+        """Whether there is anything to mask but what never counts."""
+        config = self.config
+        return config.self_guided or len(self.guide) > 0 or self.groups is not None or config.hard
+
+    def decided(self) -> Problem:
+        """The same without what decides masks, for a backward pass that has their mask bits."""
+        config = replace(self.config, self_guided=False, hard=False)
+        return replace(self, guide=(), margins=None, groups=None, config=config)
+
+
 class StreamingBackend(Protocol):
-    """A module that computes negatives and their gradients tile by tile."""
+    """A module that computes the loss and its gradients tile by tile."""
 
     def mask_bytes(self, blocks: Sequence[Block], dims: int) -> int:
         """How many bytes `forward` fills with mask bits, for so many Matryoshka dims."""
 
-    def forward(self, operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -> Negatives:
-        """The softmax over the negatives of each row."""
+    def forward(self, problem: Problem, keep_mask_bits: bool) -> GuidedRows:
+        """The loss of each row, and what else comes with it."""
 
     def backward(
-        self,
-        operands: Operands,
-        blocks: Sequence[Block],
-        lse2: Tensor,
-        weights: Tensor | None,
-        mask_bits: Tensor | None,
-    ) -> list[list[Tensor]]:
-        """``sum_ij weights_i * exp2(logit_ij - lse2_i) * d logit_ij`` over unmasked entries, by each student operand.
+        self, problem: Problem, grad_loss: Tensor, lse2: Tensor | None, mask_bits: Tensor | None
+    ) -> list[Tensor]:
+        """Gradients by each of the student's embeddings, in their types, and last by the temperature.
 
         Args:
-            lse2: ``[L, B]``, positive included.
-            weights: ``[L, B]``, the upstream gradient of each row, scaled so that the largest is `LARGEST_WEIGHT` in
-                magnitude: a mean over a large batch would otherwise underflow float16. None where no two are of
-                different sign: ``lse2`` is then less ``log2(weight)``, which saves a factor a pair.
+            grad_loss: ``[L, B]``, the upstream gradient by each row's loss.
+            lse2: ``GuidedRows.lse2``; None, where another backend made the mask, to compute it again.
             mask_bits: from `forward`; None to decide the masks again.
-
-        Returns:
-            For each dim one tensor an operand, of its shape, accumulation type.
         """
 
     def mask_product(
@@ -78,26 +114,6 @@ class StreamingBackend(Protocol):
         Returns:
             ``[rows, E]``, or ``[columns, E]``.
         """
-
-
-class GuidedRows(NamedTuple):
-    """What the forward operator returns, a row an anchor; all but `loss` are without gradient."""
-
-    loss: Tensor
-    """``[L, B]``: at each Matryoshka dim, the largest first."""
-    lse2: Tensor
-    """``[L, B]``: base-2 logsumexp of the negatives."""
-    positive: Tensor
-    """``[B]``: cosine similarity of each anchor with its positive, at the largest dim."""
-    hardest: Tensor
-    """``[B]``: cosine similarity with the hardest unmasked negative, at the largest dim, with what hardness weighting
-    adds to it; -inf where there is none."""
-    masked: Tensor
-    """``[blocks]``, int64."""
-    easy_negatives: Tensor
-    """``[blocks]``, int64."""
-    mask_bits: Tensor
-    """Flat uint8."""
 
 
 def refuse_double_backward(*_: Any) -> NoReturn:

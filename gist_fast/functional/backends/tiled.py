@@ -25,7 +25,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gist_fast.functional.backends.interface import Negatives
+from gist_fast.functional.backends import around_tiles
+from gist_fast.functional.backends.around_tiles import Negatives
+from gist_fast.functional.backends.interface import GuidedRows, Problem
 from gist_fast.functional.backends.kept import MASKED, Kept, KeptScores, make_kept, mask_bytes
 from gist_fast.functional.blocks import Block
 from gist_fast.functional.operands import Operands, accumulation_dtype, moved
@@ -59,8 +61,18 @@ class Side(NamedTuple):
     """The axis of the tile that runs over its candidates: 1, or 0 on the mirror side."""
 
 
-def forward(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -> Negatives:
-    """The softmax over each row's unmasked negatives; see `StreamingBackend`."""
+def forward(problem: Problem, keep_mask_bits: bool) -> GuidedRows:
+    """See `gist_fast.functional.backends.interface.StreamingBackend`."""
+    return around_tiles.forward(problem, keep_mask_bits, negatives)
+
+
+def backward(problem: Problem, grad_loss: Tensor, lse2: Tensor | None, mask_bits: Tensor | None) -> list[Tensor]:
+    """See `gist_fast.functional.backends.interface.StreamingBackend`."""
+    return around_tiles.backward(problem, grad_loss, lse2, mask_bits, negatives, gradients)
+
+
+def negatives(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -> Negatives:
+    """The softmax over each row's unmasked negatives."""
     work = _Workspace(operands)
     dims = len(operands.matryoshka)
     maximum = operands.matryoshka[0].positives.new_full((dims, blocks[0].rows), -MASKED)
@@ -93,12 +105,12 @@ def forward(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -
     )
 
 
-def backward(
+def gradients(
     operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor | None, mask_bits: Tensor | None
 ) -> list[list[Tensor]]:
-    """Gradients by the student operands; see `gist_fast.functional.backends.interface.StreamingBackend`."""
+    """Gradients by the student operands; see `gist_fast.functional.backends.around_tiles.GradientsBy`."""
     work = _Workspace(operands)
-    gradients = [[torch.zeros_like(u, dtype=lse2.dtype) for u in student.operands] for student in operands.matryoshka]
+    found = [[torch.zeros_like(u, dtype=lse2.dtype) for u in student.operands] for student in operands.matryoshka]
     kept = None if mask_bits is None else make_kept(blocks, lse2, mask_bits)
 
     for block in blocks:
@@ -112,8 +124,8 @@ def backward(
                 if not first:  # the mirror side joins the other
                     dlogits = work.dlogits(tile).add_(dlogits)
                 if not (first and tile.mirrored):
-                    work.add_products(gradients[dim], dlogits, block, tile, dim)
-    return gradients
+                    work.add_products(found[dim], dlogits, block, tile, dim)
+    return found
 
 
 def mask_product(

@@ -1,8 +1,13 @@
-"""The streaming backend on Triton kernels: what operands and blocks become for `gist_fast.kernels`.
+"""The streaming backend on Triton kernels: what a problem becomes for `gist_fast.kernels`.
 
-Blocks become *rectangles*: a block ``pp`` that has more columns than rows (candidates gathered from all ranks) is a
-symmetric square and the plain rectangles left and right of it. Embedding dims are filled up with zeros to what the
-kernels step by, which changes no product.
+Embeddings of a model are stood below each other in one *stack* and normalised there; embedding dims are filled up with
+zeros to what the kernels step by, which changes no product. Blocks become *rectangles* of the stack: a block ``pp``
+that has more columns than rows (candidates gathered from all ranks) is a symmetric square and the plain rectangles left
+and right of it. `gist_fast.kernels.chunks` cuts them up and says which launch covers what. So a batch of any size below
+a chunk takes the same few launches, and the host has little to do.
+
+**Forward**: units, thresholds, masks, partial softmaxes, and their reduction to the loss. **Backward**: units, weights,
+masks once more unless they were kept, dlogits, products of the library, gradients by the embeddings.
 
 A guide's unit vectors are held whole where they are few (`HELD_BYTES`), and else made for a chunk of pairs at a time:
 a pass over 2 x 16 MiB in front of a product of 8192 x 8192 x 1024, a twentieth of its time at most.
@@ -16,24 +21,27 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gist_fast.functional.backends.interface import Negatives
-from gist_fast.functional.blocks import ANCHORS, Block
-from gist_fast.functional.operands import Operands, UnitRows
-from gist_fast.kernels import tuning
+from gist_fast.functional.backends.interface import LARGEST_WEIGHT, GuidedRows, Problem
+from gist_fast.functional.blocks import ANCHORS, POSITIVES, Block
+from gist_fast.functional.operands import tie_band
+from gist_fast.kernels import layout, tuning
+from gist_fast.kernels.chunks import NOWHERE, Batch, ChunkSet, Rectangle, batches
 from gist_fast.kernels.config import Config, Generation, choose_config, generation_of
-from gist_fast.kernels.layout import mask_words
-from gist_fast.kernels.rectangle import Predicates, Rectangle, Rows
+from gist_fast.kernels.layout import TILE, mask_words
 
 MINIMUM_TRITON = (3, 6)
 MINIMUM_CAPABILITY = (8, 0)
 HELD_BYTES = 2**28
 """Unit vectors of a guide that are held whole: those of 65,536 pairs of 1024 columns in a half type."""
+FORWARD_CHUNKS = 4
+"""Chunks of a batch in a forward pass: 2^28 pairs at most, and 32 MiB of partial softmaxes. A backward pass has one, or
+several that are as small together."""
 
 
 class Extent(NamedTuple):
@@ -86,22 +94,168 @@ def mask_bytes(blocks: Sequence[Block], dims: int) -> int:
     return 4 * sum(mask_words(rows, extent.columns, extent.symmetric) for rows, extent in extents)
 
 
-def forward(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -> Negatives:
-    """The softmax over the negatives of each row; see `gist_fast.functional.backends.interface.StreamingBackend`."""
-    direction = _forward_direction(operands, blocks)
-    config = _config(direction, operands, blocks, lambda c: forward_with(c, operands, blocks, keep_mask_bits))
-    return forward_with(config, operands, blocks, keep_mask_bits)
+def forward(problem: Problem, keep_mask_bits: bool) -> GuidedRows:
+    """See `gist_fast.functional.backends.interface.StreamingBackend`."""
+    config = _config(_forward_direction(problem), problem, lambda c: forward_with(c, problem, keep_mask_bits))
+    return forward_with(config, problem, keep_mask_bits)
 
 
-def backward(
-    operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor | None, mask_bits: Tensor | None
-) -> list[list[Tensor]]:
-    """Gradients by the student operands; see `gist_fast.functional.backends.interface.StreamingBackend`."""
-    direction = "recompute" if mask_bits is None and operands.masks else "backward"
-    config = _config(
-        direction, operands, blocks, lambda c: backward_with(c, operands, blocks, lse2, weights, mask_bits)
-    )
-    return backward_with(config, operands, blocks, lse2, weights, mask_bits)
+def backward(problem: Problem, grad_loss: Tensor, lse2: Tensor | None, mask_bits: Tensor | None) -> list[Tensor]:
+    """See `gist_fast.functional.backends.interface.StreamingBackend`."""
+    direction = "recompute" if mask_bits is None and problem.masks else "backward"
+    config = _config(direction, problem, lambda c: backward_with(c, problem, grad_loss, lse2, mask_bits))
+    return backward_with(config, problem, grad_loss, lse2, mask_bits)
+
+
+def forward_with(config: Config, problem: Problem, keep_mask_bits: bool) -> GuidedRows:
+    """`forward` by a given configuration."""
+    from gist_fast.kernels.forward import start_forward
+    from gist_fast.kernels.reduce import reduce
+
+    with _on(problem.student[0].device):
+        work = _Work(problem, config)
+        work.decide()
+        loss, lse2 = torch.empty_like(work.rows), torch.empty_like(work.rows)
+        positive, hardest = torch.empty_like(loss[0]), torch.empty_like(loss[0])
+        keep_mask_bits = keep_mask_bits and problem.masks
+        n_bytes = mask_bytes(problem.blocks, len(work.stacks)) if keep_mask_bits else 0
+        mask_bits = torch.empty(n_bytes, dtype=torch.uint8, device=loss.device)
+        # Between the kernels that decide, or from the widest dim to the others.
+        scratch = problem.masks and not keep_mask_bits and (work.decided_before or len(work.stacks) > 1)
+        shares = config.forward.shares, config.forward_symmetric.shares
+        done = work.batches(FORWARD_CHUNKS, shares=shares, own_masks=scratch)
+        words = work.mask_scratch(done) if scratch else mask_bits.view(torch.int32) if keep_mask_bits else None
+        partials = loss.new_empty(2, TILE * max(batch.partial_tiles for batch in done))
+        running = loss.new_empty(len(work.stacks), 2, loss.shape[1]) if len(done) > 1 else None
+        for index, batch in enumerate(done):
+            if work.decided_before:
+                assert words is not None
+                work.write_masks(batch, words, before_student=True)
+            for level, stack in enumerate(work.stacks):
+                first = level == 0
+                for chunks in batch.sets:
+                    start_forward(
+                        chunks,
+                        stack,
+                        partials,
+                        config.forward_symmetric if chunks.symmetric else config.forward,
+                        guide_thresholds=work.guide_thresholds if first and problem.config.self_guided else None,
+                        student_thresholds=work.student_thresholds if first else None,
+                        temperature=work.temperature,
+                        strength=problem.config.hardness_strength,
+                        mask_bits=words,
+                        counts=work.counts if first and work.student_decides else None,
+                        has_initial_mask=words is not None and (work.decided_before or not first),
+                    )
+                reduce(
+                    partials,
+                    batch.partials,
+                    None if running is None else running[level],
+                    work.rows[level],
+                    work.temperature,
+                    work.is_bad if problem.guide else None,
+                    loss[level],
+                    lse2[level],
+                    (positive, hardest) if first else None,
+                    first=index == 0,
+                    last=index == len(done) - 1,
+                )
+    masked, easy_negatives = work.counts.unbind(1)
+    # Neither a view of the other, as the operator's outputs must not be.
+    return GuidedRows(loss, lse2, positive, hardest, masked.clone(), easy_negatives.clone(), mask_bits)
+
+
+def backward_with(
+    config: Config, problem: Problem, grad_loss: Tensor, lse2: Tensor | None, mask_bits: Tensor | None
+) -> list[Tensor]:
+    """`backward` by a given configuration."""
+    from gist_fast.kernels.dlogits import add_dlogits, write_dlogits
+    from gist_fast.kernels.gradients import carry_back
+    from gist_fast.kernels.rows import weigh
+
+    if lse2 is None:
+        lse2 = forward_with(config, problem, False).lse2
+    if mask_bits is not None:
+        problem = problem.decided()
+    with _on(lse2.device):
+        work = _Work(problem, config, norms=True)
+        if problem.masks:
+            work.decide()
+        extremes = torch.aminmax(grad_loss)
+        total, positive_dlogits = lse2.new_empty(2, *lse2.shape)
+        weights = None if problem.one_sign else torch.empty_like(lse2)
+        for level, stack in enumerate(work.stacks):
+            weigh(
+                grad_loss[level],
+                extremes,
+                lse2[level],
+                work.pair(stack),
+                total[level],
+                None if weights is None else weights[level],
+                positive_dlogits[level],
+                LARGEST_WEIGHT,
+            )
+        # A student that guides itself needs no mask bits where its scores are multiplied once.
+        decides_again = problem.masks and not (
+            problem.config.self_guided and problem.groups is None and len(work.stacks) == 1
+        )
+        done = work.batches(1, own_masks=decides_again)
+        words = work.mask_scratch(done) if decides_again else None if mask_bits is None else mask_bits.view(torch.int32)
+        dlogits = work.stacks[0].new_empty(TILE * TILE * max(batch.dlogits_tiles for batch in done))
+        gradients, fresh = work.empty_gradients(done)
+        for batch in done:
+            if decides_again:
+                assert words is not None
+                work.write_masks(batch, words, before_student=False)
+            for level, stack in enumerate(work.stacks):
+                for chunks in batch.sets:
+                    write_dlogits(
+                        chunks,
+                        stack,
+                        total[level],
+                        None if weights is None else weights[level],
+                        dlogits,
+                        config.dlogits_symmetric if chunks.symmetric else config.dlogits,
+                        guide_thresholds=work.guide_thresholds if words is None else None,
+                        temperature=work.temperature,
+                        strength=problem.config.hardness_strength,
+                        mask_bits=words,
+                    )
+                    add_dlogits(chunks, stack, work.starts, dlogits, gradients[level], fresh=fresh[level])
+        del dlogits, words
+        one = len(work.stacks) == 1
+        along = lse2.new_empty(len(work.stacks), work.count)
+        by_embedding = []
+        for k, x in enumerate(problem.student):
+            span = slice(work.starts[k], work.starts[k] + x.shape[0])
+            out = None if one else torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+            for level, stack in enumerate(work.stacks):
+                gradient = gradients[level].pop(0)
+                if one:
+                    # Where shape and type are one, the gradient takes the place of that by the operand.
+                    in_place = gradient.dtype == x.dtype and gradient.shape == x.shape
+                    out = gradient if in_place else x.new_empty(x.shape)
+                assert out is not None
+                carry_back(
+                    gradient,
+                    x,
+                    work.norms[level][span],
+                    *work.partners(stack, k),
+                    positive_dlogits[level],
+                    work.temperature,
+                    extremes,
+                    out,
+                    along[level][span],
+                    work.dims[level],
+                    LARGEST_WEIGHT,
+                    one_sign=problem.one_sign,
+                    adds=not one,
+                )
+                del gradient
+            assert out is not None
+            # Sums of several dims are rounded once, at the end.
+            by_embedding.append(out.to(x.dtype))
+        return [*by_embedding, along.sum().to(problem.temperature.dtype)]
 
 
 def mask_product(
@@ -110,226 +264,327 @@ def mask_product(
     """A block's mask times a matrix; see `gist_fast.functional.backends.interface.StreamingBackend`."""
     from gist_fast.kernels.unpack import add_masked
 
-    block = blocks[index]
-    total = torch.zeros(
-        block.columns if transposed else block.rows, other.shape[1], dtype=torch.float32, device=other.device
-    )
+    block, side = blocks[index], layout.CHUNK_TILES
+    shape = block.columns if transposed else block.rows, other.shape[1]
+    total = torch.zeros(shape, dtype=torch.float32, device=other.device)
+    first_column = _starts(blocks)[block.column_operand]
+    of_block = [
+        chunks
+        for batch in batches(_rectangles(tuple(blocks)), side, 1, other.device)
+        for chunks in batch.sets
+        if chunks.chunks[0].rectangle.block == index
+    ]
+    scratch = other.new_empty(TILE * TILE * max(chunks.tiles for chunks in of_block))
     with _on(other.device):
-        for found, extent, packed in _with_mask_bits(blocks, mask_bits):
-            if found is not block:
-                continue
-            assert packed is not None, "masks are multiplied by where they are kept"
-            columns = slice(extent.first, extent.first + extent.columns)
-            add_masked(
-                packed,
-                (block.rows, extent.columns),
-                extent.excluded,
-                extent.symmetric,
-                other if transposed else other[columns],
-                transposed,
-                total[columns] if transposed else total,
-            )
+        for chunks in of_block:
+            words = mask_bits.view(torch.int32)
+            add_masked(chunks, words, other, total, scratch, first_column, transposed=transposed)
     return total
 
 
-def forward_with(config: Config, operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -> Negatives:
-    """`forward` by a given configuration."""
-    from gist_fast.kernels.forward import forward_pass
+class _Work:
+    """A pass over a problem: its operands on the device, and what decides its masks."""
 
-    work = _Padded(operands, config)
-    device = operands.student[0].device
-    maximum = torch.full((len(operands.matryoshka), blocks[0].rows), -torch.inf, device=device)
-    total = torch.zeros_like(maximum)
-    keep_mask_bits = keep_mask_bits and operands.masks
-    n_bytes = mask_bytes(blocks, len(operands.matryoshka)) if keep_mask_bits else 0
-    mask_bits = torch.empty(n_bytes, dtype=torch.uint8, device=device)
-    counts = torch.zeros(len(blocks), 2, dtype=torch.int64, device=device)
-    with _on(device):
-        for block, extent, packed in _with_mask_bits(blocks, mask_bits if keep_mask_bits else None):
-            rectangle = work.rectangle(block, extent, packed, decide=operands.masks)
-            counts[blocks.index(block)] += forward_pass(rectangle, maximum, total, config)
-    masked, easy_negatives = counts.unbind(1)
-    return Negatives(maximum + total.log2(), maximum[0], masked.clone(), easy_negatives.clone(), mask_bits)
+    def __init__(self, problem: Problem, config: Config, *, norms: bool = False) -> None:
+        self._problem, self._config = problem, config
+        self._rectangles = _rectangles(tuple(problem.blocks))
+        anchors = problem.student[ANCHORS]
+        device = anchors.device
+        self.starts = _starts(problem.blocks)
+        """The first row of each operand in the stack."""
+        self.count = sum(x.shape[0] for x in problem.student)
+        """Rows of the stack."""
+        self.temperature = problem.temperature.to(torch.float32)
+        self.dims = problem.dims or (anchors.shape[1],)
+        self.norms = torch.empty(len(self.dims), self.count if norms else 0, dtype=torch.float32, device=device)
+        """Of the embeddings at each dim, where asked for."""
+        self.stacks = _stacks(problem.student, self.dims, config.block_k, self.temperature, self.norms, None)
+        """Student operands at each dim."""
+        self.guide_thresholds: Tensor | None = None
+        self.student_thresholds: Tensor | None = None
+        self._guide: Tensor | None = None
+
+    @property
+    def decided_before(self) -> bool:
+        """Whether masks are written before the student's scores are computed."""
+        return len(self._problem.guide) > 0 or self._problem.groups is not None
+
+    @property
+    def student_decides(self) -> bool:
+        """Whether the student's own scores mask pairs."""
+        return self._problem.config.self_guided or self._problem.config.hard
+
+    def decide(self) -> None:
+        """Compute thresholds, and the positives' logits with them, and make room for counts."""
+        problem, config = self._problem, self._problem.config
+        anchors = problem.student[ANCHORS]
+        rows, device = anchors.shape[0], anchors.device
+        found = torch.zeros(2 * len(problem.blocks) + 1, dtype=torch.int64, device=device)
+        self.counts, self.is_bad = found[:-1].view(-1, 2), found[-1:]
+        """Pairs masked in each block by a guide or their group, and by student thresholds; whether a row of the guide
+        is not finite."""
+        self.rows = torch.empty(len(self.stacks), rows, dtype=torch.float32, device=device)
+        """Base-2 logits of the positives."""
+        if config.self_guided or problem.guide:
+            self.guide_thresholds = torch.empty_like(self.rows[0])
+        if config.hard:
+            self.student_thresholds = torch.empty_like(self.rows[0])
+        pieces: list[tuple[slice, tuple[Tensor, Tensor]]] = []
+        if problem.guide and self._holds_guide:
+            self._guide = self._guide_stack(problem.guide)
+            pieces = [(slice(0, rows), self.pair(self._guide))]
+        for level, stack in enumerate(self.stacks):
+            self._thresholds(level, self.pair(stack), pieces[0] if level == 0 and pieces else None)
+        if problem.guide and not self._holds_guide:
+            step = layout.CHUNK_TILES * TILE
+            for first in range(0, rows, step):
+                piece = slice(first, min(first + step, rows))
+                count = piece.stop - piece.start
+                own = slice(problem.offset + piece.start, problem.offset + piece.stop)
+                stack = self._guide_stack((problem.guide[ANCHORS][piece], problem.guide[POSITIVES][own]))
+                self._thresholds(0, None, (piece, (stack[:count], stack[count : 2 * count])))
+
+    def _thresholds(
+        self, level: int, student: tuple[Tensor, Tensor] | None, guide: tuple[slice, tuple[Tensor, Tensor]] | None
+    ) -> None:
+        from gist_fast.kernels.rows import make_thresholds
+
+        problem, config = self._problem, self._problem.config
+        part = slice(None) if guide is None else guide[0]
+        width = self.dims[0] if config.self_guided or not problem.guide else problem.guide[0].shape[1]
+        band = tie_band(torch.float32, width)
+        margin = config.margin if problem.margins is None else problem.margins.to(torch.float32)[part].contiguous()
+        widest = level == 0
+        make_thresholds(
+            student,
+            None if guide is None else guide[1],
+            self.temperature,
+            float(margin) if not isinstance(margin, Tensor) else margin,
+            None if student is None else self.rows[level],
+            self.guide_thresholds[part] if self.guide_thresholds is not None and widest else None,
+            self.student_thresholds if widest and student is not None else None,
+            guide_band=-band if config.mask_ties else band,
+            student_band=tie_band(torch.float32, self.dims[0]),
+            self_guided=config.self_guided and widest,
+            relative=config.relative,
+        )
+
+    @property
+    def _holds_guide(self) -> bool:
+        guide, step = self._problem.guide, self._config.block_k
+        width = guide[ANCHORS].shape[1]
+        return (width + -width % step) * guide[ANCHORS].element_size() * sum(len(g) for g in guide) <= HELD_BYTES
+
+    def _guide_stack(self, rows: Sequence[Tensor]) -> Tensor:
+        """Unit vectors of rows of the guide."""
+        (stack,) = _stacks(rows, (rows[0].shape[1],), self._config.block_k, None, None, self.is_bad)
+        return stack
+
+    def pair(self, stack: Tensor) -> tuple[Tensor, Tensor]:
+        """Operands of the anchors and of their positives, ``[B, D]`` each."""
+        rows = self._problem.student[ANCHORS].shape[0]
+        own = self.starts[POSITIVES] + self._problem.offset
+        return stack[:rows], stack[own : own + rows]
+
+    def partners(self, stack: Tensor, operand: int) -> tuple[Tensor | None, int]:
+        """What the rows of an operand are pairs with, and the first row that is of a pair."""
+        anchors, positives = self.pair(stack)
+        if operand == ANCHORS:
+            return positives, 0
+        return (anchors, self._problem.offset) if operand == POSITIVES else (None, 0)
+
+    def batches(self, chunks: int, *, shares: tuple[int, int] = (1, 1), own_masks: bool = False) -> tuple[Batch, ...]:
+        """All chunks, so many of full size at a time."""
+        side = layout.CHUNK_TILES
+        return batches(
+            self._rectangles,
+            side,
+            chunks * side * side,
+            self.stacks[0].device,
+            shares=shares,
+            own_masks=own_masks,
+            alone=len(self._problem.guide) > 0 and not self._holds_guide,
+        )
+
+    def mask_scratch(self, done: Sequence[Batch]) -> Tensor:
+        """Room for the mask bits of a batch."""
+        words = layout.TILE_WORDS * max(batch.mask_tiles for batch in done)
+        return torch.empty(words, dtype=torch.int32, device=self.stacks[0].device)
+
+    def write_masks(self, batch: Batch, mask_bits: Tensor, *, before_student: bool) -> None:
+        """Write a batch's masks: all of them, or those that are decided before the student's scores are computed. Only
+        the latter are counted, once in a forward pass."""
+        problem, guided = self._problem, len(self._problem.guide) > 0
+        counts = self.counts if before_student else None
+        guide = self._guide
+        if guided and guide is None:
+            guide = self._guide_of(batch)
+        for chunks in batch.sets:
+            if problem.groups is not None:
+                from gist_fast.kernels.groups import mask_groups
+
+                # Whoever decides next counts.
+                last = not guided and not problem.config.self_guided
+                anchors = problem.student[ANCHORS].shape[0]
+                mask_groups(chunks, problem.groups, problem.offset, anchors, mask_bits, counts if last else None)
+            has_initial_mask = problem.groups is not None
+            if guide is not None:
+                self._write(chunks, guide, self.guide_thresholds, mask_bits, counts, has_initial_mask, guide=True)
+                has_initial_mask = True
+            if before_student:
+                continue
+            stack = self.stacks[0]
+            if problem.config.self_guided:
+                self._write(chunks, stack, self.guide_thresholds, mask_bits, None, has_initial_mask)
+            if problem.config.hard:
+                self._write(chunks, stack, self.student_thresholds, mask_bits, None, has_initial_mask, below=True)
+
+    def _write(
+        self,
+        chunks: ChunkSet,
+        stack: Tensor,
+        thresholds: Tensor | None,
+        mask_bits: Tensor,
+        counts: Tensor | None,
+        has_initial_mask: bool,
+        *,
+        guide: bool = False,
+        below: bool = False,
+    ) -> None:
+        from gist_fast.kernels.masks import write_masks
+
+        assert thresholds is not None
+        launch = self._config.masks_symmetric if chunks.symmetric else self._config.masks
+        write_masks(
+            chunks,
+            stack,
+            thresholds,
+            mask_bits,
+            counts,
+            launch,
+            below=below,
+            guide=guide,
+            has_initial_mask=has_initial_mask,
+        )
+
+    def _guide_of(self, batch: Batch) -> Tensor:
+        """Unit vectors of the guide for a chunk's rows and columns."""
+        (chunk,) = batch.chunks
+        spans = [chunk.x] if chunk.triangle else [chunk.x, chunk.y]
+        return self._guide_stack([self._guide_rows(span) for span in spans])
+
+    def _guide_rows(self, span: slice) -> Tensor:
+        """Rows of the guide by their place in a stack."""
+        k = max(k for k, start in enumerate(self.starts) if start <= span.start)
+        return self._problem.guide[k][span.start - self.starts[k] : span.stop - self.starts[k]]
+
+    def empty_gradients(self, done: Sequence[Batch]) -> tuple[list[list[Tensor]], list[set[int]]]:
+        """Room for the gradients by each operand, at each dim, and which of them hold nothing yet. Where a product is
+        the first to reach an operand and reaches all of it, nothing needs to be set to 0."""
+        whole = {
+            span
+            for batch in done
+            for chunk in batch.chunks
+            if not chunk.symmetric
+            for span in ((chunk.x.start, chunk.rows), (chunk.y.start, chunk.columns))
+        }
+        counts = [x.shape[0] for x in self._problem.student]
+        fresh = all(span in whole for span in zip(self.starts, counts, strict=True))
+        make = torch.empty if fresh else torch.zeros
+        device = self.stacks[0].device
+        gradients = [
+            [make(n, stack.shape[1], dtype=torch.float32, device=device) for n in counts] for stack in self.stacks
+        ]
+        return gradients, [set(range(len(counts))) if fresh else set() for _ in self.stacks]
 
 
-def backward_with(
-    config: Config,
-    operands: Operands,
-    blocks: Sequence[Block],
-    lse2: Tensor,
-    weights: Tensor | None,
-    mask_bits: Tensor | None,
-) -> list[list[Tensor]]:
-    """`backward` by a given configuration."""
-    from gist_fast.kernels.dlogits import backward_pass
+def _stacks(
+    rows: Sequence[Tensor],
+    dims: Sequence[int],
+    step: int,
+    temperature: Tensor | None,
+    norms: Tensor | None,
+    is_bad: Tensor | None,
+) -> list[Tensor]:
+    """Rows below each other, ``[S + TILE, D]`` for each dim, normalised: what a tile reads behind the last row is
+    never used."""
+    from gist_fast.kernels.launch import in_tf32
+    from gist_fast.kernels.rows import make_units
 
-    work = _Padded(operands, config)
-    gradients = [[torch.zeros_like(u, dtype=torch.float32) for u in student] for student in work.matryoshka]
-    with _on(lse2.device):
-        for block, extent, packed in _with_mask_bits(blocks, mask_bits):
-            rectangle = work.rectangle(block, extent, packed, decide=mask_bits is None and operands.masks)
-            rows, columns = _slices(block, extent)
-            row_gradients = [by_dim[block.row_operand][rows] for by_dim in gradients]
-            column_gradients = [by_dim[block.column_operand][columns] for by_dim in gradients]
-            backward_pass(rectangle, lse2, weights, row_gradients, column_gradients, config)
-    # Contiguous, as the operator's fake implementation says.
-    return [
-        [gradient[:, : u.shape[1]].contiguous() for gradient, u in zip(by_dim, student.operands, strict=True)]
-        for by_dim, student in zip(gradients, operands.matryoshka, strict=True)
-    ]
+    count, width = sum(x.shape[0] for x in rows), rows[0].shape[1]
+    stacks = [rows[0].new_empty(count + TILE, dim + -dim % step) for dim in dims]
+    in_place = len(dims) == 1 and stacks[0].shape[1] == width
+    raw = stacks[0][:count] if in_place else rows[0].new_empty(count, width)
+    torch.cat(list(rows), out=raw)
+    for level, (stack, dim) in enumerate(zip(stacks, dims, strict=True)):
+        own = None if norms is None or norms.numel() == 0 else norms[level]
+        make_units(raw, stack, own, temperature, is_bad, dim, tf32=in_tf32(stack))
+    return stacks
+
+
+def _starts(blocks: Sequence[Block]) -> list[int]:
+    """The first row of each operand in the stack."""
+    sizes = {ANCHORS: blocks[0].rows} | {b.column_operand: b.columns for b in blocks if b.column_operand != ANCHORS}
+    return [0, *accumulate(sizes[k] for k in range(len(sizes) - 1))]
+
+
+@functools.lru_cache(maxsize=64)
+def _rectangles(blocks: tuple[Block, ...]) -> tuple[Rectangle, ...]:
+    """The rectangles of all blocks."""
+    starts = _starts(blocks)
+    return tuple(
+        Rectangle(
+            block=index,
+            x=starts[block.row_operand] + block.row_start,
+            y=starts[block.column_operand] + extent.first,
+            rows=block.rows,
+            columns=extent.columns,
+            excluded=extent.excluded,
+            symmetric=extent.symmetric,
+            own_negative=NOWHERE if block.own_negative is None else block.own_negative,
+            scales_own=block.scaled in ("all", "own"),
+            scales_others=block.scaled in ("all", "others"),
+        )
+        for index, block in enumerate(blocks)
+        for extent in _extents(block)
+    )
 
 
 def _extents(block: Block) -> Iterator[Extent]:
     """The block's rectangles, from left to right."""
     if not block.symmetric or block.excluded is None:
-        none = block.columns
-        yield Extent(0, block.columns, none if block.excluded is None else block.excluded, symmetric=False)
+        yield Extent(0, block.columns, NOWHERE if block.excluded is None else block.excluded, symmetric=False)
         return
     square, right = block.excluded, block.excluded + block.rows
     if square > 0:
-        yield Extent(0, square, excluded=square, symmetric=False)
+        yield Extent(0, square, excluded=NOWHERE, symmetric=False)
     yield Extent(square, block.rows, excluded=0, symmetric=True)
     if right < block.columns:
-        yield Extent(right, block.columns - right, excluded=block.columns - right, symmetric=False)
+        yield Extent(right, block.columns - right, excluded=NOWHERE, symmetric=False)
 
 
-def _slices(block: Block, extent: Extent) -> tuple[slice, slice]:
-    """The rows and the columns of a rectangle, in their operands."""
-    return slice(block.row_start, block.row_start + block.rows), slice(extent.first, extent.first + extent.columns)
-
-
-def _with_mask_bits(blocks: Sequence[Block], mask_bits: Tensor | None) -> Iterator[tuple[Block, Extent, Tensor | None]]:
-    """Each rectangle's extent with its block and its packed mask; these stand one after the other."""
-    words = None if mask_bits is None else mask_bits.view(torch.int32)
-    cursor = 0
-    for block in blocks:
-        for extent in _extents(block):
-            size = mask_words(block.rows, extent.columns, extent.symmetric)
-            yield block, extent, None if words is None else words[cursor : cursor + size]
-            cursor += size
-
-
-class _Padded:
-    """Operands filled up to dims that the kernels step by, cut into the rectangles of each block."""
-
-    def __init__(self, operands: Operands, config: Config) -> None:
-        step = config.block_k
-        self.matryoshka = [tuple(_fill_up(u, step) for u in student.operands) for student in operands.matryoshka]
-        self._operands = operands
-        self._groups = None if operands.groups is None else _dense(operands.groups)
-        self._guide = None if operands.guide_rows is None else _Guide(operands.guide_rows, step)
-
-    def rectangle(self, block: Block, extent: Extent, packed: Tensor | None, *, decide: bool) -> Rectangle:
-        """A block's rectangle; with `decide`, what masks its pairs goes with it."""
-        rows, columns = _slices(block, extent)
-        return Rectangle(
-            matryoshka=tuple((u[block.row_operand][rows], u[block.column_operand][columns]) for u in self.matryoshka),
-            predicates=self._predicates(block, rows, columns) if decide else None,
-            excluded=extent.excluded,
-            symmetric=extent.symmetric,
-            mask_bits=packed,
-            logit_scales=self._logit_scales(block),
-            own_negative=block.own_negative,
-        )
-
-    def _predicates(self, block: Block, rows: slice, columns: slice) -> Predicates | None:
-        operands, guide = self._operands, self._guide
-        groups = None if self._groups is None else replace(operands, groups=self._groups).groups_of(block)
-        if not operands.guided and operands.student_thresholds is None and groups is None:
-            return None
-        return Predicates(
-            guide_thresholds=operands.guide_thresholds,
-            self_guided=operands.self_guided,
-            guide_rows=None if guide is None else guide.within(block.row_operand, rows),
-            guide_columns=None if guide is None else guide.within(block.column_operand, columns),
-            student_thresholds=operands.student_thresholds,
-            row_groups=None if groups is None else groups[0],
-            column_groups=None if groups is None else groups[1][columns],
-        )
-
-    def _logit_scales(self, block: Block) -> Tensor | None:
-        """``[2]``: that of an anchor's own negative and that of all others."""
-        scales = self._operands.logit_scales_of(block)
-        if scales == (None, None):
-            return None
-        one = torch.ones((), device=self.matryoshka[0][0].device)
-        return torch.stack([one if scale is None else scale for scale in scales])
-
-
-def _dense(groups: Tensor) -> Tensor:
-    """The groups numbered from 0 in int32, which a kernel compares at half the price; the host waits for nothing."""
-    ordered, order = groups.sort()
-    begins = torch.zeros_like(ordered, dtype=torch.int32)
-    begins[1:] = ordered[1:] != ordered[:-1]
-    numbers = begins.cumsum(0, dtype=torch.int32)
-    return torch.empty_like(numbers).scatter_(0, order, numbers)
-
-
-class _Guide:
-    """The guide's unit vectors, filled up: whole, or a chunk's rows and a chunk's columns at a time."""
-
-    def __init__(self, guide: tuple[UnitRows, ...], step: int) -> None:
-        raw = guide[ANCHORS].raw
-        self._guide = guide
-        self._width = raw.shape[1] + -raw.shape[1] % step
-        n_bytes = self._width * raw.element_size() * sum(len(g.raw) for g in guide)
-        self._whole = [_fill_up(g.whole, step) for g in guide] if n_bytes <= HELD_BYTES else None
-        self._made: dict[tuple[int, int, int], Tensor] = {}
-
-    def within(self, operand: int, span: slice) -> Rows:
-        """Gives rows of `span` of an operand, which are numbered from its start and may be asked for beyond its end."""
-
-        def rows(wanted: slice) -> Tensor:
-            start, stop = span.start + wanted.start, min(span.start + wanted.stop, span.stop)
-            if self._whole is not None:
-                return self._whole[operand][start:stop]
-            key = operand, start, stop
-            # The two asked for last are kept, the later one behind: a chunk's rows mostly are those of the one before.
-            made = self._made.pop(key, None)
-            if made is None:
-                while len(self._made) > 1:
-                    del self._made[next(iter(self._made))]
-                made = self._guide[operand].rows(slice(start, stop), self._width)
-            self._made[key] = made
-            return made
-
-        return rows
-
-
-def _fill_up(operand: Tensor, step: int) -> Tensor:
-    """``[N, width]`` contiguous, with columns of zeros up to a multiple of `step`."""
-    missing = -operand.shape[1] % step
-    return torch.nn.functional.pad(operand, (0, missing)) if missing else operand.contiguous()
-
-
-def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Callable[[Config], object]) -> Config:
+def _config(direction: str, problem: Problem, run: Callable[[Config], object]) -> Config:
     """The configuration of the table, or with ``GIST_FAST_AUTOTUNE=1`` the fastest known or found by `run`."""
-    student = operands.student[ANCHORS]
-    element_size, guide_dim = student.element_size(), 0
-    dtypes = {str(student.dtype)}
-    if operands.guide_rows is not None:
-        guide = operands.guide_rows[ANCHORS].raw
-        element_size = max(element_size, guide.element_size())
-        guide_dim = guide.shape[1]
-        dtypes.add(str(guide.dtype))
-    default = choose_config(generation(student.device), element_size)
-    if not tuning.enabled() or student.device.type != "cuda":
+    models = [model[ANCHORS] for model in (problem.student, problem.guide) if model]
+    device = models[0].device
+    default = choose_config(generation(device), max(x.element_size() for x in models))
+    if not tuning.enabled() or device.type != "cuda":
         return default
 
     def key(direction: str) -> str:
         return tuning.make_key(
             direction,
-            device=torch.cuda.get_device_name(student.device),
+            device=torch.cuda.get_device_name(device),
             versions=(torch.__version__, importlib.metadata.version("triton")),
-            dtypes=tuple(sorted(dtypes)),
-            dims=(*(by_dim.operands[ANCHORS].shape[1] for by_dim in operands.matryoshka), guide_dim),
-            variant=" ".join(_variant(operands)),
-            rows=blocks[0].rows,
-            pairs=sum(block.rows * block.columns for block in blocks),
+            dtypes=tuple(sorted({str(x.dtype) for x in models})),
+            dims=(*(problem.dims or models[0].shape[1:]), models[1].shape[1] if problem.guide else 0),
+            variant=" ".join(_variant(problem)),
+            rows=models[0].shape[0],
+            pairs=sum(block.rows * block.columns for block in problem.blocks),
         )
 
     def seconds(config: Config) -> float:
-        with _on(student.device):
+        with _on(device):
             from triton.testing import do_bench
 
             return do_bench(lambda: run(config), return_mode="median") / 1e3
@@ -337,25 +592,26 @@ def _config(direction: str, operands: Operands, blocks: Sequence[Block], run: Ca
     if direction != "recompute":
         return tuning.tuned(key(direction), default, direction, seconds)
     # Masks decided again must be summed in the forward pass's own steps.
-    step = tuning.recall(key(_forward_direction(operands, blocks)), default).block_k
+    step = tuning.recall(key(_forward_direction(problem)), default).block_k
     return tuning.tuned(key(f"{direction} in steps of {step}"), tuning.with_step(default, step), direction, seconds)
 
 
-def _variant(operands: Operands) -> Iterator[str]:
+def _variant(problem: Problem) -> Iterator[str]:
     """What of the loss's variants is on that changes which kernels run, or what they hold."""
-    if operands.self_guided:
-        yield "self-guided"
-    for name in ("student_thresholds", "groups", "logit_scale"):
-        if getattr(operands, name) is not None:
+    config = problem.config
+    for name, on in {
+        "self-guided": config.self_guided,
+        "hard": config.hard,
+        "groups": problem.groups is not None,
+        "hardness": config.hardness_mode is not None,
+    }.items():
+        if on:
             yield name
 
 
-def _forward_direction(operands: Operands, blocks: Sequence[Block]) -> str:
+def _forward_direction(problem: Problem) -> str:
     """What the forward pass is to `gist_fast.kernels.tuning`."""
-    found = ["student thresholds"] if operands.student_thresholds is not None else []
-    if any(block.own_negative is not None for block in blocks):
-        found.append("own-negative scale")
-    return ", ".join(found) or "forward"
+    return "guided forward" if problem.guide else "forward"
 
 
 @functools.cache
