@@ -19,22 +19,30 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from gist_fast.kernels import dlogits, launch, unpack
-from gist_fast.kernels import forward as forward_pass
-from gist_fast.kernels.config import choose_config
-from gist_fast.kernels.layout import TILE, TILE_WORDS, tiles
+from gist_fast.kernels import launch, layout
+from gist_fast.kernels.config import Config, choose_config
+from gist_fast.kernels.layout import TILE, tiles
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_operator import check_a_compiled_step, check_operators
 from torch import Tensor
 
 from gist_fast import guided_contrastive_loss
-from gist_fast.functional import operands as operand_module
 from gist_fast.functional.backends import choose_backend, triton
-from gist_fast.functional.backends.interface import LARGEST_WEIGHT
+from gist_fast.functional.backends.interface import Problem as Call
 from gist_fast.functional.blocks import Block, make_blocks
 from gist_fast.functional.loss_config import LossConfig
-from gist_fast.functional.operands import Operands, operand_norm, prepare
+from gist_fast.functional.operands import (
+    Operands,
+    Student,
+    UnitRows,
+    add_positives,
+    embedding_gradients,
+    make_thresholds,
+    operand_norm,
+    prepare,
+    tie_band,
+)
 
 assert triton.interpreted(), "run me with TRITON_INTERPRET=1"
 
@@ -141,21 +149,23 @@ class Problem:
         guide = [torch.randn(n, self.guide_width, generator=generator) for n in counts]
         return [x.to(self.dtype) for x in student], [x.to(self.guide_dtype) for x in guide]
 
-    def operands(self) -> Operands:
+    def call(self) -> Call:
+        """As a backend gets it."""
         student, guide = self.embeddings()
         generator = torch.Generator().manual_seed(self.seed + 1)
         margins = self.margin + 0.1 * torch.rand(self.rows, generator=generator) if self.margins else None
         # Numbers far apart, of which int32 would make one and the same.
         groups = torch.randint(self.groups or 1, (self.rows + self.extra,), generator=generator) << 32
-        return prepare(
-            student,
-            guide if self.guide == "own" else (),
+        return Call(
+            tuple(student),
+            tuple(guide) if self.guide == "own" else (),
             torch.tensor(self.temperature),
-            self.config(),
+            margins,
+            groups if self.groups else None,
+            self.widths,
             self.offset,
-            margins=margins,
-            groups=groups if self.groups else None,
-            dims=self.widths,
+            self.rows % 2 == 0,
+            self.config(),
         )
 
 
@@ -221,6 +231,57 @@ def variants(draw: st.DrawFn) -> Problem:
     )
 
 
+def operands_of(call: Call, config: Config) -> Operands:
+    """What the kernels make of the embeddings, which is what plain torch makes of them but for a last bit."""
+    work = triton._Work(call, config, norms=True)
+    work.decide()
+    plain = prepare(call.student, call.guide, call.temperature, call.config, call.offset, dims=call.dims)
+    own = slice(call.offset, call.offset + len(call.student[0]))
+    counts = [len(x) for x in call.student]
+    students = []
+    for level, (stack, student) in enumerate(zip(work.stacks, plain.matryoshka, strict=True)):
+        width = student.operands[0].shape[1]
+        assert (stack[: work.count, width:] == 0).all(), "columns that fill up are not 0"
+        units = stack[: work.count, :width].split(counts)
+        norms = tuple(n[:, None] for n in work.norms[level].split(counts))
+        assert all(map(alike, norms, student.norms)) and all(map(alike, units, student.operands))
+        students.append(Student(units, work.rows[level], norms))
+        assert alike(work.rows[level], (units[0].double() * units[1][own].double()).sum(1))
+    guide, guide_thresholds, squared = None, None, operand_norm(call.temperature) ** 2
+    margin = call.config.margin if call.margins is None else call.margins
+    rule = {"relative": call.config.relative, "mask_ties": call.config.mask_ties}
+    if call.guide:
+        width = call.guide[0].shape[1]
+        units = work._guide_stack(call.guide)[: work.count, :width].split(counts)
+        assert all(alike(u, g.whole) for u, g in zip(units, plain.guide_rows, strict=True))
+        guide = tuple(UnitRows(u, torch.ones(len(u), 1)) for u in units)
+        scores = (units[0].double() * units[1][own].double()).sum(1)
+        guide_thresholds = make_thresholds(scores, margin, band=tie_band(torch.float32, width), **rule)
+    student_band = tie_band(torch.float32, students[0].operands[0].shape[1])
+    if call.config.self_guided:
+        scores = work.rows[0].double() / squared
+        guide_thresholds = make_thresholds(scores, margin, band=student_band, **rule) * squared
+    student_thresholds = work.rows[0] - student_band * squared if call.config.hard else None
+    known = ((work.guide_thresholds, guide_thresholds), (work.student_thresholds, student_thresholds))
+    for found, expected in known:
+        assert (found is None) == (expected is None)
+        assert found is None or alike(found, expected)
+    return replace(
+        plain,
+        matryoshka=tuple(students),
+        guide_rows=guide,
+        guide_thresholds=work.guide_thresholds,
+        student_thresholds=work.student_thresholds,
+        groups=call.groups,
+    )
+
+
+def alike(found: Tensor, known: Tensor) -> bool:
+    """Whether values differ by a rounding in their type, or by that of a sum of numbers as large as the largest."""
+    eps = torch.finfo(found.dtype).eps
+    return torch.allclose(found.double(), known.double(), rtol=2 * eps, atol=4 * eps * float(known.abs().max()) + 1e-30)
+
+
 def exact_scores(operands: tuple[Tensor, ...], block: Block) -> Tensor:
     rows = operands[block.row_operand][block.row_start : block.row_start + block.rows]
     return rows.double() @ operands[block.column_operand].double().T
@@ -235,7 +296,10 @@ def excluded_pairs(block: Block) -> Tensor:
 
 def hidden_pairs(bits: Tensor, blocks: list[Block]) -> list[Tensor]:
     """The masks that the bits hold, ``[rows, columns]`` bools a block, by the description of `kernels.layout`."""
-    words, out, cursor = bits.view(torch.int32), [], 0
+    words, side = bits.view(torch.int32), layout.CHUNK_TILES
+    stored = words.view(-1, TILE, TILE // 32)
+    unpacked = ((stored[..., None] >> torch.arange(32)) & 1).bool().view(-1, TILE, TILE)
+    out, cursor = [], 0
     for block in blocks:
         spans = [(0, block.columns, False)]
         if block.symmetric:
@@ -246,23 +310,31 @@ def hidden_pairs(bits: Tensor, blocks: list[Block]) -> list[Tensor]:
             if first == last:
                 continue
             down, across = tiles(block.rows), tiles(last - first)
-            count = down * (across + symmetric)
-            stored = words[cursor : cursor + count * TILE_WORDS].view(count, TILE, TILE // 32)
-            cursor += count * TILE_WORDS
-            unpacked = ((stored[..., None] >> torch.arange(32)) & 1).bool().view(count, TILE, TILE)
-            piece = torch.empty(down * TILE, across * TILE, dtype=torch.bool)
-            for r in range(down):
-                for c in range(across):
-                    place = unpacked[r * across + c]
-                    target = piece[r * TILE : (r + 1) * TILE, c * TILE : (c + 1) * TILE]
-                    target.copy_(place.T if symmetric and r > c else place)
-                if symmetric:
-                    diagonal = piece[r * TILE : (r + 1) * TILE, r * TILE : (r + 1) * TILE]
-                    assert torch.equal(diagonal, unpacked[down * across + r].T)
+            piece = torch.zeros(down * TILE, across * TILE, dtype=torch.bool)
+
+            def put(r: int, c: int, found: Tensor, piece: Tensor = piece) -> None:
+                piece[r * TILE : (r + 1) * TILE, c * TILE : (c + 1) * TILE] = found
+
+            for r0 in range(0, down, side):
+                for c0 in range(r0 if symmetric else 0, across, side):
+                    height, breadth = min(side, down - r0), min(side, across - c0)
+                    for r in range(height):
+                        for c in range(breadth):
+                            place = unpacked[cursor + r * breadth + c]
+                            below = symmetric and r0 == c0 and r > c
+                            put(r0 + r, c0 + c, place.T if below else place)
+                            if symmetric and r0 != c0:
+                                put(c0 + c, r0 + r, unpacked[cursor + (height + r) * breadth + c].T)
+                        if symmetric and r0 == c0:
+                            diagonal = unpacked[cursor + r * breadth + r]
+                            assert torch.equal(diagonal, unpacked[cursor + height * breadth + r].T)
+                    cursor += height * breadth
+                    if symmetric:
+                        cursor += height if r0 == c0 else height * breadth
             assert piece[block.rows :].all() and piece[:, last - first :].all(), "pairs outside the matrix count"
             pieces.append(piece[: block.rows, : last - first])
         out.append(torch.cat(pieces, dim=1))
-    assert cursor == len(words)
+    assert cursor == len(unpacked)
     return out
 
 
@@ -271,8 +343,9 @@ def masks_of(problem: Problem, operands: Operands, bits: Tensor) -> list[Tensor]
     return hidden_pairs(bits, blocks) if operands.masks else [excluded_pairs(b) for b in blocks]
 
 
-def closely(found: Tensor, exact: Tensor, plain: Tensor, what: str, little: float) -> None:
-    """The kernel's error is at most the plain computation's plus `little` of the largest value."""
+def closely(found: Tensor, exact: Tensor, plain: Tensor, what: str, little: float, largest: float = 1e-6) -> None:
+    """The kernel's error is at most the plain computation's plus `little` of the largest value, or of what it is the
+    difference of."""
     found, plain = found.double(), plain.double()
     finite = exact.isfinite()
     assert torch.equal(found.isfinite(), finite), f"{what}: finite where float64 is not, or the other way round"
@@ -280,7 +353,7 @@ def closely(found: Tensor, exact: Tensor, plain: Tensor, what: str, little: floa
     error = torch.where(finite, (found - exact).abs(), zero)
     allowed = torch.where(finite, (plain - exact).abs(), zero).max() + little * torch.where(
         finite, exact.abs(), zero
-    ).max().clamp_min(1e-6)
+    ).max().clamp_min(largest)
     if error.max() > allowed:
         worst = np.unravel_index(int(error.argmax()), error.shape)
         pytest.fail(f"{what}: {found[worst]} instead of {exact[worst]} at {worst}; allowed {allowed}")
@@ -334,6 +407,26 @@ def plain_gradients(
     return gradients
 
 
+def by_embedding(
+    call: Call, operands: Operands, found: list[list[Tensor]], dlogits: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
+    """Gradients by the embeddings and the temperature of those by the operands at each dim and by the positives'
+    logits ``[L, B]``, computed in `dtype`."""
+    sums = [torch.zeros(x.shape, dtype=dtype) for x in call.student]
+    along = torch.zeros((), dtype=dtype)
+    for gradients, student, dlogit in zip(found, operands.matryoshka, dlogits, strict=True):
+        wide, units = [g.to(dtype) for g in gradients], [u.to(dtype) for u in student.operands]
+        add_positives(wide, units, dlogit.to(dtype), call.offset)
+        width = units[0].shape[1]
+        narrow = [x[:, :width].to(dtype) for x in call.student]
+        norms = [torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in narrow]
+        got, more = embedding_gradients(wide, narrow, norms, call.temperature, torch.ones((), dtype=dtype))
+        along = along + more
+        for total, part in zip(sums, got, strict=True):
+            total[:, :width] += part
+    return [*sums, along]
+
+
 def check_masks(problem: Problem, operands: Operands, hidden: list[Tensor], masked: list[int], easy: list[int]) -> None:
     """Masks and counts against exact scores of the operands that the kernels multiplied."""
     unit = operand_norm(torch.tensor(problem.temperature)).item() ** 2
@@ -378,64 +471,83 @@ def check_products(problem: Problem, bits: Tensor, hidden: list[Tensor]) -> None
             assert torch.equal(found.double(), matrix @ other.double()), f"{block.name}, transposed: {transposed}"
 
 
-def check(problem: Problem, columns: int = TILE) -> None:
+def check(problem: Problem, columns: int = TILE, descriptors: bool = False) -> None:
     """Everything that a backend returns, against float64."""
-    operands, blocks = problem.operands(), problem.blocks()
+    call, blocks = problem.call(), problem.blocks()
     size = max(problem.dtype.itemsize, problem.guide_dtype.itemsize if problem.guide == "own" else 0)
     config = choose_config("sm_90", size)
-    shared = {name: replace(getattr(config, name), columns=columns) for name in ("dlogits", "dlogits_symmetric")}
-    config = replace(config, **shared)
-    kept = triton.forward_with(config, operands, blocks, True)
+    if columns != TILE or descriptors:
+        launches = {
+            name: replace(launch, columns=columns, descriptors=descriptors)
+            for name, launch in config.launches().items()
+        }
+        config = replace(config, **launches)
+    operands = operands_of(call, config)
+    kept = triton.forward_with(config, call, True)
     hidden = masks_of(problem, operands, kept.mask_bits)
     check_masks(problem, operands, hidden, kept.masked.tolist(), kept.easy_negatives.tolist())
     if operands.masks and operands.student_thresholds is None:
         check_products(problem, kept.mask_bits, hidden)
 
-    totals, weights = (
-        [],
-        torch.randn(len(operands.matryoshka), problem.rows, generator=torch.Generator().manual_seed(1)),
-    )
-    weights = weights.double() / weights.abs().max()
-    one_sign = problem.rows % 2 == 0
-    if one_sign:
-        weights = weights.abs()
+    levels = len(operands.matryoshka)
+    upstream = torch.randn(levels, problem.rows, generator=torch.Generator().manual_seed(1))
+    upstream = upstream / upstream.abs().max()
+    if call.one_sign:
+        upstream = -upstream.abs()
+    to_cosine = math.log(2) * problem.temperature
+    negatives = []
     for level, student in enumerate(operands.matryoshka):
         logits = plain_softmax(operands, blocks, hidden, level, torch.float64)
         plain = plain_softmax(operands, blocks, hidden, level, problem.dtype).float()
         exact_lse = torch.logsumexp(logits * math.log(2), 1) / math.log(2)
-        closely(
-            kept.lse2[level], exact_lse, torch.logsumexp(plain * math.log(2), 1) / math.log(2), f"lse2 {level}", 2e-6
-        )
+        plain_lse = torch.logsumexp(plain * math.log(2), 1) / math.log(2)
+        closely(kept.lse2[level], exact_lse, plain_lse, f"lse2 {level}", 2e-6)
+        positives = student.positives.double()
+        losses = [
+            torch.nn.functional.softplus(math.log(2) * (lse - own), threshold=200)
+            for lse, own in ((exact_lse, positives), (plain_lse, student.positives))
+        ]
+        closely(kept.loss[level], *losses, f"loss {level}", 2e-6 + 2e-7 / problem.temperature)
         if level == 0:
-            closely(kept.hardest, logits.amax(1), plain.amax(1), "hardest", 2e-6)
-        totals.append(torch.logaddexp2(exact_lse, student.positives.double()))
+            closely(kept.hardest, logits.amax(1) * to_cosine, plain.amax(1) * to_cosine, "hardest", 2e-6)
+            closely(kept.positive, positives * to_cosine, student.positives * to_cosine, "positive", 2e-6)
+        negatives.append(exact_lse)
 
-    lse2 = torch.stack(totals)
     bits = kept.mask_bits if operands.masks else None
-    scaled = (weights * LARGEST_WEIGHT).float()
-    by_row = (lse2.float() - scaled.log2(), None) if one_sign else (lse2.float(), scaled)
-    arguments = operands, blocks, *by_row
-    found = triton.backward_with(config, *arguments, bits)
-    # A coefficient 2^(s - lse) carries the absolute error of s and of lse, float32 of up to 1.44 / temperature, with
-    # what hardness weighting makes of it; and it is rounded to the operands' type, as in any product of theirs.
+    found = triton.backward_with(config, call, upstream, kept.lse2, bits)
+    # A dlogit 2^(s - lse) carries the absolute error of s and of lse, float32 of up to 1.44 / temperature, with what
+    # hardness weighting makes of it; and it is rounded to the operands' type, as in any product of theirs.
     size = 1.5 / problem.temperature + 1.5 * problem.hardness_strength
     little = 1e-5 + 4e-7 * size + (0 if problem.dtype == torch.float32 else 1e-3)
-    for level, gradients in enumerate(found):
-        exact, same_type = (
-            plain_gradients(operands, blocks, hidden, level, lse2[level], weights[level], dtype)
-            for dtype in (torch.float64, problem.dtype)
+    weights = math.log(2) * upstream.double()
+    own = torch.stack([student.positives.double() for student in operands.matryoshka])
+    lse2 = torch.stack(negatives)
+    total, dlogits = torch.logaddexp2(lse2, own), -weights * torch.sigmoid(math.log(2) * (lse2 - own))
+    exact, same_type = (
+        by_embedding(
+            call,
+            operands,
+            [plain_gradients(operands, blocks, hidden, k, total[k], weights[k], dtype) for k in range(levels)],
+            dlogits,
+            torch.float64 if dtype == torch.float64 else torch.float32,
         )
-        for k, (ours, truth, theirs) in enumerate(zip(gradients, exact, same_type, strict=True)):
-            ours = ours / LARGEST_WEIGHT
-            closely(ours, truth, theirs, f"gradient {k} at dim {level}", little)
+        for dtype in (torch.float64, problem.dtype)
+    )
+    # What is radial is taken from each row, and may be all of it.
+    norms = [x.double().norm(dim=1).min() for x in call.student]
+    scale = operand_norm(call.temperature).item()
+    radial = [weights.abs().max() * scale**2 / n for n in norms] + [
+        weights.abs().max() * scale**2 / problem.temperature
+    ]
+    for k, (ours, truth, theirs) in enumerate(zip(found, exact, same_type, strict=True)):
+        closely(ours, truth, theirs.to(ours.dtype), f"gradient {k}", little, 1e-2 * float(radial[k]))
 
     if operands.masks:
-        empty = triton.forward_with(config, operands, blocks, False)
+        empty = triton.forward_with(config, call, False)
         assert torch.equal(empty.lse2, kept.lse2) and empty.mask_bits.numel() == 0
         assert torch.equal(empty.masked, kept.masked) and torch.equal(empty.easy_negatives, kept.easy_negatives)
-        again = triton.backward_with(config, *arguments, None)
-        for level, other_level in zip(found, again, strict=True):
-            assert all(map(torch.equal, level, other_level)), "masks decided again differ from the bits"
+        again = triton.backward_with(config, call, upstream, kept.lse2, None)
+        assert all(map(torch.equal, found, again)), "masks decided again differ from the bits"
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -464,16 +576,14 @@ def test_every_width(width: int, guide_width: int) -> None:
 
 @pytest.mark.parametrize("guide", ["own", "self", "none"])
 def test_many_tiles_and_chunks(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Chunks of two tiles: several launches, of which some lie on the diagonal and some end in ragged tiles.
-    monkeypatch.setattr(forward_pass, "CHUNK_TILES", 2)
-    monkeypatch.setattr(dlogits, "CHUNK_TILES", 2)
+    # Chunks of two tiles: several batches, of which some lie on the diagonal and some end in ragged tiles.
+    monkeypatch.setattr(layout, "CHUNK_TILES", 2)
     check(Problem(rows=307, extra=252, offset=123, negatives=(200,), guide=guide))
 
 
 @pytest.mark.parametrize("guide", ["own", "self", "none"])
 def test_variants_in_many_tiles_and_chunks(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (forward_pass, dlogits, unpack):
-        monkeypatch.setattr(module, "CHUNK_TILES", 1)
+    monkeypatch.setattr(layout, "CHUNK_TILES", 1)
     problem = Problem(
         rows=130, extra=35, offset=23, negatives=(155,), guide=guide, groups=40, widths=(24, 7),
         hardness_mode="hard_negatives", hardness_strength=3.0, margins=guide != "none",
@@ -484,31 +594,46 @@ def test_variants_in_many_tiles_and_chunks(guide: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("columns", "guide"), [(64, "own"), (32, "self"), (64, "none")])
-def test_a_tile_of_coefficients_may_be_shared_by_programs(columns: int, guide: str) -> None:
+def test_a_tile_may_be_shared_by_programs(columns: int, guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "CHUNK_TILES", 2)
     check(Problem(rows=140, extra=130, offset=71, guide=guide), columns=columns)
+
+
+@pytest.mark.parametrize(("columns", "guide"), [(128, "own"), (64, "self")])
+def test_operands_may_be_loaded_by_tensor_descriptors(columns: int, guide: str) -> None:
+    check(Problem(rows=140, extra=130, offset=71, guide=guide), columns=columns, descriptors=True)
 
 
 @pytest.mark.parametrize("guide_dtype", [torch.float32, torch.float16])
 def test_a_guide_multiplied_out_chunk_by_chunk_decides_as_one_held_whole(
     guide_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forward_pass, "CHUNK_TILES", 2)
-    monkeypatch.setattr(dlogits, "CHUNK_TILES", 1)
-    problem = Problem(rows=140, extra=130, offset=71, guide_width=41, guide_dtype=guide_dtype, margin=0.0)
+    monkeypatch.setattr(layout, "CHUNK_TILES", 1)
+    problem = Problem(
+        rows=140, extra=130, offset=71, guide_width=41, guide_dtype=guide_dtype, margin=0.0, margins=True
+    )  # fmt: skip
     found = []
-    # Of three rows at a time, too, wherever the host goes through all rows.
-    for held, piece in ((triton.HELD_BYTES, operand_module.PIECE), (0, 3 * problem.width)):
+    for held in (triton.HELD_BYTES, 0):
         monkeypatch.setattr(triton, "HELD_BYTES", held)
-        monkeypatch.setattr(operand_module, "PIECE", piece)
-        operands, blocks = problem.operands(), problem.blocks()
-        config = choose_config("sm_90", 4)
-        lse2, weights = operands.matryoshka[0].positives[None] + 3, torch.ones(1, problem.rows)
-        kept = triton.forward_with(config, operands, blocks, True)
-        found.append(
-            [operands.guide_thresholds, *kept, *triton.backward_with(config, operands, blocks, lse2, weights, None)[0]]
-        )
+        call, config = problem.call(), choose_config("sm_90", 4)
+        kept = triton.forward_with(config, call, True)
+        gradients = triton.backward_with(config, call, torch.ones(1, problem.rows), kept.lse2, None)
+        found.append([*kept, *gradients])
     for whole, chunked in zip(*found, strict=True):
         assert torch.equal(whole, chunked)
+
+
+@pytest.mark.parametrize("held", [triton.HELD_BYTES, 0])
+@pytest.mark.parametrize("operand", [0, 1, 2])
+def test_a_guide_row_that_is_not_finite_is_seen(operand: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the loss and in the gradients, wherever it stands: it would compare as false and mask nothing."""
+    monkeypatch.setattr(triton, "HELD_BYTES", held)
+    call = Problem(rows=9, negatives=(4,)).call()
+    call.guide[operand][3, 2] = math.inf
+    config = choose_config("sm_90", 4)
+    kept = triton.forward_with(config, call, True)
+    gradients = triton.backward_with(config, call, torch.ones(1, 9), kept.lse2, kept.mask_bits)
+    assert kept.loss.isnan().all() and all(x.isnan().all() for x in gradients)
 
 
 @pytest.mark.parametrize("rows", [1, 127, 128, 129])
@@ -518,11 +643,9 @@ def test_edges_of_a_tile(rows: int) -> None:
 
 def test_an_exact_duplicate_of_the_positive_stays() -> None:
     problem = Problem(rows=40, guide_width=1024, margin=0.0, contrast_positives=False, dtype=torch.float16)
-    student, guide = problem.embeddings()
-    student[1][20:], guide[1][20:] = student[1][:20].clone(), guide[1][:20].clone()
-    operands = prepare(student, guide, torch.tensor(0.05), LossConfig())
-    config = choose_config("sm_90", 4)
-    hidden = hidden_pairs(triton.forward_with(config, operands, problem.blocks(), True).mask_bits, problem.blocks())[0]
+    call = problem.call()
+    call.student[1][20:], call.guide[1][20:] = call.student[1][:20].clone(), call.guide[1][:20].clone()
+    hidden = hidden_pairs(triton.forward_with(choose_config("sm_90", 4), call, True).mask_bits, problem.blocks())[0]
     row = torch.arange(20)
     assert not hidden[row, row + 20].any() and not hidden[row + 20, row].any()
 
@@ -629,31 +752,22 @@ def test_the_public_function_s_variants(name: str, dtype: torch.dtype) -> None:
 
 
 def test_runs_are_bitwise_the_same() -> None:
-    problem = Problem(rows=140, extra=30, offset=11, negatives=(50,))
-    operands, blocks = problem.operands(), problem.blocks()
-    config = choose_config("sm_90", 4)
-    lse2, weights = operands.matryoshka[0].positives[None] + 3, torch.ones(1, 140)
+    call, config = Problem(rows=140, extra=30, offset=11, negatives=(50,)).call(), choose_config("sm_90", 4)
     runs = []
     for _ in range(2):
-        kept = triton.forward_with(config, operands, blocks, True)
-        runs.append([*kept, *triton.backward_with(config, operands, blocks, lse2, weights, kept.mask_bits)[0]])
+        kept = triton.forward_with(config, call, True)
+        gradients = triton.backward_with(config, call, torch.ones(1, 140), kept.lse2, kept.mask_bits)
+        runs.append([*kept, *gradients])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def test_a_guide_that_is_the_student_costs_no_second_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guide_that_is_the_student_costs_no_second_product() -> None:
     student, _ = Problem().embeddings()
-    started = []
-
-    def spy(kernel: object, grid: tuple[int, ...], **arguments: object) -> None:
-        if kernel is forward_pass.forward_kernel:
-            started.append(arguments)
-        launch.start(kernel, grid, **arguments)
-
-    monkeypatch.setattr(forward_pass, "start", spy)
-    guided_contrastive_loss(*student, *student, margin=-0.1, backend="triton")
-    assert started
-    for arguments in started:
-        assert arguments["guide_x"] is None and arguments["guide_thresholds"] is not None
+    with launch.record_launches() as launches:
+        guided_contrastive_loss(*student, *student, margin=-0.1, backend="triton", mask_bits="recompute")
+    by_kernel = {started.kernel.__name__: started.arguments for started in launches}
+    assert "masks_kernel" not in by_kernel
+    assert by_kernel["forward_kernel"]["guide_thresholds"] is not None
 
 
 def test_bfloat16_is_refused_by_name_and_auto_stays_tiled() -> None:
