@@ -58,10 +58,11 @@ def compile_variant(card: Target, variant: Variant, *, dim: int, guide_dim: int)
     shared = binary.metadata.shared
     programs = _programs(card, variant.warps, registers, shared)
     flops, traffic, exponentials = _work(card, variant, programs, dim, guide_dim)
+    element = variant.operand
     found: dict[str, int] = {}
     for name in re.findall(rf"\b({card.matrix})\b", listing):
         found[name] = found.get(name, 0) + 1
-    matrix_time = sum(n / _rate(card, element) for n, element in flops) * card.multiprocessors
+    matrix_time = flops / _rate(card, element) * card.multiprocessors if flops and element is not None else 0.0
     memory_time = traffic / (card.gigabytes * 1e9) * card.multiprocessors
     exponential_time = exponentials / (card.exponentials * card.gigahertz * 1e9)
     # Programs that share a multiprocessor hide one's exponentials under another's products.
@@ -79,7 +80,7 @@ def compile_variant(card: Target, variant: Variant, *, dim: int, guide_dim: int)
         programs=programs,
         matrix_instructions=found,
         instructions=len(listing.splitlines()),
-        flops=sum(n for n, _ in flops),
+        flops=flops,
         bytes=traffic,
         roofline=matrix_time / max(busy, memory_time) if flops else 1.0,
     )
@@ -139,34 +140,32 @@ def _rate(card: Target, element: Element) -> float:
     return 1e12 * card.teraflops * (0.5 if element.type == "fp32" else 1)
 
 
-def _work(
-    card: Target, variant: Variant, programs: int, dim: int, guide_dim: int
-) -> tuple[list[tuple[int, Element]], int, int]:
-    """FLOPs of each product with what it multiplies, bytes from memory and exponentials of a tile."""
-    kernel, student, guide, sides = variant.kernel.__name__, variant.student, variant.guide, variant.sides
+def _work(card: Target, variant: Variant, programs: int, dim: int, guide_dim: int) -> tuple[int, int, int]:
+    """FLOPs, bytes from memory and exponentials of a tile, or of what a program of rows does."""
+    kernel, element, sides = variant.kernel.__name__, variant.operand, variant.sides
+    rows, width = variant.constant("ROWS", TILE), guide_dim if variant.constant("GUIDE") else dim
     if kernel == "reduce_kernel":
-        rows, depth = variant.constant("ROWS"), variant.constant("DEPTH")
-        return [], 8 * rows * (depth + 2), rows * (depth + 1)
+        depth = variant.constant("DEPTH")
+        return 0, 8 * rows * (depth + 2), rows * (depth + 1)
+    if kernel in ("units_kernel", "thresholds_kernel", "weights_kernel", "gradients_kernel"):
+        assert element is not None
+        streams = 2 if kernel != "gradients_kernel" else 3
+        return 0, rows * width * streams * element.size, 0
     together = max(1, programs) * card.multiprocessors
     columns = variant.constant("COLUMNS", TILE)
-    pairs = variant.constant("ROWS", TILE) * columns
-    multiplied = [
-        (2 * pairs * depth, element)
-        for depth, element in ((dim, student), (guide_dim, guide))
-        if element is not None and kernel != "unpack_kernel"
-    ]
-    read = 0
-    if multiplied:
+    pairs = TILE * columns
+    flops = read = out = 0
+    if variant.multiplies:
+        assert element is not None
+        flops = 2 * pairs * width
         down = variant.constant("GROUP")
         across = max(1, together // down)
-        deep = sum(flops // (2 * pairs) * element.size for flops, element in multiplied)
-        read = columns * deep * (down + across) // (down * across)
+        read = columns * width * element.size * (down + across) // (down * across)
     bits = 4 * TILE_WORDS * sides * columns // TILE
     has_softmax = kernel in ("forward_kernel", "dlogits_kernel")
-    out = 0
     if kernel in ("dlogits_kernel", "unpack_kernel"):
-        assert student is not None
-        out = pairs * student.size
+        assert element is not None
+        out = pairs * element.size
     elif has_softmax:
         out = 8 * TILE * sides
-    return multiplied, read + bits + out, sides * pairs if has_softmax else 0
+    return flops, read + bits + out, sides * pairs if has_softmax else 0

@@ -11,9 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from gist_fast.kernels.launch import Started, TensorNote
+from gist_fast.kernels.launch import DescriptorNote, Started, TensorNote
 
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
+TYPES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
 """Triton's names."""
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 ALIGNMENT = 16
@@ -57,27 +63,46 @@ class Variant:
         return " ".join([name, ", ".join(self._differences())]).strip()
 
     def _differences(self) -> Iterable[str]:
-        absent = [name for name, value in self.constants if value is None]
-        if "guide_x" in absent:
-            yield "self-guided" if self.has("guide_thresholds") else "unguided"
-        elif self.has("guide_thresholds") and not self.has("guide_x"):
-            yield "self-guided"
-        if self.constant("HAS_INITIAL_MASK"):
-            yield "initial mask"
-        if self.has("student_thresholds"):
-            yield "student thresholds"
-        if self.has("logit_scales"):
-            yield "own-negative scale" if self.has("own_negative") else "scaled"
-        if "mask_bits" in absent:
-            yield "no mask"
-        elif self.constant("CHUNK_MASK") and not self.kernel.__name__.startswith("masks"):
-            yield "mask of a chunk"
-        elif self.constant("CHUNK_MASK") is False and self.kernel.__name__.startswith("masks"):
-            yield "mask kept"
-        if self.has("weights"):
-            yield "weights"
-        if "counts" in absent:
-            yield "not counted"
+        kernel = self.kernel.__name__
+        if kernel == "masks_kernel":
+            yield "guide" if self.constant("GUIDE") else "student"
+            if self.constant("BELOW"):
+                yield "student thresholds"
+            if self.constant("HAS_INITIAL_MASK"):
+                yield "initial mask"
+        if kernel in ("forward_kernel", "dlogits_kernel"):
+            if kernel == "forward_kernel" and self.has("guide_thresholds"):
+                yield "self-guided"
+                if self.constant("HAS_INITIAL_MASK"):
+                    yield "initial mask"
+            if self.has("student_thresholds"):
+                yield "student thresholds"
+                if self.constant("HAS_INITIAL_MASK"):
+                    yield "initial mask"
+            if not self.has("mask_bits"):
+                yield "no mask"
+            if self.has("temperature"):
+                yield "scaled"
+            if self.has("weights"):
+                yield "weights"
+        if kernel == "units_kernel":
+            yield "student" if self.has("temperature") else "guide"
+        if kernel == "thresholds_kernel":
+            yield " and ".join(name for name, x in (("student", "x"), ("guide", "guide_x")) if self.has(x))
+            if self.constant("SELF_GUIDED"):
+                yield "self-guided"
+            if self.has("student_thresholds"):
+                yield "student thresholds"
+        if kernel in ("masks_kernel", "groups_kernel", "forward_kernel") and self.has("counts"):
+            yield "counted"
+        if kernel == "reduce_kernel":
+            yield from (name.lower() for name in ("FIRST", "LAST") if self.constant(name))
+        if kernel == "unpack_kernel" and self.constant("BY_COLUMNS"):
+            yield "by columns"
+        if kernel == "gradients_kernel" and self.constant("ADDS"):
+            yield "added"
+        if self.constant("DESCRIPTORS"):
+            yield "descriptors"
 
     @property
     def sides(self) -> int:
@@ -85,24 +110,24 @@ class Variant:
         return 2 if self.constant("SYMMETRIC") else 1
 
     @property
-    def student(self) -> Element | None:
-        """What it multiplies, or writes, of the student's; None where it looks at none of it."""
-        return self._element(("x", "masked"), "PRECISION")
+    def operand(self) -> Element | None:
+        """What it multiplies, or reads or writes of embeddings; None where it looks at none of them."""
+        types = dict(self.types)
+        for name in ("x", "raw", "guide_x", "masked"):
+            if name in types:
+                found = types[name].removeprefix("*").removeprefix("tensordesc<").partition("[")[0]
+                return Element(found, self.constant("PRECISION", "ieee"))
+        return None
 
     @property
-    def guide(self) -> Element | None:
-        """What it multiplies of a guide that is not the student."""
-        return self._element(("guide_x",), "GUIDE_PRECISION")
-
-    def _element(self, names: tuple[str, ...], precision: str) -> Element | None:
-        found = [dict(self.types)[name].removeprefix("*") for name in names if self.has(name)]
-        return Element(found[0], self.constant(precision, "ieee")) if found else None
+    def multiplies(self) -> bool:
+        """Whether it multiplies operands by tiles."""
+        return self.constant("BLOCK_K") is not None
 
     @property
     def element(self) -> str:
         """What the report calls its operands."""
-        elements = dict.fromkeys(str(element) for element in (self.student, self.guide) if element is not None)
-        return ", guide ".join(elements) or "any"
+        return "any" if self.operand is None else str(self.operand)
 
 
 @dataclass(frozen=True)
@@ -140,6 +165,10 @@ def _variant(launch: Started) -> Variant:
         name, value = parameter.name, launch.arguments[parameter.name]
         if parameter.is_constexpr or value is None:
             constants[name] = value
+        elif isinstance(value, DescriptorNote):
+            types[name] = f"tensordesc<{TYPES[value.dtype]}{list(value.block_shape)}>".replace(" ", "")
+        elif isinstance(value, float):
+            types[name] = "fp32"
         elif isinstance(value, TensorNote):
             types[name] = "*" + TYPES[value.dtype]
             # The storage is aligned where it begins, as all memory that torch allocates.

@@ -20,9 +20,8 @@ no less than any of its terms: no exponential overflows, whatever the temperatur
 so one score gives both terms. V is symmetric, and only its tiles on and above the diagonal are computed.
 
 **Masks** are constants: decided once in the forward pass and read as mask bits. Where none were kept, they are decided
-again from the same operands in the same order of summation, which gives the same comparisons: by
-`gist_fast.kernels.masks` or, where a student guides itself, by the kernel here. One mask serves all Matryoshka dims,
-each of which has an L, a logsumexp and weights of its own.
+again by `gist_fast.kernels.masks` from the same operands in the same order of summation, which gives the same
+comparisons. One mask serves all Matryoshka dims, each of which has an L, a logsumexp and weights of its own.
 
 **Hardness weighting** multiplies some logits by a scale that counts as a constant addition: ``s_ij`` above is then the
 heavier logit, and its derivative still that of ``x_i . y_j``.
@@ -61,12 +60,11 @@ def dlogits_kernel(
     x,  # the student's stack, [S, D]; see `gist_fast.kernels.tile.scores`
     y,
     dim,
-    guide_thresholds,  # [B] where the student guides itself and its scores decide here; else None
     lse2,  # [B]
     weights,  # [B]; None where `lse2` is less their logarithms
     temperature,  # [1], or None where hardness weighting is off
     strength,
-    mask_bits,  # None where nothing but thresholds masks
+    mask_bits,  # None where nothing masks
     dlogits,  # chunk after chunk: [rows, columns], padded to tiles
     table,
     chunks,
@@ -81,8 +79,6 @@ def dlogits_kernel(
     if mask_bits is None:
         packed = decide.never_counts(at, COLUMNS)
         mirrored = packed
-        if guide_thresholds is not None:
-            packed, mirrored = decide.above(logits, guide_thresholds, packed, mirrored, at, SYMMETRIC, COLUMNS)
     else:
         packed, mirrored = tile.load_masks(mask_bits, at, SYMMETRIC, COLUMNS)
     logits = tile.scale(logits, temperature, strength, at, SYMMETRIC, COLUMNS)
@@ -115,7 +111,6 @@ def write_dlogits(
     dlogits: Tensor,
     launch: Launch,
     *,
-    guide_thresholds: Tensor | None,
     temperature: Tensor | None,
     strength: float,
     mask_bits: Tensor | None,
@@ -127,14 +122,12 @@ def write_dlogits(
         lse2: ``[B]``, fp32, positive included.
         weights: ``[B]``, fp32. None where all have one sign: ``lse2`` is then less ``log2(weight)``.
         dlogits: flat, in the operands' type.
-        guide_thresholds: ``[B]``, where the student guides itself and no mask bits were kept.
         temperature: ``[1]``, fp32; None without hardness weighting, whose `strength` it goes with.
     """
     start(
         dlogits_kernel,
         tile_grid(chunks, launch),
         **operand_arguments(stack, launch),
-        guide_thresholds=guide_thresholds,
         lse2=lse2,
         weights=weights,
         temperature=temperature if chunks.scaled else None,

@@ -40,7 +40,7 @@ def forward_kernel(
     student_thresholds,  # [B] or None
     temperature,  # [1], or None where hardness weighting is off
     strength,
-    mask_bits,  # read where HAS_INITIAL_MASK, written where thresholds decide; or None
+    mask_bits,  # read where HAS_INITIAL_MASK, written where thresholds decide; None where nothing masks
     counts,  # [blocks, 2], or None where nothing is counted here
     maxima,  # partial softmaxes, a number a row and layer
     sums,
@@ -73,7 +73,7 @@ def forward_kernel(
         if SYMMETRIC:
             more = tl.where(tile.serves_columns(at), tile.count_bits(mirrored & ~known_mirrored), 0)
             tile.add_count(counts, at, more, 1)
-    if mask_bits is not None and (guide_thresholds is not None or student_thresholds is not None):
+    if guide_thresholds is not None or student_thresholds is not None:
         tile.store_masks(mask_bits, packed, mirrored, at, SYMMETRIC, COLUMNS)
     logits = tile.scale(logits, temperature, strength, at, SYMMETRIC, COLUMNS)
 
@@ -84,10 +84,10 @@ def forward_kernel(
     tl.store(maxima + place, maximum)
     tl.store(sums + place, total)
     if SYMMETRIC and tile.serves_columns(at):
-        maximum, total = partial_softmax(tl.where(tile.unpack(mirrored), float("-inf"), logits), 0)
-        place = (tl.load(at.chunk + tile.COLUMN_PARTIALS) + at.row * at.column_tiles) * TILE + at.first
-        tl.store(maxima + place + tl.arange(0, COLUMNS), maximum)
-        tl.store(sums + place + tl.arange(0, COLUMNS), total)
+        highest, column_total = partial_softmax(tl.where(tile.unpack(mirrored), float("-inf"), logits), 0)
+        first = (tl.load(at.chunk + tile.COLUMN_PARTIALS) + at.row * at.column_tiles) * TILE + at.first
+        tl.store(maxima + first + tl.arange(0, COLUMNS), highest)
+        tl.store(sums + first + tl.arange(0, COLUMNS), column_total)
 
 
 @triton.jit
@@ -121,7 +121,7 @@ def start_forward(
         guide_thresholds: ``[B]``, where the student guides itself and decides here.
         student_thresholds: ``[B]``, where they decide here.
         temperature: ``[1]``, fp32; None without hardness weighting, whose `strength` it goes with.
-        mask_bits: read with `has_initial_mask`, written where thresholds are given; None where neither is.
+        mask_bits: read with `has_initial_mask`, written where thresholds are given; None where nothing masks.
         counts: ``[blocks, 2]``, int64, added to; None where nothing is counted here.
     """
     start(

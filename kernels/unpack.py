@@ -33,8 +33,7 @@ def unpack_kernel(
     if BY_COLUMNS:
         found = tile.unpack(tl.load(tile.find_mirrored_mask(mask_bits, at, TILE)))
     else:
-        words = tile.find_mask(mask_bits, at, at.row, at.column, TILE)
-        found = tile.unpack(tl.load(words))
+        found = tile.unpack(tl.load(tile.find_mask(mask_bits, at, at.row, at.column, TILE)))
         if SYMMETRIC and tile.is_idle(at):
             # Below the diagonal stands what the columns of the tile above it decided, as that tile is oriented.
             start = (

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gist_fast.functional.backends.interface import Problem
 from gist_fast.functional.backends.triton import backward_with, forward_with, mask_product
-from gist_fast.functional.blocks import make_blocks
 from gist_fast.functional.loss_config import LossConfig
-from gist_fast.functional.operands import prepare
 from gist_fast.kernels.compile_report import Compiled, compile_variant
 from gist_fast.kernels.compile_variants import Variant, variants_of
 from gist_fast.kernels.config import HALF, SINGLE, TABLE, Config
@@ -102,26 +102,29 @@ def _run(
     grouped: bool = False,
     nested: bool = False,
 ) -> None:
-    """Both passes with mask bits kept and not, and a product of the mask."""
+    """Both passes with mask bits kept and not, of one batch of chunks and of several, and a product of the mask."""
     counts = (ROWS, ROWS, ROWS)
-    operands = prepare(
-        [_empty(n, DIM, dtype=student) for n in counts],
-        [_empty(n, GUIDE_DIM, dtype=guide) for n in counts] if guided else (),
+    problem = Problem(
+        tuple(_empty(n, DIM, dtype=student) for n in counts),
+        tuple(_empty(n, GUIDE_DIM, dtype=guide) for n in counts) if guided else (),
         _empty(dtype=FP32),
+        None,
+        _empty(ROWS, dtype=torch.int64) if grouped else None,
+        (DIM, DIM // 2) if nested else (),
+        0,
+        True,
         loss,
-        groups=_empty(ROWS, dtype=torch.int64) if grouped else None,
-        dims=(DIM, DIM // 2) if nested else (),
     )
-    blocks = make_blocks(ROWS, (ROWS, ROWS), loss)
-    kept = forward_with(config, operands, blocks, True)
-    bits = kept.mask_bits if operands.masks else None
-    for weights in (None, kept.lse2):
-        backward_with(config, operands, blocks, kept.lse2, weights, bits)
+    kept = forward_with(config, problem, True)
+    bits = kept.mask_bits if problem.masks else None
+    for one_sign in (True, False):
+        backward_with(config, replace(problem, one_sign=one_sign), kept.loss, kept.lse2, bits)
     if bits is None:
         return
-    forward_with(config, operands, blocks, False)
-    backward_with(config, operands, blocks, kept.lse2, None, None)
+    forward_with(config, problem, False)
+    backward_with(config, problem, kept.loss, kept.lse2, None)
     if guided and not (loss.hard or grouped or nested or loss.hardness_mode):
+        blocks = problem.blocks
         for index, block in enumerate(blocks):
             mask_product(blocks, 1, bits, index, _empty(block.columns, 8, dtype=student), False)
 

@@ -120,8 +120,7 @@ def forward_with(config: Config, problem: Problem, keep_mask_bits: bool) -> Guid
         keep_mask_bits = keep_mask_bits and problem.masks
         n_bytes = mask_bytes(problem.blocks, len(work.stacks)) if keep_mask_bits else 0
         mask_bits = torch.empty(n_bytes, dtype=torch.uint8, device=loss.device)
-        # Between the kernels that decide, or from the widest dim to the others.
-        scratch = problem.masks and not keep_mask_bits and (work.decided_before or len(work.stacks) > 1)
+        scratch = problem.masks and not keep_mask_bits
         shares = config.forward.shares, config.forward_symmetric.shares
         done = work.batches(FORWARD_CHUNKS, shares=shares, own_masks=scratch)
         words = work.mask_scratch(done) if scratch else mask_bits.view(torch.int32) if keep_mask_bits else None
@@ -181,6 +180,7 @@ def backward_with(
         work = _Work(problem, config, norms=True)
         if problem.masks:
             work.decide()
+        grad_loss = grad_loss.contiguous()
         extremes = torch.aminmax(grad_loss)
         total, positive_dlogits = lse2.new_empty(2, *lse2.shape)
         weights = None if problem.one_sign else torch.empty_like(lse2)
@@ -195,10 +195,7 @@ def backward_with(
                 positive_dlogits[level],
                 LARGEST_WEIGHT,
             )
-        # A student that guides itself needs no mask bits where its scores are multiplied once.
-        decides_again = problem.masks and not (
-            problem.config.self_guided and problem.groups is None and len(work.stacks) == 1
-        )
+        decides_again = problem.masks
         done = work.batches(1, own_masks=decides_again)
         words = work.mask_scratch(done) if decides_again else None if mask_bits is None else mask_bits.view(torch.int32)
         dlogits = work.stacks[0].new_empty(TILE * TILE * max(batch.dlogits_tiles for batch in done))
@@ -216,7 +213,6 @@ def backward_with(
                         None if weights is None else weights[level],
                         dlogits,
                         config.dlogits_symmetric if chunks.symmetric else config.dlogits,
-                        guide_thresholds=work.guide_thresholds if words is None else None,
                         temperature=work.temperature,
                         strength=problem.config.hardness_strength,
                         mask_bits=words,
@@ -426,7 +422,9 @@ class _Work:
                 # Whoever decides next counts.
                 last = not guided and not problem.config.self_guided
                 anchors = problem.student[ANCHORS].shape[0]
-                mask_groups(chunks, problem.groups, problem.offset, anchors, mask_bits, counts if last else None)
+                mask_groups(
+                    chunks, problem.groups.contiguous(), problem.offset, anchors, mask_bits, counts if last else None
+                )
             has_initial_mask = problem.groups is not None
             if guide is not None:
                 self._write(chunks, guide, self.guide_thresholds, mask_bits, counts, has_initial_mask, guide=True)
