@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -132,6 +133,31 @@ def test_what_is_wrong_is_not_timed(tmp_path: Path) -> None:
     assert (right.outcome, set(right.seconds)) == ("ok", {"forward", "backward", "both"})
     assert (off.outcome, off.seconds) == ("wrong", {})
     assert off.why == "relative error of the loss 1.0e-01 at B 40, allowed 2e-02"
+
+
+@pytest.mark.slow
+def test_a_peer_is_compiled_once_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checked, its memory measured and timed by one compilation, as on a card; the compiler is replaced by a count."""
+    import torch
+    from torch._dynamo.testing import CompileCounter
+
+    from benchmarks.gpu.bench import Bench
+    from benchmarks.gpu.speed import SpeedSuite
+    from gist_fast.bench.peers import PEERS
+
+    counter, widths = CompileCounter(), (16, 24)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    torch._dynamo.reset()
+    bench = Bench(tmp_path, "speed", toy=True)
+    # Too many for the small size at which others are checked.
+    bench.sizes = {**bench.sizes, "batch": 150, "widths": widths}
+    suite = SpeedSuite(bench, {"plain compiled": PEERS["plain compiled"]})
+    suite.isolated = True
+    monkeypatch.setattr(suite, "has_own_process", lambda case: False)
+    bench.measure([suite], "found.json", 1.0)
+    rows = read(tmp_path / "found.json").rows
+    assert [(row.outcome, len(row.seconds), row.memory is not None) for row in rows] == [("ok", 3, True)] * 2
+    assert counter.frame_count == len(widths)
 
 
 @pytest.mark.slow
