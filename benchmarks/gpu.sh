@@ -18,8 +18,7 @@
 #   pip install --no-index --no-deps --target site wheels/*.whl; PYTHONPATH=site benchmarks/gpu.sh --minutes 7
 #
 # TOY=1 TRITON_INTERPRET=1 runs it on a CPU, at sizes that say nothing about speed; MOST=SECONDS caps every
-# part, PATIENCE=N gives each N times as long, for its measurements too. The interpreter of Triton 3.6 needs NumPy
-# below 2.4: it makes a Python number of an array with one entry, which NumPy 2.4 refuses.
+# part, PATIENCE=N gives each N times as long, for its measurements too.
 set -u
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}

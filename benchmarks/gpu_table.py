@@ -21,6 +21,7 @@ from gist_fast.bench.timing import Ratio
 DOCS = Path(__file__).parent.parent / "docs" / "kernels.md"
 FOLDER = RESULTS / "nvidia-h200"
 STEP = "the whole step"
+SHARE = ", share of the library's rate at that shape"
 
 
 def tables(parts: Mapping[str, Any], speed: Results, loss: Results) -> dict[str, str]:
@@ -48,13 +49,15 @@ def _kernels(found: Mapping[str, Any]) -> str:
     steps = {name: table for name, table in found.items() if STEP in table}
     names = list(dict.fromkeys(kernel for table in steps.values() for kernel in table if kernel != STEP))
     rows = [[name, *(_kernel(table.get(name)) for table in steps.values())] for name in [*names, STEP]]
-    return markdown(["ms (TFLOP/s executed)", *steps], rows)
+    share = any("share" in row for table in steps.values() for row in table.values())
+    return markdown([f"ms (TFLOP/s executed{SHARE * share})", *steps], rows)
 
 
 def _kernel(row: Mapping[str, float] | None) -> str:
     if row is None:
         return ""
-    rate = f" ({row['flops'] / row['seconds'] / 1e12:.0f})" if row.get("flops") else ""
+    share = f", {row['share']:.0%}" if "share" in row else ""
+    rate = f" ({row['flops'] / row['seconds'] / 1e12:.0f}{share})" if row.get("flops") else ""
     return f"{1e3 * row['seconds']:.2f}{rate}"
 
 

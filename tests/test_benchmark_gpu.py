@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -70,6 +72,7 @@ def test_a_checkout_is_enough() -> None:
     code = (
         "import sys; sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]; "
         "import benchmarks.gpu, gist_fast, gist_fast.kernels.config as config; "
+        "from gist_fast.bench import isolated; assert isolated.PRELOAD[0] == 'benchmarks.gpu'; "
         "print(gist_fast.__file__, config.__file__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -132,6 +135,81 @@ def test_what_is_wrong_is_not_timed(tmp_path: Path) -> None:
     assert (right.outcome, set(right.seconds)) == ("ok", {"forward", "backward", "both"})
     assert (off.outcome, off.seconds) == ("wrong", {})
     assert off.why == "relative error of the loss 1.0e-01 at B 40, allowed 2e-02"
+
+
+def test_a_part_in_which_ours_is_wrong_ends_badly(tmp_path: Path) -> None:
+    from benchmarks.gpu.bench import Bench
+    from benchmarks.gpu.speed import SpeedSuite
+    from gist_fast.bench.peers import OURS, PEERS, Peer
+
+    plain = PEERS["plain"]
+    wrong = Peer(OURS, plain.obstacle, lambda case: lambda e: 1.1 * plain.make(case)(e))
+    bench = Bench(tmp_path, "speed", toy=True)
+    with pytest.raises(SystemExit, match="ours at speed 40: wrong relative error of the loss"):
+        bench.measure([SpeedSuite(bench, {OURS: wrong, "plain": plain})], "found.json", 1.0)
+    assert [row.outcome for row in read(tmp_path / "found.json").rows] == ["wrong", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("numpy", "triton", "mended"), [("2.4.0", "3.6.0", True), ("2.3.5", "3.6.0", False), ("2.10.1", "3.9.0", False)]
+)
+def test_the_rehearsal_mends_an_old_interpreter_for_newer_numpy(numpy, triton, mended, monkeypatch) -> None:
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from benchmarks.gpu.interpreter import accept_newer_numpy
+
+    fake = SimpleNamespace(_patch_lang_tensor=lambda tensor, scope: scope.set_attr(tensor, "__index__", None))
+    monkeypatch.setattr(np, "__version__", numpy)
+    monkeypatch.setattr("triton.__version__", triton)
+    monkeypatch.setattr(importlib.import_module("triton.runtime"), "interpreter", fake, raising=False)
+    said = accept_newer_numpy()
+    assert (said is not None and "mended for NumPy 2.4.0" in said) == mended
+
+    class Tensor:
+        handle = SimpleNamespace(data=np.array([7]))
+
+    fake._patch_lang_tensor(Tensor, SimpleNamespace(set_attr=setattr))
+    assert Tensor.__index__ is None if not mended else range(9)[Tensor()] == 7
+
+
+def test_bars_are_kept_out_where_datasets_is_not_installed(monkeypatch) -> None:
+    from transformers.utils import logging
+
+    from gist_fast.runtime.progress_bars import without_progress_bars
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    before = logging.is_progress_bar_enabled()
+    with without_progress_bars():
+        assert not logging.is_progress_bar_enabled()
+    assert logging.is_progress_bar_enabled() == before
+
+
+@pytest.mark.slow
+def test_a_peer_is_compiled_once_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checked, its memory measured and timed by one compilation, as on a card; the compiler is replaced by a count."""
+    import torch
+    from torch._dynamo.testing import CompileCounter
+
+    from benchmarks.gpu.bench import Bench
+    from benchmarks.gpu.speed import SpeedSuite
+    from gist_fast.bench.peers import PEERS
+
+    counter, widths = CompileCounter(), (16, 24)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    torch._dynamo.reset()
+    bench = Bench(tmp_path, "speed", toy=True)
+    # Too many for the small size at which others are checked.
+    bench.sizes = {**bench.sizes, "batch": 150, "widths": widths}
+    suite = SpeedSuite(bench, {"plain compiled": PEERS["plain compiled"]})
+    suite.isolated = True
+    monkeypatch.setattr(suite, "has_own_process", lambda case: False)
+    bench.measure([suite], "found.json", 1.0)
+    rows = read(tmp_path / "found.json").rows
+    assert [(row.outcome, len(row.seconds), row.memory is not None) for row in rows] == [("ok", 3, True)] * 2
+    assert counter.frame_count == len(widths)
 
 
 @pytest.mark.slow

@@ -10,7 +10,11 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
-from benchmarks.gpu.launches import flops_of
+import torch
+
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.launches import Product, flops_of, library_seconds, minimal_work, products_of
+from gist_fast.bench.cases import LossCase
 
 PAIR = 2.0 * 128 * 128
 
@@ -24,11 +28,37 @@ def test_work_is_counted_by_tiles_and_dims() -> None:
     assert flops_of(square) == 6 * PAIR * 96
     assert flops_of({**square, "chunk_column": 8}) == 9 * PAIR * 96, "a chunk above the diagonal is whole"
     assert flops_of({"count": 3}) == 0, "nothing is multiplied"
+    assert products_of(square) == {Product(384, 64, 384): 6 * PAIR * 64, Product(384, 32, 384): 6 * PAIR * 32}
+
+
+def test_launches_that_do_not_say_their_shape_are_counted_by_the_mathematics() -> None:
+    case = LossCase(rows=100, width=24, guide_width=16)
+
+    def least(name: str, others: tuple[str, ...] = (), mask_bits: str = "keep") -> float:
+        return sum(minimal_work(name, dict.fromkeys((name, *others)), case, mask_bits).values())
+
+    unit = 2.0 * 100**2
+    assert least("dlogits", ("forward",)) == unit * 2 * 24, "ap, and half of aa and of pp"
+    both = ("dlogits", "dlogits, symmetric")
+    assert [least(name, both) for name in both] == [unit * 24, unit * 24]
+    assert (least("masks"), least("masks", mask_bits="recompute")) == (unit * 2 * 16, unit * 4 * 16)
+    assert least("reduce", both) == least("prepare_rows", both) == 0, "they multiply nothing"
+    # Forward, dlogits and their two products are what the loss says of its own work.
+    assert unit * 2 * (16 + 24) + unit * 2 * 24 + unit * 4 * 24 == case.flops()
+
+
+def test_a_product_of_the_library_has_the_layout_that_is_asked_for(tmp_path, monkeypatch) -> None:
+    seen = []
+    product, multiply = Product(3, 5, 7, left_transposed=True, right_transposed=False), torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: seen.append((a, b)) or multiply(a, b, out=out))
+    assert library_seconds([product], Bench(tmp_path, "kernels", toy=True))[product] > 0
+    a, b = seen[0]
+    assert (a.shape, a.stride(), b.shape, b.stride()) == ((3, 5), (1, 3), (5, 7), (7, 1))
 
 
 CODE = """
 import torch
-from benchmarks.gpu.launches import timed_launches
+from benchmarks.gpu.launches import timed_launches, ways_to_add
 from gist_fast import guided_contrastive_loss
 x = [torch.randn(150, 40, generator=torch.Generator().manual_seed(k)) for k in range(4)]
 def gradients():
@@ -40,7 +70,10 @@ with timed_launches(False) as found:
     timed = gradients()
 assert all(torch.equal(a, b) for a, b in zip(plain, timed))
 assert found["forward"].launches == 1 and found["forward, symmetric"].launches == 2, found
-assert found["the library's products"].flops == 2.0 * 150 * 150 * 48 * 4, found
+library = [found["the library's products" + end] for end in ("", ", transposed")]
+assert [work.launches for work in library] == [3, 1], found
+assert sum(work.flops for work in library) == 2.0 * 150 * 150 * 48 * 4, found
+assert ways_to_add(gradients) == ["aten.addmm_.default"]
 print("the same")
 """
 

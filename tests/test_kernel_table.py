@@ -62,4 +62,6 @@ def test_what_a_card_measured_is_told_as_the_results_have_it() -> None:
     parts = json.loads((gpu_table.FOLDER / "results.json").read_text(encoding="utf-8"))
     row = parts["kernels"]["D 384, keep"]["forward"]
     assert f"| forward | {1e3 * row['seconds']:.2f} ({row['flops'] / row['seconds'] / 1e12:.0f}) |" in text
+    shown = gpu_table._kernels({"D 384, keep": {"forward": {**row, "share": 0.8}, gpu_table.STEP: row}})
+    assert "share of the library's rate" in shown and ", 80%) |" in shown
     assert not parts["check"]["wrong"] and parts["tests"]["exit_code"] == 0 and parts["memory"]["keep_as_promised"]

@@ -9,6 +9,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from gist_fast.bench import isolated
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 if importlib.util.find_spec("gist_fast.kernels") is None:
@@ -19,3 +21,5 @@ if importlib.util.find_spec("gist_fast.kernels") is None:
     assert _spec is not None and _spec.loader is not None
     sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules[_spec.name])
+    # To the processes that a server forks, too.
+    isolated.PRELOAD.insert(0, __name__)

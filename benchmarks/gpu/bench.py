@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from gist_fast.bench.cases import LossCase
-from gist_fast.bench.results import Results
+from gist_fast.bench.peers import OURS
+from gist_fast.bench.results import FAILED, WRONG, Results
 from gist_fast.bench.run import run
 from gist_fast.bench.suite import Scope, Suite
 from gist_fast.runtime.files import write_whole
@@ -64,4 +65,7 @@ class Bench:
 
         scope = Scope((16, 24), "cpu") if self.toy else Scope(sizes, "cuda", "bfloat16")
         budget = 300.0 if self.toy else seconds * int(os.environ.get("PATIENCE", "1"))
-        run(suites, scope, command="benchmarks/gpu.sh", budget=budget, rounds=7, say=print, keep=keep)
+        results = run(suites, scope, command="benchmarks/gpu.sh", budget=budget, rounds=7, say=print, keep=keep)
+        off = [row for row in results.rows if row.what == OURS and row.outcome in (FAILED, WRONG)]
+        if off:
+            raise SystemExit(f"ours at {off[0].suite} {off[0].size}: {off[0].outcome} {off[0].why}")

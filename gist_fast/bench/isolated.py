@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 LIMIT_SHARE = 0.8
 """Of the memory that is available: the rest is for everyone else."""
+PRELOAD = ["gist_fast.bench.preload"]
+"""Modules that the server imports before it forks."""
 TAKEN = f"{100 * LIMIT_SHARE:.0f} % may be taken"
 
 
@@ -102,7 +104,7 @@ def _context() -> Any:
     method = "spawn" if sys.platform == "win32" else "forkserver"
     context: Any = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(["gist_fast.bench.preload"])
+        context.set_forkserver_preload(PRELOAD)
     return context
 
 

@@ -47,6 +47,7 @@ class Peer:
         obstacle: why it cannot compute a case, or None.
         make: the loss of a case. Where `whole`, it fills the gradients by itself.
         least_memory: bytes, a lower bound.
+        compiled: for each size anew; where it can be, it is checked at the size that is measured, and at no other.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Peer:
     make: Callable[[LossCase], Loss]
     least_memory: Callable[[LossCase], float] = lambda case: 0.0
     whole: bool = False
+    compiled: bool = False
 
 
 def ours(case: LossCase, backend: Literal["auto", "triton", "tiled", "reference"] = "auto", **options: Any) -> Loss:
@@ -238,7 +240,7 @@ PEERS = {
         Peer("gist_fast tiled", _tiled_obstacle, lambda case: ours(case, "tiled")),
         Peer("gist_fast reference", lambda case: None, lambda case: ours(case, "reference"), _scores(3)),
         Peer("plain", lambda case: None, plain_matmul, _scores(3)),
-        Peer("plain compiled", _compiler_missing, _compiled, _scores(2)),
+        Peer("plain compiled", _compiler_missing, _compiled, _scores(2), compiled=True),
         Peer("st GISTEmbedLoss", _st_obstacle, sentence_transformers_gist, _products),
         Peer("st CachedGISTEmbed", _st_obstacle, _st_cached, _cached_products, whole=True),
         Peer("memeff", _memeff_obstacle, _memeff),

@@ -227,7 +227,7 @@ def _qualify(
         return ends(NOT_RUN, why, expected)
     if seconds_left() <= 0:
         return ends(NOT_RUN, NO_TIME)
-    if suite.isolated and not case.device.startswith("cuda"):
+    if suite.has_own_process(case):
         # Whoever hangs leaves half of a run's time to those that have qualified already.
         patience = min(max(PATIENCE, budget), seconds_left() * (1.0 if name == suite.baseline else 0.5))
         outcome = in_own_process(suite, case, name, limit, patience, known_right=smaller is not None, budget=budget)

@@ -59,6 +59,10 @@ class Suite:
         """Why a competitor cannot compute a case."""
         return None
 
+    def has_own_process(self, case: Any) -> bool:
+        """Whether a competitor is checked and its memory measured in its own process. On a card neither needs one."""
+        return self.isolated and not case.device.startswith("cuda")
+
     def least_memory(self, case: Any, name: str) -> float:
         """Bytes, a lower bound by formula."""
         return 0.0
