@@ -88,12 +88,12 @@ class Variant:
         if kernel == "units_kernel":
             yield "student" if self.has("temperature") else "guide"
         if kernel == "thresholds_kernel":
-            yield " and ".join(name for name, x in (("student", "x"), ("guide", "guide_x")) if self.has(x))
+            yield " and ".join(name for name, x in (("student", "student"), ("guide", "guide")) if self.has(x))
             if self.constant("SELF_GUIDED"):
                 yield "self-guided"
             if self.has("student_thresholds"):
                 yield "student thresholds"
-        if kernel in ("masks_kernel", "groups_kernel", "forward_kernel") and self.has("counts"):
+        if kernel in ("masks_kernel", "groups_kernel", "forward_kernel") and (self.has("masked") or self.has("easy")):
             yield "counted"
         if kernel == "reduce_kernel":
             yield from (name.lower() for name in ("FIRST", "LAST") if self.constant(name))
@@ -113,7 +113,7 @@ class Variant:
     def operand(self) -> Element | None:
         """What it multiplies, or reads or writes of embeddings; None where it looks at none of them."""
         types = dict(self.types)
-        for name in ("x", "raw", "guide_x", "masked"):
+        for name in ("x", "raw", "stack", "student", "guide", "masked"):
             if name in types:
                 found = types[name].removeprefix("*").removeprefix("tensordesc<").partition("[")[0]
                 return Element(found, self.constant("PRECISION", "ieee"))

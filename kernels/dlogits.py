@@ -140,7 +140,7 @@ def write_dlogits(
 
 def add_dlogits(
     chunks: ChunkSet,
-    stack: Tensor,
+    operands: Sequence[Tensor],
     starts: Sequence[int],
     dlogits: Tensor,
     gradients: Sequence[Tensor],
@@ -150,21 +150,29 @@ def add_dlogits(
     """Add what some chunks' dlogits give to the gradients of their rows and columns.
 
     Args:
-        stack: the student's, at one Matryoshka dim.
-        starts: the first row of each operand in it.
+        operands: the student's, ``[N_k, D]`` each, at one Matryoshka dim.
+        starts: the first row of each in the stack.
         dlogits: of `write_dlogits`.
         gradients: ``[N_k, D]``, fp32, by each operand; updated.
         fresh: those of them that hold nothing yet: their first product is put there, and they are taken out.
     """
     place = 0
     for chunk in chunks.chunks:
-        size = chunk.tiles * TILE * TILE
-        padded = dlogits[place : place + size].view(chunk.row_tiles * TILE, -1)
-        place += size
-        w = padded[: chunk.rows, : chunk.columns]
-        products = [(chunk.x, w, chunk.y)] if chunk.triangle else [(chunk.x, w, chunk.y), (chunk.y, w.T, chunk.x)]
-        for own, factor, other in products:
-            k = bisect_right(starts, own.start) - 1
-            total = gradients[k][own.start - starts[k] : own.stop - starts[k]]
-            add_product(total, factor, stack[other], fresh=k in fresh)
+        stride = chunk.column_tiles * TILE
+        sides = [(chunk.x, chunk.y, (stride, 1))]
+        if not chunk.triangle:
+            sides.append((chunk.y, chunk.x, (1, stride)))
+        for own, other, strides in sides:
+            k, total = _rows(gradients, starts, own)
+            _, factor = _rows(operands, starts, other)
+            w = dlogits.as_strided((own.stop - own.start, other.stop - other.start), strides, place)
+            add_product(total, w, factor, fresh=k in fresh)
             fresh.discard(k)
+        place += chunk.tiles * TILE * TILE
+
+
+def _rows(operands: Sequence[Tensor], starts: Sequence[int], span: slice) -> tuple[int, Tensor]:
+    """Which operand some rows of the stack are of, and those rows."""
+    k = bisect_right(starts, span.start) - 1
+    first, last = span.start - starts[k], span.stop - starts[k]
+    return k, operands[k] if (first, last) == (0, len(operands[k])) else operands[k][first:last]

@@ -41,7 +41,8 @@ def forward_kernel(
     temperature,  # [1], or None where hardness weighting is off
     strength,
     mask_bits,  # read where HAS_INITIAL_MASK, written where thresholds decide; None where nothing masks
-    counts,  # [blocks, 2], or None where nothing is counted here
+    masked,  # [blocks]: pairs that the guide or their group masked; None where they are counted elsewhere
+    easy,  # [blocks]: pairs of the others that a student threshold did; None without
     maxima,  # partial softmaxes, a number a row and layer
     sums,
     table,
@@ -62,17 +63,17 @@ def forward_kernel(
         mirrored = packed
     if guide_thresholds is not None:
         packed, mirrored = decide.above(logits, guide_thresholds, packed, mirrored, at, SYMMETRIC, COLUMNS)
-    if counts is not None and student_thresholds is None:
+    if masked is not None:
         never = decide.never_counts(at, COLUMNS)
-        tile.add_count(counts, at, decide.count_masked(packed, mirrored, never, at, SYMMETRIC), 0)
+        tile.add_count(masked, at, decide.count_masked(packed, mirrored, never, at, SYMMETRIC))
     if student_thresholds is not None:
         # None of them was masked before, so that the difference of two counts is theirs.
         known, known_mirrored = packed, mirrored
         packed, mirrored = decide.below(logits, student_thresholds, packed, mirrored, at, SYMMETRIC, COLUMNS)
-        tile.add_count(counts, at, decide.count_masked(packed, packed, known, at, False), 1)
+        tile.add_count(easy, at, decide.count_masked(packed, packed, known, at, False))
         if SYMMETRIC:
             more = tl.where(tile.serves_columns(at), tile.count_bits(mirrored & ~known_mirrored), 0)
-            tile.add_count(counts, at, more, 1)
+            tile.add_count(easy, at, more)
     if guide_thresholds is not None or student_thresholds is not None:
         tile.store_masks(mask_bits, packed, mirrored, at, SYMMETRIC, COLUMNS)
     logits = tile.scale(logits, temperature, strength, at, SYMMETRIC, COLUMNS)
@@ -102,7 +103,8 @@ def partial_softmax(logits, AXIS: tl.constexpr):
 def start_forward(
     chunks: ChunkSet,
     stack: Tensor,
-    partials: Tensor,
+    maxima: Tensor,
+    sums: Tensor,
     launch: Launch,
     *,
     guide_thresholds: Tensor | None,
@@ -110,19 +112,22 @@ def start_forward(
     temperature: Tensor | None,
     strength: float,
     mask_bits: Tensor | None,
-    counts: Tensor | None,
+    masked: Tensor | None,
+    easy: Tensor | None,
     has_initial_mask: bool,
 ) -> None:
     """Write the partial softmaxes of some chunks.
 
     Args:
         stack: the student's, at one Matryoshka dim.
-        partials: ``[2, ..]``, fp32: maxima and sums; written, in places that the chunks' table names.
+        maxima: of partial softmaxes, fp32, with `sums`; written, in places that the chunks' table names.
         guide_thresholds: ``[B]``, where the student guides itself and decides here.
         student_thresholds: ``[B]``, where they decide here.
         temperature: ``[1]``, fp32; None without hardness weighting, whose `strength` it goes with.
         mask_bits: read with `has_initial_mask`, written where thresholds are given; None where nothing masks.
-        counts: ``[blocks, 2]``, int64, added to; None where nothing is counted here.
+        masked: ``[blocks]``, int64: pairs that a guide or their group masked are added; None where they are counted
+            elsewhere.
+        easy: ``[blocks]``, int64: pairs of the others that a student threshold did.
     """
     start(
         forward_kernel,
@@ -133,9 +138,10 @@ def start_forward(
         temperature=temperature if chunks.scaled else None,
         strength=strength,
         mask_bits=mask_bits,
-        counts=counts,
-        maxima=partials[0],
-        sums=partials[1],
+        masked=masked,
+        easy=easy if student_thresholds is not None else None,
+        maxima=maxima,
+        sums=sums,
         HAS_INITIAL_MASK=has_initial_mask,
         **tile_arguments(chunks, launch),
     )

@@ -12,18 +12,19 @@ from torch import Tensor
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def gradients_kernel(
-    gradient,  # [N, dim]: by the operands of one model column, fp32
+    gradient,  # [N, dim]: by the operands of some embeddings, fp32
     x,  # [N, ..]: the embeddings
-    norms,  # [N]
-    partners,  # [B, dim]: of row `first + i` the other operand of its pair i; None where none is of a pair
+    norms,  # [S]: read; then, of these rows, what each gives to the gradient by the temperature
+    partners,  # the student's stack, [S, dim]; None where no row is of a pair
     positive_dlogits,  # [B]
     temperature,  # [1]
     least,  # see `gist_fast.kernels.rows.weights_kernel`
     largest,
     out,  # [N, ..]: written; or added to where ADDS
-    along,  # [N]: written: what each row gives to the gradient by the temperature
     count,  # N
-    first,
+    start_row,  # the first of their rows in the stack
+    first,  # row `first + i` of these is a pair with row `partner + i` of the stack
+    partner,
     pairs,  # B
     row_stride,  # of x, in elements
     column_stride,
@@ -36,6 +37,7 @@ def gradients_kernel(
     inside = (rows < count)[:, None]
     lane = tl.arange(0, WIDTH)
     far = rows.to(tl.int64)[:, None]
+    norms += start_row
     reciprocal = inverse(tl.load(norms + rows, mask=rows < count, other=0.0))
     norm = operand_norm(temperature)
     factor = upstream_scale(least, largest, LARGEST_WEIGHT)
@@ -45,25 +47,25 @@ def gradients_kernel(
         pair = rows - first
         paired = (pair >= 0) & (pair < pairs)
         dlogit = tl.load(positive_dlogits + pair, mask=paired, other=0.0)
-        partner = partners + pair.to(tl.int64)[:, None] * dim
+        partners += (partner + pair).to(tl.int64)[:, None] * dim
     radial = tl.zeros((ROWS,), dtype=tl.float32)
     for begin in range(0, embedding_dim, WIDTH):
         column = begin + lane[None, :]
         there = inside & (column < embedding_dim)
         du = tl.load(gradient + far * dim + column, mask=there, other=0.0)
         if partners is not None:
-            other = tl.load(partner + column, mask=paired[:, None] & (column < embedding_dim), other=0.0)
+            other = tl.load(partners + column, mask=paired[:, None] & (column < embedding_dim), other=0.0)
             du += dlogit[:, None] * other.to(tl.float32)
         value = tl.load(x + far * row_stride + column * column_stride, mask=there, other=0.0).to(tl.float32)
         radial += tl.sum(du * (value * reciprocal[:, None]), axis=1)
     # The operand's norm goes as temperature ** -0.5.
-    tl.store(along + rows, -factor * norm * radial / (2.0 * tl.load(temperature)), mask=rows < count)
+    tl.store(norms + rows, -factor * norm * radial / (2.0 * tl.load(temperature)), mask=rows < count)
     for begin in range(0, embedding_dim, WIDTH):
         column = begin + lane[None, :]
         there = inside & (column < embedding_dim)
         du = tl.load(gradient + far * dim + column, mask=there, other=0.0)
         if partners is not None:
-            other = tl.load(partner + column, mask=paired[:, None] & (column < embedding_dim), other=0.0)
+            other = tl.load(partners + column, mask=paired[:, None] & (column < embedding_dim), other=0.0)
             du += dlogit[:, None] * other.to(tl.float32)
         value = tl.load(x + far * row_stride + column * column_stride, mask=there, other=0.0).to(tl.float32)
         direction = value * reciprocal[:, None]
@@ -78,13 +80,13 @@ def carry_back(
     gradient: Tensor,
     embeddings: Tensor,
     norms: Tensor,
-    partners: Tensor | None,
-    first: int,
+    start_row: int,
+    stack: Tensor,
+    pair: tuple[int, int] | None,
     positive_dlogits: Tensor,
     temperature: Tensor,
     extremes: tuple[Tensor, Tensor],
     out: Tensor,
-    along: Tensor,
     embedding_dim: int,
     largest_weight: float,
     *,
@@ -100,12 +102,14 @@ def carry_back(
     Args:
         gradient: ``[N, D]``, fp32, by way of the negatives.
         embeddings: ``[N, >= embedding_dim]``.
-        norms: ``[N]``, fp32.
-        partners: ``[B, D]``: row ``first + i`` is a pair with ``partners[i]``, whose logit has the derivative
-            ``positive_dlogits[i]``; None where no row is of a pair.
+        norms: ``[S]``, fp32, of all rows of the stack. In their place of these rows is written what each adds to the
+            gradient by the temperature.
+        start_row: the first of these rows in the stack.
+        stack: the student's.
+        pair: a first row of these and one of the stack, from which on they are pairs; pair i's logit has the derivative
+            ``positive_dlogits[i]``. None where no row is of a pair.
         extremes: of the upstream gradients, see `gist_fast.kernels.rows.weigh`.
         out: ``[N, >= embedding_dim]``, contiguous; its first columns are written, or with `adds` (fp32) added to.
-        along: ``[N]``, fp32; written: what each row adds to the gradient by the temperature.
     """
     start(
         gradients_kernel,
@@ -113,16 +117,17 @@ def carry_back(
         gradient=gradient,
         x=embeddings,
         norms=norms,
-        partners=partners,
+        partners=None if pair is None else stack,
         positive_dlogits=positive_dlogits,
         temperature=temperature,
         least=extremes[0],
         largest=extremes[1],
         out=out,
-        along=along,
         count=len(embeddings),
-        first=first,
-        pairs=len(positive_dlogits),
+        start_row=start_row,
+        first=0 if pair is None else pair[0],
+        partner=0 if pair is None else pair[1],
+        pairs=positive_dlogits.numel(),
         row_stride=embeddings.stride(0),
         column_stride=embeddings.stride(1),
         out_width=out.shape[1],

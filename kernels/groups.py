@@ -20,7 +20,7 @@ WARPS = 4
 def groups_kernel(
     groups,  # [M], int64: of the positives
     mask_bits,  # written
-    counts,  # [blocks, 2], or None where another kernel counts
+    masked,  # [blocks], or None where another kernel counts
     table,
     chunks,
     anchors,  # B, the stack's rows before the first positive
@@ -49,12 +49,12 @@ def groups_kernel(
         packed = never | tile.pack(row_group[:, None] == column_group[None, :])
     # Both sides see the same groups.
     tile.store_masks(mask_bits, packed, packed, at, SYMMETRIC, TILE)
-    if counts is not None:
-        tile.add_count(counts, at, decide.count_masked(packed, packed, never, at, SYMMETRIC), 0)
+    if masked is not None:
+        tile.add_count(masked, at, decide.count_masked(packed, packed, never, at, SYMMETRIC))
 
 
 def mask_groups(
-    chunks: ChunkSet, groups: Tensor, offset: int, anchors: int, mask_bits: Tensor, counts: Tensor | None
+    chunks: ChunkSet, groups: Tensor, offset: int, anchors: int, mask_bits: Tensor, masked: Tensor | None
 ) -> None:
     """Write what never counts in some chunks, pairs of one group among it.
 
@@ -62,14 +62,14 @@ def mask_groups(
         groups: ``[M]``, int64, of the positives.
         offset: anchor i is in the group of positive ``offset + i``.
         anchors: how many there are.
-        counts: ``[blocks, 2]``, int64: pairs masked are added to the first column; None to leave them.
+        masked: ``[blocks]``, int64: pairs masked are added; None to leave them.
     """
     start(
         groups_kernel,
         (chunks.tiles,),
         groups=groups,
         mask_bits=mask_bits,
-        counts=counts,
+        masked=masked,
         table=chunks.table,
         chunks=len(chunks.chunks),
         anchors=anchors,

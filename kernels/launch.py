@@ -14,12 +14,25 @@ from gist_fast.kernels.precision import multiplies_in_tf32
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-NOT_SPECIALISED = ["chunks", "entries", "count", "first", "pairs", "anchors", "offset", "positive_count"]
+NOT_SPECIALISED = [
+    *("chunks", "entries", "count", "first", "start_row", "partner", "pairs", "anchors", "offset", "positive_count"),
+]
 """Numbers of the kernels that say how much there is of something. None is a multiple of anything that a kernel could
 make use of, and a kernel for each that happens to be would be compiled in the middle of a run."""
 ALIGNED_OR_NOT = [
-    *("guide_thresholds", "student_thresholds", "thresholds", "lse2", "weights", "counts", "maximum", "total", "table"),
-    *("positives", "positive_dlogits", "loss", "positive_similarity", "hardest_similarity", "norms", "along"),
+    *(
+        "guide_thresholds",
+        "student_thresholds",
+        "thresholds",
+        "lse2",
+        "weights",
+        "masked",
+        "easy",
+        "maximum",
+        "total",
+        "table",
+    ),
+    *("positives", "positive_dlogits", "loss", "positive_similarity", "hardest_similarity", "norms"),
     *("temperature", "margins", "is_bad", "upstream", "least", "largest", "groups"),
 ]
 """Pointers of which some launches get a row or a slice of a tensor, so that 16 bytes may or may not divide them. A

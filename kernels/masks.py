@@ -32,7 +32,7 @@ def masks_kernel(
     dim,
     thresholds,  # [B]
     mask_bits,  # written, and read before where HAS_INITIAL_MASK
-    counts,  # [blocks, 2], or None where they are known
+    masked,  # [blocks], or None where they are known
     table,
     chunks,
     BELOW: tl.constexpr, GUIDE: tl.constexpr, HAS_INITIAL_MASK: tl.constexpr, SYMMETRIC: tl.constexpr,
@@ -53,8 +53,8 @@ def masks_kernel(
     else:
         packed, mirrored = decide.above(scores, thresholds, packed, mirrored, at, SYMMETRIC, COLUMNS)
     tile.store_masks(mask_bits, packed, mirrored, at, SYMMETRIC, COLUMNS)
-    if counts is not None:
-        tile.add_count(counts, at, decide.count_masked(packed, mirrored, never, at, SYMMETRIC), 0)
+    if masked is not None:
+        tile.add_count(masked, at, decide.count_masked(packed, mirrored, never, at, SYMMETRIC))
 
 
 def write_masks(
@@ -62,7 +62,7 @@ def write_masks(
     stack: Tensor,
     thresholds: Tensor,
     mask_bits: Tensor,
-    counts: Tensor | None,
+    masked: Tensor | None,
     launch: Launch,
     *,
     below: bool,
@@ -74,7 +74,7 @@ def write_masks(
     Args:
         stack: of the model that decides; of a `guide`, maybe of those of its rows alone that the chunks need.
         thresholds: ``[B]``, fp32.
-        counts: ``[blocks, 2]``, int64: pairs masked so far are added to the first column; None to leave them.
+        masked: ``[blocks]``, int64: pairs masked so far are added; None to leave them.
         has_initial_mask: add to what is masked already.
     """
     start(
@@ -83,7 +83,7 @@ def write_masks(
         **operand_arguments(stack, launch),
         thresholds=thresholds,
         mask_bits=mask_bits,
-        counts=counts,
+        masked=masked,
         BELOW=below,
         GUIDE=guide,
         HAS_INITIAL_MASK=has_initial_mask,

@@ -81,7 +81,8 @@ def reduce_kernel(
 
 
 def reduce(
-    partials: Tensor,
+    maxima: Tensor,
+    sums: Tensor,
     table: Tensor,
     running: Tensor | None,
     positives: Tensor,
@@ -97,7 +98,7 @@ def reduce(
     """Reduce a batch's partial softmaxes into the running one; after the last batch, to the loss.
 
     Args:
-        partials: ``[2, ..]``, fp32: maxima and sums.
+        maxima: partial softmaxes, fp32, with `sums`.
         table: of the batch, see `gist_fast.kernels.chunks.PARTIAL_FIELDS`.
         running: ``[2, B]``, fp32: maximum and sum of each row; read unless `first`, written unless `last`. None where
             one batch is all.
@@ -108,9 +109,9 @@ def reduce(
     """
     start(
         reduce_kernel,
-        (triton.cdiv(len(loss), ROWS),),
-        partial_maxima=partials[0],
-        partial_sums=partials[1],
+        (triton.cdiv(loss.numel(), ROWS),),
+        partial_maxima=maxima,
+        partial_sums=sums,
         table=table,
         entries=len(table),
         maximum=None if running is None else running[0],
@@ -122,7 +123,7 @@ def reduce(
         lse2=lse2,
         positive_similarity=None if similarities is None else similarities[0],
         hardest_similarity=None if similarities is None else similarities[1],
-        count=len(loss),
+        count=loss.numel(),
         FIRST=first,
         LAST=last,
         ROWS=ROWS,

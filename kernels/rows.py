@@ -61,6 +61,7 @@ def units_kernel(
 def make_units(
     raw: Tensor,
     units: Tensor,
+    count: int,
     norms: Tensor | None,
     temperature: Tensor | None,
     is_bad: Tensor | None,
@@ -71,22 +72,23 @@ def make_units(
     """Normalise rows.
 
     Args:
-        raw: ``[S, >= embedding_dim]``, rows next to each other; may be `units` itself.
+        raw: ``[>= S, >= embedding_dim]``, rows next to each other; may be `units` itself.
         units: ``[>= S, D]``; the first S rows are written, zeros behind the embedding's columns among them.
-        norms: ``[S]``, fp32; written.
+        count: S.
+        norms: ``[S]``, fp32; written; or None.
         temperature: ``[1]``, fp32, for student operands, whose norm is ``sqrt(log2(e) / temperature)``; else None.
         is_bad: ``[1]``, int64; becomes 1 where a row is not finite.
         tf32: float32 will be multiplied in TF32.
     """
     start(
         units_kernel,
-        (triton.cdiv(len(raw), ROWS),),
+        (triton.cdiv(count, ROWS),),
         raw=raw,
         units=units,
         norms=norms,
         temperature=temperature,
         is_bad=is_bad,
-        count=len(raw),
+        count=count,
         raw_width=raw.shape[1],
         embedding_dim=embedding_dim,
         dim=units.shape[1],
@@ -98,16 +100,18 @@ def make_units(
 
 
 @triton.jit
-def row_dots(x, y, rows, inside, dim, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """``[ROWS]``: dot products of rows of two matrices ``[.., dim]``, fp32."""
+def row_dots(stack, rows, partner, inside, dim, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """``[ROWS]``: dot products of rows of a matrix ``[.., dim]`` with those that stand `partner` rows further on,
+    fp32."""
     lane = tl.arange(0, WIDTH)
-    place = rows.to(tl.int64)[:, None] * dim
+    x = stack + rows.to(tl.int64)[:, None] * dim
+    y = x + partner.to(tl.int64) * dim
     total = tl.zeros((ROWS,), dtype=tl.float32)
     for first in range(0, dim, WIDTH):
         column = first + lane[None, :]
         there = inside[:, None] & (column < dim)
-        a = tl.load(x + place + column, mask=there, other=0.0).to(tl.float32)
-        b = tl.load(y + place + column, mask=there, other=0.0).to(tl.float32)
+        a = tl.load(x + column, mask=there, other=0.0).to(tl.float32)
+        b = tl.load(y + column, mask=there, other=0.0).to(tl.float32)
         total += tl.sum(a * b, axis=1)
     return total
 
@@ -123,16 +127,16 @@ def lowered(own, margin, margins, rows, inside, RELATIVE: tl.constexpr):
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def thresholds_kernel(
-    x,  # student operands of the anchors, [B, dim]; None where they are known
-    y,  # those of their positives
-    guide_x,  # the guide's, [B, guide_dim]; None without a guide but the student
-    guide_y,
+    student,  # the student's stack, [S, dim]; None where the positives' logits are known
+    guide,  # the guide's, [S, guide_dim]; None without a guide but the student
     temperature,  # [1]
     margins,  # [B], in the place of `margin`; or None
     positives,  # [B]: written, the base-2 logits of anchors with their positives; None where they are known
     guide_thresholds,  # [B]: written; or None
     student_thresholds,  # [B]: written; or None
-    count,
+    count,  # anchors in the stacks
+    first,  # which of the B the first one is
+    partner,  # rows from an anchor to its positive
     margin,
     guide_band,  # negative where ties are masked
     student_band,
@@ -142,32 +146,36 @@ def thresholds_kernel(
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = rows < count
-    if x is not None:
-        own_logits = row_dots(x, y, rows, inside, dim, ROWS, WIDTH)
-        tl.store(positives + rows, own_logits, mask=inside)
+    anchors = first + rows
+    if student is not None:
+        own_logits = row_dots(student, rows, partner, inside, dim, ROWS, WIDTH)
+        tl.store(positives + anchors, own_logits, mask=inside)
         # Student scores carry this factor, so what they are compared with must too.
         norm = operand_norm(temperature)
         squared = norm * norm
         if SELF_GUIDED:
-            found = (lowered(own_logits / squared, margin, margins, rows, inside, RELATIVE) + guide_band) * squared
-            tl.store(guide_thresholds + rows, found, mask=inside)
+            found = (lowered(own_logits / squared, margin, margins, anchors, inside, RELATIVE) + guide_band) * squared
+            tl.store(guide_thresholds + anchors, found, mask=inside)
         if student_thresholds is not None:
-            tl.store(student_thresholds + rows, own_logits - student_band * squared, mask=inside)
-    if guide_x is not None:
-        own = row_dots(guide_x, guide_y, rows, inside, guide_dim, ROWS, WIDTH)
-        found = lowered(own, margin, margins, rows, inside, RELATIVE) + guide_band
-        tl.store(guide_thresholds + rows, found, mask=inside)
+            tl.store(student_thresholds + anchors, own_logits - student_band * squared, mask=inside)
+    if guide is not None:
+        own = row_dots(guide, rows, partner, inside, guide_dim, ROWS, WIDTH)
+        found = lowered(own, margin, margins, anchors, inside, RELATIVE) + guide_band
+        tl.store(guide_thresholds + anchors, found, mask=inside)
 
 
 def make_thresholds(
-    student: tuple[Tensor, Tensor] | None,
-    guide: tuple[Tensor, Tensor] | None,
+    student: Tensor | None,
+    guide: Tensor | None,
+    count: int,
+    partner: int,
     temperature: Tensor,
     margin: float | Tensor,
     positives: Tensor | None,
     guide_thresholds: Tensor | None,
     student_thresholds: Tensor | None,
     *,
+    first: int,
     guide_band: float,
     student_band: float,
     self_guided: bool,
@@ -176,35 +184,37 @@ def make_thresholds(
     """Write what anchors have to do with their own positives.
 
     Args:
-        student: operands of the anchors ``[B, D]`` and of their positives; None where `positives` are known.
-        guide: the same of a guide that is not the student; None without.
+        student: the student's stack; None where `positives` are known.
+        guide: the stack of a guide that is not the student; None without.
+        count: anchors in the stacks, their first rows.
+        partner: rows from an anchor to its positive.
         temperature: ``[1]``, fp32.
         margin: one, or ``[B]``, fp32; `relative`: a share of the score.
         positives: ``[B]``, fp32; written: base-2 logits.
         guide_thresholds: ``[B]``, fp32, or None; written: scores above it are masked.
         student_thresholds: ``[B]``, fp32, or None; written: logits below it are masked.
+        first: which of the B anchors is the first one of the stacks.
         guide_band: what ties may differ by, negative where they are to be masked; `student_band` likewise, which is
             positive always.
     """
-    rows = [x for pair in (student, guide) if pair is not None for x in pair]
     start(
         thresholds_kernel,
-        (triton.cdiv(len(rows[0]), ROWS),),
-        x=None if student is None else student[0],
-        y=None if student is None else student[1],
-        guide_x=None if guide is None else guide[0],
-        guide_y=None if guide is None else guide[1],
+        (triton.cdiv(count, ROWS),),
+        student=student,
+        guide=guide,
         temperature=temperature,
         margins=margin if isinstance(margin, Tensor) else None,
         positives=positives,
         guide_thresholds=guide_thresholds,
         student_thresholds=student_thresholds,
-        count=len(rows[0]),
+        count=count,
+        first=first,
+        partner=partner,
         margin=0.0 if isinstance(margin, Tensor) else margin,
         guide_band=guide_band,
         student_band=student_band,
-        dim=None if student is None else student[0].shape[1],
-        guide_dim=None if guide is None else guide[0].shape[1],
+        dim=None if student is None else student.shape[1],
+        guide_dim=None if guide is None else guide.shape[1],
         SELF_GUIDED=self_guided,
         RELATIVE=relative,
         ROWS=ROWS,
@@ -231,12 +241,12 @@ def weights_kernel(
     least,  # [1]: the smallest of all rows and dims
     largest,  # [1]
     lse2,  # [B]: of the negatives
-    x,  # [B, dim]: operands of the anchors
-    y,  # those of their positives
+    stack,  # the student's, [S, dim]
     total,  # [B]: written: with the positive; less log2 |weight| where `weights` is None
     weights,  # [B]: written; None where no two are of different sign
     positive_dlogits,  # [B]: written: the derivative by each positive's logit
-    count,
+    count,  # B
+    partner,  # rows from an anchor to its positive
     dim,
     LARGEST_WEIGHT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -245,7 +255,7 @@ def weights_kernel(
     # d loss / d base-2 logit carries ln 2.
     weight = tl.load(upstream + rows, mask=inside, other=0.0) * LN2 / upstream_scale(least, largest, LARGEST_WEIGHT)
     negatives = tl.load(lse2 + rows, mask=inside, other=0.0)
-    positive = row_dots(x, y, rows, inside, dim, ROWS, WIDTH)
+    positive = row_dots(stack, rows, partner, inside, dim, ROWS, WIDTH)
     above = negatives - positive
     found = positive + softplus2(above)
     if weights is None:
@@ -262,19 +272,21 @@ def weigh(
     upstream: Tensor,
     extremes: tuple[Tensor, Tensor],
     lse2: Tensor,
-    pairs: tuple[Tensor, Tensor],
+    stack: Tensor,
+    partner: int,
     total: Tensor,
     weights: Tensor | None,
     positive_dlogits: Tensor,
     largest_weight: float,
 ) -> None:
-    """Write what the backward pass of one Matryoshka dim needs of each row; ``[B]``, fp32, but for `pairs`.
+    """Write what the backward pass of one Matryoshka dim needs of each row; ``[B]``, fp32, but for `stack`.
 
     Args:
         upstream: the gradients by the rows' losses.
         extremes: the smallest and the largest of all rows and dims, 0-d.
         lse2: of the negatives.
-        pairs: operands of the anchors ``[B, D]`` and of their positives.
+        stack: the student's.
+        partner: rows from an anchor to its positive.
         total: written: the base-2 logsumexp with the positive; less ``log2 |weight|`` without `weights`.
         weights: written: upstream gradients, the largest of them `largest_weight` in magnitude; None where no two are
             of different sign.
@@ -282,18 +294,18 @@ def weigh(
     """
     start(
         weights_kernel,
-        (triton.cdiv(len(total), ROWS),),
+        (triton.cdiv(upstream.numel(), ROWS),),
         upstream=upstream,
         least=extremes[0],
         largest=extremes[1],
         lse2=lse2,
-        x=pairs[0],
-        y=pairs[1],
+        stack=stack,
         total=total,
         weights=weights,
         positive_dlogits=positive_dlogits,
-        count=len(total),
-        dim=pairs[0].shape[1],
+        count=upstream.numel(),
+        partner=partner,
+        dim=stack.shape[1],
         LARGEST_WEIGHT=largest_weight,
         ROWS=ROWS,
         WIDTH=WIDTH,

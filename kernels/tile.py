@@ -207,10 +207,9 @@ def store_masks(mask_bits, packed, mirrored, at, SYMMETRIC: tl.constexpr, COLUMN
 
 
 @triton.jit
-def add_count(counts, at, n, KIND: tl.constexpr):
-    """Add to a block's counts ``[blocks, 2]``: pairs that a guide or their group masked (KIND 0), and those of the
-    others that a student threshold did (1). Sums of integers are the same in any order."""
-    tl.atomic_add(counts + 2 * tl.load(at.chunk + BLOCK) + KIND, n.to(tl.int64), sem="relaxed")
+def add_count(counts, at, n):
+    """Add to the count of a location's block, of ``[blocks]``. Sums of integers are the same in any order."""
+    tl.atomic_add(counts + tl.load(at.chunk + BLOCK), n.to(tl.int64), sem="relaxed")
 
 
 @triton.jit

@@ -5,46 +5,36 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
 import torch
+from gist_fast.kernels.chunks import Rectangle, batches
 
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.launches import Product, flops_of, library_seconds, minimal_work, products_of
-from gist_fast.bench.cases import LossCase
+from benchmarks.gpu.launches import Product, flops_of, library_seconds, products_of
 
 PAIR = 2.0 * 128 * 128
 
 
 def test_work_is_counted_by_tiles_and_dims() -> None:
-    plain = {"row_tiles": 3, "column_tiles": 5, "x": object(), "dim": 64, "guide_dim": 32, "SYMMETRIC": False}
-    assert flops_of(plain) == 15 * PAIR * 96
-    assert flops_of({**plain, "guide_dim": None}) == 15 * PAIR * 64
-    assert flops_of({**plain, "x": None, "dim": None}) == 15 * PAIR * 32
-    square = {**plain, "column_tiles": 3, "SYMMETRIC": True, "chunk_row": 4, "chunk_column": 4}
-    assert flops_of(square) == 6 * PAIR * 96
-    assert flops_of({**square, "chunk_column": 8}) == 9 * PAIR * 96, "a chunk above the diagonal is whole"
+    plain = Rectangle(block=0, x=0, y=700, rows=300, columns=600)
+    square = Rectangle(block=1, x=0, y=0, rows=300, columns=300, excluded=0, symmetric=True)
+
+    def flops(rectangle: Rectangle, chunk_tiles: int = 64) -> Counter[Product]:
+        found: Counter[Product] = Counter()
+        for batch in batches((rectangle,), chunk_tiles, 10**6, torch.device("cpu")):
+            for chunks in batch.sets:
+                found += products_of({"table": chunks.table, "dim": 64, "BLOCK_K": 16})
+        return found
+
+    assert flops(plain) == {Product(384, 64, 640): 15 * PAIR * 64}
+    assert flops(square) == {Product(384, 64, 384): 6 * PAIR * 64}, "what is below the diagonal is not computed"
+    assert sum(flops(square, 1).values()) == 6 * PAIR * 64, "a chunk above the diagonal is whole"
     assert flops_of({"count": 3}) == 0, "nothing is multiplied"
-    assert products_of(square) == {Product(384, 64, 384): 6 * PAIR * 64, Product(384, 32, 384): 6 * PAIR * 32}
-
-
-def test_launches_that_do_not_say_their_shape_are_counted_by_the_mathematics() -> None:
-    case = LossCase(rows=100, width=24, guide_width=16)
-
-    def least(name: str, others: tuple[str, ...] = (), mask_bits: str = "keep") -> float:
-        return sum(minimal_work(name, dict.fromkeys((name, *others)), case, mask_bits).values())
-
-    unit = 2.0 * 100**2
-    assert least("dlogits", ("forward",)) == unit * 2 * 24, "ap, and half of aa and of pp"
-    both = ("dlogits", "dlogits, symmetric")
-    assert [least(name, both) for name in both] == [unit * 24, unit * 24]
-    assert (least("masks"), least("masks", mask_bits="recompute")) == (unit * 2 * 16, unit * 4 * 16)
-    assert least("reduce", both) == least("prepare_rows", both) == 0, "they multiply nothing"
-    # Forward, dlogits and their two products are what the loss says of its own work.
-    assert unit * 2 * (16 + 24) + unit * 2 * 24 + unit * 4 * 24 == case.flops()
 
 
 def test_a_product_of_the_library_has_the_layout_that_is_asked_for(tmp_path, monkeypatch) -> None:

@@ -537,7 +537,7 @@ def check(problem: Problem, columns: int = TILE, descriptors: bool = False) -> N
     norms = [x.double().norm(dim=1).min() for x in call.student]
     scale = operand_norm(call.temperature).item()
     radial = [weights.abs().max() * scale**2 / n for n in norms] + [
-        weights.abs().max() * scale**2 / problem.temperature
+        weights.abs().sum() * scale**2 / problem.temperature
     ]
     for k, (ours, truth, theirs) in enumerate(zip(found, exact, same_type, strict=True)):
         closely(ours, truth, theirs.to(ours.dtype), f"gradient {k}", little, 1e-2 * float(radial[k]))

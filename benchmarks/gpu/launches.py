@@ -4,8 +4,7 @@ Device events stand before and after each launch and each product of the library
 from its own arguments, so that both show: which kernel takes the time, and how far it is from the rate of the library's
 product of the same shape, whose factors and result are of the embeddings' type.
 
-Which kernels there are is seen, not listed. One whose arguments do not say what it multiplies is counted by
-`minimal_work`, from its name and the batch.
+Which kernels there are is seen, not listed.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from gist_fast.kernels.chunks import FIELDS
 from gist_fast.kernels.launch import LIBRARY, around_launches
 from gist_fast.kernels.layout import TILE
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,11 +34,6 @@ ROUNDS = 3
 STEP = "the whole step"
 SYMMETRIC, TRANSPOSED = ", symmetric", ", transposed"
 """How the names of launches end for symmetric rectangles, and for products by the transpose of dlogits."""
-CHUNK = 8192
-"""Rows and columns of the library's product that a launch is compared with whose arguments say no shape."""
-STUDENT = ("forward", "dlogits")
-GUIDE = ("masks",)
-"""Beginnings of kernels' names that multiply the student's embeddings, or the guide's."""
 
 
 class Product(NamedTuple):
@@ -76,45 +71,38 @@ class Work:
 
 
 def products_of(arguments: Mapping[str, Any]) -> Counter[Product]:
-    """What a launch of tiles multiplies, in FLOPs: the student's product and the guide's, as far as it has them.
+    """What a launch of tiles multiplies, in FLOPs, by the chunks that it covers; nothing where it multiplies nothing.
 
     Args:
         arguments: by name, as `gist_fast.kernels.launch.start` takes them.
     """
     found: Counter[Product] = Counter()
-    if "row_tiles" not in arguments:
+    if "BLOCK_K" not in arguments:
         return found
-    row_tiles, column_tiles = arguments["row_tiles"], arguments["column_tiles"]
-    count = row_tiles * column_tiles
-    if arguments.get("SYMMETRIC") and arguments["chunk_row"] == arguments["chunk_column"]:
-        count = row_tiles * (row_tiles + 1) // 2
-    student = arguments["dim"] if arguments.get("x") is not None else 0
-    for depth in (student, arguments.get("guide_dim")):
-        if depth:
-            found[Product(row_tiles * TILE, depth, column_tiles * TILE)] += 2.0 * count * TILE * TILE * depth
+    depth = arguments["dim"]
+    for row_tiles, column_tiles, triangle in _shapes(arguments["table"]):
+        count = row_tiles * (row_tiles + 1) // 2 if triangle else row_tiles * column_tiles
+        found[Product(row_tiles * TILE, depth, column_tiles * TILE)] += 2.0 * count * TILE * TILE * depth
     return found
+
+
+def _shapes(table: torch.Tensor) -> list[tuple[int, int, int]]:
+    """Rows and columns of the chunks of a launch, in tiles, and whether each is on the diagonal."""
+    # A table serves all steps of its shape, and the device is asked in the first alone.
+    if id(table) not in _read:
+        rows = table.tolist()
+        places = [FIELDS.index(name) for name in ("row_tiles", "column_tiles", "triangle")]
+        _read[id(table)] = table, [tuple(row[place] for place in places) for row in rows]
+    return _read[id(table)][1]
+
+
+_read: dict[int, tuple[torch.Tensor, list[tuple[int, int, int]]]] = {}
+"""What `_shapes` found, by the table, which is kept so that no other gets its number."""
 
 
 def flops_of(arguments: Mapping[str, Any]) -> float:
     """What a launch of tiles multiplies in all."""
     return float(sum(products_of(arguments).values()))
-
-
-def minimal_work(name: str, names: Mapping[str, object], case: LossCase, mask_bits: str) -> Counter[Product]:
-    """What all launches of one name must multiply in a step, by the mathematics: of a symmetric block half the pairs,
-    and for masks that are not kept the guide's product twice.
-
-    Args:
-        names: of all launches; where none is symmetric by name, one launch serves all blocks.
-    """
-    depth = case.width if name.startswith(STUDENT) else case.guide_width if name.startswith(GUIDE) else 0
-    passes = 2 if name.startswith(GUIDE) and mask_bits == "recompute" else 1
-    pairs = {block: case.rows**2 / (1 if block == "ap" else 2) for block in case.blocks}
-    if any(other.endswith(SYMMETRIC) for other in names):
-        symmetric = name.endswith(SYMMETRIC)
-        pairs = {block: count for block, count in pairs.items() if (block != "ap") == symmetric}
-    side = min(case.rows, CHUNK)
-    return Counter({Product(side, depth, side): 2.0 * depth * passes * sum(pairs.values())} if depth else {})
 
 
 @contextlib.contextmanager
@@ -209,7 +197,7 @@ def time_launches(bench: Bench, case: LossCase, mask_bits: str) -> dict[str, dic
             step()
         rounds.append(found)
     names = rounds[0]
-    products = {name: work.products or minimal_work(name, names, case, mask_bits) for name, work in names.items()}
+    products = {name: work.products for name, work in names.items()}
     alone = library_seconds(sorted({product for of_one in products.values() for product in of_one}), bench)
     rates = {str(product): product.flops / seconds / 1e12 for product, seconds in alone.items()}
     bench.write(library={**bench.result.get("library", {}), **rates})

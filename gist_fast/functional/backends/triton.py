@@ -114,54 +114,57 @@ def forward_with(config: Config, problem: Problem, keep_mask_bits: bool) -> Guid
 
     with _on(problem.student[0].device):
         work = _Work(problem, config)
+        work.make_counts()
         work.decide()
-        loss, lse2 = torch.empty_like(work.rows), torch.empty_like(work.rows)
-        positive, hardest = torch.empty_like(loss[0]), torch.empty_like(loss[0])
+        loss, lse2 = torch.empty_like(work.positives), torch.empty_like(work.positives)
+        similarities = work.numbers(), work.numbers()
         keep_mask_bits = keep_mask_bits and problem.masks
-        n_bytes = mask_bytes(problem.blocks, len(work.stacks)) if keep_mask_bits else 0
+        n_bytes = mask_bytes(problem.blocks, work.levels) if keep_mask_bits else 0
         mask_bits = torch.empty(n_bytes, dtype=torch.uint8, device=loss.device)
-        scratch = problem.masks and not keep_mask_bits
+        own_masks = problem.masks and not keep_mask_bits
         shares = config.forward.shares, config.forward_symmetric.shares
-        done = work.batches(FORWARD_CHUNKS, shares=shares, own_masks=scratch)
-        words = work.mask_scratch(done) if scratch else mask_bits.view(torch.int32) if keep_mask_bits else None
-        partials = loss.new_empty(2, TILE * max(batch.partial_tiles for batch in done))
-        running = loss.new_empty(len(work.stacks), 2, loss.shape[1]) if len(done) > 1 else None
+        done = work.batches(FORWARD_CHUNKS, shares=shares, own_masks=own_masks)
+        words = work.mask_scratch(done) if own_masks else mask_bits.view(torch.int32) if keep_mask_bits else None
+        size = TILE * max(batch.partial_tiles for batch in done)
+        maxima, sums = loss.new_empty(size), loss.new_empty(size)
+        running = loss.new_empty(work.levels, 2, loss.shape[1]) if len(done) > 1 else None
         for index, batch in enumerate(done):
             if work.decided_before:
                 assert words is not None
                 work.write_masks(batch, words, before_student=True)
             for level, stack in enumerate(work.stacks):
-                first = level == 0
+                decides = level == 0
                 for chunks in batch.sets:
                     start_forward(
                         chunks,
                         stack,
-                        partials,
+                        maxima,
+                        sums,
                         config.forward_symmetric if chunks.symmetric else config.forward,
-                        guide_thresholds=work.guide_thresholds if first and problem.config.self_guided else None,
-                        student_thresholds=work.student_thresholds if first else None,
+                        guide_thresholds=work.guide_thresholds if decides and problem.config.self_guided else None,
+                        student_thresholds=work.student_thresholds if decides else None,
                         temperature=work.temperature,
                         strength=problem.config.hardness_strength,
                         mask_bits=words,
-                        counts=work.counts if first and work.student_decides else None,
-                        has_initial_mask=words is not None and (work.decided_before or not first),
+                        masked=work.masked if decides and problem.config.self_guided else None,
+                        easy=work.easy,
+                        has_initial_mask=words is not None and (work.decided_before or not decides),
                     )
                 reduce(
-                    partials,
+                    maxima,
+                    sums,
                     batch.partials,
                     None if running is None else running[level],
-                    work.rows[level],
+                    work.at(work.positives, level),
                     work.temperature,
-                    work.is_bad if problem.guide else None,
-                    loss[level],
-                    lse2[level],
-                    (positive, hardest) if first else None,
+                    work.is_bad,
+                    work.at(loss, level),
+                    work.at(lse2, level),
+                    similarities if decides else None,
                     first=index == 0,
                     last=index == len(done) - 1,
                 )
-    masked, easy_negatives = work.counts.unbind(1)
-    # Neither a view of the other, as the operator's outputs must not be.
-    return GuidedRows(loss, lse2, positive, hardest, masked.clone(), easy_negatives.clone(), mask_bits)
+    return GuidedRows(loss, lse2, *similarities, work.masked, work.easy, mask_bits)
 
 
 def backward_with(
@@ -182,26 +185,28 @@ def backward_with(
             work.decide()
         grad_loss = grad_loss.contiguous()
         extremes = torch.aminmax(grad_loss)
-        total, positive_dlogits = lse2.new_empty(2, *lse2.shape)
+        total, positive_dlogits = torch.empty_like(lse2), torch.empty_like(lse2)
         weights = None if problem.one_sign else torch.empty_like(lse2)
         for level, stack in enumerate(work.stacks):
             weigh(
-                grad_loss[level],
+                work.at(grad_loss, level),
                 extremes,
-                lse2[level],
-                work.pair(stack),
-                total[level],
-                None if weights is None else weights[level],
-                positive_dlogits[level],
+                work.at(lse2, level),
+                stack,
+                work.partner,
+                work.at(total, level),
+                None if weights is None else work.at(weights, level),
+                work.at(positive_dlogits, level),
                 LARGEST_WEIGHT,
             )
-        decides_again = problem.masks
-        done = work.batches(1, own_masks=decides_again)
-        words = work.mask_scratch(done) if decides_again else None if mask_bits is None else mask_bits.view(torch.int32)
+        own_masks = problem.masks
+        done = work.batches(1, own_masks=own_masks)
+        words = work.mask_scratch(done) if own_masks else None if mask_bits is None else mask_bits.view(torch.int32)
         dlogits = work.stacks[0].new_empty(TILE * TILE * max(batch.dlogits_tiles for batch in done))
+        operands = [stack.split(work.split) for stack in work.stacks]
         gradients, fresh = work.empty_gradients(done)
         for batch in done:
-            if decides_again:
+            if own_masks:
                 assert words is not None
                 work.write_masks(batch, words, before_student=False)
             for level, stack in enumerate(work.stacks):
@@ -209,49 +214,50 @@ def backward_with(
                     write_dlogits(
                         chunks,
                         stack,
-                        total[level],
-                        None if weights is None else weights[level],
+                        work.at(total, level),
+                        None if weights is None else work.at(weights, level),
                         dlogits,
                         config.dlogits_symmetric if chunks.symmetric else config.dlogits,
                         temperature=work.temperature,
                         strength=problem.config.hardness_strength,
                         mask_bits=words,
                     )
-                    add_dlogits(chunks, stack, work.starts, dlogits, gradients[level], fresh=fresh[level])
-        del dlogits, words
-        one = len(work.stacks) == 1
-        along = lse2.new_empty(len(work.stacks), work.count)
+                    add_dlogits(
+                        chunks, operands[level], work.starts, dlogits, gradients[level], fresh=fresh[level]
+                    )  # fmt: skip
+        del dlogits, words, operands
+        assert work.norms is not None
         by_embedding = []
         for k, x in enumerate(problem.student):
-            span = slice(work.starts[k], work.starts[k] + x.shape[0])
-            out = None if one else torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+            # Sums of several dims are rounded once, at the end.
+            out = None if work.levels == 1 else torch.zeros(x.shape, dtype=torch.float32, device=x.device)
             for level, stack in enumerate(work.stacks):
                 gradient = gradients[level].pop(0)
-                if one:
+                if out is None:
                     # Where shape and type are one, the gradient takes the place of that by the operand.
                     in_place = gradient.dtype == x.dtype and gradient.shape == x.shape
-                    out = gradient if in_place else x.new_empty(x.shape)
-                assert out is not None
+                    out = gradient if in_place else torch.empty_like(x, memory_format=torch.contiguous_format)
                 carry_back(
                     gradient,
                     x,
-                    work.norms[level][span],
-                    *work.partners(stack, k),
-                    positive_dlogits[level],
+                    work.at(work.norms, level),
+                    work.starts[k],
+                    stack,
+                    work.pair(k),
+                    work.at(positive_dlogits, level),
                     work.temperature,
                     extremes,
                     out,
-                    along[level][span],
                     work.dims[level],
                     LARGEST_WEIGHT,
                     one_sign=problem.one_sign,
-                    adds=not one,
+                    adds=work.levels > 1,
                 )
                 del gradient
             assert out is not None
-            # Sums of several dims are rounded once, at the end.
             by_embedding.append(out.to(x.dtype))
-        return [*by_embedding, along.sum().to(problem.temperature.dtype)]
+        # In the place of the norms stands what each row gives.
+        return [*by_embedding, work.norms.sum().to(problem.temperature.dtype)]
 
 
 def mask_product(
@@ -285,80 +291,97 @@ class _Work:
         self._problem, self._config = problem, config
         self._rectangles = _rectangles(tuple(problem.blocks))
         anchors = problem.student[ANCHORS]
-        device = anchors.device
+        self._rows, self._device = anchors.shape[0], anchors.device
         self.starts = _starts(problem.blocks)
         """The first row of each operand in the stack."""
         self.count = sum(x.shape[0] for x in problem.student)
         """Rows of the stack."""
+        self.split = [*(x.shape[0] for x in problem.student), TILE]
+        """Rows of each operand in the stack, and behind them."""
+        self.partner = self.starts[POSITIVES] + problem.offset
+        """Rows of the stack from an anchor to its positive."""
         self.temperature = problem.temperature.to(torch.float32)
         self.dims = problem.dims or (anchors.shape[1],)
-        self.norms = torch.empty(len(self.dims), self.count if norms else 0, dtype=torch.float32, device=device)
-        """Of the embeddings at each dim, where asked for."""
+        self.levels = len(self.dims)
+        self.norms = self.numbers(self.levels, self.count) if norms else None
+        """``[L, S]``: of the embeddings at each dim, where asked for."""
         self.stacks = _stacks(problem.student, self.dims, config.block_k, self.temperature, self.norms, None)
         """Student operands at each dim."""
         self.guide_thresholds: Tensor | None = None
         self.student_thresholds: Tensor | None = None
+        self.is_bad: Tensor | None = None
         self._guide: Tensor | None = None
+
+    def numbers(self, *shape: int) -> Tensor:
+        """Room for fp32 numbers, ``[B]`` where no shape is given."""
+        return torch.empty(shape or (self._rows,), dtype=torch.float32, device=self._device)
+
+    def at(self, values: Tensor, level: int) -> Tensor:
+        """Those of one dim; all of them, in their shape, where there is one: each view costs the host microseconds."""
+        return values if self.levels == 1 else values[level]
+
+    def pair(self, operand: int) -> tuple[int, int] | None:
+        """The first row of an operand, and the first one of the stack, from which on they are pairs."""
+        if operand == ANCHORS:
+            return 0, self.partner
+        return (self._problem.offset, 0) if operand == POSITIVES else None
 
     @property
     def decided_before(self) -> bool:
         """Whether masks are written before the student's scores are computed."""
         return len(self._problem.guide) > 0 or self._problem.groups is not None
 
-    @property
-    def student_decides(self) -> bool:
-        """Whether the student's own scores mask pairs."""
-        return self._problem.config.self_guided or self._problem.config.hard
+    def make_counts(self) -> None:
+        """Make room for what a forward pass counts."""
+        self.masked = torch.zeros(len(self._problem.blocks), dtype=torch.int64, device=self._device)
+        """Pairs of each block that a guide or their group masked."""
+        self.easy = torch.zeros_like(self.masked)
+        """Of the others those that a student threshold did."""
+        self.is_bad = torch.zeros_like(self.masked) if self._problem.guide else None
+        """Its first is not 0 where a row of the guide is not finite."""
 
     def decide(self) -> None:
-        """Compute thresholds, and the positives' logits with them, and make room for counts."""
+        """Compute thresholds, and the positives' logits with them."""
         problem, config = self._problem, self._problem.config
-        anchors = problem.student[ANCHORS]
-        rows, device = anchors.shape[0], anchors.device
-        found = torch.zeros(2 * len(problem.blocks) + 1, dtype=torch.int64, device=device)
-        self.counts, self.is_bad = found[:-1].view(-1, 2), found[-1:]
-        """Pairs masked in each block by a guide or their group, and by student thresholds; whether a row of the guide
-        is not finite."""
-        self.rows = torch.empty(len(self.stacks), rows, dtype=torch.float32, device=device)
-        """Base-2 logits of the positives."""
+        self.positives = self.numbers(self.levels, self._rows)
+        """``[L, B]``: base-2 logits of the positives."""
         if config.self_guided or problem.guide:
-            self.guide_thresholds = torch.empty_like(self.rows[0])
+            self.guide_thresholds = self.numbers()
         if config.hard:
-            self.student_thresholds = torch.empty_like(self.rows[0])
-        pieces: list[tuple[slice, tuple[Tensor, Tensor]]] = []
+            self.student_thresholds = self.numbers()
         if problem.guide and self._holds_guide:
             self._guide = self._guide_stack(problem.guide)
-            pieces = [(slice(0, rows), self.pair(self._guide))]
         for level, stack in enumerate(self.stacks):
-            self._thresholds(level, self.pair(stack), pieces[0] if level == 0 and pieces else None)
-        if problem.guide and not self._holds_guide:
+            self._thresholds(level, stack, self._guide if level == 0 else None, 0, self._rows, self.partner)
+        if problem.guide and self._guide is None:
             step = layout.CHUNK_TILES * TILE
-            for first in range(0, rows, step):
-                piece = slice(first, min(first + step, rows))
-                count = piece.stop - piece.start
+            for first in range(0, self._rows, step):
+                piece = slice(first, min(first + step, self._rows))
                 own = slice(problem.offset + piece.start, problem.offset + piece.stop)
-                stack = self._guide_stack((problem.guide[ANCHORS][piece], problem.guide[POSITIVES][own]))
-                self._thresholds(0, None, (piece, (stack[:count], stack[count : 2 * count])))
+                guide = self._guide_stack((problem.guide[ANCHORS][piece], problem.guide[POSITIVES][own]))
+                count = piece.stop - piece.start
+                self._thresholds(0, None, guide, first, count, count)
 
     def _thresholds(
-        self, level: int, student: tuple[Tensor, Tensor] | None, guide: tuple[slice, tuple[Tensor, Tensor]] | None
+        self, level: int, student: Tensor | None, guide: Tensor | None, first: int, count: int, partner: int
     ) -> None:
         from gist_fast.kernels.rows import make_thresholds
 
-        problem, config = self._problem, self._problem.config
-        part = slice(None) if guide is None else guide[0]
-        width = self.dims[0] if config.self_guided or not problem.guide else problem.guide[0].shape[1]
+        config, margins = self._problem.config, self._problem.margins
+        width = self.dims[0] if guide is None else self._problem.guide[ANCHORS].shape[1]
         band = tie_band(torch.float32, width)
-        margin = config.margin if problem.margins is None else problem.margins.to(torch.float32)[part].contiguous()
         widest = level == 0
         make_thresholds(
             student,
-            None if guide is None else guide[1],
+            guide,
+            count,
+            partner,
             self.temperature,
-            float(margin) if not isinstance(margin, Tensor) else margin,
-            None if student is None else self.rows[level],
-            self.guide_thresholds[part] if self.guide_thresholds is not None and widest else None,
+            float(config.margin) if margins is None else margins.to(torch.float32).contiguous(),
+            None if student is None else self.at(self.positives, level),
+            self.guide_thresholds if widest else None,
             self.student_thresholds if widest and student is not None else None,
+            first=first,
             guide_band=-band if config.mask_ties else band,
             student_band=tie_band(torch.float32, self.dims[0]),
             self_guided=config.self_guided and widest,
@@ -376,19 +399,6 @@ class _Work:
         (stack,) = _stacks(rows, (rows[0].shape[1],), self._config.block_k, None, None, self.is_bad)
         return stack
 
-    def pair(self, stack: Tensor) -> tuple[Tensor, Tensor]:
-        """Operands of the anchors and of their positives, ``[B, D]`` each."""
-        rows = self._problem.student[ANCHORS].shape[0]
-        own = self.starts[POSITIVES] + self._problem.offset
-        return stack[:rows], stack[own : own + rows]
-
-    def partners(self, stack: Tensor, operand: int) -> tuple[Tensor | None, int]:
-        """What the rows of an operand are pairs with, and the first row that is of a pair."""
-        anchors, positives = self.pair(stack)
-        if operand == ANCHORS:
-            return positives, 0
-        return (anchors, self._problem.offset) if operand == POSITIVES else (None, 0)
-
     def batches(self, chunks: int, *, shares: tuple[int, int] = (1, 1), own_masks: bool = False) -> tuple[Batch, ...]:
         """All chunks, so many of full size at a time."""
         side = layout.CHUNK_TILES
@@ -396,7 +406,7 @@ class _Work:
             self._rectangles,
             side,
             chunks * side * side,
-            self.stacks[0].device,
+            self._device,
             shares=shares,
             own_masks=own_masks,
             alone=len(self._problem.guide) > 0 and not self._holds_guide,
@@ -405,13 +415,13 @@ class _Work:
     def mask_scratch(self, done: Sequence[Batch]) -> Tensor:
         """Room for the mask bits of a batch."""
         words = layout.TILE_WORDS * max(batch.mask_tiles for batch in done)
-        return torch.empty(words, dtype=torch.int32, device=self.stacks[0].device)
+        return torch.empty(words, dtype=torch.int32, device=self._device)
 
     def write_masks(self, batch: Batch, mask_bits: Tensor, *, before_student: bool) -> None:
         """Write a batch's masks: all of them, or those that are decided before the student's scores are computed. Only
         the latter are counted, once in a forward pass."""
         problem, guided = self._problem, len(self._problem.guide) > 0
-        counts = self.counts if before_student else None
+        masked = self.masked if before_student else None
         guide = self._guide
         if guided and guide is None:
             guide = self._guide_of(batch)
@@ -423,11 +433,11 @@ class _Work:
                 last = not guided and not problem.config.self_guided
                 anchors = problem.student[ANCHORS].shape[0]
                 mask_groups(
-                    chunks, problem.groups.contiguous(), problem.offset, anchors, mask_bits, counts if last else None
+                    chunks, problem.groups.contiguous(), problem.offset, anchors, mask_bits, masked if last else None
                 )
             has_initial_mask = problem.groups is not None
             if guide is not None:
-                self._write(chunks, guide, self.guide_thresholds, mask_bits, counts, has_initial_mask, guide=True)
+                self._write(chunks, guide, self.guide_thresholds, mask_bits, masked, has_initial_mask, guide=True)
                 has_initial_mask = True
             if before_student:
                 continue
@@ -443,7 +453,7 @@ class _Work:
         stack: Tensor,
         thresholds: Tensor | None,
         mask_bits: Tensor,
-        counts: Tensor | None,
+        masked: Tensor | None,
         has_initial_mask: bool,
         *,
         guide: bool = False,
@@ -458,7 +468,7 @@ class _Work:
             stack,
             thresholds,
             mask_bits,
-            counts,
+            masked,
             launch,
             below=below,
             guide=guide,
@@ -486,12 +496,11 @@ class _Work:
             if not chunk.symmetric
             for span in ((chunk.x.start, chunk.rows), (chunk.y.start, chunk.columns))
         }
-        counts = [x.shape[0] for x in self._problem.student]
+        counts = self.split[:-1]
         fresh = all(span in whole for span in zip(self.starts, counts, strict=True))
         make = torch.empty if fresh else torch.zeros
-        device = self.stacks[0].device
         gradients = [
-            [make(n, stack.shape[1], dtype=torch.float32, device=device) for n in counts] for stack in self.stacks
+            [make(n, stack.shape[1], dtype=torch.float32, device=self._device) for n in counts] for stack in self.stacks
         ]
         return gradients, [set(range(len(counts))) if fresh else set() for _ in self.stacks]
 
@@ -513,10 +522,10 @@ def _stacks(
     stacks = [rows[0].new_empty(count + TILE, dim + -dim % step) for dim in dims]
     in_place = len(dims) == 1 and stacks[0].shape[1] == width
     raw = stacks[0][:count] if in_place else rows[0].new_empty(count, width)
-    torch.cat(list(rows), out=raw)
+    torch.cat(rows, out=raw)
     for level, (stack, dim) in enumerate(zip(stacks, dims, strict=True)):
-        own = None if norms is None or norms.numel() == 0 else norms[level]
-        make_units(raw, stack, own, temperature, is_bad, dim, tf32=in_tf32(stack))
+        own = norms if norms is None or len(dims) == 1 else norms[level]
+        make_units(stack if in_place else raw, stack, count, own, temperature, is_bad, dim, tf32=in_tf32(stack))
     return stacks
 
 
