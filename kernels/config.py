@@ -110,10 +110,7 @@ TABLE: dict[tuple[Generation, int], Config] = {
     ),
     ("sm_80", HALF): _wide(
         32, 8, 4,
-        forward=Launch(32, 4, 4),
-        note="Compiler's report: 2 programs a multiprocessor for forward and dlogits, 1 for symmetric rectangles and "
-        "forward_own_scale (4 warps spill 16 to 24 bytes with Triton 3.6). Lost: 4 warps for "
-        "symmetric rectangles (272 to 360 bytes spilled). Not yet measured on a GPU.",
+        note="TODO",
     ),
     ("sm_80", SINGLE): _wide(
         16, 8, 3,
