@@ -234,6 +234,7 @@ def variants(draw: st.DrawFn) -> Problem:
 def operands_of(call: Call, config: Config) -> Operands:
     """What the kernels make of the embeddings, which is what plain torch makes of them but for a last bit."""
     work = triton._Work(call, config, norms=True)
+    work.make_counts()
     work.decide()
     plain = prepare(call.student, call.guide, call.temperature, call.config, call.offset, dims=call.dims)
     own = slice(call.offset, call.offset + len(call.student[0]))
@@ -245,8 +246,8 @@ def operands_of(call: Call, config: Config) -> Operands:
         units = stack[: work.count, :width].split(counts)
         norms = tuple(n[:, None] for n in work.norms[level].split(counts))
         assert all(map(alike, norms, student.norms)) and all(map(alike, units, student.operands))
-        students.append(Student(units, work.rows[level], norms))
-        assert alike(work.rows[level], (units[0].double() * units[1][own].double()).sum(1))
+        students.append(Student(units, work.positives[level], norms))
+        assert alike(work.positives[level], (units[0].double() * units[1][own].double()).sum(1))
     guide, guide_thresholds, squared = None, None, operand_norm(call.temperature) ** 2
     margin = call.config.margin if call.margins is None else call.margins
     rule = {"relative": call.config.relative, "mask_ties": call.config.mask_ties}
@@ -259,9 +260,9 @@ def operands_of(call: Call, config: Config) -> Operands:
         guide_thresholds = make_thresholds(scores, margin, band=tie_band(torch.float32, width), **rule)
     student_band = tie_band(torch.float32, students[0].operands[0].shape[1])
     if call.config.self_guided:
-        scores = work.rows[0].double() / squared
+        scores = work.positives[0].double() / squared
         guide_thresholds = make_thresholds(scores, margin, band=student_band, **rule) * squared
-    student_thresholds = work.rows[0] - student_band * squared if call.config.hard else None
+    student_thresholds = work.positives[0] - student_band * squared if call.config.hard else None
     known = ((work.guide_thresholds, guide_thresholds), (work.student_thresholds, student_thresholds))
     for found, expected in known:
         assert (found is None) == (expected is None)
