@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gist_fast.functional.backends.interface import Problem
-from gist_fast.functional.backends.triton import backward_with, forward_with, mask_product
+from gist_fast.functional.backends.kernel_passes import backward_with, forward_with, multiply_mask
 from gist_fast.functional.loss_config import LossConfig
 from gist_fast.kernels.compile_report import Compiled, compile_variant
 from gist_fast.kernels.compile_variants import Variant, variants_of
@@ -126,7 +126,7 @@ def _run(
     if guided and not (loss.hard or grouped or nested or loss.hardness_mode):
         blocks = problem.blocks
         for index, block in enumerate(blocks):
-            mask_product(blocks, 1, bits, index, _empty(block.columns, 8, dtype=student), False)
+            multiply_mask(blocks, bits, index, _empty(block.columns, 8, dtype=student), transposed=False)
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
