@@ -22,7 +22,7 @@ import torch
 from gist_fast.kernels import launch, layout
 from gist_fast.kernels.config import Config, choose_config
 from gist_fast.kernels.layout import TILE, tiles
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from test_operator import check_a_compiled_step, check_operators
 from torch import Tensor
@@ -535,14 +535,13 @@ def check(problem: Problem, columns: int = TILE, descriptors: bool = False) -> N
         )
         for dtype in (torch.float64, problem.dtype)
     )
-    # What is radial is taken from each row, and may be all of it.
-    norms = [x.double().norm(dim=1).min() for x in call.student]
-    scale = operand_norm(call.temperature).item()
-    radial = [weights.abs().max() * scale**2 / n for n in norms] + [
-        weights.abs().sum() * scale**2 / problem.temperature
-    ]
+    # What is radial is taken from each row, and may be all of it; and in the sum of what rows give to the temperature
+    # most may cancel.
+    heaviest = float(weights.abs().max()) * operand_norm(call.temperature).item() ** 2
+    largest = [1e-2 * heaviest / float(x.double().norm(dim=1).min()) for x in call.student]
+    largest.append(0.2 * problem.rows**0.5 * heaviest / problem.temperature)
     for k, (ours, truth, theirs) in enumerate(zip(found, exact, same_type, strict=True)):
-        closely(ours, truth, theirs.to(ours.dtype), f"gradient {k}", little, 1e-2 * float(radial[k]))
+        closely(ours, truth, theirs.to(ours.dtype), f"gradient {k}", little, largest[k])
 
     if operands.masks:
         empty = kernel_passes.forward_with(config, call, False)
@@ -552,13 +551,23 @@ def check(problem: Problem, columns: int = TILE, descriptors: bool = False) -> N
         assert all(map(torch.equal, found, again)), "masks decided again differ from the bits"
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+# Shrinking what fails would take longer than all tests of the suite.
+PROFILE = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+)
+
+
+@PROFILE
 @given(problems())
 def test_everything_agrees_with_float64(problem: Problem) -> None:
     check(problem)
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@PROFILE
 @given(variants())
 @example(FAINT)
 def test_every_variant_agrees_with_float64(problem: Problem) -> None:
