@@ -44,8 +44,7 @@ from triton.compiler.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from benchmarks import kernel_table
-from gist_fast.functional.backends import kernel_variants
-from gist_fast.functional.backends import triton as backend_module
+from gist_fast.functional.backends import kernel_passes, kernel_variants, kernel_work
 from gist_fast.functional.backends.kernel_variants import recorded, report
 from gist_fast.functional.loss_config import LossConfig
 
@@ -106,7 +105,7 @@ def test_who_guides_itself_multiplies_nothing_for_its_mask() -> None:
             loss, torch.bfloat16, torch.bfloat16 if guided else None, 130, 64, nested=False
         )
         with launch.record_launches() as launches:
-            backend_module.forward_with(SM_90, problem, True)
+            kernel_passes.forward_with(SM_90, problem, True)
         return {variant.name for variant in variants_of(launches) if variant.multiplies}
 
     plain = LossConfig(contrast_positives=False)
@@ -189,7 +188,7 @@ def test_what_is_compiled_is_what_triton_s_own_launcher_would_compile(
     monkeypatch.setattr(kernel_variants, "_empty", lambda *shape, dtype: torch.ones(shape, dtype=dtype))
     # Several batches of chunks, and a guide that is not held whole, of a size that is soon in memory.
     monkeypatch.setattr(layout, "CHUNK_TILES", 1)
-    monkeypatch.setattr(backend_module, "HELD_BYTES", 0)
+    monkeypatch.setattr(kernel_work, "HELD_BYTES", 0)
     launches = {name: replace(x, descriptors=descriptors) for name, x in SM_90.launches().items()}
     config, types = replace(SM_90, **launches), (torch.bfloat16, torch.float32)
     loss = LossConfig(hardness_mode="in_batch_negatives", hardness_strength=1.0, contrast_positives=False)

@@ -14,10 +14,9 @@ from gist_fast.kernels.layout import TILE_WORDS
 from gist_fast import guided_contrastive_loss
 from gist_fast.functional import backends, operator
 from gist_fast.functional.backends import dense, tiled, triton
-from gist_fast.functional.backends.interface import Negatives
-from gist_fast.functional.blocks import Block, make_blocks
+from gist_fast.functional.backends.interface import GuidedRows, Problem
+from gist_fast.functional.blocks import make_blocks
 from gist_fast.functional.loss_config import LossConfig
-from gist_fast.functional.operands import Operands
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
@@ -159,10 +158,10 @@ def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("PTX was compiled for another card")
 
-    def forward(operands: Operands, blocks: list[Block], keep_mask_bits: bool) -> Negatives:
-        found = tiled.forward(operands, blocks, False)
+    def forward(problem: Problem, keep_mask_bits: bool) -> GuidedRows:
+        found = tiled.forward(problem, False)
         # Bits that `tiled` would choke on, or take for other masks.
-        size = triton.mask_bytes(blocks, 1) if keep_mask_bits and operands.guided else 0
+        size = triton.mask_bytes(problem.blocks, 1) if keep_mask_bits and problem.masks else 0
         return found._replace(mask_bits=torch.full((size,), 255, dtype=torch.uint8))
 
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
@@ -212,8 +211,8 @@ def test_a_failing_backward_launch_under_auto_falls_back_with_one_warning(
 
 @pytest.mark.usefixtures("cpu_for_gpu")
 def test_the_guide_is_let_go_once_a_backward_pass_of_its_kind_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(arguments: Operands, *_: object) -> list[list[torch.Tensor]]:
-        return [[torch.zeros_like(u) for u in arguments.student]]
+    def run(problem: Problem, *_: object) -> list[torch.Tensor]:
+        return [torch.zeros_like(x) for x in (*problem.student, problem.temperature)]
 
     student, guide = ([torch.randn(n, 8) for n in (5, 6)] for _ in range(2))
     saved = []

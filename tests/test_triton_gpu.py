@@ -79,6 +79,29 @@ def test_a_compiled_step_has_no_graph_break() -> None:
     torch.testing.assert_close(compiled(*tensors), guided_contrastive_loss(*tensors, backend="triton"))
 
 
+@pytest.mark.parametrize("bits", ["keep", "recompute"])
+def test_a_step_can_be_captured_in_a_graph(bits: str) -> None:
+    """After a warm-up; a replay computes with what then stands in the tensors."""
+    tensors = embeddings(300, 20, 64, 32, torch.bfloat16)
+    static = [x.clone() for x in tensors]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run("triton", static, mask_bits=bits)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run("triton", static, mask_bits=bits)
+    others = embeddings(300, 20, 64, 32, torch.bfloat16, offset=1)
+    others[:2] = [x.flip(0) for x in tensors[:2]]
+    for given in (tensors, others):
+        for place, x in zip(static, given, strict=True):
+            place.copy_(x)
+        graph.replay()
+        for found, expected in zip(captured, run("triton", given, mask_bits=bits), strict=True):
+            assert torch.equal(found, expected)
+
+
 def test_auto_takes_it() -> None:
     tensors = embeddings(40, 0, 64, 32, torch.bfloat16)
     assert torch.equal(run("auto", tensors)[0], run("triton", tensors)[0])

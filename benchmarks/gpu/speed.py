@@ -13,7 +13,7 @@ from gist_fast.bench.loss import LossSuite
 from gist_fast.bench.peers import OURS, PEERS, Loss, Peer
 from gist_fast.bench.peers import ours as ours_by
 from gist_fast.bench.suite import Scope
-from gist_fast.functional.backends import triton
+from gist_fast.functional.backends import kernel_work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,14 +22,14 @@ SECONDS = {"speed": 35.0, "tuned": 28.0}
 """Of the parts' limits in gpu.sh, what timing may take; loading torch and compiling have the rest."""
 
 
-def ours(mask_bits: str = "keep", held_bytes: int = triton.HELD_BYTES) -> Callable[[LossCase], Loss]:
+def ours(mask_bits: str = "keep", held_bytes: int = kernel_work.HELD_BYTES) -> Callable[[LossCase], Loss]:
     """Our loss; with `held_bytes` 0 a guide's unit vectors are made chunk by chunk, as those of large batches are."""
 
     def make(case: LossCase) -> Loss:
         loss = ours_by(case, "triton", mask_bits=mask_bits)
 
         def computed(e: Embeddings) -> Tensor:
-            triton.HELD_BYTES = held_bytes  # for the backward pass that follows, too
+            kernel_work.HELD_BYTES = held_bytes  # for the backward pass that follows, too
             return loss(e)
 
         return computed

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gist_fast.functional.backends.interface import Problem
-from gist_fast.functional.backends.triton import backward_with, forward_with, mask_product
+from gist_fast.functional.backends.kernel_passes import backward_with, forward_with, multiply_mask
 from gist_fast.functional.loss_config import LossConfig, MarginStrategy
 from gist_fast.kernels import layout
 from gist_fast.kernels.compile_report import Compiled, compile_variant
@@ -145,6 +145,7 @@ def _run_in_batches(config: Config, student: torch.dtype, guide: torch.dtype, *,
 def _problem(
     loss: LossConfig, student: torch.dtype, guide: torch.dtype | None, rows: int, guide_dim: int, *, nested: bool
 ) -> Problem:
+    """Of anchors, positives and a column of negatives, `rows` of each."""
     return Problem(
         tuple(_empty(rows, DIM, dtype=student) for _ in range(3)),
         () if guide is None else tuple(_empty(rows, guide_dim, dtype=guide) for _ in range(3)),
@@ -160,10 +161,9 @@ def _problem(
 
 def _multiply_masks(problem: Problem, mask_bits: Tensor) -> None:
     """By a few columns, each block's."""
-    levels = max(1, len(problem.dims))
     for index, block in enumerate(problem.blocks):
         other = _empty(block.columns, 8, dtype=problem.student[0].dtype)
-        mask_product(problem.blocks, levels, mask_bits, index, other, False)
+        multiply_mask(problem.blocks, mask_bits, index, other, transposed=False)
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:

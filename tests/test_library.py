@@ -1,4 +1,4 @@
-"""How the products of materialised dlogits are summed in float32, and what finding that out must not hide."""
+"""How products of the library are summed in float32, and what finding that out must not hide."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
-from gist_fast.kernels import dlogits
+from gist_fast.kernels import library
 
 
 @pytest.fixture(autouse=True)
 def unknown():
-    dlogits._way_to_add.cache_clear()
+    library.way_to_add.cache_clear()
     yield
-    dlogits._way_to_add.cache_clear()
+    library.way_to_add.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -32,9 +32,9 @@ def test_a_full_or_broken_card_is_told_and_not_remembered(error: RuntimeError, m
     with monkeypatch.context() as patched:
         patched.setattr(torch, "addmm", fails)
         with pytest.raises(type(error)):
-            dlogits._way_to_add(torch.device("cpu"), torch.float16)
+            library.way_to_add(torch.device("cpu"), torch.float16)
     monkeypatch.setattr(torch, "addmm", lambda total, *_, **__: total.fill_(17))
-    assert dlogits._way_to_add(torch.device("cpu"), torch.float16) == "in place"
+    assert library.way_to_add(torch.device("cpu"), torch.float16) == "in place"
 
 
 @pytest.mark.parametrize(("missing", "way"), [((), "in place"), (("addmm",), "apart"), (("addmm", "mm"), "cast")])
@@ -46,12 +46,15 @@ def test_a_product_that_torch_lacks_is_gone_round(missing, way, monkeypatch) -> 
     monkeypatch.setattr(torch, "mm", lambda *_, **__: None)
     for name in missing:
         monkeypatch.setattr(torch, name, unknown)
-    assert dlogits._way_to_add(torch.device("cpu"), torch.float16) == way
+    assert library.way_to_add(torch.device("cpu"), torch.float16) == way
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_sums_are_those_of_float32(dtype: torch.dtype) -> None:
     a, b = torch.randn(300, 70).to(dtype), torch.randn(70, 33).to(dtype)
     total = torch.ones(300, 33)
-    dlogits.add_product(total, a, b)
+    library.add_product(total, a, b)
     torch.testing.assert_close(total.double(), 1 + a.double() @ b.double(), atol=1e-4, rtol=1e-5)
+    nothing = torch.full((300, 33), torch.nan)
+    library.add_product(nothing, a, b, fresh=True)
+    torch.testing.assert_close(nothing.double(), a.double() @ b.double(), atol=1e-4, rtol=1e-5)

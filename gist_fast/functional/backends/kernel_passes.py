@@ -1,0 +1,207 @@
+"""The two passes of the loss by the kernels, and a product of its masks.
+
+**Forward**: units, thresholds, masks, partial softmaxes, and their reduction to the loss. **Backward**: units, weights,
+masks once more unless they were kept, dlogits, products of the library, gradients by the embeddings.
+
+A batch of any size below a chunk takes the same few launches. Each view of a tensor costs the host microseconds, as
+each launch does, so kernels get whole tensors and numbers of rows where that spares one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gist_fast.functional.backends.interface import LARGEST_WEIGHT, GuidedRows, Problem
+from gist_fast.functional.backends.kernel_blocks import mask_bytes, rectangles, starts
+from gist_fast.functional.backends.kernel_work import Work
+from gist_fast.functional.blocks import Block
+from gist_fast.kernels import layout
+from gist_fast.kernels.chunks import batches
+from gist_fast.kernels.config import Config
+from gist_fast.kernels.dlogits import add_dlogits, write_dlogits
+from gist_fast.kernels.forward import start_forward
+from gist_fast.kernels.gradients import carry_back
+from gist_fast.kernels.layout import TILE
+from gist_fast.kernels.reduce import reduce
+from gist_fast.kernels.rows import weigh
+from gist_fast.kernels.unpack import add_masked
+
+FORWARD_CHUNKS = 4
+"""Chunks of a batch in a forward pass: 2^28 pairs at most, and 32 MiB of partial softmaxes. A backward pass has one, or
+several that are as small together."""
+
+
+def forward_with(config: Config, problem: Problem, keep_mask_bits: bool) -> GuidedRows:
+    """The forward pass by a given configuration; see `gist_fast.functional.backends.interface.StreamingBackend`."""
+    work = Work(problem, config)
+    work.make_counts()
+    work.decide()
+    loss, lse2 = torch.empty_like(work.positives), torch.empty_like(work.positives)
+    similarities = work.numbers(), work.numbers()
+    keep_mask_bits = keep_mask_bits and problem.masks
+    n_bytes = mask_bytes(problem.blocks, work.levels) if keep_mask_bits else 0
+    mask_bits = torch.empty(n_bytes, dtype=torch.uint8, device=loss.device)
+    own_masks = problem.masks and not keep_mask_bits
+    shares = config.forward.shares, config.forward_symmetric.shares
+    done = work.batches(FORWARD_CHUNKS, shares=shares, own_masks=own_masks)
+    words = work.mask_scratch(done) if own_masks else mask_bits.view(torch.int32) if keep_mask_bits else None
+    size = TILE * max(batch.partial_tiles for batch in done)
+    maxima, sums = work.numbers(size), work.numbers(size)
+    running = work.numbers(work.levels, 2, loss.shape[1]) if len(done) > 1 else None
+    for index, batch in enumerate(done):
+        if work.decided_before:
+            assert words is not None
+            work.write_masks(batch, words, before_student=True)
+        for level, stack in enumerate(work.stacks):
+            decides = level == 0
+            for chunks in batch.sets:
+                start_forward(
+                    chunks,
+                    stack,
+                    maxima,
+                    sums,
+                    config.forward_symmetric if chunks.symmetric else config.forward,
+                    guide_thresholds=work.guide_thresholds if decides and problem.config.self_guided else None,
+                    student_thresholds=work.student_thresholds if decides else None,
+                    temperature=work.temperature,
+                    strength=problem.config.hardness_strength,
+                    mask_bits=words,
+                    masked=work.masked if decides and problem.config.self_guided else None,
+                    easy=work.easy,
+                    has_initial_mask=words is not None and (work.decided_before or not decides),
+                )
+            reduce(
+                maxima,
+                sums,
+                batch.partials,
+                None if running is None else running[level],
+                work.at(work.positives, level),
+                work.temperature,
+                work.is_bad,
+                work.at(loss, level),
+                work.at(lse2, level),
+                similarities if decides else None,
+                first=index == 0,
+                last=index == len(done) - 1,
+            )
+    return GuidedRows(loss, lse2, *similarities, work.masked, work.easy, mask_bits)
+
+
+def backward_with(
+    config: Config, problem: Problem, grad_loss: Tensor, lse2: Tensor | None, mask_bits: Tensor | None
+) -> list[Tensor]:
+    """The backward pass by a given configuration; see `gist_fast.functional.backends.interface.StreamingBackend`."""
+    if lse2 is None:
+        lse2 = forward_with(config, problem, False).lse2
+    if mask_bits is not None:
+        problem = problem.decided()
+    work = Work(problem, config, norms=True)
+    if problem.masks:
+        work.decide()
+    upstream = grad_loss.contiguous()
+    extremes = torch.aminmax(upstream)
+    total, positive_dlogits = torch.empty_like(lse2), torch.empty_like(lse2)
+    weights = None if problem.one_sign else torch.empty_like(lse2)
+    for level, stack in enumerate(work.stacks):
+        weigh(
+            work.at(upstream, level),
+            extremes,
+            work.at(lse2, level),
+            stack,
+            work.partner,
+            work.at(total, level),
+            None if weights is None else work.at(weights, level),
+            work.at(positive_dlogits, level),
+            LARGEST_WEIGHT,
+        )
+    gradients = _by_operand(work, config, problem, total, weights, mask_bits)
+    assert work.norms is not None
+    by_embedding = []
+    for k, x in enumerate(problem.student):
+        # Sums of several dims are rounded once, at the end.
+        out = None if work.levels == 1 else torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        for level, stack in enumerate(work.stacks):
+            gradient = gradients[level].pop(0)
+            if out is None:
+                # Where shape and type are one, the gradient takes the place of that by the operand.
+                in_place = gradient.dtype == x.dtype and gradient.shape == x.shape
+                out = gradient if in_place else torch.empty_like(x, memory_format=torch.contiguous_format)
+            carry_back(
+                gradient,
+                x,
+                work.at(work.norms, level),
+                work.starts[k],
+                stack,
+                work.pair(k),
+                work.at(positive_dlogits, level),
+                work.temperature,
+                extremes,
+                out,
+                work.dims[level],
+                LARGEST_WEIGHT,
+                one_sign=problem.one_sign,
+                adds=work.levels > 1,
+            )
+            del gradient
+        assert out is not None
+        by_embedding.append(out.to(x.dtype))
+    # In the place of the norms stands what each row gives.
+    return [*by_embedding, work.norms.sum().to(problem.temperature.dtype)]
+
+
+def _by_operand(
+    work: Work,
+    config: Config,
+    problem: Problem,
+    lse2: Tensor,
+    weights: Tensor | None,
+    mask_bits: Tensor | None,
+) -> list[list[Tensor]]:
+    """``[N_k, D]``, fp32: by each operand at each dim, by way of the negatives.
+
+    Args:
+        lse2: ``[L, B]``, positive included; see `gist_fast.kernels.rows.weigh`, as for `weights`.
+        mask_bits: None to decide the masks again, if there are any.
+    """
+    done = work.batches(1, own_masks=problem.masks)
+    words = work.mask_scratch(done) if problem.masks else None if mask_bits is None else mask_bits.view(torch.int32)
+    dlogits = work.stacks[0].new_empty(TILE * TILE * max(batch.dlogits_tiles for batch in done))
+    operands = [stack.split(work.split) for stack in work.stacks]
+    gradients, fresh = work.empty_gradients(done)
+    for batch in done:
+        if problem.masks:
+            assert words is not None
+            work.write_masks(batch, words, before_student=False)
+        for level, stack in enumerate(work.stacks):
+            for chunks in batch.sets:
+                write_dlogits(
+                    chunks,
+                    stack,
+                    work.at(lse2, level),
+                    None if weights is None else work.at(weights, level),
+                    dlogits,
+                    config.dlogits_symmetric if chunks.symmetric else config.dlogits,
+                    temperature=work.temperature,
+                    strength=problem.config.hardness_strength,
+                    mask_bits=words,
+                )
+                add_dlogits(chunks, operands[level], work.starts, dlogits, gradients[level], fresh=fresh[level])
+    return gradients
+
+
+def multiply_mask(blocks: Sequence[Block], mask_bits: Tensor, index: int, other: Tensor, *, transposed: bool) -> Tensor:
+    """A block's mask times a matrix; see `gist_fast.functional.backends.interface.StreamingBackend.mask_product`."""
+    block = blocks[index]
+    shape = block.columns if transposed else block.rows, other.shape[1]
+    total = torch.zeros(shape, dtype=torch.float32, device=other.device)
+    first_column = starts(blocks)[block.column_operand]
+    one_by_one = batches(rectangles(tuple(blocks)), layout.CHUNK_TILES, 1, other.device)
+    of_block = [chunks for batch in one_by_one for chunks in batch.sets if chunks.chunks[0].rectangle.block == index]
+    scratch = other.new_empty(TILE * TILE * max(chunks.tiles for chunks in of_block))
+    words = mask_bits.view(torch.int32)
+    for chunks in of_block:
+        add_masked(chunks, words, other, total, scratch, first_column, transposed=transposed)
+    return total

@@ -1,0 +1,128 @@
+"""How little the host does in a step of the kernels: launches and operations of torch, counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("triton", reason="Triton is not installed on this platform")
+
+from gist_fast.kernels import library
+from gist_fast.kernels.chunks import NOWHERE, Rectangle, batches, cut
+from gist_fast.kernels.launch import record_launches
+from gist_fast.kernels.layout import CHUNK_TILES, TILE, TILE_WORDS, mask_words
+
+from gist_fast.functional.backends import triton
+from gist_fast.functional.backends.interface import Problem
+from gist_fast.functional.loss_config import LossConfig
+
+
+class Count(TorchDispatchMode):
+    """Counts operations, and those of them that start something on a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = self.launches = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: tuple = (), kwargs: dict | None = None) -> Any:
+        self.operations += 1
+        self.launches += not (function.is_view or "empty" in str(function))
+        return function(*arguments, **(kwargs or {}))
+
+
+def problem(rows: int, negatives: int, device: str = "meta", **settings: Any) -> Problem:
+    def embeddings(width: int) -> tuple[Tensor, ...]:
+        return tuple(torch.empty(rows, width, dtype=torch.bfloat16, device=device) for _ in range(2 + negatives))
+
+    temperature = torch.empty((), device=device)
+    return Problem(embeddings(384), embeddings(1024), temperature, None, None, (), 0, True, LossConfig(**settings))
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The library's products, which count as one operation and one launch each, as on a GPU, and are not made."""
+    made: list[Tensor] = []
+    monkeypatch.setattr(library, "_add_product", lambda total, *_: made.append(total))
+    return made
+
+
+def counted(call: Problem, keep: bool, products: list[Tensor]) -> dict[str, tuple[int, int]]:
+    """Launches and operations of the host, each way."""
+    found = {}
+    for _ in range(2):  # tables are made in the first call of a shape
+        products.clear()
+        with record_launches() as launches, Count() as count:
+            kept = triton.forward(call, keep)
+        found["forward"] = len(launches) + count.launches, len(launches) + count.operations
+        with record_launches() as launches, Count() as count:
+            triton.backward(call, kept.loss, kept.lse2, kept.mask_bits if keep else None)
+        more = len(launches) + len(products)
+        found["backward"] = more + count.launches, more + count.operations
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 100, 2048, TILE * CHUNK_TILES])
+def test_pairs_take_few_launches_whatever_their_number(rows: int, products: list[Tensor]) -> None:
+    found = counted(problem(rows, 0), True, products)
+    print(rows, found)
+    for launches, operations in found.values():
+        # Chunks of full size are a launch each.
+        assert launches <= 16
+        assert operations <= (30 if rows < TILE * CHUNK_TILES else 35)
+
+
+@pytest.mark.parametrize(
+    ("negatives", "keep", "backward"), [(1, True, (16, 37)), (2, True, (19, 44)), (0, False, (18, 38))]
+)
+def test_what_more_there_is_takes_a_few_more(
+    negatives: int, keep: bool, backward: tuple[int, int], products: list[Tensor]
+) -> None:
+    """A column of negatives: two products and the gradient by its rows; masks decided again: the guide's part."""
+    found = counted(problem(2048, negatives), keep, products)
+    assert found["forward"] <= (13, 28)
+    assert found["backward"] == backward
+
+
+def test_nothing_is_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors have no values: what waited for one, or made a tensor of a size that depends on one, would raise."""
+    monkeypatch.setattr(library, "_add_product", lambda total, *_: None)
+    batches.cache_clear()
+    with FakeTensorMode(), record_launches() as launches:
+        call = problem(300, 1, "cpu", hard=True)
+        kept = triton.forward(call, True)
+        triton.backward(call, kept.loss, kept.lse2, kept.mask_bits)
+    batches.cache_clear()
+    assert launches
+
+
+@pytest.mark.parametrize("chunk_tiles", [1, 2, 3, 64])
+@pytest.mark.parametrize(("rows", "columns", "symmetric"), [(1, 1, False), (300, 129, False), (700, 700, True)])
+def test_chunks_cover_every_pair_once(rows: int, columns: int, symmetric: bool, chunk_tiles: int) -> None:
+    rectangle = Rectangle(0, 0, 0 if symmetric else rows, rows, columns, 0 if symmetric else NOWHERE, symmetric)
+    seen = torch.zeros(rows, columns, dtype=torch.int64)
+    end = 0
+    for chunk in cut([rectangle], chunk_tiles):
+        assert chunk.mask == end
+        end += chunk.mask_tiles
+        part = torch.ones(chunk.rows, chunk.columns, dtype=torch.int64)
+        x, y = chunk.x, slice(chunk.y.start - rectangle.y, chunk.y.stop - rectangle.y)
+        seen[x, y] += part
+        if chunk.mirrored:
+            seen[y, x] += part.T
+    assert (seen == 1).all()
+    assert end * TILE_WORDS == mask_words(rows, columns, symmetric)
+
+
+def test_batches_hold_no_more_than_asked_and_all_in_all_everything() -> None:
+    rectangles = (Rectangle(0, 0, 700, 700, 900), Rectangle(1, 0, 0, 700, 700, 0, symmetric=True))
+    done = batches(rectangles, 2, 9, torch.device("cpu"))
+    assert [chunk for batch in done for chunk in batch.chunks] != []
+    assert sorted(chunk.mask for batch in done for chunk in batch.chunks) == [c.mask for c in cut(rectangles, 2)]
+    assert all(sum(chunk.tiles for chunk in batch.chunks) <= 9 for batch in done)
+    alone = batches(rectangles, 2, 9, torch.device("cpu"), alone=True)
+    assert all(len(batch.chunks) == 1 for batch in alone) and len(alone) > len(done)
