@@ -2,9 +2,9 @@
 
 That of sm_90 for half types was measured on a card, with kernels of which the forward ones still held both products.
 Each of the others was chosen on the compiler's report (`gist_fast.kernels.compile_report`, ``gist-fast kernels``): no
-spills with the oldest and the newest Triton, operands that fit the shared memory, matrix instructions, and among those
-most warps on a multiprocessor. `benchmarks/gpu.sh` measures; `gist_fast.kernels.tuning` tries its `candidates` on the
-card at hand.
+spills with the oldest and the newest Triton, operands that fit the shared memory, matrix instructions, and among those,
+of whole tiles first, the one that lets most programs run on a multiprocessor. `benchmarks/gpu.sh` measures;
+`gist_fast.kernels.tuning` tries its `candidates` on the card at hand.
 """
 
 from __future__ import annotations
@@ -110,9 +110,10 @@ TABLE: dict[tuple[Generation, int], Config] = {
     ),
     ("sm_80", HALF): _wide(
         32, 8, 4,
-        note="Compiler's report: no spills; 2 programs a multiprocessor in plain rectangles of most variants, 1 in "
-        "symmetric ones. Lost: 4 warps for forward (8 bytes spilled where logits are scaled), forward_symmetric (up to "
-        "448) and dlogits_symmetric (up to 488). Not yet measured on a GPU.",
+        forward=Launch(32, 4, 4),
+        note="Compiler's report: no spills; 2 programs a multiprocessor in plain rectangles, 1 in symmetric ones. "
+        "Lost: 8 warps for forward (1 program in half of the variants); 4 warps for forward_symmetric (up to 448 bytes "
+        "spilled) and dlogits_symmetric (up to 488). Not yet measured on a GPU.",
     ),
     ("sm_80", SINGLE): _wide(
         16, 8, 3,
