@@ -124,14 +124,19 @@ TABLE: dict[tuple[Generation, int], Config] = {
     ),
     ("sm_100", HALF): _wide(
         64, 8, 3,
-        note="Compiler's report: no spills, products stand in tensor memory, 2 programs a multiprocessor but for "
-        "symmetric rectangles and scaled logits. Lost: 16 warps (no matrix instructions at all). Not yet measured on a "
-        "GPU.",
+        dlogits_symmetric=Launch(64, 8, 3, columns=64),
+        note="Compiler's report: no spills, products stand in tensor memory, 2 programs a multiprocessor but for the "
+        "symmetric forward pass and masks. Lost: 128 x 128 for dlogits_symmetric (16 bytes spilled with weights of "
+        "mixed signs and Triton 3.6); 16 warps (no matrix instructions at all). Not yet measured on a GPU.",
     ),
     ("sm_100", SINGLE): _wide(
         16, 8, 3,
         masks_symmetric=Launch(16, 8, 2),
-        note="Compiler's report, TF32 and IEEE alike: no spills. Not yet measured on a GPU.",
+        dlogits=Launch(16, 8, 2),
+        dlogits_symmetric=Launch(16, 8, 3, columns=64),
+        note="Compiler's report, TF32 and IEEE alike: no spills. Lost, by weights of mixed signs with Triton 3.6: 3 and "
+        "4 stages of dlogits (16 bytes in IEEE products), 128 x 128 for dlogits_symmetric (8 in TF32 products). Not "
+        "yet measured on a GPU.",
     ),
     ("gfx942", HALF): _wide(
         32, 8, 2,
