@@ -134,9 +134,9 @@ TABLE: dict[tuple[Generation, int], Config] = {
         masks_symmetric=Launch(16, 8, 2),
         dlogits=Launch(16, 8, 2),
         dlogits_symmetric=Launch(16, 8, 3, columns=64),
-        note="Compiler's report, TF32 and IEEE alike: no spills. Lost, by weights of mixed signs with Triton 3.6: 3 and "
-        "4 stages of dlogits (16 bytes in IEEE products), 128 x 128 for dlogits_symmetric (8 in TF32 products). Not "
-        "yet measured on a GPU.",
+        note="Compiler's report, TF32 and IEEE alike: no spills. Lost, by weights of mixed signs and with Triton 3.6: "
+        "3 and 4 stages of dlogits (16 bytes in IEEE products), 128 x 128 for dlogits_symmetric (8 in TF32 products). "
+        "Not yet measured on a GPU.",
     ),
     ("gfx942", HALF): _wide(
         32, 8, 2,
