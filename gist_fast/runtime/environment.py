@@ -91,9 +91,19 @@ def commit(package: Path = Path(__file__).parent.parent) -> str | None:
 
 
 def _cpu_name() -> str:
+    return _cpu_info("model name") or platform.machine()
+
+
+def cpu_vendor() -> str | None:
+    """``AuthenticAMD``, ``GenuineIntel`` and so on; None where nothing says so."""
+    # On Windows: "AMD64 Family 26 Model 2 Stepping 1, AuthenticAMD".
+    return _cpu_info("vendor_id") or platform.processor().rpartition(", ")[2] or None
+
+
+def _cpu_info(key: str) -> str | None:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
 
 
 def gpu_runtime(torch: Any) -> str:

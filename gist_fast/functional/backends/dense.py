@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gist_fast.functional.backends.cpu_products import add_product, put_product
 from gist_fast.functional.backends.interface import LN2, GuidedRows, refuse_double_backward
 from gist_fast.functional.backends.kept import MASKED
 from gist_fast.functional.blocks import Block
@@ -238,18 +239,18 @@ def _gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     dscores = exponentials * (by_negatives / sums)[:, None]
     torch.neg(by_negatives, out=dscores.diagonal(columns.positive))
     gradient = torch.empty_like(operands)
-    torch.mm(dscores[:, rows - columns.first : end].T, operands[:rows], out=gradient[rows:])
+    put_product(gradient[rows:], dscores[:, rows - columns.first : end].T, operands[:rows])
     if columns.first == 0:
         aa = dscores[:, :rows]
         aa.copy_(aa + aa.T)
-    torch.mm(dscores[:, :end], operands[columns.first :], out=gradient[:rows])
+    put_product(gradient[:rows], dscores[:, :end], operands[columns.first :])
     if end < columns.width:
         pp, positives = dscores[:, end:], columns.positives
         if columns.candidates == rows:
-            gradient[positives].addmm_(pp + pp.T, operands[positives])
+            add_product(gradient[positives], pp + pp.T, operands[positives])
         else:
-            gradient[columns.own_positives].addmm_(pp, operands[positives])
-            gradient[positives].addmm_(pp.T, operands[columns.own_positives])
+            add_product(gradient[columns.own_positives], pp, operands[positives])
+            add_product(gradient[positives], pp.T, operands[columns.own_positives])
     # With v = x / |x|: dx = scale / |x| * (du - v (v . du)), and what is radial changes with the temperature.
     radial = (scaled * gradient).sum(dim=1, keepdim=True)
     by_temperature = None
@@ -290,10 +291,10 @@ def _scores(operands: Tensor, columns: _Columns) -> Tensor:
     scores = operands.new_empty(columns.rows, columns.width)
     anchors, positives = operands[: columns.rows], operands[columns.positives]
     candidates = operands[columns.first :] if columns.first else operands
-    torch.mm(anchors, candidates.T, out=scores[:, : columns.end])
+    put_product(scores[:, : columns.end], anchors, candidates.T)
     if columns.end < columns.width:
         own = positives if columns.candidates == columns.rows else operands[columns.own_positives]
-        torch.mm(own, positives.T, out=scores[:, columns.end :])
+        put_product(scores[:, columns.end :], own, positives.T)
     return scores
 
 
