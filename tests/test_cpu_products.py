@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from gist_fast import guided_contrastive_loss
 from gist_fast.functional.backends import cpu_products, tiled
 from gist_fast.functional.operands import tie_band
+from gist_fast.runtime import environment
 
 has_operator = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
@@ -173,21 +175,22 @@ def test_other_types_and_small_products_are_torchs_own(calls: list[str], monkeyp
 
 
 @pytest.mark.parametrize(
-    ("vendor", "capability", "mkl", "taken"),
+    ("family", "capability", "mkl", "taken"),
     [
-        ("AuthenticAMD", "AVX512", True, True),
-        ("AuthenticAMD", "AVX2", True, False),
-        ("AuthenticAMD", "AVX512", False, False),
-        ("GenuineIntel", "AVX512", True, False),
-        (None, "DEFAULT", True, False),
+        (("AuthenticAMD", 26), "AVX512", True, True),
+        (("AuthenticAMD", 25), "AVX512", True, False),
+        (("AuthenticAMD", 26), "AVX2", True, False),
+        (("AuthenticAMD", 26), "AVX512", False, False),
+        (("GenuineIntel", 27), "AVX512", True, False),
+        (("", 0), "DEFAULT", True, False),
     ],
 )
 @has_operator
 @pytest.mark.usefixtures("fresh")
 def test_the_machine_decides(
-    monkeypatch: pytest.MonkeyPatch, vendor: str | None, capability: str, mkl: bool, taken: bool
+    monkeypatch: pytest.MonkeyPatch, family: tuple[str, int], capability: str, mkl: bool, taken: bool
 ) -> None:
-    pretend(monkeypatch, vendor, capability, mkl)
+    pretend(monkeypatch, family, capability, mkl)
     assert cpu_products.onednn_is_faster() is taken
 
 
@@ -196,7 +199,7 @@ def test_the_machine_decides(
 def test_an_operator_that_fails_is_named_once_and_left_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Exception | str
 ) -> None:
-    pretend(monkeypatch, "AuthenticAMD", "AVX512", True)
+    pretend(monkeypatch, cpu_products.ZEN_5, "AVX512", True)
 
     def fails(a: Tensor, b: Tensor) -> Tensor:
         if isinstance(fault, Exception):
@@ -214,9 +217,24 @@ def test_an_operator_that_fails_is_named_once_and_left_alone(
     assert ("no such thing" if isinstance(fault, Exception) else "got [[0.0, 0.0]") in said
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, vendor: str | None, capability: str, mkl: bool) -> None:
+def pretend(monkeypatch: pytest.MonkeyPatch, family: tuple[str, int], capability: str, mkl: bool) -> None:
     """That this machine is such a one."""
-    monkeypatch.setattr(cpu_products, "cpu_vendor", lambda: vendor)
+    monkeypatch.setattr(cpu_products, "cpu_family", lambda: family)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+
+
+def test_the_family_is_that_of_this_machine_or_what_windows_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    vendor, family = environment.cpu_family()
+    info = Path("/proc/cpuinfo")
+    if info.exists() and "cpu family" in info.read_text():
+        assert f": {vendor}\n" in info.read_text() and f": {family}\n" in info.read_text()
+    monkeypatch.setattr(environment, "_cpu_info", lambda key: None)
+    for said, found in (
+        ("AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD", ("AuthenticAMD", 26)),
+        ("arm", ("", 0)),
+        ("", ("", 0)),
+    ):
+        monkeypatch.setattr(environment.platform, "processor", lambda said=said: said)
+        assert environment.cpu_family() == found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -94,10 +95,13 @@ def _cpu_name() -> str:
     return _cpu_info("model name") or platform.machine()
 
 
-def cpu_vendor() -> str | None:
-    """``AuthenticAMD``, ``GenuineIntel`` and so on; None where nothing says so."""
-    # On Windows: "AMD64 Family 26 Model 2 Stepping 1, AuthenticAMD".
-    return _cpu_info("vendor_id") or platform.processor().rpartition(", ")[2] or None
+def cpu_family() -> tuple[str, int]:
+    """Who made the processor, and its family: ``("AuthenticAMD", 26)``; ``("", 0)`` where nothing says so."""
+    vendor, family = _cpu_info("vendor_id"), _cpu_info("cpu family")
+    if vendor and family and family.isdecimal():
+        return vendor, int(family)
+    found = re.search(r"Family (\d+).*, (\w+)$", platform.processor())  # as Windows has it
+    return (found[2], int(found[1])) if found else ("", 0)
 
 
 def _cpu_info(key: str) -> str | None:
