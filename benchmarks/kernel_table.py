@@ -26,37 +26,36 @@ DIM, GUIDE_DIM = 384, 1024
 GENERATIONS = {"sm_90": "HGMMA", "sm_80": "HMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 """Those of the first table, with the name of their matrix instructions."""
 KERNELS = {
+    "masks guide, counted": "masks",
+    "masks_symmetric guide, counted": "masks, symmetric",
     "forward": "forward",
     "forward_symmetric": "forward, symmetric",
-    "masks": "masks",
-    "masks_symmetric": "masks, symmetric",
     "dlogits": "dlogits",
     "dlogits_symmetric": "dlogits, symmetric",
 }
 """Those of the first table, by the report's name."""
 VARIANTS = {
-    "forward, groups": ("forward", " initial mask"),
-    "forward, student thresholds": ("forward", " unguided, initial mask, student thresholds"),
-    "forward, groups without a guide": ("forward", " unguided, initial mask"),
-    "forward, a student that guides itself": ("forward", " self-guided"),
-    "forward, the same with groups": ("forward", " self-guided, initial mask"),
-    "forward, no guide": ("forward", " unguided, no mask, not counted"),
-    "forward, no guide, all logits scaled": ("forward", " unguided, scaled, no mask, not counted"),
-    "forward, own-negative scale, guide": ("forward", " own-negative scale"),
-    "forward, own-negative scale, student thresholds": (
-        "forward", " unguided, initial mask, student thresholds, own-negative scale",
-    ),
-    "forward, own-negative scale, no guide": ("forward", " unguided, own-negative scale, no mask, not counted"),
-    "forward, a narrower dim that reads the mask": ("forward", " unguided, initial mask, not counted"),
-    "masks, groups": ("masks", " initial mask"),
-    "masks, student thresholds": ("masks", " unguided, initial mask, student thresholds"),
+    "masks, decided again": ("masks", " guide"),
+    "masks, after groups": ("masks", " guide, initial mask, counted"),
+    "masks, student thresholds, decided again": ("masks", " student, student thresholds"),
+    "masks, a student that guides itself, decided again": ("masks", " student"),
+    "forward, no mask": ("forward", " no mask"),
+    "forward, student thresholds": ("forward", " student thresholds, counted"),
+    "forward, the same after a guide or groups": ("forward", " student thresholds, initial mask, counted"),
+    "forward, a student that guides itself": ("forward", " self-guided, counted"),
+    "forward, the same after groups": ("forward", " self-guided, initial mask, counted"),
+    "forward, logits scaled": ("forward", " scaled"),
+    "dlogits, no mask": ("dlogits", " no mask"),
+    "dlogits, weights of mixed signs": ("dlogits", " mixed signs"),
+    "dlogits, logits scaled": ("dlogits", " scaled"),
     "groups, no product": ("groups", ""),
-    "dlogits, weights of mixed signs": ("dlogits", " weights"),
-    "dlogits, all logits scaled": ("dlogits", " scaled"),
-    "dlogits, own-negative scale": ("dlogits", " own-negative scale"),
     "unpack, no product": ("unpack", ""),
-    "reduce, no product": ("reduce", ""),
-}  # fmt: skip
+    "units, no product": ("units", " student"),
+    "thresholds, no product": ("thresholds", " student and guide"),
+    "reduce, no product": ("reduce", " first, last"),
+    "weights, no product": ("weights", ""),
+    "gradients, no product": ("gradients", ""),
+}
 """Those of the second table: kernel and variant by the report's names. A symmetric rectangle's stands beside."""
 VARIANTS_OF = "sm_90"
 
@@ -75,7 +74,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         f"bf16, D {DIM}, G {GUIDE_DIM}; triton {results['triton']}, gist_fast {results['gist_fast']} at "
         f"{results['commit']}; `python -m benchmarks.kernel_table`. Compiled, not measured."
     )
-    heads = [f"{target}: registers, programs, {name}, bound" for target, name in GENERATIONS.items()]
+    heads = [f"{target}: registers, programs, {name}, bound, by" for target, name in GENERATIONS.items()]
     plain = [
         [name, *(_cell(found[target, kernel], matrix=True) for target in GENERATIONS)]
         for kernel, name in KERNELS.items()
@@ -94,7 +93,8 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
 def _cell(kernel: Mapping[str, Any], *, matrix: bool = False) -> str:
     figures = [str(kernel["registers"]), str(kernel["programs"])]
     if matrix:
-        figures += [str(sum(kernel["matrix_instructions"].values())), f"{kernel['roofline']:.0%}"]
+        instructions = sum(kernel["matrix_instructions"].values())
+        figures += [str(instructions), f"{kernel['roofline']:.0%}", kernel["bound_by"]]
     if kernel["spills"]:
         figures.append(f"**spills {kernel['spills']} bytes**")
     return ", ".join(figures)

@@ -20,6 +20,9 @@ from gist_fast.kernels.layout import TILE, TILE_WORDS
 from gist_fast.kernels.targets import KIB, Target
 from triton.compiler import ASTSource
 
+STREAMS = {"raw": 1, "units": 1, "student": 2, "guide": 2, "stack": 2, "gradient": 1, "x": 1, "partners": 1, "out": 1}
+"""Matrices that kernels of rows read or write: rows of each for one of theirs."""
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -46,6 +49,9 @@ class Compiled:
     """From memory for a tile, where the programs that run together share their operands in L2."""
     roofline: float
     """Share of the matrix rate that memory and exponentials leave."""
+    bound_by: str
+    """Which of "matrix units", "exponentials" and "memory" needs longest for its share of the work. L2 and shared
+    memory are not among them: no measured rate of theirs is at hand."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,9 +68,12 @@ def compile_variant(card: Target, variant: Variant, *, dim: int, guide_dim: int)
     found: dict[str, int] = {}
     for name in re.findall(rf"\b({card.matrix})\b", listing):
         found[name] = found.get(name, 0) + 1
-    matrix_time = flops / _rate(card, element) * card.multiprocessors if flops and element is not None else 0.0
-    memory_time = traffic / (card.gigabytes * 1e9) * card.multiprocessors
-    exponential_time = exponentials / (card.exponentials * card.gigahertz * 1e9)
+    times = {
+        "matrix units": flops / _rate(card, element) * card.multiprocessors if flops and element is not None else 0.0,
+        "exponentials": exponentials / (card.exponentials * card.gigahertz * 1e9),
+        "memory": traffic / (card.gigabytes * 1e9) * card.multiprocessors,
+    }
+    matrix_time, exponential_time, memory_time = times.values()
     # Programs that share a multiprocessor hide one's exponentials under another's products.
     busy = max(matrix_time, exponential_time) if programs > 1 else matrix_time + exponential_time
     return Compiled(
@@ -83,6 +92,7 @@ def compile_variant(card: Target, variant: Variant, *, dim: int, guide_dim: int)
         flops=flops,
         bytes=traffic,
         roofline=matrix_time / max(busy, memory_time) if flops else 1.0,
+        bound_by=max(times, key=times.__getitem__),
     )
 
 
@@ -141,16 +151,21 @@ def _rate(card: Target, element: Element) -> float:
 
 
 def _work(card: Target, variant: Variant, programs: int, dim: int, guide_dim: int) -> tuple[int, int, int]:
-    """FLOPs, bytes from memory and exponentials of a tile, or of what a program of rows does."""
+    """FLOPs, bytes from memory and exponentials of a program: of its tile, of its share of one, or of its rows."""
     kernel, element, sides = variant.kernel.__name__, variant.operand, variant.sides
     rows, width = variant.constant("ROWS", TILE), guide_dim if variant.constant("GUIDE") else dim
     if kernel == "reduce_kernel":
         depth = variant.constant("DEPTH")
         return 0, 8 * rows * (depth + 2), rows * (depth + 1)
     if kernel in ("units_kernel", "thresholds_kernel", "weights_kernel", "gradients_kernel"):
-        assert element is not None
-        streams = 2 if kernel != "gradients_kernel" else 3
-        return 0, rows * width * streams * element.size, 0
+        of_guide = kernel == "units_kernel" and not variant.has("temperature")
+        read = 0
+        for name, kind in variant.types:
+            across = guide_dim if of_guide or name == "guide" else dim
+            read += STREAMS.get(name, 0) * across * (4 if kind == "*fp32" else 2)
+            if name == "out" and variant.constant("ADDS"):
+                read += across * 4
+        return 0, rows * read, 0
     together = max(1, programs) * card.multiprocessors
     columns = variant.constant("COLUMNS", TILE)
     pairs = TILE * columns
@@ -160,7 +175,7 @@ def _work(card: Target, variant: Variant, programs: int, dim: int, guide_dim: in
         flops = 2 * pairs * width
         down = variant.constant("GROUP")
         across = max(1, together // down)
-        read = columns * width * element.size * (down + across) // (down * across)
+        read = width * element.size * (TILE * down + columns * across) // (down * across)
     bits = 4 * TILE_WORDS * sides * columns // TILE
     has_softmax = kernel in ("forward_kernel", "dlogits_kernel")
     if kernel in ("dlogits_kernel", "unpack_kernel"):

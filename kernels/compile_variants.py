@@ -32,7 +32,7 @@ class Variant:
 
     kernel: Any
     constants: tuple[tuple[str, Any], ...]
-    """Arguments that are compiled in: those by a capital name, and None for an absent tensor."""
+    """Arguments that are compiled in: those by a capital name, None for an absent tensor, and a 1."""
     types: tuple[tuple[str, str], ...]
     """Triton's name of the type of every other argument."""
     aligned: frozenset[str]
@@ -63,44 +63,62 @@ class Variant:
         return " ".join([name, ", ".join(self._differences())]).strip()
 
     def _differences(self) -> Iterable[str]:
-        kernel = self.kernel.__name__
-        if kernel == "masks_kernel":
+        kernel, initial = self.kernel.__name__.removesuffix("_kernel"), self.constant("HAS_INITIAL_MASK")
+        if kernel == "units":
+            student = self.has("temperature")
+            yield "student" if student else "guide"
+            if self.has("norms"):
+                yield "norms"
+            if not (student or self.has("is_bad")):
+                yield "unchecked"
+        if kernel == "thresholds":
+            types = [(name, kind) for name, kind in self.types if name in ("student", "guide")]
+            yield " and ".join(name for name, _ in types)
+            if len({kind for _, kind in types}) > 1:
+                yield "of two types"
+            if self.constant("SELF_GUIDED"):
+                yield "self-guided"
+            if self.constant("RELATIVE"):
+                yield "relative"
+            if self.has("margins"):
+                yield "margins"
+            if self.has("student_thresholds"):
+                yield "student thresholds"
+        if kernel == "masks":
             yield "guide" if self.constant("GUIDE") else "student"
             if self.constant("BELOW"):
                 yield "student thresholds"
-            if self.constant("HAS_INITIAL_MASK"):
+            if initial:
                 yield "initial mask"
-        if kernel in ("forward_kernel", "dlogits_kernel"):
-            if kernel == "forward_kernel" and self.has("guide_thresholds"):
-                yield "self-guided"
-                if self.constant("HAS_INITIAL_MASK"):
-                    yield "initial mask"
-            if self.has("student_thresholds"):
-                yield "student thresholds"
-                if self.constant("HAS_INITIAL_MASK"):
-                    yield "initial mask"
+        if kernel == "forward":
+            decides = self.has("guide_thresholds"), self.has("student_thresholds")
+            yield from (name for name, on in zip(("self-guided", "student thresholds"), decides, strict=True) if on)
+            if initial and any(decides):
+                yield "initial mask"
+        if kernel in ("forward", "dlogits"):
             if not self.has("mask_bits"):
                 yield "no mask"
             if self.has("temperature"):
                 yield "scaled"
-            if self.has("weights"):
-                yield "weights"
-        if kernel == "units_kernel":
-            yield "student" if self.has("temperature") else "guide"
-        if kernel == "thresholds_kernel":
-            yield " and ".join(name for name, x in (("student", "student"), ("guide", "guide")) if self.has(x))
-            if self.constant("SELF_GUIDED"):
-                yield "self-guided"
-            if self.has("student_thresholds"):
-                yield "student thresholds"
-        if kernel in ("masks_kernel", "groups_kernel", "forward_kernel") and (self.has("masked") or self.has("easy")):
+        if kernel in ("masks", "groups", "forward") and (self.has("masked") or self.has("easy")):
             yield "counted"
-        if kernel == "reduce_kernel":
+        if kernel == "reduce":
             yield from (name.lower() for name in ("FIRST", "LAST") if self.constant(name))
-        if kernel == "unpack_kernel" and self.constant("BY_COLUMNS"):
+            if not self.has("positive_similarity"):
+                yield "narrower dim"
+            if not self.has("is_bad"):
+                yield "unchecked"
+        if kernel in ("weights", "dlogits") and self.has("weights"):
+            yield "mixed signs"
+        if kernel == "gradients":
+            if not self.has("partners"):
+                yield "unpaired"
+            if not self.constant("ONE_SIGN"):
+                yield "mixed signs"
+            if self.constant("ADDS"):
+                yield "added"
+        if kernel == "unpack" and self.constant("BY_COLUMNS"):
             yield "by columns"
-        if kernel == "gradients_kernel" and self.constant("ADDS"):
-            yield "added"
         if self.constant("DESCRIPTORS"):
             yield "descriptors"
 
@@ -113,10 +131,11 @@ class Variant:
     def operand(self) -> Element | None:
         """What it multiplies, or reads or writes of embeddings; None where it looks at none of them."""
         types = dict(self.types)
+        precision = self.constant("PRECISION", "tf32" if self.constant("TF32") else "ieee")
         for name in ("x", "raw", "stack", "student", "guide", "masked"):
-            if name in types:
+            if name in types and (name != "masked" or self.kernel.__name__ == "unpack_kernel"):
                 found = types[name].removeprefix("*").removeprefix("tensordesc<").partition("[")[0]
-                return Element(found, self.constant("PRECISION", "ieee"))
+                return Element(found, precision)
         return None
 
     @property
@@ -163,10 +182,12 @@ def _variant(launch: Started) -> Variant:
     constants, types, aligned = {}, {}, set()
     for parameter in launch.kernel.params:
         name, value = parameter.name, launch.arguments[parameter.name]
-        if parameter.is_constexpr or value is None:
+        # Triton compiles a 1 in too.
+        is_one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or is_one:
             constants[name] = value
         elif isinstance(value, DescriptorNote):
-            types[name] = f"tensordesc<{TYPES[value.dtype]}{list(value.block_shape)}>".replace(" ", "")
+            types[name] = f"tensordesc<{TYPES[value.dtype]}{list(value.block_shape)}>"
         elif isinstance(value, float):
             types[name] = "fp32"
         elif isinstance(value, TensorNote):

@@ -1,8 +1,9 @@
 """The table of configurations, by device generation and element size.
 
-That of sm_90 for half types was measured on a card. Each of the others was chosen on the compiler's report
-(`gist_fast.kernels.compile_report`, ``gist-fast kernels``): no spills, operands that fit the shared memory, matrix
-instructions, and among those the one that lets most programs run on a multiprocessor. `benchmarks/gpu.sh` measures;
+That of sm_90 for half types was measured on a card, with kernels of which the forward ones still held both products.
+Each of the others was chosen on the compiler's report (`gist_fast.kernels.compile_report`, ``gist-fast kernels``): no
+spills with the oldest and the newest Triton, operands that fit the shared memory, matrix instructions, and among those,
+of whole tiles first, the one that lets most programs run on a multiprocessor. `benchmarks/gpu.sh` measures;
 `gist_fast.kernels.tuning` tries its `candidates` on the card at hand.
 """
 
@@ -92,56 +93,54 @@ def _wide(block_k: int, warps: int, stages: int, note: str, **others: Launch) ->
 
 TABLE: dict[tuple[Generation, int], Config] = {
     # Symmetric scores hold a maximum and a sum along both sides: with 4 warps that takes all 255 registers and spills
-    # nothing, and two programs fit. Whole tiles of dlogits of both sides spill 184 bytes with 4 warps.
+    # nothing, and two programs fit. Whole tiles of dlogits of both sides spill up to 328 bytes with 4 warps.
     ("sm_90", HALF): _wide(
         64, 4, 3,
         dlogits_symmetric=Launch(64, 4, 3, columns=64),
-        note="Measured on an H200, B 32,768, G 1024, D 384 and 1024, ms: 4 warps and 3 stages for forward (5.1, 7.2), "
-        "forward_symmetric (6.0, 8.6) and dlogits (2.2, 4.2), 128 x 64 for dlogits_symmetric (3.0, 5.9). Lost: 8 warps "
-        "for forward (6.8, 9.3) and forward_symmetric (9.1, 12.0); 2 stages for them (5.8, 8.4; 6.9, 9.7) and for "
-        "dlogits (2.3, 5.2); 128 x 64 for dlogits (2.5, 5.1); 128 x 128 with 8 warps for dlogits_symmetric (3.7, 6.6). "
-        "Bands of 4 and 16 tile rows: no difference beyond noise. Compiled only: forward_own_scale (4 warps spill 48 "
-        "to 96 bytes with Triton 3.6).",
+        note="Measured on an H200, when forward kernels held the guide's product too; B 32,768, G 1024, D 384 and "
+        "1024, ms: 4 warps and 3 stages for forward (5.1, 7.2), forward_symmetric (6.0, 8.6) and dlogits (2.2, 4.2), "
+        "128 x 64 for dlogits_symmetric (3.0, 5.9). Lost: 8 warps for forward (6.8, 9.3) and forward_symmetric (9.1, "
+        "12.0); 2 stages for them (5.8, 8.4; 6.9, 9.7) and for dlogits (2.3, 5.2); 128 x 64 for dlogits (2.5, 5.1); "
+        "128 x 128 with 8 warps for dlogits_symmetric (3.7, 6.6). Bands of 4 and 16 tile rows: no difference beyond "
+        "noise. The kernels as they are, with one product each: compiled, no spills, not yet measured.",
     ),
     ("sm_90", SINGLE): _wide(
         16, 8, 4,
-        note="Compiler's report, TF32 and IEEE alike: no spills. Lost: steps of 32, with which IEEE products spill 16 "
-        "bytes unguided. Not yet measured on a GPU.",
+        note="Compiler's report, TF32 and IEEE alike: no spills. Not yet measured on a GPU.",
     ),
     ("sm_80", HALF): _wide(
         32, 8, 4,
         forward=Launch(32, 4, 4),
-        note="Compiler's report: 2 programs a multiprocessor for forward and dlogits, 1 for symmetric rectangles and "
-        "forward_own_scale (4 warps spill 16 to 24 bytes with Triton 3.6). Lost: 4 warps for "
-        "symmetric rectangles (272 to 360 bytes spilled). Not yet measured on a GPU.",
+        note="Compiler's report: no spills; 2 programs a multiprocessor in plain rectangles, 1 in symmetric ones. "
+        "Lost: 8 warps for forward (1 program in half of the variants); 4 warps for forward_symmetric (up to 448 bytes "
+        "spilled) and dlogits_symmetric (up to 488). Not yet measured on a GPU.",
     ),
     ("sm_80", SINGLE): _wide(
         16, 8, 3,
         forward_symmetric=Launch(16, 8, 2),
-        note="Compiler's report, TF32 and IEEE alike: no spills. Lost: 3 stages of forward_symmetric (72 bytes in IEEE "
-        "products with Triton 3.6). Not yet measured on a GPU.",
+        dlogits=Launch(16, 8, 2),
+        note="Compiler's report, TF32 and IEEE alike: no spills. Lost: 3 and 4 stages of dlogits (8 bytes in TF32 "
+        "products). Not yet measured on a GPU.",
     ),
     ("sm_100", HALF): _wide(
         64, 8, 3,
-        note="Compiler's report: products stand in tensor memory, 2 programs a multiprocessor but for symmetric "
-        "rectangles. Lost: 4 warps for symmetric rectangles (160 to 184 bytes spilled), 16 warps (no matrix "
-        "instructions at all). Not yet measured on a GPU.",
+        note="Compiler's report: no spills, products stand in tensor memory, 2 programs a multiprocessor but for "
+        "symmetric rectangles and scaled logits. Lost: 16 warps (no matrix instructions at all). Not yet measured on a "
+        "GPU.",
     ),
     ("sm_100", SINGLE): _wide(
         16, 8, 3,
         masks_symmetric=Launch(16, 8, 2),
-        note="Compiler's report, TF32 and IEEE alike: no spills. Lost: 3 stages of masks_symmetric (8 bytes in "
-        "IEEE products with Triton 3.6). Not yet measured on a GPU.",
+        note="Compiler's report, TF32 and IEEE alike: no spills. Not yet measured on a GPU.",
     ),
     ("gfx942", HALF): _wide(
         32, 8, 2,
-        note="Compiler's report: no spills, 16 KiB of shared memory, 1 to 3 programs a compute unit. Lost: 4 warps for "
-        "symmetric dlogits (282 registers). Not yet measured on a GPU.",
+        note="Compiler's report: no spills, 1 to 3 programs a compute unit. Not yet measured on a GPU.",
     ),
     ("gfx942", SINGLE): _wide(
         16, 8, 2,
-        note="Compiler's report: float32 has matrix instructions of its own here; steps of 16 leave room for twice the "
-        "programs of 32. Not yet measured on a GPU.",
+        note="Compiler's report: no spills; float32 has matrix instructions of its own here; steps of 16 leave room "
+        "for twice the programs of 32. Not yet measured on a GPU.",
     ),
 }  # fmt: skip
 for _size in (HALF, SINGLE):

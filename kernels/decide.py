@@ -15,15 +15,14 @@ from gist_fast.kernels import tile
 def never_counts(at, COLUMNS: tl.constexpr):
     """Packed mask ``[TILE, COLUMNS // 32]`` of what never counts: outside the matrix, or excluded.
 
-    Made as words, which are a 32nd of the entries, so that no tile pays for what only those on an edge have.
+    Made as words, so that no tile pays for what only those on an edge have.
     """
     rows = tl.arange(0, tile.TILE)
     first = 32 * tl.arange(0, COLUMNS // 32)
     inside = at.columns - first
     outside = tl.where(inside >= 32, 0, -1 << tl.minimum(tl.maximum(inside, 0), 31))
     outside = tl.where(inside <= 0, -1, outside)
-    place = rows[:, None] + (tl.load(at.chunk + tile.EXCLUDED) + at.row * tile.TILE - at.first) - first[None, :]
-    own = tl.where((place >= 0) & (place < 32), 1 << (place & 31), 0)
+    own = tile.diagonal(tl.load(at.chunk + tile.EXCLUDED) + at.row * tile.TILE - at.first, COLUMNS)
     return tl.where((rows >= at.rows)[:, None], -1, outside[None, :] | own)
 
 

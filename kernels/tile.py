@@ -213,6 +213,17 @@ def add_count(counts, at, n):
 
 
 @triton.jit
+def diagonal(shift, COLUMNS: tl.constexpr):
+    """Packed mask ``[TILE, COLUMNS // 32]`` with the bit of column ``row + shift`` set in each row that has it.
+
+    Made as words, which are a 32nd of the entries: compared pair by pair, rows and columns take as many registers
+    again as the scores.
+    """
+    place = tl.arange(0, TILE)[:, None] + shift - 32 * tl.arange(0, COLUMNS // 32)[None, :]
+    return tl.where((place >= 0) & (place < 32), 1 << (place & 31), 0)
+
+
+@triton.jit
 def scale(logits, temperature, strength, at, SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr):
     """The logits times what hardness weighting makes of them, ``1 + strength * temperature`` where the chunk says so;
     none in symmetric rectangles.
@@ -221,11 +232,8 @@ def scale(logits, temperature, strength, at, SYMMETRIC: tl.constexpr, COLUMNS: t
         temperature: ``[1]``, or None where nothing is weighted.
     """
     if temperature is not None and not SYMMETRIC:
-        factor = 1.0 + strength * tl.load(temperature)
-        own = tl.where(tl.load(at.chunk + SCALES_OWN) != 0, factor, 1.0)
-        others = tl.where(tl.load(at.chunk + SCALES_OTHERS) != 0, factor, 1.0)
-        # Places in the tile: those in the matrix take as many registers again.
-        shift = tl.load(at.chunk + OWN_NEGATIVE) + at.row * TILE - at.first
-        is_own = tl.arange(0, TILE)[:, None] + shift == tl.arange(0, COLUMNS)[None, :]
-        logits = logits * tl.where(is_own, own, others)
+        own = diagonal(tl.load(at.chunk + OWN_NEGATIVE) + at.row * TILE - at.first, COLUMNS)
+        scaled = tl.where(tl.load(at.chunk + SCALES_OWN) != 0, own, 0)
+        scaled = scaled | tl.where(tl.load(at.chunk + SCALES_OTHERS) != 0, ~own, 0)
+        logits = tl.where(unpack(scaled), logits * (1.0 + strength * tl.load(temperature)), logits)
     return logits

@@ -9,7 +9,6 @@ from gist_fast.kernels.config import (
     HALF,
     SINGLE,
     TABLE,
-    Dlogits,
     Launch,
     choose_config,
     generation_of,
@@ -46,7 +45,9 @@ def test_what_cannot_be_compiled_is_refused_where_it_is_written() -> None:
     with pytest.raises(ValueError, match=r"warps: expected .*, got 3"):
         Launch(64, 3, 3)
     with pytest.raises(ValueError, match=r"columns: expected .*, got 16"):
-        Dlogits(64, 4, 3, columns=16)
+        Launch(64, 4, 3, columns=16)
+    with pytest.raises(ValueError, match=r"stages, group: expected .*; got 7 and 8"):
+        Launch(64, 4, 7)
     with pytest.raises(ValueError, match=r"block_k: expected .*, got \[32, 64\]"):
         replace(TABLE["sm_90", HALF], forward=Launch(32, 4, 3))
     with pytest.raises(ValueError, match=r"got 7\.5"):

@@ -22,29 +22,47 @@ if interpreted():
 
 import torch
 import triton
+from gist_fast.kernels import (
+    compile_report,
+    dlogits,
+    forward,
+    gradients,
+    groups,
+    launch,
+    layout,
+    masks,
+    reduce,
+    rows,
+    unpack,
+)
 from gist_fast.kernels import config as table
-from gist_fast.kernels import dlogits, forward, groups, launch, masks, unpack
 from gist_fast.kernels.compile_report import Compiled, compile_variant
 from gist_fast.kernels.compile_variants import Variant, variants_of
-from gist_fast.kernels.config import HALF, SINGLE, TABLE, Config, Dlogits
+from gist_fast.kernels.config import HALF, SINGLE, TABLE, Config, Launch
 from gist_fast.kernels.targets import TARGETS
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from benchmarks import kernel_table
-from gist_fast.functional.backends import kernel_variants
+from gist_fast.functional.backends import kernel_passes, kernel_variants, kernel_work
 from gist_fast.functional.backends.kernel_variants import recorded, report
 from gist_fast.functional.loss_config import LossConfig
 
 SM_90 = TABLE["sm_90", HALF]
+PLAIN = {"masks": "masks guide, counted", "masks_symmetric": "masks_symmetric guide, counted"}
+"""The kernels of the plain loss whose name says more than what they do."""
 
 
 @functools.cache
 def variants(config: Config = SM_90, *, every: bool = False) -> dict[str, Variant]:
     """The kernels that a configuration starts for bf16, by name."""
-    return {v.name: v for v in recorded(config, torch.bfloat16, torch.bfloat16, every=every)}
+    found = recorded(config, torch.bfloat16, torch.bfloat16, every=every)
+    by_name = {v.name: v for v in found}
+    assert len(by_name) == len(found), "no two of them share a name"
+    return by_name
 
 
+@functools.cache
 def compiled(variant: Variant) -> Compiled:
     """What becomes of a kernel for sm_90."""
     return compile_variant(TARGETS["sm_90"], variant, dim=384, guide_dim=1024)
@@ -64,39 +82,71 @@ def hold(compiled: Compiled) -> None:
         # No NVIDIA card multiplies float32 in full on its matrix units.
         assert not compiled.matrix_instructions
         return
-    if compiled.kernel.startswith("masks") and compiled.element.endswith("guide fp32 ieee"):
-        # All that is multiplied is the guide.
-        return
     if compiled.flops:
         assert compiled.matrix_instructions, f"{what} uses no matrix instructions"
 
 
-def test_the_forward_pass_multiplies_student_and_guide_on_the_matrix_units() -> None:
-    def multiplies(what: str) -> int:
-        one = compiled(variants(every=True)[f"forward_symmetric {what}".strip()])
+def test_every_kernel_has_one_product_on_the_matrix_units() -> None:
+    """Those of a tile, whoever decides what counts: a guide's product is not beside the student's."""
+    assert len(variants(every=True)) > 90
+    names = ("forward", "forward self-guided, counted", "masks guide, counted", "dlogits")
+    found = [compiled(variants(every=True)[name]) for name in names]
+    for one in found:
         hold(one)
-        return one.matrix_instructions["HGMMA"] * one.warps
+        # A step of 64 columns in instructions of 64 x 128 x 16, for two halves of a tile.
+        assert one.matrix_instructions == {"HGMMA": 8}
 
-    # Both products, one, one: a student that guides itself is multiplied once, and so is a dim that reads its mask.
-    both = multiplies("")
-    assert both == 2 * multiplies("self-guided") == 2 * multiplies("unguided, no mask, not counted") > 0
-    assert both == 2 * multiplies("unguided, initial mask, not counted")
-    assert both == multiplies("initial mask")
-    # Student thresholds go on from an initial mask, so that the guide has been multiplied before.
-    assert both == 2 * multiplies("unguided, initial mask, student thresholds")
+
+def test_who_guides_itself_multiplies_nothing_for_its_mask() -> None:
+    """Its own scores decide, in the forward pass; a guide's do in a launch of their own."""
+
+    def kernels(loss: LossConfig, *, guided: bool) -> set[str]:
+        problem = kernel_variants._problem(
+            loss, torch.bfloat16, torch.bfloat16 if guided else None, 130, 64, nested=False
+        )
+        with launch.record_launches() as launches:
+            kernel_passes.forward_with(SM_90, problem, True)
+        return {variant.name for variant in variants_of(launches) if variant.multiplies}
+
+    plain = LossConfig(contrast_positives=False)
+    both = {"masks guide, counted", "masks_symmetric guide, counted", "forward", "forward_symmetric"}
+    assert kernels(plain, guided=True) == both
+    assert kernels(replace(plain, self_guided=True), guided=False) == {
+        "forward self-guided, counted", "forward_symmetric self-guided, counted",
+    }  # fmt: skip
+    assert kernels(plain, guided=False) == {"forward no mask", "forward_symmetric no mask"}
 
 
 def test_figures_of_a_tile_follow_from_its_dims() -> None:
-    one = compiled(variants()["forward"])
-    assert one.flops == 2 * 128 * 128 * (384 + 1024)
+    one, guide = compiled(variants()["forward"]), compiled(variants()["masks guide, counted"])
+    assert (one.flops, guide.flops) == (2 * 128 * 128 * 384, 2 * 128 * 128 * 1024)
     assert one.programs == 65536 // ((one.registers + 7) // 8 * 8 * 128) == 2
     across = 2 * 132 // 8
-    operands = 128 * 1408 * 2 * (8 + across) // (8 * across)
-    assert one.bytes == operands + 128 * 128 // 8 + 8 * 128
+    operands = [128 * width * 2 * (8 + across) // (8 * across) for width in (384, 1024)]
+    assert one.bytes == operands[0] + 128 * 128 // 8 + 8 * 128
+    assert guide.bytes == operands[1] + 128 * 128 // 8
+    half = compiled(variants()["dlogits_symmetric"])
+    assert half.flops == one.flops / 2
+    across = half.programs * 132 // 8
+    assert half.bytes == 384 * 2 * (128 * 8 + 64 * across) // (8 * across) + 128 * 64 * (2 + 2 / 8)
+
+
+def test_what_bounds_a_kernel_is_what_needs_longest() -> None:
+    def bound_by(name: str, dim: int = 384) -> str:
+        one = compile_variant(TARGETS["sm_90"], variants()[name], dim=dim, guide_dim=1024)
+        assert (one.roofline == 1) or one.bound_by != "matrix units"
+        return one.bound_by
+
+    # An exponential takes as long as the products of 32 columns of the operands: 989e12 / (16 * 132 * 1.755e9) FLOPs.
+    assert bound_by("forward") == bound_by("masks guide, counted") == "matrix units"
+    assert bound_by("forward", dim=64) == "exponentials"
+    assert bound_by("forward_symmetric", dim=256) == "exponentials"
+    assert bound_by("dlogits", dim=64) == "memory"
+    assert bound_by("units student") == bound_by("gradients") == "memory"
 
 
 def test_a_configuration_that_spills_is_seen() -> None:
-    config = replace(SM_90, dlogits_symmetric=Dlogits(64, 4, 3))
+    config = replace(SM_90, dlogits_symmetric=Launch(64, 4, 3))
     one = compiled(variants(config)["dlogits_symmetric"])
     assert one.spills > 0
     with pytest.raises(AssertionError, match="spills"):
@@ -108,9 +158,12 @@ def test_an_unknown_target_is_named() -> None:
         next(report("sm_70"))
 
 
-def test_what_is_compiled_is_what_triton_s_own_launcher_would_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("descriptors", [False, True])
+def test_what_is_compiled_is_what_triton_s_own_launcher_would_compile(
+    monkeypatch: pytest.MonkeyPatch, descriptors: bool
+) -> None:
     """Types, constants and alignment, for tensors that are in memory."""
-    backend, seen = make_backend(TARGETS["sm_90"].gpu), set()
+    backend, seen, kinds = make_backend(TARGETS["sm_90"].gpu), set(), set()
 
     def spy(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
         bind = create_function_from_signature(kernel.signature, kernel.params, backend)
@@ -127,17 +180,33 @@ def test_what_is_compiled_is_what_triton_s_own_launcher_would_compile(monkeypatc
             else:
                 assert dict(variant.types)[name] == kind, f"{kernel.__name__}: {name}"
                 assert (name in variant.aligned) == (value == "D"), f"{kernel.__name__}: {name}"
+            kinds.add((kind, value == "D"))
         seen.add(kernel.__name__)
 
-    for module in (dlogits, forward, groups, masks, unpack):
+    for module in (dlogits, forward, gradients, groups, masks, reduce, rows, unpack):
         monkeypatch.setattr(module, "start", spy)
     monkeypatch.setattr(kernel_variants, "_empty", lambda *shape, dtype: torch.ones(shape, dtype=dtype))
+    # Several batches of chunks, and a guide that is not held whole, of a size that is soon in memory.
+    monkeypatch.setattr(layout, "CHUNK_TILES", 1)
+    monkeypatch.setattr(kernel_work, "HELD_BYTES", 0)
+    launches = {name: replace(x, descriptors=descriptors) for name, x in SM_90.launches().items()}
+    config, types = replace(SM_90, **launches), (torch.bfloat16, torch.float32)
     loss = LossConfig(hardness_mode="in_batch_negatives", hardness_strength=1.0, contrast_positives=False)
     for grouped in (False, True):
-        plain = LossConfig(contrast_positives=False)
-        kernel_variants._run(SM_90, torch.bfloat16, torch.bfloat16, plain, grouped=grouped)
-        kernel_variants._run(SM_90, torch.bfloat16, torch.float32, loss, grouped=grouped, nested=True)
-    assert seen == {f"{name}_kernel" for name in ("forward", "reduce", "groups", "masks", "dlogits", "unpack")}
+        plain = LossConfig(contrast_positives=False, hard=grouped)
+        kernel_variants._run(config, torch.bfloat16, torch.bfloat16, plain, grouped=grouped, by_row=True)
+        kernel_variants._run(config, *types, loss, grouped=grouped, nested=True)
+    kernel_variants._run(config, *types, LossConfig(self_guided=True, margin_strategy="relative"), guided=False)
+    kernel_variants._run_in_batches(config, *types, guided=True)
+    assert seen == {
+        f"{name}_kernel"
+        for name in (
+            "units", "thresholds", "weights", "gradients", "reduce", "groups", "masks", "forward", "dlogits", "unpack",
+        )
+    }  # fmt: skip
+    assert {("constexpr", False), ("fp32", False), ("i32", True), ("i32", False)} <= kinds
+    assert {("*bf16", True), ("*fp32", True), ("*fp32", False), ("*i64", False)} <= kinds
+    assert any(kind.startswith("tensordesc<") for kind, _ in kinds) == descriptors
 
 
 @pytest.mark.slow
@@ -149,27 +218,40 @@ def test_every_shipped_configuration_holds(size: int, target: str) -> None:
     for compiled in found:
         hold(compiled)
     assert {c.kernel.split(" ")[0] for c in found} == {
-        "forward", "forward_symmetric", "masks", "masks_symmetric", "dlogits", "dlogits_symmetric",
-        "unpack", "unpack_symmetric",
-        "groups", "groups_symmetric", "reduce",
+        "units", "thresholds", "weights", "gradients", "reduce",
+        "groups", "groups_symmetric", "unpack", "unpack_symmetric",
+        "masks", "masks_symmetric", "forward", "forward_symmetric", "dlogits", "dlogits_symmetric",
     }  # fmt: skip
-    # Student and guide of one type come first; beside a guide of another a student's kernels have the same names.
-    first = {(c.kernel, c.element): c for c in reversed(found)}
-    for (kernel, element), compiled in first.items():
-        if kernel in ("forward", "forward_symmetric") and ", guide" not in element:
-            # The guide's product is one more on the matrix units, and neither is left to others.
-            one = first[f"{kernel} unguided, no mask, not counted", element].matrix_instructions
-            assert compiled.matrix_instructions == {name: 2 * count for name, count in one.items()}
+    by_name = {(c.kernel, c.element): c for c in found}
+    assert len(by_name) == len(found)
+    for (kernel, element), one in by_name.items():
+        # No variant has more on the matrix units than another: each multiplies one pair of operands.
+        family = kernel.split(" ")[0]
+        if family.removesuffix("_symmetric") in ("masks", "forward", "dlogits"):
+            plain = PLAIN.get(family, family)
+            assert one.matrix_instructions == by_name[plain, element].matrix_instructions, f"{kernel} ({element})"
     # What docs/kernels.md shows is what this compiler makes of the kernels as they stand.
     on_file = json.loads(kernel_table.FILE.read_text(encoding="utf-8"))
     if on_file["triton"] == triton.__version__ and size == HALF:
         shown = {k["kernel"]: k for k in on_file["kernels"] if k["target"] == target}
         now = {
             kernel: c.as_dict()
-            for (kernel, element), c in first.items()
+            for (kernel, element), c in by_name.items()
             if element in ("bf16", "any") and kernel in shown
         }
         assert now == shown, "python -m benchmarks.kernel_table writes the tables anew"
+
+
+@pytest.mark.slow
+def test_tensor_descriptors_spill_nothing_on_sm_90() -> None:
+    launches = {name: replace(x, descriptors=True) for name, x in SM_90.launches().items()}
+    found = {name: v for name, v in variants(replace(SM_90, **launches), every=True).items() if v.multiplies}
+    assert {name.split(" ")[0] for name in found} == set(launches)
+    for name, variant in found.items():
+        assert name.endswith("descriptors")
+        hold(compiled(variant))
+    loads = compile_report._compile(TARGETS["sm_90"], found["forward descriptors"]).asm["ptx"]
+    assert "cp.async.bulk.tensor" in loads, "the operands come by tensor memory accesses"
 
 
 @pytest.mark.slow
@@ -208,9 +290,17 @@ def test_the_command_prints_json() -> None:
     printed = json.loads(run.stdout)
     assert printed["target"] == "sm_90"
     assert printed["notes"] == table.notes("sm_90")
-    assert {"registers", "spills", "shared", "programs", "matrix_instructions", "flops", "bytes", "roofline"} <= set(
-        printed["kernels"][0]
-    )
+    assert {
+        "registers",
+        "spills",
+        "shared",
+        "programs",
+        "matrix_instructions",
+        "flops",
+        "bytes",
+        "roofline",
+        "bound_by",
+    } <= set(printed["kernels"][0])
 
 
 def test_the_command_refuses_an_unknown_target() -> None:

@@ -35,9 +35,9 @@ def compile_candidates(device: torch.device, dtype: torch.dtype, *, toy: bool) -
 
 
 def candidates(default: Config) -> Iterator[Config]:
-    """What tuning a plain batch may come to, each launch by itself."""
+    """What tuning a guided batch may come to, each launch by itself."""
     steps = [default.block_k, *tuning.other_steps(default)]
-    for direction, step in itertools.product(("forward", "backward"), steps):
+    for direction, step in itertools.product(("guided forward", "backward"), steps):
         stepped = tuning.with_step(default, step)
         yield stepped
         for field in tuning.FIELDS[direction]:

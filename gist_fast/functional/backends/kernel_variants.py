@@ -16,7 +16,8 @@ from torch import Tensor
 
 from gist_fast.functional.backends.interface import Problem
 from gist_fast.functional.backends.kernel_passes import backward_with, forward_with, multiply_mask
-from gist_fast.functional.loss_config import LossConfig
+from gist_fast.functional.loss_config import LossConfig, MarginStrategy
+from gist_fast.kernels import layout
 from gist_fast.kernels.compile_report import Compiled, compile_variant
 from gist_fast.kernels.compile_variants import Variant, variants_of
 from gist_fast.kernels.config import HALF, SINGLE, TABLE, Config
@@ -26,9 +27,12 @@ from gist_fast.kernels.targets import TARGETS, Target
 BF16, FP32 = torch.bfloat16, torch.float32
 ROWS = 130
 """Of anchors, positives and negatives, whose launches are recorded."""
+CHUNKS = 2
+"""A side, and a few rows, of a problem that takes several batches of chunks."""
 PLAIN: dict[str, Any] = {"contrast_positives": False}
 """Of positives with one another no other kernels run."""
-DIM, GUIDE_DIM = 256, 64
+DIM, GUIDE_DIM, WIDE = 256, 64, 4096
+"""A guide of `WIDE` is not held whole at so many rows."""
 
 
 def report(
@@ -75,21 +79,29 @@ def recorded(
         guides = ("own", "self", "none") if student == guide else ("own",)
         for loss, options in _losses(guides) if every else [(LossConfig(**PLAIN), {})]:
             _run(config, student, guide, loss, **options)
+        for guided in [kind == "own" for kind in guides if kind != "self"] if every else []:
+            _run_in_batches(config, student, guide, guided=guided)
     return variants_of(launches)
 
 
 def _losses(guides: Sequence[str]) -> Iterator[tuple[LossConfig, dict]]:
-    """All that changes which kernels run: guide, student thresholds, groups, hardness weighting, Matryoshka dims."""
+    """All that changes which kernels run: guide, student thresholds, groups, hardness weighting, Matryoshka dims, and
+    kinds of margin."""
+    sides = (False, True)
+    strategies: tuple[MarginStrategy, ...] = ("absolute", "relative")
     # Where negatives are weighted and nothing else, no other kernel runs.
     modes = (None, "in_batch_negatives", "all_negatives")
-    for guide, hard, grouped, mode, nested in itertools.product(
-        guides, (False, True), (False, True), modes, (False, True)
-    ):
+    for guide, hard in itertools.product(guides, sides):
         # A student that guides itself by its own thresholds is refused.
-        if not (guide == "self" and hard):
+        if guide == "self" and hard:
+            continue
+        fixed: dict[str, Any] = {"self_guided": guide == "self", "hard": hard, **PLAIN}
+        guided = {"guided": guide == "own"}
+        for grouped, mode, nested in itertools.product(sides, modes, sides):
             weighting: dict[str, Any] = {"hardness_mode": mode, "hardness_strength": 1.0} if mode else {}
-            loss = LossConfig(self_guided=guide == "self", hard=hard, **weighting, **PLAIN)
-            yield loss, {"guided": guide == "own", "grouped": grouped, "nested": nested}
+            yield LossConfig(**fixed, **weighting), {**guided, "grouped": grouped, "nested": nested}
+        for strategy, by_row in itertools.product(strategies, sides) if guide != "none" else ():
+            yield LossConfig(**fixed, margin_strategy=strategy), {**guided, "by_row": by_row}
 
 
 def _run(
@@ -101,20 +113,14 @@ def _run(
     guided: bool = True,
     grouped: bool = False,
     nested: bool = False,
+    by_row: bool = False,
 ) -> None:
-    """Both passes with mask bits kept and not, of one batch of chunks and of several, and a product of the mask."""
-    counts = (ROWS, ROWS, ROWS)
-    problem = Problem(
-        tuple(_empty(n, DIM, dtype=student) for n in counts),
-        tuple(_empty(n, GUIDE_DIM, dtype=guide) for n in counts) if guided else (),
-        _empty(dtype=FP32),
-        None,
-        _empty(ROWS, dtype=torch.int64) if grouped else None,
-        (DIM, DIM // 2) if nested else (),
-        0,
-        True,
-        loss,
-    )
+    """Both passes with mask bits kept and not, and a product of the mask."""
+    problem = _problem(loss, student, guide if guided else None, ROWS, GUIDE_DIM, nested=nested)
+    if grouped:
+        problem = replace(problem, groups=_empty(ROWS, dtype=torch.int64))
+    if by_row:
+        problem = replace(problem, margins=_empty(ROWS, dtype=FP32))
     kept = forward_with(config, problem, True)
     bits = kept.mask_bits if problem.masks else None
     for one_sign in (True, False):
@@ -124,9 +130,40 @@ def _run(
     forward_with(config, problem, False)
     backward_with(config, problem, kept.loss, kept.lse2, None)
     if guided and not (loss.hard or grouped or nested or loss.hardness_mode):
-        blocks = problem.blocks
-        for index, block in enumerate(blocks):
-            multiply_mask(blocks, bits, index, _empty(block.columns, 8, dtype=student), transposed=False)
+        _multiply_masks(problem, bits)
+
+
+def _run_in_batches(config: Config, student: torch.dtype, guide: torch.dtype, *, guided: bool) -> None:
+    """A forward pass of several batches of chunks, by a guide that is not held whole; and a product of its mask."""
+    rows = CHUNKS * layout.CHUNK_TILES * layout.TILE + 2
+    problem = _problem(LossConfig(**PLAIN), student, guide if guided else None, rows, WIDE, nested=True)
+    kept = forward_with(config, problem, True)
+    if guided:
+        _multiply_masks(problem, kept.mask_bits)
+
+
+def _problem(
+    loss: LossConfig, student: torch.dtype, guide: torch.dtype | None, rows: int, guide_dim: int, *, nested: bool
+) -> Problem:
+    """Of anchors, positives and a column of negatives, `rows` of each."""
+    return Problem(
+        tuple(_empty(rows, DIM, dtype=student) for _ in range(3)),
+        () if guide is None else tuple(_empty(rows, guide_dim, dtype=guide) for _ in range(3)),
+        _empty(dtype=FP32),
+        None,
+        None,
+        (DIM, DIM // 2) if nested else (),
+        0,
+        True,
+        loss,
+    )
+
+
+def _multiply_masks(problem: Problem, mask_bits: Tensor) -> None:
+    """By a few columns, each block's."""
+    for index, block in enumerate(problem.blocks):
+        other = _empty(block.columns, 8, dtype=problem.student[0].dtype)
+        multiply_mask(problem.blocks, mask_bits, index, other, transposed=False)
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -121,7 +121,7 @@ class Work:
             self.temperature,
             float(config.margin) if margins is None else margins.to(torch.float32).contiguous(),
             None if student is None else self.at(self.positives, level),
-            self.guide_thresholds if widest else None,
+            self.guide_thresholds if guide is not None or (config.self_guided and widest) else None,
             self.student_thresholds if widest and student is not None else None,
             first=first,
             guide_band=-band if config.mask_ties else band,
