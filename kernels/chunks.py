@@ -3,8 +3,9 @@ its tile by.
 
 All operands of a model stand below each other in one matrix, the *stack*: anchors, positives, then each column of
 negatives. So a rectangle is told by numbers alone, and one launch covers chunks of several blocks: a program looks up
-in a table on the device which chunk it works on, and where that one's operands, mask bits and results are. Tables are
-made once for a batch's shape, and nothing of them depends on values: a step can be captured in a CUDA graph.
+in a table which chunk it works on, and where that one's operands, mask bits and results are. The table of a pass is
+made once for a problem's shape and copied to the device anew in each call: what a CUDA graph captures, or what another
+stream reads, is its own. Nothing of it depends on values.
 
 Some chunks are on the diagonal of a symmetric rectangle (`Chunk.triangle`), of which the tiles below are not computed,
 and some above it (`Chunk.mirrored`), each of whose tiles serves rows and columns.
@@ -110,11 +111,6 @@ class Chunk:
         """Tiles of its mask bits."""
         return self.tiles + (self.row_tiles if self.triangle else self.tiles if self.mirrored else 0)
 
-    @property
-    def working_tiles(self) -> int:
-        """Tiles that are computed."""
-        return self.row_tiles * (self.row_tiles + 1) // 2 if self.triangle else self.tiles
-
     def at(self, mask: int) -> Chunk:
         """The same chunk with its mask bits in another place."""
         return Chunk(self.rectangle, self.row, self.column, self.row_tiles, self.column_tiles, mask)
@@ -139,7 +135,7 @@ FIELDS = (
 )  # fmt: skip
 """Of a chunk in the table of a launch, see `gist_fast.kernels.tile.Location`. ``first`` is the first tile of the launch
 that is its own; places of partial results are counted in tiles' rows, those of dlogits in tiles."""
-PARTIAL_FIELDS = ("owner", "row_tiles", "at", "first_step", "last", "last_step")
+PARTIAL_FIELDS = ("owner", "row_tiles", "place", "first_step", "last", "last_step")
 """Of partial softmaxes in the table of a reduction, see `gist_fast.kernels.reduce`."""
 
 
@@ -147,8 +143,8 @@ class ChunkSet(NamedTuple):
     """The chunks of one kind that one launch covers."""
 
     chunks: tuple[Chunk, ...]
-    table: Tensor
-    """``[chunks, FIELDS]``, int32, on the device."""
+    start: int
+    """Where its rows ``[chunks, FIELDS]`` begin in the table."""
     symmetric: bool
     scaled: bool
     """Whether hardness weighting scales logits of any of them."""
@@ -163,8 +159,9 @@ class Batch(NamedTuple):
     """Chunks whose results are in memory at one time: a set for each kind there is, plain and symmetric."""
 
     sets: tuple[ChunkSet, ...]
-    partials: Tensor
-    """``[.., PARTIAL_FIELDS]``, int32, on the device."""
+    partials: int
+    """Where the rows ``[entries, PARTIAL_FIELDS]`` of its partial softmaxes begin in the table."""
+    entries: int
     partial_tiles: int
     """Rows that partial softmaxes fill, in tiles."""
     mask_tiles: int
@@ -176,22 +173,42 @@ class Batch(NamedTuple):
         return tuple(chunk for each in self.sets for chunk in each.chunks)
 
 
-@functools.lru_cache(maxsize=64)
-def batches(
+class Plan(NamedTuple):
+    """A pass over a problem."""
+
+    batches: tuple[Batch, ...]
+    table: Tensor
+    """Of all batches, flat, int32, on the host; in memory that a GPU reads while the host goes on."""
+
+    def table_on(self, device: torch.device) -> Tensor:
+        """The table on a device; the host does not wait."""
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            # Each replay of the graph reads it again.
+            _captured.add(self)
+        return self.table.to(device, non_blocking=True)
+
+
+_captured: set[Plan] = set()
+"""Those that a CUDA graph may read, for ever."""
+
+
+@functools.lru_cache(maxsize=1024)
+def make_plan(
     rectangles: tuple[Rectangle, ...],
     chunk_tiles: int,
     size: int,
-    device: torch.device,
     *,
+    pinned: bool = False,
     shares: tuple[int, int] = (1, 1),
     own_masks: bool = False,
     alone: bool = False,
-) -> tuple[Batch, ...]:
+) -> Plan:
     """All chunks of a problem, in batches.
 
     Args:
         chunk_tiles: rows and columns of a chunk, in tiles.
         size: tiles of a batch, which has one chunk at least.
+        pinned: the table is for a GPU.
         shares: programs that share a tile's columns in a forward pass, in plain and in symmetric chunks.
         own_masks: mask bits are those of a batch, for as long as it is worked on, and not of the whole problem.
         alone: a chunk a batch, whose operands of a guide stand in a stack of their own, rows before columns.
@@ -201,12 +218,16 @@ def batches(
         if not groups or alone or sum(c.tiles for c in groups[-1]) + chunk.tiles > size:
             groups.append([])
         groups[-1].append(chunk)
-    return tuple(_batch(group, device, shares, own_masks, alone) for group in groups)
+    numbers: list[int] = []
+    found = tuple(_batch(group, shares, own_masks, alone, numbers) for group in groups)
+    # Not of whatever mode of torch the first call of a shape happens to be in.
+    with torch.inference_mode(False):
+        table = torch.tensor(numbers, dtype=torch.int32, device="cpu")
+        return Plan(found, table.pin_memory() if pinned else table)
 
 
-def _batch(
-    group: Sequence[Chunk], device: torch.device, shares: tuple[int, int], own_masks: bool, alone: bool
-) -> Batch:
+def _batch(group: Sequence[Chunk], shares: tuple[int, int], own_masks: bool, alone: bool, numbers: list[int]) -> Batch:
+    """Some chunks as a batch, whose rows of the table are added to `numbers`."""
     sets: list[ChunkSet] = []
     partials: list[tuple[int, ...]] = []
     partial_tiles, dlogits_tiles = 0, 0
@@ -217,7 +238,7 @@ def _batch(
         chunks = tuple(chunk for chunk in group if chunk.symmetric == symmetric)
         if not chunks:
             continue
-        rows, first = [], 0
+        start, first = len(numbers), 0
         for chunk in chunks:
             layers = chunk.column_tiles * shares[symmetric]
             by_rows, by_columns = partial_tiles, partial_tiles + layers * chunk.row_tiles
@@ -228,18 +249,16 @@ def _batch(
                 last = (0, 1) if triangle else (chunk.row_tiles, 0)
                 partials.append((chunk.column * TILE, chunk.column_tiles, by_columns, 0, *last))
                 partial_tiles += chunk.tiles
-            rows.append(_fields(chunk, first, by_rows, by_columns, alone))
+            numbers += _fields(chunk, first, by_rows, by_columns, alone)
             first += chunk.tiles
         scaled = any(chunk.rectangle.scaled for chunk in chunks)
-        sets.append(ChunkSet(chunks, _table(rows, device), symmetric, scaled))
+        sets.append(ChunkSet(chunks, start, symmetric, scaled))
         dlogits_tiles = max(dlogits_tiles, first)
-    return Batch(
-        tuple(sets),
-        _table(partials, device),
-        partial_tiles,
-        sum(chunk.mask_tiles for chunk in group),
-        dlogits_tiles,
-    )
+    start = len(numbers)
+    for row in partials:
+        numbers += row
+    mask_tiles = sum(chunk.mask_tiles for chunk in group)
+    return Batch(tuple(sets), start, len(partials), partial_tiles, mask_tiles, dlogits_tiles)
 
 
 def guide_columns(chunk: Chunk) -> int:
@@ -282,7 +301,3 @@ def _places(sizes: Iterable[int]) -> Iterator[int]:
     for size in sizes:
         yield place
         place += size
-
-
-def _table(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int32, device="cpu").to(device)

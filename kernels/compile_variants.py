@@ -17,6 +17,7 @@ TYPES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.float32: "fp32",
+    torch.uint8: "u8",
     torch.int32: "i32",
     torch.int64: "i64",
 }
@@ -132,8 +133,8 @@ class Variant:
         """What it multiplies, or reads or writes of embeddings; None where it looks at none of them."""
         types = dict(self.types)
         precision = self.constant("PRECISION", "tf32" if self.constant("TF32") else "ieee")
-        for name in ("x", "raw", "stack", "student", "guide", "masked"):
-            if name in types and (name != "masked" or self.kernel.__name__ == "unpack_kernel"):
+        for name in ("x", "raw", "stack", "student", "guide", "matrix"):
+            if name in types:
                 found = types[name].removeprefix("*").removeprefix("tensordesc<").partition("[")[0]
                 return Element(found, precision)
         return None
@@ -195,6 +196,8 @@ def _variant(launch: Started) -> Variant:
             # The storage is aligned where it begins, as all memory that torch allocates.
             if value.offset % ALIGNMENT == 0 and not parameter.do_not_specialize_on_alignment:
                 aligned.add(name)
+        elif value == 1 and not parameter.do_not_specialize:
+            constants[name] = 1
         else:
             types[name] = "i32"
             if value % ALIGNMENT == 0 and not parameter.do_not_specialize:

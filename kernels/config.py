@@ -43,8 +43,8 @@ class Launch:
             raise ValueError(f"warps: expected 2, 4, 8 or 16, got {self.warps}.")
         if not (1 <= self.stages <= 6 and self.group >= 1):
             raise ValueError(f"stages, group: expected 1 to 6, and 1 or more; got {self.stages} and {self.group}.")
-        if self.columns not in (32, 64, 128):
-            raise ValueError(f"columns: expected 32, 64 or 128, got {self.columns}.")
+        if self.columns not in (64, 128):
+            raise ValueError(f"columns: expected 64 or 128, got {self.columns}.")
 
     @property
     def shares(self) -> int:

@@ -67,12 +67,13 @@ def dlogits_kernel(
     mask_bits,  # None where nothing masks
     dlogits,  # chunk after chunk: [rows, columns], padded to tiles
     table,
+    start,
     chunks,
     SYMMETRIC: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, BLOCK_K: tl.constexpr,
     COLUMNS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = tile.TILE
-    at = tile.locate(table, chunks, GROUP, COLUMNS)
+    at = tile.locate(table, start, chunks, GROUP, COLUMNS)
     if SYMMETRIC and tile.is_idle(at):
         return
     logits = tile.scores(x, y, at, dim, COLUMNS, BLOCK_K, PRECISION, DESCRIPTORS, False)
@@ -105,6 +106,7 @@ def dlogits_kernel(
 
 def write_dlogits(
     chunks: ChunkSet,
+    table: Tensor,
     stack: Tensor,
     lse2: Tensor,
     weights: Tensor | None,
@@ -118,6 +120,7 @@ def write_dlogits(
     """Write the dlogits of some chunks.
 
     Args:
+        table: where the chunks' set has its rows, on the device.
         stack: the student's, at one Matryoshka dim.
         lse2: ``[B]``, fp32, positive included.
         weights: ``[B]``, fp32. None where all have one sign: ``lse2`` is then less ``log2(weight)``.
@@ -134,7 +137,7 @@ def write_dlogits(
         strength=strength,
         mask_bits=mask_bits,
         dlogits=dlogits,
-        **tile_arguments(chunks, launch),
+        **tile_arguments(chunks, table, launch),
     )
 
 

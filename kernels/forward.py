@@ -46,13 +46,14 @@ def forward_kernel(
     maxima,  # partial softmaxes, a number a row and layer
     sums,
     table,
+    start,
     chunks,
     HAS_INITIAL_MASK: tl.constexpr, SYMMETRIC: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr,
     BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = tile.TILE
     SHARES: tl.constexpr = tile.TILE // COLUMNS
-    at = tile.locate(table, chunks, GROUP, COLUMNS)
+    at = tile.locate(table, start, chunks, GROUP, COLUMNS)
     if SYMMETRIC and tile.is_idle(at):
         return
     logits = tile.scores(x, y, at, dim, COLUMNS, BLOCK_K, PRECISION, DESCRIPTORS, False)
@@ -102,6 +103,7 @@ def partial_softmax(logits, AXIS: tl.constexpr):
 
 def start_forward(
     chunks: ChunkSet,
+    table: Tensor,
     stack: Tensor,
     maxima: Tensor,
     sums: Tensor,
@@ -119,6 +121,7 @@ def start_forward(
     """Write the partial softmaxes of some chunks.
 
     Args:
+        table: where the chunks' set has its rows, on the device.
         stack: the student's, at one Matryoshka dim.
         maxima: of partial softmaxes, fp32, with `sums`; written, in places that the chunks' table names.
         guide_thresholds: ``[B]``, where the student guides itself and decides here.
@@ -143,5 +146,5 @@ def start_forward(
         maxima=maxima,
         sums=sums,
         HAS_INITIAL_MASK=has_initial_mask,
-        **tile_arguments(chunks, launch),
+        **tile_arguments(chunks, table, launch),
     )

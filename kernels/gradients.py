@@ -56,7 +56,9 @@ def gradients_kernel(
         if partners is not None:
             other = tl.load(partners + column, mask=paired[:, None] & (column < embedding_dim), other=0.0)
             du += dlogit[:, None] * other.to(tl.float32)
-        value = tl.load(x + far * row_stride + column * column_stride, mask=there, other=0.0).to(tl.float32)
+        value = tl.load(x + far * row_stride + column.to(tl.int64) * column_stride, mask=there, other=0.0).to(
+            tl.float32
+        )
         radial += tl.sum(du * (value * reciprocal[:, None]), axis=1)
     # The operand's norm goes as temperature ** -0.5.
     tl.store(norms + rows, -factor * norm * radial / (2.0 * tl.load(temperature)), mask=rows < count)
@@ -67,7 +69,9 @@ def gradients_kernel(
         if partners is not None:
             other = tl.load(partners + column, mask=paired[:, None] & (column < embedding_dim), other=0.0)
             du += dlogit[:, None] * other.to(tl.float32)
-        value = tl.load(x + far * row_stride + column * column_stride, mask=there, other=0.0).to(tl.float32)
+        value = tl.load(x + far * row_stride + column.to(tl.int64) * column_stride, mask=there, other=0.0).to(
+            tl.float32
+        )
         direction = value * reciprocal[:, None]
         found = (du - direction * radial[:, None]) * (factor * norm * reciprocal)[:, None]
         place = out + far * out_width + column

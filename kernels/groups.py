@@ -22,6 +22,7 @@ def groups_kernel(
     mask_bits,  # written
     masked,  # [blocks], or None where another kernel counts
     table,
+    start,
     chunks,
     anchors,  # B, the stack's rows before the first positive
     offset,  # anchor i is in the group of positive offset + i
@@ -29,7 +30,7 @@ def groups_kernel(
     SYMMETRIC: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = tile.TILE
-    at = tile.locate(table, chunks, 1, TILE)
+    at = tile.locate(table, start, chunks, 1, TILE)
     if SYMMETRIC and tile.is_idle(at):
         return
     lane = tl.arange(0, TILE)
@@ -54,11 +55,12 @@ def groups_kernel(
 
 
 def mask_groups(
-    chunks: ChunkSet, groups: Tensor, offset: int, anchors: int, mask_bits: Tensor, masked: Tensor | None
+    chunks: ChunkSet, table: Tensor, groups: Tensor, offset: int, anchors: int, mask_bits: Tensor, masked: Tensor | None
 ) -> None:
     """Write what never counts in some chunks, pairs of one group among it.
 
     Args:
+        table: where the chunks' set has its rows, on the device.
         groups: ``[M]``, int64, of the positives.
         offset: anchor i is in the group of positive ``offset + i``.
         anchors: how many there are.
@@ -70,7 +72,8 @@ def mask_groups(
         groups=groups,
         mask_bits=mask_bits,
         masked=masked,
-        table=chunks.table,
+        table=table,
+        start=chunks.start,
         chunks=len(chunks.chunks),
         anchors=anchors,
         offset=offset,

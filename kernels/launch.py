@@ -15,26 +15,16 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 NOT_SPECIALISED = [
-    *("chunks", "entries", "count", "first", "start_row", "partner", "pairs", "anchors", "offset", "positive_count"),
-]
+    "start", "chunks", "entries", "count", "first", "start_row", "partner", "pairs", "anchors", "offset",
+    "positive_count", "relative",
+]  # fmt: skip
 """Numbers of the kernels that say how much there is of something. None is a multiple of anything that a kernel could
 make use of, and a kernel for each that happens to be would be compiled in the middle of a run."""
 ALIGNED_OR_NOT = [
-    *(
-        "guide_thresholds",
-        "student_thresholds",
-        "thresholds",
-        "lse2",
-        "weights",
-        "masked",
-        "easy",
-        "maximum",
-        "total",
-        "table",
-    ),
-    *("positives", "positive_dlogits", "loss", "positive_similarity", "hardest_similarity", "norms"),
-    *("temperature", "margins", "is_bad", "upstream", "least", "largest", "groups"),
-]
+    "guide_thresholds", "student_thresholds", "thresholds", "lse2", "weights", "masked", "easy", "maximum",
+    "total", "table", "positives", "positive_dlogits", "loss", "positive_similarity", "hardest_similarity",
+    "norms", "temperature", "margins", "is_bad", "upstream", "least", "largest", "groups",
+]  # fmt: skip
 """Pointers of which some launches get a row or a slice of a tensor, so that 16 bytes may or may not divide them. A
 program reads or writes but a few numbers there, and a kernel for each case would be compiled in the middle of a run."""
 
@@ -132,10 +122,11 @@ def operand_arguments(stack: Tensor, launch: Launch) -> dict[str, Any]:
     return {"x": x, "y": y, "dim": stack.shape[1], "PRECISION": precision(stack), "DESCRIPTORS": launch.descriptors}
 
 
-def tile_arguments(chunks: ChunkSet, launch: Launch) -> dict[str, Any]:
+def tile_arguments(chunks: ChunkSet, table: Tensor, launch: Launch) -> dict[str, Any]:
     """Where the programs of a kernel of products work, and how it is compiled."""
     return {
-        "table": chunks.table,
+        "table": table,
+        "start": chunks.start,
         "chunks": len(chunks.chunks),
         "SYMMETRIC": chunks.symmetric,
         "BLOCK_K": launch.block_k,

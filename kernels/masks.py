@@ -34,12 +34,13 @@ def masks_kernel(
     mask_bits,  # written, and read before where HAS_INITIAL_MASK
     masked,  # [blocks], or None where they are known
     table,
+    start,
     chunks,
     BELOW: tl.constexpr, GUIDE: tl.constexpr, HAS_INITIAL_MASK: tl.constexpr, SYMMETRIC: tl.constexpr,
     PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
 ):  # fmt: skip
-    at = tile.locate(table, chunks, GROUP, COLUMNS)
+    at = tile.locate(table, start, chunks, GROUP, COLUMNS)
     if SYMMETRIC and tile.is_idle(at):
         return
     scores = tile.scores(x, y, at, dim, COLUMNS, BLOCK_K, PRECISION, DESCRIPTORS, GUIDE)
@@ -59,6 +60,7 @@ def masks_kernel(
 
 def write_masks(
     chunks: ChunkSet,
+    table: Tensor,
     stack: Tensor,
     thresholds: Tensor,
     mask_bits: Tensor,
@@ -72,6 +74,7 @@ def write_masks(
     """Mask the pairs that score above (or `below`) their row's threshold.
 
     Args:
+        table: where the chunks' set has its rows, on the device.
         stack: of the model that decides; of a `guide`, maybe of those of its rows alone that the chunks need.
         thresholds: ``[B]``, fp32.
         masked: ``[blocks]``, int64: pairs masked so far are added; None to leave them.
@@ -87,5 +90,5 @@ def write_masks(
         BELOW=below,
         GUIDE=guide,
         HAS_INITIAL_MASK=has_initial_mask,
-        **tile_arguments(chunks, launch),
+        **tile_arguments(chunks, table, launch),
     )

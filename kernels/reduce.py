@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from gist_fast.kernels.chunks import PARTIAL_FIELDS
+from gist_fast.kernels.chunks import PARTIAL_FIELDS, Batch
 from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, options_of, start
 from gist_fast.kernels.layout import TILE
 from gist_fast.kernels.numbers import LN2, softplus2
@@ -12,6 +12,9 @@ from torch import Tensor
 
 ROWS, DEPTH, WARPS = 32, 32, 4
 WIDTH = tl.constexpr(len(PARTIAL_FIELDS))
+OWNER, ROW_TILES = tl.constexpr(PARTIAL_FIELDS.index("owner")), tl.constexpr(PARTIAL_FIELDS.index("row_tiles"))
+PLACE, FIRST_STEP = tl.constexpr(PARTIAL_FIELDS.index("place")), tl.constexpr(PARTIAL_FIELDS.index("first_step"))
+LAST_LAYER, LAST_STEP = tl.constexpr(PARTIAL_FIELDS.index("last")), tl.constexpr(PARTIAL_FIELDS.index("last_step"))
 TILE_ROWS = tl.constexpr(TILE)
 
 
@@ -19,7 +22,8 @@ TILE_ROWS = tl.constexpr(TILE)
 def reduce_kernel(
     partial_maxima,
     partial_sums,
-    table,  # [entries, PARTIAL_FIELDS]
+    table,
+    start,  # of its rows [entries, PARTIAL_FIELDS] in the table
     entries,
     maximum,  # [B]: running, over the batches of chunks; read unless FIRST
     total,
@@ -43,14 +47,14 @@ def reduce_kernel(
         running = tl.load(maximum + rows, mask=inside, other=float("-inf"))
         running_sum = tl.load(total + rows, mask=inside, other=0.0)
     for entry in range(0, entries):
-        fields = table + entry * WIDTH
-        row_tiles = tl.load(fields + 1)
-        own_tile = first_row // TILE_ROWS - tl.load(fields) // TILE_ROWS
+        fields = table + start + entry * WIDTH
+        row_tiles = tl.load(fields + ROW_TILES)
+        own_tile = first_row // TILE_ROWS - tl.load(fields + OWNER) // TILE_ROWS
         if (own_tile >= 0) & (own_tile < row_tiles):
             # On the diagonal tiles below it were not computed.
-            first_layer = own_tile * tl.load(fields + 3)
-            last_layer = tl.load(fields + 4) + own_tile * tl.load(fields + 5)
-            base = (tl.load(fields + 2) + own_tile) * TILE_ROWS + first_row % TILE_ROWS + tl.arange(0, ROWS)
+            first_layer = own_tile * tl.load(fields + FIRST_STEP)
+            last_layer = tl.load(fields + LAST_LAYER) + own_tile * tl.load(fields + LAST_STEP)
+            base = (tl.load(fields + PLACE) + own_tile) * TILE_ROWS + first_row % TILE_ROWS + tl.arange(0, ROWS)
             for shallowest in range(first_layer, last_layer, DEPTH):
                 layer = shallowest + tl.arange(0, DEPTH)
                 place = layer[:, None] * (row_tiles * TILE_ROWS) + base[None, :]
@@ -83,6 +87,7 @@ def reduce_kernel(
 def reduce(
     maxima: Tensor,
     sums: Tensor,
+    batch: Batch,
     table: Tensor,
     running: Tensor | None,
     positives: Tensor,
@@ -99,7 +104,7 @@ def reduce(
 
     Args:
         maxima: partial softmaxes, fp32, with `sums`.
-        table: of the batch, see `gist_fast.kernels.chunks.PARTIAL_FIELDS`.
+        table: where the batch has its rows, on the device.
         running: ``[2, B]``, fp32: maximum and sum of each row; read unless `first`, written unless `last`. None where
             one batch is all.
         positives: ``[B]``, fp32.
@@ -113,7 +118,8 @@ def reduce(
         partial_maxima=maxima,
         partial_sums=sums,
         table=table,
-        entries=len(table),
+        start=batch.partials,
+        entries=batch.entries,
         maximum=None if running is None else running[0],
         total=None if running is None else running[1],
         positives=positives,

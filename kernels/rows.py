@@ -44,8 +44,8 @@ def units_kernel(
     if norms is not None:
         tl.store(norms + rows, norm, mask=rows < count)
     if is_bad is not None:
-        bad = tl.max(tl.where((rows < count) & (factor != factor), 1, 0)).to(tl.int64)
-        tl.atomic_max(is_bad, bad, sem="relaxed")
+        bad = tl.max(tl.where((rows < count) & (factor != factor), 1, 0))
+        tl.atomic_max(is_bad, bad.to(tl.int64), mask=bad > 0, sem="relaxed")
     if temperature is not None:
         factor = operand_norm(temperature) * factor
     out = units + rows.to(tl.int64)[:, None] * dim
@@ -56,7 +56,9 @@ def units_kernel(
         if TF32:
             # As the matrix units will round, so that thresholds (summed in float32) and scores see equal factors: TF32
             # keeps 10 of the 23 mantissa bits, so add half of the last kept one, and cut.
-            unit = ((unit.to(tl.int32, bitcast=True) + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
+            cut = ((unit.to(tl.int32, bitcast=True) + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
+            # A card's own NaN has all bits set, and would become a zero.
+            unit = tl.where(unit == unit, cut, unit)
         tl.store(out + column, unit.to(units.dtype.element_ty), mask=inside & (column < dim))
 
 
@@ -119,12 +121,12 @@ def row_dots(stack, rows, partner, inside, dim, ROWS: tl.constexpr, WIDTH: tl.co
 
 
 @triton.jit
-def lowered(own, margin, margins, rows, inside, RELATIVE: tl.constexpr):
+def lowered(own, margin, margins, rows, inside, relative):
     """The guide's scores of anchors with their positives, less the margin; see
     `gist_fast.functional.operands.make_thresholds`."""
     if margins is not None:
         margin = tl.load(margins + rows, mask=inside, other=0.0)
-    return own - (tl.abs(own) * margin if RELATIVE else margin)
+    return own - margin * tl.where(relative != 0, tl.abs(own), 1.0)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
@@ -140,11 +142,12 @@ def thresholds_kernel(
     first,  # which of the B the first one is
     partner,  # rows from an anchor to its positive
     margin,
+    relative,  # 1 where it is a share of the score, else 0
     guide_band,  # negative where ties are masked
     student_band,
     dim,
     guide_dim,
-    SELF_GUIDED: tl.constexpr, RELATIVE: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    SELF_GUIDED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = rows < count
@@ -156,13 +159,13 @@ def thresholds_kernel(
         norm = operand_norm(temperature)
         squared = norm * norm
         if SELF_GUIDED:
-            found = (lowered(own_logits / squared, margin, margins, anchors, inside, RELATIVE) + guide_band) * squared
+            found = (lowered(own_logits / squared, margin, margins, anchors, inside, relative) + guide_band) * squared
             tl.store(guide_thresholds + anchors, found, mask=inside)
         if student_thresholds is not None:
             tl.store(student_thresholds + anchors, own_logits - student_band * squared, mask=inside)
     if guide is not None:
         own = row_dots(guide, rows, partner, inside, guide_dim, ROWS, WIDTH)
-        found = lowered(own, margin, margins, anchors, inside, RELATIVE) + guide_band
+        found = lowered(own, margin, margins, anchors, inside, relative) + guide_band
         tl.store(guide_thresholds + anchors, found, mask=inside)
 
 
@@ -213,12 +216,12 @@ def make_thresholds(
         first=first,
         partner=partner,
         margin=0.0 if isinstance(margin, Tensor) else margin,
+        relative=int(relative),
         guide_band=guide_band,
         student_band=student_band,
         dim=None if student is None else student.shape[1],
         guide_dim=None if guide is None else guide.shape[1],
         SELF_GUIDED=self_guided,
-        RELATIVE=relative,
         ROWS=ROWS,
         WIDTH=PAIR_WIDTH,
         **options_of(WARPS),

@@ -53,15 +53,15 @@ class Location(NamedTuple):
 
 
 @triton.jit
-def locate(table, chunks, GROUP: tl.constexpr, COLUMNS: tl.constexpr):
+def locate(table, start, chunks, GROUP: tl.constexpr, COLUMNS: tl.constexpr):
     """A program's tile: down GROUP rows, then a column on, so that programs running together share operands in L2."""
     SHARES: tl.constexpr = TILE // COLUMNS
     # Programs that share a tile run next to each other.
     program = tl.program_id(0) // SHARES
     share = tl.program_id(0) % SHARES
-    chunk = table
+    chunk = table + start
     for following in range(1, chunks):
-        chunk += tl.where(tl.load(table + following * WIDTH) <= program, WIDTH, 0)
+        chunk += tl.where(tl.load(table + start + following * WIDTH) <= program, WIDTH, 0)
     program -= tl.load(chunk)
     row_tiles = tl.load(chunk + ROW_TILES)
     column_tiles = tl.load(chunk + COLUMN_TILES)
@@ -170,11 +170,21 @@ def count_bits(packed):
 
 
 @triton.jit
-def find_mask(mask_bits, at, row, column, COLUMNS: tl.constexpr):
-    """Where the words are of tile (row, column) of a location's chunk, ``[TILE, COLUMNS // 32]``."""
+def find_tile(mask_bits, at, row, column):
+    """Where the words begin of tile (row, column) of a location's chunk.
+
+    Args:
+        mask_bits: uint8, as the host holds them, which spares it a view of them in each pass.
+    """
     place = tl.load(at.chunk + MASK).to(tl.int64) + row * at.column_tiles + column
+    return mask_bits.to(tl.pointer_type(tl.int32), bitcast=True) + place * TILE_WORDS
+
+
+@triton.jit
+def find_mask(mask_bits, at, row, column, COLUMNS: tl.constexpr):
+    """Where the words are of a location's columns of that tile, ``[TILE, COLUMNS // 32]``."""
     word = at.share * (COLUMNS // 32) + tl.arange(0, COLUMNS // 32)
-    return mask_bits + place * TILE_WORDS + (tl.arange(0, TILE)[:, None] * ROW_WORDS + word[None, :])
+    return find_tile(mask_bits, at, row, column) + (tl.arange(0, TILE)[:, None] * ROW_WORDS + word[None, :])
 
 
 @triton.jit

@@ -80,6 +80,7 @@ def candidates(config: Config, field: str) -> Iterator[Config]:
     shapes = [{"warps": warps, "stages": stages, "columns": 128} for warps in (4, 8) for stages in (2, 3, 4)]
     # Twice the programs on a multiprocessor, for half as much again from the L2 cache.
     shapes += [{"warps": 4, "stages": stages, "columns": 64} for stages in (2, 3, 4)]
+    shapes.append({"descriptors": True})
     for shape in shapes:
         changed = replace(launch, **shape)
         if changed != launch:

@@ -22,13 +22,14 @@ WARPS = 8
 @triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def unpack_kernel(
     mask_bits,
-    masked,  # [rows of the chunk, columns of the chunk], padded to tiles: 1 where an entry is masked, else 0
-    table,  # of one chunk
+    matrix,  # [rows of the chunk, columns of the chunk], padded to tiles: 1 where an entry is masked, else 0
+    table,
+    start,  # of one chunk's row in it
     chunks,
     SYMMETRIC: tl.constexpr, BY_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = tile.TILE
-    at = tile.locate(table, chunks, 1, TILE)
+    at = tile.locate(table, start, chunks, 1, TILE)
     lane = tl.arange(0, TILE)
     if BY_COLUMNS:
         found = tile.unpack(tl.load(tile.find_mirrored_mask(mask_bits, at, TILE)))
@@ -36,21 +37,19 @@ def unpack_kernel(
         found = tile.unpack(tl.load(tile.find_mask(mask_bits, at, at.row, at.column, TILE)))
         if SYMMETRIC and tile.is_idle(at):
             # Below the diagonal stands what the columns of the tile above it decided, as that tile is oriented.
-            start = (
-                mask_bits
-                + (tl.load(at.chunk + tile.MASK).to(tl.int64) + at.row * at.column_tiles + at.column) * tile.TILE_WORDS
-            )
+            first = tile.find_tile(mask_bits, at, at.row, at.column)
             words = tl.arange(0, tile.ROW_WORDS)[:, None] + lane[None, :] * tile.ROW_WORDS
-            found = tile.unpack_transposed(tl.load(start + words))
+            found = tile.unpack_transposed(tl.load(first + words))
     never = lane[:, None] + (tl.load(at.chunk + tile.EXCLUDED) + at.row * TILE - at.first) == lane[None, :]
-    value = tl.where(found & ~never, 1.0, 0.0).to(masked.dtype.element_ty)
+    value = tl.where(found & ~never, 1.0, 0.0).to(matrix.dtype.element_ty)
     # A chunk has less than 2^31 entries, whatever the rectangle.
     down, across = at.row * TILE + lane, at.first + lane
-    tl.store(masked + down[:, None] * (at.column_tiles * TILE) + across[None, :], value)
+    tl.store(matrix + down[:, None] * (at.column_tiles * TILE) + across[None, :], value)
 
 
 def add_masked(
     chunks: ChunkSet,
+    table: Tensor,
     mask_bits: Tensor,
     other: Tensor,
     total: Tensor,
@@ -63,6 +62,7 @@ def add_masked(
 
     Args:
         chunks: of a single chunk.
+        table: where its row is, on the device.
         other: ``[columns, E]`` of the whole block, or ``[rows, E]`` where `transposed`.
         total: ``[rows, E]`` of the whole block, or ``[columns, E]``, fp32; updated.
         scratch: flat, in the type of `other`, of a chunk's tiles.
@@ -75,20 +75,21 @@ def add_masked(
             unpack_kernel,
             (chunk.tiles,),
             mask_bits=mask_bits,
-            masked=padded,
-            table=chunks.table,
+            matrix=padded,
+            table=table,
+            start=chunks.start,
             chunks=1,
             SYMMETRIC=chunks.symmetric,
             BY_COLUMNS=by_columns,
             **options_of(WARPS),
         )
         masked = padded[: chunk.rows, : chunk.columns]
-        rows, columns = slice(chunk.row * TILE, chunk.row * TILE + chunk.rows), moved(chunk.y, -first_column)
+        rows, columns = slice(chunk.row * TILE, chunk.row * TILE + chunk.rows), _moved(chunk.y, -first_column)
         if by_columns:
             # Below the diagonal of the square the columns are the rows, and the other way round.
             rows, columns = (
                 slice(chunk.column * TILE, chunk.column * TILE + chunk.columns),
-                moved(chunk.x, -first_column),
+                _moved(chunk.x, -first_column),
             )
             masked = masked.T
         if transposed:
@@ -97,6 +98,5 @@ def add_masked(
             add_product(total[rows], masked, other[columns])
 
 
-def moved(span: slice, by: int) -> slice:
-    """As many numbers, `by` further on."""
+def _moved(span: slice, by: int) -> slice:
     return slice(span.start + by, span.stop + by)

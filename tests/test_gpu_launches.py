@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
 import torch
-from gist_fast.kernels.chunks import Rectangle, batches
+from gist_fast.kernels.chunks import Rectangle, make_plan
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.launches import Product, flops_of, library_seconds, products_of
@@ -26,9 +26,11 @@ def test_work_is_counted_by_tiles_and_dims() -> None:
 
     def flops(rectangle: Rectangle, chunk_tiles: int = 64) -> Counter[Product]:
         found: Counter[Product] = Counter()
-        for batch in batches((rectangle,), chunk_tiles, 10**6, torch.device("cpu")):
-            for chunks in batch.sets:
-                found += products_of({"table": chunks.table, "dim": 64, "BLOCK_K": 16})
+        plan = make_plan((rectangle,), chunk_tiles, 10**6)
+        for batch in plan.batches:
+            for each in batch.sets:
+                where = {"table": plan.table, "start": each.start, "chunks": len(each.chunks)}
+                found += products_of({**where, "dim": 64, "BLOCK_K": 16})
         return found
 
     assert flops(plain) == {Product(384, 64, 640): 15 * PAIR * 64}

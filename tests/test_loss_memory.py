@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
 from gist_fast.kernels import dlogits, unpack
-from gist_fast.kernels.chunks import batches
+from gist_fast.kernels.chunks import make_plan
 from gist_fast.kernels.launch import record_launches
 
 from gist_fast.functional import operands, operator, triplet
@@ -78,10 +78,10 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (dlogits, unpack):
         monkeypatch.setattr(module, "add_product", add_product_apart)
     # Tables of chunks are kept from call to call, and those that are made here hold nothing.
-    batches.cache_clear()
+    make_plan.cache_clear()
     with FakeTensorMode(), record_launches():
         yield
-    batches.cache_clear()
+    make_plan.cache_clear()
 
 
 def peaks(
@@ -117,7 +117,7 @@ def peaks(
         assert kept > 2 * batch * width * 2
         # Tables of chunks are kept for the next call of the shape.
         assert peak.now < 300_000
-        batches.cache_clear()
+        make_plan.cache_clear()
         assert peak.now < 1000
     return forward, peak.most
 

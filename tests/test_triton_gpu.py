@@ -60,6 +60,25 @@ def test_tf32_follows_torch_s_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert errors[0] < errors[1] < 2e-2
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("model", [0, 2])
+def test_a_row_that_is_not_finite_makes_the_loss_nan(
+    model: int, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+    tensors = embeddings(300, 0, 512, 64, torch.float32)
+    tensors[model][7, 3] = torch.inf
+    assert run("triton", tensors)[0].isnan()
+
+
+def test_a_compiled_step_can_be_captured_by_torch() -> None:
+    tensors = embeddings(300, 0, 64, 32, torch.bfloat16)
+    step = torch.compile(lambda *x: guided_contrastive_loss(*x, backend="triton"), mode="reduce-overhead")
+    expected = guided_contrastive_loss(*tensors, backend="triton")
+    for _ in range(4):
+        torch.testing.assert_close(step(*tensors).clone(), expected)
+
+
 @pytest.mark.parametrize("width", [64, 384])
 def test_runs_are_bitwise_the_same(width: int) -> None:
     tensors = embeddings(3000, 500, width, 64, torch.bfloat16)

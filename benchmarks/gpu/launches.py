@@ -80,24 +80,17 @@ def products_of(arguments: Mapping[str, Any]) -> Counter[Product]:
     if "BLOCK_K" not in arguments:
         return found
     depth = arguments["dim"]
-    for row_tiles, column_tiles, triangle in _shapes(arguments["table"]):
+    for row_tiles, column_tiles, triangle in _shapes(arguments["table"], arguments["start"], arguments["chunks"]):
         count = row_tiles * (row_tiles + 1) // 2 if triangle else row_tiles * column_tiles
         found[Product(row_tiles * TILE, depth, column_tiles * TILE)] += 2.0 * count * TILE * TILE * depth
     return found
 
 
-def _shapes(table: torch.Tensor) -> list[tuple[int, int, int]]:
-    """Rows and columns of the chunks of a launch, in tiles, and whether each is on the diagonal."""
-    # A table serves all steps of its shape, and the device is asked in the first alone.
-    if id(table) not in _read:
-        rows = table.tolist()
-        places = [FIELDS.index(name) for name in ("row_tiles", "column_tiles", "triangle")]
-        _read[id(table)] = table, [tuple(row[place] for place in places) for row in rows]
-    return _read[id(table)][1]
-
-
-_read: dict[int, tuple[torch.Tensor, list[tuple[int, int, int]]]] = {}
-"""What `_shapes` found, by the table, which is kept so that no other gets its number."""
+def _shapes(table: torch.Tensor, start: int, chunks: int) -> list[tuple[int, int, int]]:
+    """Rows and columns of the chunks of a launch, in tiles, and whether each is on the diagonal. Waits for a device."""
+    rows = table[start : start + chunks * len(FIELDS)].view(chunks, -1).tolist()
+    places = [FIELDS.index(name) for name in ("row_tiles", "column_tiles", "triangle")]
+    return [(row[places[0]], row[places[1]], row[places[2]]) for row in rows]
 
 
 def flops_of(arguments: Mapping[str, Any]) -> float:

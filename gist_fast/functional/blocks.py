@@ -13,8 +13,8 @@ block       score of entry i, j  columns                      the entry of row i
 ``an_k``    a_i . n_kj           the N_k negatives            none
 ==========  ===================  ===========================  ==============================================
 
-The positive enters each row's softmax too, but not as an entry of a block: it is one number a row, which
-`gist_fast.functional.operator` adds to what the backends return for the negatives.
+The positive enters each row's softmax too, but not as an entry of a block: it is one number a row, which the backends
+add to the softmax of the negatives.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ To add a setting, follow its row in the table of ``CONTRIBUTING.md``.
 
 from __future__ import annotations
 
+import functools
 import math
 import types
 import typing
@@ -235,7 +236,18 @@ class LossConfig(LossSettings):
     @classmethod
     def from_arguments(cls, arguments: Sequence[Any]) -> LossConfig:
         """The inverse of `to_arguments`; all else is at its default."""
-        return cls(**dict(zip(_DECIDING, arguments, strict=True)))
+        return _of_arguments(*arguments)
+
+    def decided(self) -> LossConfig:
+        """For a backward pass that has its mask bits: nothing is left that decides masks."""
+        settings = zip(_DECIDING, self.to_arguments(), strict=True)
+        return _of_arguments(*(False if name in ("self_guided", "hard") else value for name, value in settings))
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _of_arguments(*arguments: Any) -> LossConfig:
+    # Each operator of each step reads them, and checking takes longer than a launch.
+    return LossConfig(**dict(zip(_DECIDING, arguments, strict=True)))
 
 
 class SharedKeywords(TypedDict, total=False):

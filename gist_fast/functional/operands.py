@@ -402,7 +402,9 @@ def _as_multiplied(unit: Tensor) -> Tensor:
     """Round as the matrix units will, so that thresholds (summed here) and scores (summed there) see equal factors."""
     if unit.dtype == torch.float32 and unit.is_cuda and multiplies_in_tf32():
         # TF32 keeps 10 of float32's 23 mantissa bits: add half of the last kept one, and cut.
-        return ((unit.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+        cut = ((unit.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+        # A card's own NaN has all bits set, and would become a zero.
+        return torch.where(unit.isnan(), unit, cut)
     return unit
 
 

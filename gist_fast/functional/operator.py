@@ -110,7 +110,7 @@ def backward_rows(
         try:
             found = streaming_backend(backend).backward(problem, grad_loss, lse2, bits)
         except Exception as error:
-            spared = bits is not None and not guide and _kernels(backend, student, dims, config) in _proven
+            spared = bits is not None and not guide and _kernels(backend, student, dims, one_sign, config) in _proven
             if spared or not automatic or not may_fall_back(backend, error):
                 raise
             # Decides the masks again, so its own logsumexp goes with them: a pair on the threshold that is in one and
@@ -118,7 +118,7 @@ def backward_rows(
             found = streaming_backend("tiled").backward(problem, grad_loss, None, None)
             remember_failure(student[ANCHORS].device, student[ANCHORS].dtype, error)
         else:
-            _proven.add(_kernels(backend, student, dims, config))
+            _proven.add(_kernels(backend, student, dims, one_sign, config))
         return found
 
 
@@ -156,12 +156,12 @@ _proven: set[tuple] = set()
 """The `_kernels` whose backward pass has run: they are known to compile and start here."""
 
 
-def _kernels(backend: str, student: Sequence[Tensor], dims: Sequence[int], config: LossConfig) -> tuple:
+def _kernels(backend: str, student: Sequence[Tensor], dims: Sequence[int], one_sign: bool, config: LossConfig) -> tuple:
     """What decides which kernels a backward pass from kept masks compiles."""
     x = student[ANCHORS]
-    # The blocks there are, which may be symmetric or not, and the dims, whose width decides between two methods.
+    # The blocks there are, which may be symmetric or not, and the dims.
     blocks = config.contrast_anchors, config.contrast_positives, len(student)
-    return backend, x.device.type, x.dtype, x.shape[1], tuple(dims), blocks, config.hardness_mode
+    return backend, x.device.type, x.dtype, x.shape[1], tuple(dims), one_sign, blocks, config.hardness_mode
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -171,9 +171,9 @@ def _setup_context(ctx, inputs, output) -> None:
     _, lse2, *_, mask_bits = output
     # Where the masks are kept the guide is done with, and its memory can go; but for the first backward pass of its
     # kind, which may have to fall back on a backend that does not know these mask bits.
-    dims, _, automatic, _, _, *settings = static
+    dims, _, automatic, one_sign, _, *settings = static
     spared = len(mask_bits) > 0 and (
-        not automatic or _kernels(backend, student, dims, LossConfig.from_arguments(settings)) in _proven
+        not automatic or _kernels(backend, student, dims, one_sign, LossConfig.from_arguments(settings)) in _proven
     )
     needed = () if spared else guide
     ctx.backend, ctx.static, ctx.students, ctx.guides = backend, static, len(student), len(guide)

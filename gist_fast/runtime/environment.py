@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -91,9 +92,22 @@ def commit(package: Path = Path(__file__).parent.parent) -> str | None:
 
 
 def _cpu_name() -> str:
+    return _cpu_info("model name") or platform.machine()
+
+
+def cpu_family() -> tuple[str, int]:
+    """Who made the processor, and its family: ``("AuthenticAMD", 26)``; ``("", 0)`` where nothing says so."""
+    vendor, family = _cpu_info("vendor_id"), _cpu_info("cpu family")
+    if vendor and family and family.isdecimal():
+        return vendor, int(family)
+    found = re.search(r"Family (\d+).*, (\w+)$", platform.processor())  # as Windows has it
+    return (found[2], int(found[1])) if found else ("", 0)
+
+
+def _cpu_info(key: str) -> str | None:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
 
 
 def gpu_runtime(torch: Any) -> str:

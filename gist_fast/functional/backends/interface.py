@@ -76,8 +76,7 @@ class Problem:
 
     def decided(self) -> Problem:
         """The same without what decides masks, for a backward pass that has their mask bits."""
-        config = replace(self.config, self_guided=False, hard=False)
-        return replace(self, guide=(), margins=None, groups=None, config=config)
+        return replace(self, guide=(), margins=None, groups=None, config=self.config.decided())
 
 
 class StreamingBackend(Protocol):

@@ -19,7 +19,7 @@ from gist_fast.functional.backends.kernel_blocks import mask_bytes, rectangles, 
 from gist_fast.functional.backends.kernel_work import Work
 from gist_fast.functional.blocks import Block
 from gist_fast.kernels import layout
-from gist_fast.kernels.chunks import batches
+from gist_fast.kernels.chunks import make_plan
 from gist_fast.kernels.config import Config
 from gist_fast.kernels.dlogits import add_dlogits, write_dlogits
 from gist_fast.kernels.forward import start_forward
@@ -30,8 +30,8 @@ from gist_fast.kernels.rows import weigh
 from gist_fast.kernels.unpack import add_masked
 
 FORWARD_CHUNKS = 4
-"""Chunks of a batch in a forward pass: 2^28 pairs at most, and 32 MiB of partial softmaxes. A backward pass has one, or
-several that are as small together."""
+"""Chunks of a batch in a forward pass: 2^28 pairs at most, and 32 MiB of partial softmaxes (64 where two programs share
+a tile). A backward pass has one, or several that are as small together."""
 
 
 def forward_with(config: Config, problem: Problem, keep_mask_bits: bool) -> GuidedRows:
@@ -46,20 +46,21 @@ def forward_with(config: Config, problem: Problem, keep_mask_bits: bool) -> Guid
     mask_bits = torch.empty(n_bytes, dtype=torch.uint8, device=loss.device)
     own_masks = problem.masks and not keep_mask_bits
     shares = config.forward.shares, config.forward_symmetric.shares
-    done = work.batches(FORWARD_CHUNKS, shares=shares, own_masks=own_masks)
-    words = work.mask_scratch(done) if own_masks else mask_bits.view(torch.int32) if keep_mask_bits else None
-    size = TILE * max(batch.partial_tiles for batch in done)
+    batches = work.plan(FORWARD_CHUNKS, shares=shares, own_masks=own_masks)
+    decided = work.mask_scratch(batches) if own_masks else mask_bits if keep_mask_bits else None
+    size = TILE * max(batch.partial_tiles for batch in batches)
     maxima, sums = work.numbers(size), work.numbers(size)
-    running = work.numbers(work.levels, 2, loss.shape[1]) if len(done) > 1 else None
-    for index, batch in enumerate(done):
+    running = work.numbers(work.levels, 2, loss.shape[1]) if len(batches) > 1 else None
+    for index, batch in enumerate(batches):
         if work.decided_before:
-            assert words is not None
-            work.write_masks(batch, words, before_student=True)
+            assert decided is not None
+            work.write_masks(batch, decided, before_student=True)
         for level, stack in enumerate(work.stacks):
             decides = level == 0
             for chunks in batch.sets:
                 start_forward(
                     chunks,
+                    work.table,
                     stack,
                     maxima,
                     sums,
@@ -68,15 +69,16 @@ def forward_with(config: Config, problem: Problem, keep_mask_bits: bool) -> Guid
                     student_thresholds=work.student_thresholds if decides else None,
                     temperature=work.temperature,
                     strength=problem.config.hardness_strength,
-                    mask_bits=words,
+                    mask_bits=decided,
                     masked=work.masked if decides and problem.config.self_guided else None,
                     easy=work.easy,
-                    has_initial_mask=words is not None and (work.decided_before or not decides),
+                    has_initial_mask=decided is not None and (work.decided_before or not decides),
                 )
             reduce(
                 maxima,
                 sums,
-                batch.partials,
+                batch,
+                work.table,
                 None if running is None else running[level],
                 work.at(work.positives, level),
                 work.temperature,
@@ -85,7 +87,7 @@ def forward_with(config: Config, problem: Problem, keep_mask_bits: bool) -> Guid
                 work.at(lse2, level),
                 similarities if decides else None,
                 first=index == 0,
-                last=index == len(done) - 1,
+                last=index == len(batches) - 1,
             )
     return GuidedRows(loss, lse2, *similarities, work.masked, work.easy, mask_bits)
 
@@ -166,19 +168,21 @@ def _by_operand(
         lse2: ``[L, B]``, positive included; see `gist_fast.kernels.rows.weigh`, as for `weights`.
         mask_bits: None to decide the masks again, if there are any.
     """
-    done = work.batches(1, own_masks=problem.masks)
-    words = work.mask_scratch(done) if problem.masks else None if mask_bits is None else mask_bits.view(torch.int32)
-    dlogits = work.stacks[0].new_empty(TILE * TILE * max(batch.dlogits_tiles for batch in done))
+    batches = work.plan(1, own_masks=problem.masks)
+    if problem.masks:
+        mask_bits = work.mask_scratch(batches)
+    dlogits = work.stacks[0].new_empty(TILE * TILE * max(batch.dlogits_tiles for batch in batches))
     operands = [stack.split(work.split) for stack in work.stacks]
-    gradients, fresh = work.empty_gradients(done)
-    for batch in done:
+    gradients, fresh = work.empty_gradients(batches)
+    for batch in batches:
         if problem.masks:
-            assert words is not None
-            work.write_masks(batch, words, before_student=False)
+            assert mask_bits is not None
+            work.write_masks(batch, mask_bits, before_student=False)
         for level, stack in enumerate(work.stacks):
             for chunks in batch.sets:
                 write_dlogits(
                     chunks,
+                    work.table,
                     stack,
                     work.at(lse2, level),
                     None if weights is None else work.at(weights, level),
@@ -186,7 +190,7 @@ def _by_operand(
                     config.dlogits_symmetric if chunks.symmetric else config.dlogits,
                     temperature=work.temperature,
                     strength=problem.config.hardness_strength,
-                    mask_bits=words,
+                    mask_bits=mask_bits,
                 )
                 add_dlogits(chunks, operands[level], work.starts, dlogits, gradients[level], fresh=fresh[level])
     return gradients
@@ -198,10 +202,10 @@ def multiply_mask(blocks: Sequence[Block], mask_bits: Tensor, index: int, other:
     shape = block.columns if transposed else block.rows, other.shape[1]
     total = torch.zeros(shape, dtype=torch.float32, device=other.device)
     first_column = starts(blocks)[block.column_operand]
-    one_by_one = batches(rectangles(tuple(blocks)), layout.CHUNK_TILES, 1, other.device)
-    of_block = [chunks for batch in one_by_one for chunks in batch.sets if chunks.chunks[0].rectangle.block == index]
+    plan = make_plan(rectangles(tuple(blocks)), layout.CHUNK_TILES, 1, pinned=other.is_cuda)
+    table = plan.table_on(other.device)
+    of_block = [chunks for batch in plan.batches for chunks in batch.sets if chunks.chunks[0].rectangle.block == index]
     scratch = other.new_empty(TILE * TILE * max(chunks.tiles for chunks in of_block))
-    words = mask_bits.view(torch.int32)
     for chunks in of_block:
-        add_masked(chunks, words, other, total, scratch, first_column, transposed=transposed)
+        add_masked(chunks, table, mask_bits, other, total, scratch, first_column, transposed=transposed)
     return total

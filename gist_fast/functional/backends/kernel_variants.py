@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gist_fast.functional.backends.interface import Problem
 from gist_fast.functional.backends.kernel_passes import backward_with, forward_with, multiply_mask
-from gist_fast.functional.loss_config import LossConfig, MarginStrategy
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.kernels import layout
 from gist_fast.kernels.compile_report import Compiled, compile_variant
 from gist_fast.kernels.compile_variants import Variant, variants_of
@@ -86,9 +86,8 @@ def recorded(
 
 def _losses(guides: Sequence[str]) -> Iterator[tuple[LossConfig, dict]]:
     """All that changes which kernels run: guide, student thresholds, groups, hardness weighting, Matryoshka dims, and
-    kinds of margin."""
+    margins of rows."""
     sides = (False, True)
-    strategies: tuple[MarginStrategy, ...] = ("absolute", "relative")
     # Where negatives are weighted and nothing else, no other kernel runs.
     modes = (None, "in_batch_negatives", "all_negatives")
     for guide, hard in itertools.product(guides, sides):
@@ -100,8 +99,8 @@ def _losses(guides: Sequence[str]) -> Iterator[tuple[LossConfig, dict]]:
         for grouped, mode, nested in itertools.product(sides, modes, sides):
             weighting: dict[str, Any] = {"hardness_mode": mode, "hardness_strength": 1.0} if mode else {}
             yield LossConfig(**fixed, **weighting), {**guided, "grouped": grouped, "nested": nested}
-        for strategy, by_row in itertools.product(strategies, sides) if guide != "none" else ():
-            yield LossConfig(**fixed, margin_strategy=strategy), {**guided, "by_row": by_row}
+        if guide != "none":
+            yield LossConfig(**fixed), {**guided, "by_row": True}
 
 
 def _run(

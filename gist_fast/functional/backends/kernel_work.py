@@ -16,7 +16,7 @@ from gist_fast.functional.backends.kernel_blocks import rectangles, starts
 from gist_fast.functional.blocks import ANCHORS, POSITIVES
 from gist_fast.functional.operands import tie_band
 from gist_fast.kernels import layout
-from gist_fast.kernels.chunks import Batch, ChunkSet, batches
+from gist_fast.kernels.chunks import Batch, ChunkSet, make_plan
 from gist_fast.kernels.config import Config
 from gist_fast.kernels.groups import mask_groups
 from gist_fast.kernels.launch import in_tf32
@@ -51,6 +51,8 @@ class Work:
         """``[L, S]``: of the embeddings at each dim, where asked for."""
         self.stacks = _stacks(problem.student, self.dims, config.block_k, self.temperature, self.norms, None)
         """Student operands at each dim."""
+        self._groups = None if problem.groups is None else problem.groups.contiguous()
+        self._margin = float(problem.config.margin) if problem.margins is None else _numbers_of(problem.margins)
         self.guide_thresholds: Tensor | None = None
         self.student_thresholds: Tensor | None = None
         self.is_bad: Tensor | None = None
@@ -109,7 +111,7 @@ class Work:
     def _thresholds(
         self, level: int, student: Tensor | None, guide: Tensor | None, first: int, count: int, partner: int
     ) -> None:
-        config, margins = self._problem.config, self._problem.margins
+        config = self._problem.config
         width = self.dims[0] if guide is None else self._problem.guide[ANCHORS].shape[1]
         band = tie_band(torch.float32, width)
         widest = level == 0
@@ -119,7 +121,7 @@ class Work:
             count,
             partner,
             self.temperature,
-            float(config.margin) if margins is None else margins.to(torch.float32).contiguous(),
+            self._margin,
             None if student is None else self.at(self.positives, level),
             self.guide_thresholds if guide is not None or (config.self_guided and widest) else None,
             self.student_thresholds if widest and student is not None else None,
@@ -141,23 +143,25 @@ class Work:
         (stack,) = _stacks(rows, (rows[0].shape[1],), self._config.block_k, None, None, self.is_bad)
         return stack
 
-    def batches(self, chunks: int, *, shares: tuple[int, int] = (1, 1), own_masks: bool = False) -> tuple[Batch, ...]:
-        """All chunks, so many of full size at a time."""
+    def plan(self, chunks: int, *, shares: tuple[int, int] = (1, 1), own_masks: bool = False) -> tuple[Batch, ...]:
+        """All chunks in batches, so many of full size at a time; their table is on the device from here on."""
         side = layout.CHUNK_TILES
-        return batches(
+        plan = make_plan(
             self._rectangles,
             side,
             chunks * side * side,
-            self._device,
+            pinned=self._device.type == "cuda",
             shares=shares,
             own_masks=own_masks,
             alone=len(self._problem.guide) > 0 and not self._holds_guide,
         )
+        self.table = plan.table_on(self._device)
+        return plan.batches
 
-    def mask_scratch(self, done: Sequence[Batch]) -> Tensor:
+    def mask_scratch(self, batches: Sequence[Batch]) -> Tensor:
         """Room for the mask bits of a batch."""
-        words = layout.TILE_WORDS * max(batch.mask_tiles for batch in done)
-        return torch.empty(words, dtype=torch.int32, device=self._device)
+        words = layout.TILE_WORDS * max(batch.mask_tiles for batch in batches)
+        return torch.empty(4 * words, dtype=torch.uint8, device=self._device)
 
     def write_masks(self, batch: Batch, mask_bits: Tensor, *, before_student: bool) -> None:
         """Write a batch's masks: all of them, or those that are decided before the student's scores are computed. Only
@@ -168,12 +172,11 @@ class Work:
         if guided and guide is None:
             guide = self._guide_of(batch)
         for chunks in batch.sets:
-            if problem.groups is not None:
+            if self._groups is not None:
                 # Whoever decides next counts.
                 last = not guided and not problem.config.self_guided
-                anchors = problem.student[ANCHORS].shape[0]
                 mask_groups(
-                    chunks, problem.groups.contiguous(), problem.offset, anchors, mask_bits, masked if last else None
+                    chunks, self.table, self._groups, problem.offset, self._rows, mask_bits, masked if last else None
                 )
             has_initial_mask = problem.groups is not None
             if guide is not None:
@@ -203,6 +206,7 @@ class Work:
         launch = self._config.masks_symmetric if chunks.symmetric else self._config.masks
         write_masks(
             chunks,
+            self.table,
             stack,
             thresholds,
             mask_bits,
@@ -224,12 +228,12 @@ class Work:
         k = max(k for k, start in enumerate(self.starts) if start <= span.start)
         return self._problem.guide[k][span.start - self.starts[k] : span.stop - self.starts[k]]
 
-    def empty_gradients(self, done: Sequence[Batch]) -> tuple[list[list[Tensor]], list[set[int]]]:
+    def empty_gradients(self, batches: Sequence[Batch]) -> tuple[list[list[Tensor]], list[set[int]]]:
         """Room for the gradients by each operand, at each dim, and which of them hold nothing yet. Where a product is
         the first to reach an operand and reaches all of it, nothing needs to be set to 0."""
         whole = {
             span
-            for batch in done
+            for batch in batches
             for chunk in batch.chunks
             if not chunk.symmetric
             for span in ((chunk.x.start, chunk.rows), (chunk.y.start, chunk.columns))
@@ -262,3 +266,7 @@ def _stacks(
         own = norms if norms is None or len(dims) == 1 else norms[level]
         make_units(stack if in_place else raw, stack, count, own, temperature, is_bad, dim, tf32=in_tf32(stack))
     return stacks
+
+
+def _numbers_of(margins: Tensor) -> Tensor:
+    return margins.to(torch.float32).contiguous()

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from gist_fast.functional.backends import around_tiles
 from gist_fast.functional.backends.around_tiles import Negatives
+from gist_fast.functional.backends.cpu_products import add_product, product
 from gist_fast.functional.backends.interface import GuidedRows, Problem
 from gist_fast.functional.backends.kept import MASKED, Kept, KeptScores, make_kept, mask_bytes
 from gist_fast.functional.blocks import Block
@@ -34,7 +35,8 @@ from gist_fast.functional.operands import Operands, accumulation_dtype, moved
 
 TILE = 768
 """Rows and columns of a tile; a multiple of 8. On two cores with 32 MB of shared cache, B 4096, D = G = 384, a step
-took 0.733 s with tiles of 512, 0.725 s with 768 and 0.747 s with 1024 (medians of five in one process)."""
+took 0.733 s with tiles of 512, 0.725 s with 768 and 0.747 s with 1024 by MKL's products (medians of five in one
+process); by oneDNN's, 1 / 0.87 of the time with 512 that it took with 768, at B 1024 1 / 1.05."""
 
 
 class Tile(NamedTuple):
@@ -235,7 +237,7 @@ class _Workspace:
         narrow = operands.student[0].dtype == torch.bfloat16 and self._like.device.type == "cpu" and _cpu_has_bf16()
         self._factors = [student.operands for student in operands.matryoshka] if narrow else self._students
         self._buffers: dict[str, Tensor] = {}
-        self._largest_of: tuple[Block, Tile] | None = None
+        self._largest: tuple[Block, Tile, Tensor] | None = None
 
     def decide(self, block: Block, tile: Tile) -> list[tuple[Side, Tensor | None, Tensor | int, Tensor | int]]:
         """For each side of a tile: 1.0 where its entries do not count, else 0.0 (None where nothing masks); how many a
@@ -276,16 +278,16 @@ class _Workspace:
 
     def largest(self, block: Block, tile: Tile) -> Tensor:
         """Base-2 logits ``[r, c]`` of the largest dim, not scaled by hardness; computed once a tile."""
-        if self._largest_of != (block, tile):
-            self._scores(self._students[0], block, tile, "student")
-            self._largest_of = block, tile
-        return self._buffer("student", *tile.shape)
+        if self._largest is None or self._largest[:2] != (block, tile):
+            self._largest = None  # its memory goes first
+            self._largest = block, tile, self._scores(self._students[0], block, tile, "student")
+        return self._largest[2]
 
     def logits(self, block: Block, tile: Tile, dim: int) -> Tensor:
         """Base-2 logits ``[r, c]``, scaled by hardness; dims are asked for in their order, after the tile's masks."""
         if dim == 0:
             scores = self.largest(block, tile)
-            self._largest_of = None  # from here on scaled, or overwritten
+            self._largest = None  # from here on scaled, or overwritten
         else:
             scores = self._scores(self._students[dim], block, tile, "student")
         own, others = self._operands.logit_scales_of(block)
@@ -337,8 +339,8 @@ class _Workspace:
         # A float64 guide decides in float64: its band of ties is too narrow for scores of another type.
         out = self._buffer(name, *tile.shape, dtype=accumulation_dtype(rows.dtype) if name == "guide" else None)
         if rows.dtype == out.dtype:
-            return torch.mm(rows, columns.T, out=out)
-        return out.copy_(_product(rows, columns.T, out.dtype))
+            return product(rows, columns.T, out)
+        return out.copy_(_half_product(rows, columns.T, out.dtype))
 
     def _buffer(self, name: str, r: int, c: int, dtype: torch.dtype | None = None) -> Tensor:
         if name not in self._buffers:
@@ -355,12 +357,12 @@ def _multiplicand(operand: Tensor) -> Tensor:
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """``total += a @ b``, with `a` rounded to the type of `b`."""
     if a.dtype == b.dtype:
-        total.addmm_(a, b)
+        add_product(total, a, b)
     else:
-        total.add_(_product(a.to(b.dtype), b, total.dtype))
+        total.add_(_half_product(a.to(b.dtype), b, total.dtype))
 
 
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+def _half_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """``a @ b`` of half types as `dtype`; on a CPU the sum itself is rounded to the half type first."""
     return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else torch.mm(a, b)
 

@@ -74,7 +74,10 @@ def backward(problem: Problem, grad_loss: Tensor, lse2: Tensor | None, mask_bits
     """See `gist_fast.functional.backends.interface.StreamingBackend`."""
     from gist_fast.functional.backends.kernel_passes import backward_with
 
-    direction = "recompute" if mask_bits is None and problem.masks else "backward"
+    if mask_bits is not None:
+        # Before the configuration is chosen: whether a guide is still there must not matter to it.
+        problem = problem.decided()
+    direction = "recompute" if problem.masks else "backward"
     with _on(problem.student[ANCHORS].device):
         config = _config(direction, problem, lambda c: backward_with(c, problem, grad_loss, lse2, mask_bits))
         return backward_with(config, problem, grad_loss, lse2, mask_bits)
@@ -103,7 +106,7 @@ def _config(direction: str, problem: Problem, run: Callable[[Config], object]) -
             direction,
             device=torch.cuda.get_device_name(device),
             versions=(torch.__version__, importlib.metadata.version("triton")),
-            dtypes=tuple(sorted({str(x.dtype) for x in models})),
+            dtypes=tuple(str(x.dtype) for x in models),
             dims=(*(problem.dims or models[0].shape[1:]), models[1].shape[1] if problem.guide else 0),
             variant=" ".join(_variant(problem)),
             rows=models[0].shape[0],
@@ -129,7 +132,8 @@ def _variant(problem: Problem) -> Iterator[str]:
         "self-guided": config.self_guided,
         "hard": config.hard,
         "groups": problem.groups is not None,
-        "hardness": config.hardness_mode is not None,
+        str(config.hardness_mode): config.hardness_mode is not None,
+        "weights": not problem.one_sign,
     }.items():
         if on:
             yield name
