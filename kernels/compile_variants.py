@@ -79,8 +79,6 @@ class Variant:
                 yield "of two types"
             if self.constant("SELF_GUIDED"):
                 yield "self-guided"
-            if self.constant("RELATIVE"):
-                yield "relative"
             if self.has("margins"):
                 yield "margins"
             if self.has("student_thresholds"):

@@ -421,3 +421,16 @@ def test_copies_tie_whatever_the_types_of_student_and_guide(backend, student_typ
         )
         shares.append(round(float(stats.masked_share["ap"]) * 32 * 31))
     assert shares[1] - shares[0] == 32
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+def test_a_row_of_zeros_has_no_gradient_by_the_triplet_term_either(backend):
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(6, 8, generator=generator) for _ in range(2)]
+    leaves[0][2] = 0
+    leaves = [x.requires_grad_() for x in leaves]
+    guide = torch.randn(6, 8, generator=generator)
+    loss = guided_contrastive_loss(*leaves, guide, guide.roll(1, 0), triplet_margin=0.5, backend=backend)
+    gradients = torch.autograd.grad(loss, leaves)
+    assert (gradients[0][2] == 0).all()
+    assert all(x.isfinite().all() and x.abs().max() < 100 for x in gradients)

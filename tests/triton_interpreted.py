@@ -604,7 +604,7 @@ def test_variants_in_many_tiles_and_chunks(guide: str, monkeypatch: pytest.Monke
         check(replace(problem, hard=True, hardness_mode="all_negatives", widths=()))
 
 
-@pytest.mark.parametrize(("columns", "guide"), [(64, "own"), (32, "self"), (64, "none")])
+@pytest.mark.parametrize(("columns", "guide"), [(64, "own"), (64, "self"), (64, "none")])
 def test_a_tile_may_be_shared_by_programs(columns: int, guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "CHUNK_TILES", 2)
     check(Problem(rows=140, extra=130, offset=71, guide=guide), columns=columns)

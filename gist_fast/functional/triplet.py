@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 
 from gist_fast.functional.backends import reference, streaming_backend
 from gist_fast.functional.blocks import ANCHORS, POSITIVES, Block, make_blocks
@@ -44,7 +44,7 @@ def triplet_rows(
         product: by the masks of the same batch.
     """
     dtype = accumulation_dtype(student[ANCHORS].dtype)
-    unit = [normalize(x.to(dtype), dim=1, eps=ZERO_NORM) for x in student]
+    unit = [_unit(x.to(dtype)) for x in student]
     anchors = unit[ANCHORS]
     rows = anchors.shape[0]
     own = slice(offset, offset + rows)
@@ -66,6 +66,13 @@ def triplet_rows(
     negatives = count - masked_count
     gap = (everything - masked) / negatives.clamp_min(1) - (positive + masked) / (1 + masked_count)
     return torch.where(negatives > 0, (gap + margin).clamp_min(0), 0.0)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Rows of norm 1; those of zeros stay, and have no gradient."""
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    # Where nothing is divided, either.
+    return torch.where(norm > ZERO_NORM, x / norm.clamp_min(ZERO_NORM), x.detach())
 
 
 def dense_product(operands: Operands, blocks: Sequence[Block]) -> MaskProduct:
