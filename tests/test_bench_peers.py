@@ -153,7 +153,12 @@ def test_sentence_transformers_has_a_size_that_fits_the_card_s_memory(monkeypatc
     from benchmarks.gpu.bench import Bench
 
     plans = []
-    monkeypatch.setattr("benchmarks.gpu.bench.run", lambda suites, plan, **_: plans.append(plan))
+
+    def run(suites, plan, **_):
+        plans.append(plan)
+        return SimpleNamespace(rows=[])
+
+    monkeypatch.setattr("benchmarks.gpu.bench.run", run)
     suites.peers(Bench(tmp_path, "peers", toy=False))
     cases = SUITE.cases(plans[0])
     bytes_of = [PEERS["st GISTEmbedLoss"].least_memory(case) for case in cases]
