@@ -240,7 +240,7 @@ def operands_of(call: Call, config: Config) -> Operands:
     plain = prepare(call.student, call.guide, call.temperature, call.config, call.offset, dims=call.dims)
     own = slice(call.offset, call.offset + len(call.student[0]))
     counts = [len(x) for x in call.student]
-    students = []
+    students, squared = [], operand_norm(call.temperature).item() ** 2
     for level, (stack, student) in enumerate(zip(work.stacks, plain.matryoshka, strict=True)):
         width = student.operands[0].shape[1]
         assert (stack[: work.count, width:] == 0).all(), "columns that fill up are not 0"
@@ -248,8 +248,8 @@ def operands_of(call: Call, config: Config) -> Operands:
         norms = tuple(n[:, None] for n in work.norms[level].split(counts))
         assert all(map(alike, norms, student.norms)) and all(map(alike, units, student.operands))
         students.append(Student(units, work.positives[level], norms))
-        assert alike(work.positives[level], (units[0].double() * units[1][own].double()).sum(1))
-    guide, guide_thresholds, squared = None, None, operand_norm(call.temperature) ** 2
+        assert alike(work.positives[level], (units[0].double() * units[1][own].double()).sum(1), squared)
+    guide, guide_thresholds = None, None
     margin = call.config.margin if call.margins is None else call.margins
     rule = {"relative": call.config.relative, "mask_ties": call.config.mask_ties}
     if call.guide:
@@ -264,10 +264,13 @@ def operands_of(call: Call, config: Config) -> Operands:
         scores = work.positives[0].double() / squared
         guide_thresholds = make_thresholds(scores, margin, band=student_band, **rule) * squared
     student_thresholds = work.positives[0] - student_band * squared if call.config.hard else None
-    known = ((work.guide_thresholds, guide_thresholds), (work.student_thresholds, student_thresholds))
-    for found, expected in known:
+    known = (
+        (work.guide_thresholds, guide_thresholds, squared if call.config.self_guided else 1.0),
+        (work.student_thresholds, student_thresholds, squared),
+    )
+    for found, expected, size in known:
         assert (found is None) == (expected is None)
-        assert found is None or alike(found, expected)
+        assert found is None or alike(found, expected, size)
     return replace(
         plain,
         matryoshka=tuple(students),
@@ -278,10 +281,12 @@ def operands_of(call: Call, config: Config) -> Operands:
     )
 
 
-def alike(found: Tensor, known: Tensor) -> bool:
-    """Whether values differ by a rounding in their type, or by that of a sum of numbers as large as the largest."""
+def alike(found: Tensor, known: Tensor, size: float = 0.0) -> bool:
+    """Whether values differ by a rounding in their type, or by that of a sum of numbers as large as the largest; with
+    `size`, by `BAND` of it: so large are the terms of a sum that may come to next to nothing."""
     eps = torch.finfo(found.dtype).eps
-    return torch.allclose(found.double(), known.double(), rtol=2 * eps, atol=4 * eps * float(known.abs().max()) + 1e-30)
+    least = max(4 * eps * float(known.abs().max()), BAND * size, 1e-30)
+    return torch.allclose(found.double(), known.double(), rtol=2 * eps, atol=least)
 
 
 def exact_scores(operands: tuple[Tensor, ...], block: Block) -> Tensor:
