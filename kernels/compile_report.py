@@ -15,12 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from gist_fast.kernels.compile_variants import ALIGNMENT, Element, Variant
+from gist_fast.kernels.compile_variants import ALIGNMENT, Element, Place, Variant
 from gist_fast.kernels.layout import TILE, TILE_WORDS
 from gist_fast.kernels.targets import KIB, Target
 from triton.compiler import ASTSource
 
-STREAMS = {"raw": 1, "units": 1, "student": 2, "guide": 2, "stack": 2, "gradient": 1, "x": 1, "partners": 1, "out": 1}
+STREAMS = {
+    "units": {"embeddings": 1, "units": 1},
+    "thresholds": {"student": 2, "guide": 2},
+    "weights": {"stack": 2},
+    "gradients": {"gradients": 1, "embeddings": 1, "stack": 1, "outs": 1},
+}
 """Matrices that kernels of rows read or write: rows of each for one of theirs."""
 
 
@@ -97,11 +102,15 @@ def compile_variant(card: Target, variant: Variant, *, dim: int, guide_dim: int)
 
 
 def _compile(card: Target, variant: Variant) -> Any:
-    types, constants = dict(variant.types), dict(variant.constants)
-    signature = {name: types.get(name, "constexpr") for name in variant.kernel.arg_names}
-    attributes = {
-        (place,): [["tt.divisibility", ALIGNMENT]] for place, name in enumerate(signature) if name in variant.aligned
-    }
+    names = variant.kernel.arg_names
+    types = dict(variant.types)
+    signature = {name: types.get(name, "constexpr") for name in names}
+
+    def path(place: Place) -> tuple[int, ...]:
+        return (names.index(place),) if isinstance(place, str) else (names.index(place[0]), place[1])
+
+    constants = {path(place): value for place, value in variant.constants}
+    attributes = {path(place): [["tt.divisibility", ALIGNMENT]] for place in variant.aligned}
     source = ASTSource(variant.kernel, signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=card.gpu, options=dict(variant.options))
 
@@ -157,14 +166,15 @@ def _work(card: Target, variant: Variant, programs: int, dim: int, guide_dim: in
     if kernel == "reduce_kernel":
         depth = variant.constant("DEPTH")
         return 0, 8 * rows * (depth + 2), rows * (depth + 1)
-    if kernel in ("units_kernel", "thresholds_kernel", "weights_kernel", "gradients_kernel"):
+    if (streams := STREAMS.get(kernel.removesuffix("_kernel"))) is not None:
         of_guide = kernel == "units_kernel" and not variant.has("temperature")
         read = 0
         for name, kind in variant.types:
             across = guide_dim if of_guide or name == "guide" else dim
-            read += STREAMS.get(name, 0) * across * (4 if kind == "*fp32" else 2)
-            if name == "out" and variant.constant("ADDS"):
-                read += across * 4
+            single = kind == "*fp32" or kind[0] == "*fp32"
+            # What is added to is read too.
+            times = streams.get(name, 0) + (name == "outs" and bool(variant.constant("ADDS")))
+            read += times * across * (4 if single else 2)
         return 0, rows * read, 0
     together = max(1, programs) * card.multiprocessors
     columns = variant.constant("COLUMNS", TILE)

@@ -25,6 +25,12 @@ TYPES = {
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 ALIGNMENT = 16
 """Triton compiles in that a number, or the bytes of an address, are a multiple of it."""
+OPERANDS = 3
+"""Of the plain loss: anchors, positives and a column of negatives."""
+Place = str | tuple[str, int]
+"""An argument, or one of an argument that is a tuple."""
+Kind = str | tuple[str, ...]
+"""Triton's name of the type of an argument, or those of a tuple."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,11 @@ class Variant:
     """A kernel, compiled for some constants, some types, and some arguments that are there."""
 
     kernel: Any
-    constants: tuple[tuple[str, Any], ...]
+    constants: tuple[tuple[Place, Any], ...]
     """Arguments that are compiled in: those by a capital name, None for an absent tensor, and a 1."""
-    types: tuple[tuple[str, str], ...]
+    types: tuple[tuple[str, Kind], ...]
     """Triton's name of the type of every other argument."""
-    aligned: frozenset[str]
+    aligned: frozenset[Place]
     """Those of them that are a multiple of `ALIGNMENT`."""
     options: tuple[tuple[str, Any], ...]
 
@@ -65,6 +71,7 @@ class Variant:
 
     def _differences(self) -> Iterable[str]:
         kernel, initial = self.kernel.__name__.removesuffix("_kernel"), self.constant("HAS_INITIAL_MASK")
+        operands = len(dict(self.types).get("embeddings", ()))
         if kernel == "units":
             student = self.has("temperature")
             yield "student" if student else "guide"
@@ -72,6 +79,8 @@ class Variant:
                 yield "norms"
             if not (student or self.has("is_bad")):
                 yield "unchecked"
+            if operands != OPERANDS:
+                yield f"{operands} operands"
         if kernel == "thresholds":
             types = [(name, kind) for name, kind in self.types if name in ("student", "guide")]
             yield " and ".join(name for name, _ in types)
@@ -110,8 +119,6 @@ class Variant:
         if kernel in ("weights", "dlogits") and self.has("weights"):
             yield "mixed signs"
         if kernel == "gradients":
-            if not self.has("partners"):
-                yield "unpaired"
             if not self.constant("ONE_SIGN"):
                 yield "mixed signs"
             if self.constant("ADDS"):
@@ -129,9 +136,9 @@ class Variant:
     @property
     def operand(self) -> Element | None:
         """What it multiplies, or reads or writes of embeddings; None where it looks at none of them."""
-        types = dict(self.types)
+        types = {name: kind if isinstance(kind, str) else kind[0] for name, kind in self.types}
         precision = self.constant("PRECISION", "tf32" if self.constant("TF32") else "ieee")
-        for name in ("x", "raw", "stack", "student", "guide", "matrix"):
+        for name in ("x", "embeddings", "stack", "student", "guide", "matrix"):
             if name in types:
                 found = types[name].removeprefix("*").removeprefix("tensordesc<").partition("[")[0]
                 return Element(found, precision)
@@ -178,27 +185,47 @@ def variants_of(launches: Iterable[Started]) -> list[Variant]:
 
 def _variant(launch: Started) -> Variant:
     """As Triton's own launcher tells kernels apart; it does so by the address of a tensor that is in memory."""
-    constants, types, aligned = {}, {}, set()
+    constants: dict[Place, Any] = {}
+    types: dict[str, Kind] = {}
+    aligned: set[Place] = set()
     for parameter in launch.kernel.params:
         name, value = parameter.name, launch.arguments[parameter.name]
-        # Triton compiles a 1 in too.
-        is_one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or is_one:
+        if isinstance(value, tuple) and not isinstance(value, TensorNote | DescriptorNote):
+            # Of a tuple it specialises everything, whatever is said of the argument.
+            kinds = []
+            for place, each in enumerate(value):
+                kind, is_aligned = _kind(each)
+                kinds.append(kind or "constexpr")
+                if kind is None:
+                    constants[name, place] = each
+                if is_aligned:
+                    aligned.add((name, place))
+            types[name] = tuple(kinds)
+            continue
+        of_alignment = not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
+        kind, is_aligned = (
+            (None, False) if parameter.is_constexpr else _kind(value, ones=not parameter.do_not_specialize)
+        )
+        if kind is None:
             constants[name] = value
-        elif isinstance(value, DescriptorNote):
-            types[name] = f"tensordesc<{TYPES[value.dtype]}{list(value.block_shape)}>"
-        elif isinstance(value, float):
-            types[name] = "fp32"
-        elif isinstance(value, TensorNote):
-            types[name] = "*" + TYPES[value.dtype]
-            # The storage is aligned where it begins, as all memory that torch allocates.
-            if value.offset % ALIGNMENT == 0 and not parameter.do_not_specialize_on_alignment:
-                aligned.add(name)
-        elif value == 1 and not parameter.do_not_specialize:
-            constants[name] = 1
-        else:
-            types[name] = "i32"
-            if value % ALIGNMENT == 0 and not parameter.do_not_specialize:
-                aligned.add(name)
+            continue
+        types[name] = kind
+        if is_aligned and of_alignment:
+            aligned.add(name)
     options = tuple((name, launch.arguments[name]) for name in OPTIONS if name in launch.arguments)
     return Variant(launch.kernel, tuple(constants.items()), tuple(types.items()), frozenset(aligned), options)
+
+
+def _kind(value: Any, *, ones: bool = True) -> tuple[str | None, bool]:
+    """Triton's name of an argument's type, None where it is compiled in, as with `ones` a 1 is; and whether it is a
+    multiple of `ALIGNMENT`."""
+    if value is None:
+        return None, False
+    if isinstance(value, DescriptorNote):
+        return f"tensordesc<{TYPES[value.dtype]}{list(value.block_shape)}>", False
+    if isinstance(value, TensorNote):
+        # The storage is aligned where it begins, as all memory that torch allocates.
+        return "*" + TYPES[value.dtype], value.offset % ALIGNMENT == 0
+    if isinstance(value, float):
+        return "fp32", False
+    return (None, False) if value == 1 and ones else ("i32", value % ALIGNMENT == 0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 NOT_SPECIALISED = [
-    "start", "chunks", "entries", "count", "first", "start_row", "partner", "pairs", "anchors", "offset",
+    "start", "chunks", "entries", "count", "first", "partner", "pairs", "anchors", "offset",
     "positive_count", "relative",
 ]  # fmt: skip
 """Numbers of the kernels that say how much there is of something. None is a multiple of anything that a kernel could
@@ -109,6 +109,8 @@ def start(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
 
 
 def _note(x: Any) -> Any:
+    if isinstance(x, tuple):
+        return tuple(_note(each) for each in x)
     if isinstance(x, TensorDescriptor):
         return DescriptorNote(x.base.dtype, tuple(x.block_shape))
     return TensorNote(x.dtype, x.storage_offset() * x.element_size()) if isinstance(x, Tensor) else x

@@ -5,10 +5,13 @@ See `gist_fast.functional.operands` for the same in plain torch, which the other
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
 from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, options_of, start
 from gist_fast.kernels.numbers import LN2, inverse, operand_norm, sigmoid2, softplus2
+from gist_fast.kernels.operands import find_rows, operand_rows, pick, row_grid
 from torch import Tensor
 
 ROWS, WIDTH, WARPS = 8, 512, 4
@@ -19,39 +22,43 @@ PAIR_WIDTH = 256
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def units_kernel(
-    raw,  # [S, raw_width]; may be `units` itself
+    embeddings,  # tuples, see `gist_fast.kernels.operands.operand_rows`
+    sizes,
+    row_strides,
+    column_strides,
     units,  # [S, dim]: written
     norms,  # [S]: written; or None
     temperature,  # [1]: rows get the norm of student operands; None for unit vectors
     is_bad,  # [1], int64: set to 1 where a row is not finite; or None
-    count,  # S
-    raw_width,  # columns from one row to the next
     embedding_dim,  # columns that are the embedding's; of the others, up to dim, zeros are made
     dim,
     TF32: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = (rows < count)[:, None]
+    operand, first_row, rows, count = find_rows(sizes, ROWS)
+    inside = rows < count
     lane = tl.arange(0, WIDTH)
-    x = raw + rows.to(tl.int64)[:, None] * raw_width
+    x = pick(embeddings, operand) + rows.to(tl.int64)[:, None] * pick(row_strides, operand)
+    stride = pick(column_strides, operand)
     squared = tl.zeros((ROWS,), dtype=tl.float32)
     for first in range(0, embedding_dim, WIDTH):
         column = first + lane[None, :]
-        value = tl.load(x + column, mask=inside & (column < embedding_dim), other=0.0).to(tl.float32)
+        there = inside[:, None] & (column < embedding_dim)
+        value = tl.load(x + column.to(tl.int64) * stride, mask=there, other=0.0).to(tl.float32)
         squared += tl.sum(value * value, axis=1)
     norm = tl.sqrt(squared)
     factor = inverse(norm)
     if norms is not None:
-        tl.store(norms + rows, norm, mask=rows < count)
+        tl.store(norms + first_row + rows, norm, mask=inside)
     if is_bad is not None:
-        bad = tl.max(tl.where((rows < count) & (factor != factor), 1, 0))
+        bad = tl.max(tl.where(inside & (factor != factor), 1, 0))
         tl.atomic_max(is_bad, bad.to(tl.int64), mask=bad > 0, sem="relaxed")
     if temperature is not None:
         factor = operand_norm(temperature) * factor
-    out = units + rows.to(tl.int64)[:, None] * dim
+    out = units + (first_row + rows).to(tl.int64)[:, None] * dim
     for first in range(0, dim, WIDTH):
         column = first + lane[None, :]
-        value = tl.load(x + column, mask=inside & (column < embedding_dim), other=0.0).to(tl.float32)
+        there = inside[:, None] & (column < embedding_dim)
+        value = tl.load(x + column.to(tl.int64) * stride, mask=there, other=0.0).to(tl.float32)
         unit = value * factor[:, None]
         if TF32:
             # As the matrix units will round, so that thresholds (summed in float32) and scores see equal factors: TF32
@@ -59,13 +66,12 @@ def units_kernel(
             cut = ((unit.to(tl.int32, bitcast=True) + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
             # A card's own NaN has all bits set, and would become a zero.
             unit = tl.where(unit == unit, cut, unit)
-        tl.store(out + column, unit.to(units.dtype.element_ty), mask=inside & (column < dim))
+        tl.store(out + column, unit.to(units.dtype.element_ty), mask=inside[:, None] & (column < dim))
 
 
 def make_units(
-    raw: Tensor,
+    embeddings: Sequence[Tensor],
     units: Tensor,
-    count: int,
     norms: Tensor | None,
     temperature: Tensor | None,
     is_bad: Tensor | None,
@@ -73,12 +79,11 @@ def make_units(
     *,
     tf32: bool,
 ) -> None:
-    """Normalise rows.
+    """Normalise the rows of several operands into one stack.
 
     Args:
-        raw: ``[>= S, >= embedding_dim]``, rows next to each other; may be `units` itself.
+        embeddings: ``[N_k, >= embedding_dim]``, S rows in all.
         units: ``[>= S, D]``; the first S rows are written, zeros behind the embedding's columns among them.
-        count: S.
         norms: ``[S]``, fp32; written; or None.
         temperature: ``[1]``, fp32, for student operands, whose norm is ``sqrt(log2(e) / temperature)``; else None.
         is_bad: ``[1]``, int64; becomes 1 where a row is not finite.
@@ -86,14 +91,12 @@ def make_units(
     """
     start(
         units_kernel,
-        (triton.cdiv(count, ROWS),),
-        raw=raw,
+        row_grid(embeddings, ROWS),
+        **operand_rows(embeddings),
         units=units,
         norms=norms,
         temperature=temperature,
         is_bad=is_bad,
-        count=count,
-        raw_width=raw.shape[1],
         embedding_dim=embedding_dim,
         dim=units.shape[1],
         TF32=tf32,

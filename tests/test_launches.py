@@ -76,14 +76,15 @@ def test_pairs_take_few_launches_whatever_their_number(rows: int, products: list
 
 
 @pytest.mark.parametrize(
-    ("negatives", "keep", "backward"), [(1, True, (17, 36)), (2, True, (20, 43)), (0, False, (19, 39))]
+    ("negatives", "keep", "backward"),
+    [(0, True, (12, 26)), (1, True, (14, 32)), (2, True, (16, 38)), (0, False, (16, 34))],
 )
 def test_what_more_there_is_takes_a_few_more(
     negatives: int, keep: bool, backward: tuple[int, int], products: list[Tensor]
 ) -> None:
-    """A column of negatives: two products and the gradient by its rows; masks decided again: the guide's part."""
+    """A column of negatives: two products, and room for what they make; masks decided again: the guide's part."""
     found = counted(problem(2048, negatives), keep, products)
-    assert found["forward"] <= (14, 28)
+    assert found["forward"] <= (12, 24)
     assert found["backward"] == backward
 
 

@@ -121,35 +121,35 @@ def backward_with(
         )
     gradients = _by_operand(work, config, problem, total, weights, mask_bits)
     assert work.norms is not None
-    by_embedding = []
-    for k, x in enumerate(problem.student):
+    students = problem.student
+    if work.levels == 1:
+        # Where shape and type are one, the gradient takes the place of that by the operand.
+        outs = [
+            gradient
+            if (gradient.dtype, gradient.shape) == (x.dtype, x.shape)
+            else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+            for gradient, x in zip(gradients[0], students, strict=True)
+        ]
+    else:
         # Sums of several dims are rounded once, at the end.
-        out = None if work.levels == 1 else torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        for level, stack in enumerate(work.stacks):
-            gradient = gradients[level].pop(0)
-            if out is None:
-                # Where shape and type are one, the gradient takes the place of that by the operand.
-                in_place = gradient.dtype == x.dtype and gradient.shape == x.shape
-                out = gradient if in_place else torch.empty_like(x, memory_format=torch.contiguous_format)
-            carry_back(
-                gradient,
-                x,
-                work.at(work.norms, level),
-                work.starts[k],
-                stack,
-                work.pair(k),
-                work.at(positive_dlogits, level),
-                work.temperature,
-                extremes,
-                out,
-                work.dims[level],
-                LARGEST_WEIGHT,
-                one_sign=problem.one_sign,
-                adds=work.levels > 1,
-            )
-            del gradient
-        assert out is not None
-        by_embedding.append(out.to(x.dtype))
+        outs = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in students]
+    for level, stack in enumerate(work.stacks):
+        carry_back(
+            gradients.pop(0),
+            students,
+            outs,
+            work.at(work.norms, level),
+            stack,
+            work.partner,
+            work.at(positive_dlogits, level),
+            work.temperature,
+            extremes,
+            work.dims[level],
+            LARGEST_WEIGHT,
+            one_sign=problem.one_sign,
+            adds=work.levels > 1,
+        )
+    by_embedding = [out.to(x.dtype) for out, x in zip(outs, students, strict=True)]
     # In the place of the norms stands what each row gives.
     return [*by_embedding, work.norms.sum().to(problem.temperature.dtype)]
 

@@ -66,12 +66,6 @@ class Work:
         """Those of one dim; all of them, in their shape, where there is one: each view costs the host microseconds."""
         return values if self.levels == 1 else values[level]
 
-    def pair(self, operand: int) -> tuple[int, int] | None:
-        """The first row of an operand, and the first one of the stack, from which on they are pairs."""
-        if operand == ANCHORS:
-            return 0, self.partner
-        return (self._problem.offset, 0) if operand == POSITIVES else None
-
     @property
     def decided_before(self) -> bool:
         """Whether masks are written before the student's scores are computed."""
@@ -257,14 +251,11 @@ def _stacks(
 ) -> list[Tensor]:
     """Rows below each other, ``[S + TILE, D]`` for each dim, normalised: what a tile reads behind the last row is
     never used."""
-    count, width = sum(x.shape[0] for x in rows), rows[0].shape[1]
+    count = sum(x.shape[0] for x in rows)
     stacks = [rows[0].new_empty(count + TILE, dim + -dim % step) for dim in dims]
-    in_place = len(dims) == 1 and stacks[0].shape[1] == width
-    raw = stacks[0][:count] if in_place else rows[0].new_empty(count, width)
-    torch.cat(list(rows), out=raw)
     for level, (stack, dim) in enumerate(zip(stacks, dims, strict=True)):
         own = norms if norms is None or len(dims) == 1 else norms[level]
-        make_units(stack if in_place else raw, stack, count, own, temperature, is_bad, dim, tf32=in_tf32(stack))
+        make_units(rows, stack, own, temperature, is_bad, dim, tf32=in_tf32(stack))
     return stacks
 
 
