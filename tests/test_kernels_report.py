@@ -216,8 +216,8 @@ def test_what_is_compiled_is_what_triton_s_own_launcher_would_compile(
 def test_a_batch_of_another_size_takes_the_same_kernels() -> None:
     """Of 128 rows, of 97, or of one: none is compiled in the middle of a run, at the end of an epoch."""
     found = []
-    for rows in (128, 97, 1):
-        problem = kernel_variants._problem(LossConfig(), torch.bfloat16, torch.bfloat16, rows, 64, nested=False)
+    for count in (128, 97, 1):
+        problem = kernel_variants._problem(LossConfig(), torch.bfloat16, torch.bfloat16, count, 64, nested=False)
         with launch.record_launches() as launches:
             kept = kernel_passes.forward_with(SM_90, problem, True)
             kernel_passes.backward_with(SM_90, problem, kept.loss, kept.lse2, kept.mask_bits)

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from test_operator import check_a_compiled_step, check_operators
 from torch import Tensor
 
+from benchmarks.gpu.interpreter import hurry
 from gist_fast import guided_contrastive_loss
 from gist_fast.functional.backends import choose_backend, kernel_passes, kernel_work, triton
 from gist_fast.functional.backends.interface import Problem as Call
@@ -48,46 +49,18 @@ from gist_fast.functional.operands import (
 assert triton.interpreted(), "run me with TRITON_INTERPRET=1"
 
 
-def patch_once() -> None:
-    """Spare two fifths of the interpreter's time, where this Triton works as those that we know.
-
-    At each call of a device function it looks through all of `triton.language` and replaces what it finds, although
-    the launch has done so already. Here it does so at the first call alone for each module that functions are made of.
-    """
-    from triton.runtime import interpreter
-
-    if not all(hasattr(interpreter, name) for name in ("_patch_lang", "InterpretedFunction")):
-        return
-    modules: dict[object, frozenset[str]] = {}
-    done: set[frozenset[str]] = set()
-    plain = interpreter.InterpretedFunction.__call__
-
-    def call(self: object, *args: object, **kwargs: object) -> object:
-        if self not in modules:
-            names = (getattr(value, "__name__", "") for value in self.fn.__globals__.values())
-            modules[self] = frozenset(name for name in names if name in ("triton.language", "triton.language.core"))
-        if modules[self] not in done:
-            done.add(modules[self])
-            return plain(self, *args, **kwargs)
-        return self.rewrite()(*args, **kwargs)
-
-    interpreter.InterpretedFunction.__call__ = call
+hurry()
 
 
-patch_once()
-
-
-FEW = 25
-EXAMPLES = int(os.environ.get("GIST_FAST_TEST_EXAMPLES", FEW))
+EXAMPLES = int(os.environ.get("GIST_FAST_TEST_EXAMPLES", 25))
 
 
 @pytest.fixture(autouse=True)
 def _look_for_overflow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Integers are looked at for overflow, which is half of the interpreter's time: where many examples are asked for,
-    only in the test of all shapes."""
+    """Integers are looked at for overflow, which is half of the interpreter's time, in the test of all shapes alone."""
     from triton.runtime.interpreter import interpreter_builder
 
-    wanted = EXAMPLES <= FEW or request.node.originalname == "test_everything_agrees_with_float64"
+    wanted = request.node.originalname == "test_everything_agrees_with_float64"
     monkeypatch.setattr(interpreter_builder, "options", replace(interpreter_builder.options, sanitize_overflow=wanted))
 
 

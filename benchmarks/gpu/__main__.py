@@ -20,7 +20,7 @@ import torch
 from benchmarks.gpu import ROOT
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.check import checks, plain_error
-from benchmarks.gpu.interpreter import accept_newer_numpy
+from benchmarks.gpu.interpreter import accept_newer_numpy, hurry
 from benchmarks.gpu.launches import kernels
 from benchmarks.gpu.processes import outcomes
 from benchmarks.gpu.shapes import shapes
@@ -106,9 +106,11 @@ def main() -> None:
         print(device_name("cuda") if torch.cuda.is_available() else INTERPRETER)
     else:
         bench = Bench(arguments.out, arguments.what, arguments.toy)
-        if bench.toy and (mended := accept_newer_numpy()):
-            print(mended, flush=True)
-            bench.write(interpreter=mended)
+        if bench.toy:
+            hurry()
+            if mended := accept_newer_numpy():
+                print(mended, flush=True)
+                bench.write(interpreter=mended)
         PARTS[arguments.what](bench)
 
 

@@ -121,22 +121,16 @@ def backward_with(
         )
     gradients = _by_operand(work, config, problem, total, weights, mask_bits)
     assert work.norms is not None
-    students = problem.student
-    if work.levels == 1:
-        # Where shape and type are one, the gradient takes the place of that by the operand.
-        outs = [
-            gradient
-            if (gradient.dtype, gradient.shape) == (x.dtype, x.shape)
-            else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-            for gradient, x in zip(gradients[0], students, strict=True)
-        ]
-    else:
-        # Sums of several dims are rounded once, at the end.
-        outs = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in students]
+    # Sums of several dims are rounded once, at the end.
+    student, dtype = problem.student, torch.float32 if work.levels > 1 else problem.student[0].dtype
+    # Where shape and type are one, the gradients take the place of those by the operands.
+    in_place = dtype == torch.float32 and gradients[0][0].shape[1] == student[0].shape[1]
+    make = torch.empty if work.levels == 1 else torch.zeros
+    outs = gradients[0] if in_place else [make(x.shape, dtype=dtype, device=x.device) for x in student]
     for level, stack in enumerate(work.stacks):
         carry_back(
             gradients.pop(0),
-            students,
+            student,
             outs,
             work.at(work.norms, level),
             stack,
@@ -147,9 +141,9 @@ def backward_with(
             work.dims[level],
             LARGEST_WEIGHT,
             one_sign=problem.one_sign,
-            adds=work.levels > 1,
+            adds=work.levels > 1 and not (in_place and level == 0),
         )
-    by_embedding = [out.to(x.dtype) for out, x in zip(outs, students, strict=True)]
+    by_embedding = [out.to(x.dtype) for out, x in zip(outs, student, strict=True)]
     # In the place of the norms stands what each row gives.
     return [*by_embedding, work.norms.sum().to(problem.temperature.dtype)]
 
