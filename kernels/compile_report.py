@@ -52,11 +52,16 @@ class Compiled:
     """Of a tile, at the embedding dims asked for."""
     bytes: int
     """From memory for a tile, where the programs that run together share their operands in L2."""
+    shared_bytes: int
+    """Of operands to shared memory and from there to the matrix units, for a tile."""
+    l2_bytes: int
+    """Of operands from L2 for a tile: what `bytes` counts once for many programs, each of them reads."""
     roofline: float
-    """Share of the matrix rate that memory and exponentials leave."""
+    """Share of the matrix rate that memory, shared memory and exponentials leave."""
+    l2_rate: float
+    """TB/s of operands that all programs read from L2 at that pace. It is no bound: see docs/kernels.md."""
     bound_by: str
-    """Which of "matrix units", "exponentials" and "memory" needs longest for its share of the work. L2 and shared
-    memory are not among them: no measured rate of theirs is at hand."""
+    """Which of "matrix units", "exponentials", "memory" and "shared memory" needs longest for its share of the work."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,6 +73,7 @@ def compile_variant(card: Target, variant: Variant, *, dim: int, guide_dim: int)
     listing, registers, spills = _disassemble(card, binary)
     shared = binary.metadata.shared
     programs = _programs(card, variant.warps, registers, shared)
+    width = guide_dim if variant.constant("GUIDE") else dim
     flops, traffic, exponentials = _work(card, variant, programs, dim, guide_dim)
     element = variant.operand
     found: dict[str, int] = {}
@@ -78,9 +84,13 @@ def compile_variant(card: Target, variant: Variant, *, dim: int, guide_dim: int)
         "exponentials": exponentials / (card.exponentials * card.gigahertz * 1e9),
         "memory": traffic / (card.gigabytes * 1e9) * card.multiprocessors,
     }
-    matrix_time, exponential_time, memory_time = times.values()
+    shared_bytes = _shared_traffic(binary, variant, width) if flops else 0
+    times["shared memory"] = shared_bytes / (card.shared_rate * card.gigahertz * 1e9)
+    matrix_time, exponential_time, memory_time, shared_time = times.values()
+    products = max(matrix_time, shared_time)
     # Programs that share a multiprocessor hide one's exponentials under another's products.
-    busy = max(matrix_time, exponential_time) if programs > 1 else matrix_time + exponential_time
+    busy = max(max(products, exponential_time) if programs > 1 else products + exponential_time, memory_time)
+    l2_bytes = (TILE + variant.constant("COLUMNS")) * width * element.size if flops and element is not None else 0
     return Compiled(
         target=card.generation,
         kernel=variant.name,
@@ -96,7 +106,10 @@ def compile_variant(card: Target, variant: Variant, *, dim: int, guide_dim: int)
         instructions=len(listing.splitlines()),
         flops=flops,
         bytes=traffic,
-        roofline=matrix_time / max(busy, memory_time) if flops else 1.0,
+        shared_bytes=shared_bytes,
+        l2_bytes=l2_bytes,
+        roofline=matrix_time / busy if flops else 1.0,
+        l2_rate=l2_bytes / busy * card.multiprocessors / 1e12,
         bound_by=max(times, key=times.__getitem__),
     )
 
@@ -140,6 +153,26 @@ def _disassemble(card: Target, binary: Any) -> tuple[str, int, int]:
 def _tool(name: str, *arguments: str) -> str:
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     return subprocess.run([str(path), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _shared_traffic(binary: Any, variant: Variant, width: int) -> int:
+    """Bytes of operands that a tile's product of a `width` moves to shared memory and from there to the matrix units;
+    0 where no matrix units multiply.
+
+    A warp of sm_80 or a wave of gfx942 fetches the rows and the columns of its own part of the tile. An instruction of
+    sm_90 reads 64 rows and all columns; one of sm_100 128 rows.
+    """
+    assert variant.operand is not None
+    text, columns = binary.asm["ttgir"], variant.constant("COLUMNS")
+    if "tc_gen5_mma" in text:
+        down, across = 1, 1
+    elif found := re.search(
+        r"nvidia_mma<{versionMajor = 3|(?:nvidia_mma|amd_mfma)<.*?warpsPerCTA = \[(\d+), (\d+)\]", text
+    ):
+        down, across = (int(found[1]), int(found[2])) if found[1] else (TILE // 64, 1)
+    else:
+        return 0
+    return (TILE * (1 + across) + columns * (1 + down)) * width * variant.operand.size
 
 
 def _programs(card: Target, warps: int, registers: int, shared: int) -> int:

@@ -123,6 +123,8 @@ class Variant:
                 yield "mixed signs"
             if self.constant("ADDS"):
                 yield "added"
+            elif dict(self.types)["outs"][0] != dict(self.types)["embeddings"][0]:
+                yield "to be added to"
         if kernel == "unpack" and self.constant("BY_COLUMNS"):
             yield "by columns"
         if self.constant("DESCRIPTORS"):

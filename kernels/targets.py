@@ -34,6 +34,8 @@ class Target:
     """exp2 a clock."""
     gigahertz: float = 1.5
     warp: int = 32
+    shared_rate: int = 128
+    """To or from shared memory, a clock: 32 banks of 4 bytes."""
 
     @property
     def gpu(self) -> GPUTarget:

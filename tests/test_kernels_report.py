@@ -132,17 +132,36 @@ def test_figures_of_a_tile_follow_from_its_dims() -> None:
 
 
 def test_what_bounds_a_kernel_is_what_needs_longest() -> None:
-    def bound_by(name: str, dim: int = 384) -> str:
-        one = compile_variant(TARGETS["sm_90"], variants()[name], dim=dim, guide_dim=1024)
-        assert (one.roofline == 1) or one.bound_by != "matrix units"
+    def bound_by(name: str, dim: int = 384, target: str = "sm_90") -> str:
+        one = compile_variant(TARGETS[target], variants()[name], dim=dim, guide_dim=1024)
+        assert (one.roofline == 1) == (one.bound_by == "matrix units" or one.flops == 0)
         return one.bound_by
 
+    # Shared memory moves 128 bytes a clock: a step of 16 columns takes 160 clocks, its product 123.
+    assert bound_by("forward") == bound_by("masks guide, counted") == "shared memory"
+    # A warp of sm_80 has half of the rows and of the columns: 12 clocks a column, the product 16.
+    assert bound_by("forward", target="sm_80") == "matrix units"
     # An exponential takes as long as the products of 32 columns of the operands: 989e12 / (16 * 132 * 1.755e9) FLOPs.
-    assert bound_by("forward") == bound_by("masks guide, counted") == "matrix units"
     assert bound_by("forward", dim=64) == "exponentials"
-    assert bound_by("forward_symmetric", dim=256) == "exponentials"
+    assert bound_by("forward_symmetric", dim=128) == "exponentials"
     assert bound_by("dlogits", dim=64) == "memory"
     assert bound_by("units student") == bound_by("gradients") == "memory"
+
+
+def test_what_a_tile_moves_of_its_operands() -> None:
+    """From L2 to shared memory once, and from there as often as the instructions read it."""
+    one, half = compiled(variants()["forward"]), compiled(variants()["dlogits_symmetric"])
+    assert (one.l2_bytes, half.l2_bytes) == (256 * 384 * 2, 192 * 384 * 2)
+    # Instructions of 64 rows read the columns twice.
+    assert (one.shared_bytes, half.shared_bytes) == ((256 + 128 + 2 * 128) * 384 * 2, (192 + 128 + 2 * 64) * 384 * 2)
+    seconds = one.shared_bytes / (128 * 1.755e9)
+    assert one.l2_rate == pytest.approx(one.l2_bytes / seconds * 132 / 1e12)
+    by_waves = compile_variant(TARGETS["gfx942"], variants()["forward"], dim=384, guide_dim=1024)
+    assert by_waves.shared_bytes in {(256 + 128 * (a + b)) * 384 * 2 for a, b in ((1, 4), (2, 2), (4, 1))}
+    single = recorded(TABLE["sm_90", SINGLE], torch.float32, torch.float32, every=False)
+    exact = {v.name: v for v in single}["forward"]
+    # What multiplies on no matrix units reads as it likes, and is not counted.
+    assert compiled(exact).shared_bytes == 0 < compiled(exact).l2_bytes
 
 
 def test_a_configuration_that_spills_is_seen() -> None:

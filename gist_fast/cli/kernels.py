@@ -55,16 +55,19 @@ def kernels(
         return
     print_table(
         f"{target} ({TARGETS[target].card}), D {width}, G {guide_width}; compiled, not measured",
-        ("kernel", "type", "warps", "regs", "spills", "shared", "progs", "matrix", "MFLOP", "KB", "roof", "bound by"),
+        (
+            "kernel", "type", "warps", "regs", "spills", "shared", "progs", "matrix", "MFLOP", "KB", "L2 TB/s", "roof",
+            "bound by",
+        ),
         [
             (
                 c.kernel, c.element, c.warps, c.registers, c.spills, c.shared, c.programs,
-                sum(c.matrix_instructions.values()), round(c.flops / 1e6, 1), round(c.bytes / 1e3, 1),
-                f"{c.roofline:.0%}", c.bound_by,
+                sum(c.matrix_instructions.values()), f"{c.flops / 1e6:.1f}" if c.flops else "", f"{c.bytes / 1e3:.1f}",
+                f"{c.l2_rate:.1f}" if c.flops else "", f"{c.roofline:.0%}", c.bound_by,
             )
             for c in found
         ],
     )  # fmt: skip
     names = sorted({name for c in found for name in c.matrix_instructions})
     print(f"matrix instructions: {', '.join(names)}; shared: bytes; KB: from memory a tile; roof: share of the matrix")
-    print("rate that memory and exponentials leave; bound by: what needs longest, L2 and shared memory not counted.")
+    print("rate that memory, shared memory and exponentials leave; L2: what is read from it at that pace, no bound.")
