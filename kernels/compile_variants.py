@@ -26,7 +26,7 @@ OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 ALIGNMENT = 16
 """Triton compiles in that a number, or the bytes of an address, are a multiple of it."""
 OPERANDS = 3
-"""Of the plain loss: anchors, positives and a column of negatives."""
+"""Of a problem whose launches are recorded, unless said: anchors, positives and a column of negatives."""
 Place = str | tuple[str, int]
 """An argument, or one of an argument that is a tuple."""
 Kind = str | tuple[str, ...]
@@ -79,8 +79,6 @@ class Variant:
                 yield "norms"
             if not (student or self.has("is_bad")):
                 yield "unchecked"
-            if operands != OPERANDS:
-                yield f"{operands} operands"
         if kernel == "thresholds":
             types = [(name, kind) for name, kind in self.types if name in ("student", "guide")]
             yield " and ".join(name for name, _ in types)
@@ -125,6 +123,8 @@ class Variant:
                 yield "added"
             elif dict(self.types)["outs"][0] != dict(self.types)["embeddings"][0]:
                 yield "to be added to"
+        if kernel in ("units", "gradients") and operands != OPERANDS:
+            yield f"{operands} operands"
         if kernel == "unpack" and self.constant("BY_COLUMNS"):
             yield "by columns"
         if self.constant("DESCRIPTORS"):

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, options_of, start
 from gist_fast.kernels.numbers import inverse, operand_norm
-from gist_fast.kernels.operands import find_rows, operand_rows, pick, row_grid
+from gist_fast.kernels.operand_rows import find_rows, operand_rows, pick, row_grid
 from gist_fast.kernels.rows import ROWS, WARPS, WIDTH, upstream_scale
 from torch import Tensor
 
@@ -26,7 +26,7 @@ def gradient_and_direction(gradient, x, stride, dlogits, others, reciprocal, col
 @triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def gradients_kernel(
     gradients,  # a tuple, [N_k, dim]: by the operands, fp32
-    embeddings,  # tuples, see `gist_fast.kernels.operands.operand_rows`
+    embeddings,  # tuples, see `gist_fast.kernels.operand_rows.operand_rows`
     sizes,
     row_strides,
     column_strides,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, options_of, start
 from gist_fast.kernels.numbers import LN2, inverse, operand_norm, sigmoid2, softplus2
-from gist_fast.kernels.operands import find_rows, operand_rows, pick, row_grid
+from gist_fast.kernels.operand_rows import find_rows, operand_rows, pick, row_grid
 from torch import Tensor
 
 ROWS, WIDTH, WARPS = 8, 512, 4
@@ -22,7 +22,7 @@ PAIR_WIDTH = 256
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def units_kernel(
-    embeddings,  # tuples, see `gist_fast.kernels.operands.operand_rows`
+    embeddings,  # tuples, see `gist_fast.kernels.operand_rows.operand_rows`
     sizes,
     row_strides,
     column_strides,

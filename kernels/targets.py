@@ -51,7 +51,7 @@ TARGETS: dict[str, Target] = {
         Target("sm_80", "A100 SXM", 108, 164 * KIB, 163 * KIB, 65536, 2048, "HMMA", 312, 19.5, 2039, gigahertz=1.41),
         Target("sm_86", "A10", 72, 100 * KIB, 99 * KIB, 65536, 1536, "HMMA", 125, 31.2, 600, gigahertz=1.695),
         Target("sm_89", "L40S", 142, 100 * KIB, 99 * KIB, 65536, 1536, "HMMA", 362, 91.6, 864, gigahertz=2.52),
-        Target("sm_90", "H100 SXM", 132, 228 * KIB, 227 * KIB, 65536, 2048, "HGMMA", 989, 67, 3350, gigahertz=1.755),
+        Target("sm_90", "H100 SXM", 132, 228 * KIB, 227 * KIB, 65536, 2048, "HGMMA", 989, 67, 3350, gigahertz=1.83),
         Target("sm_100", "B200", 148, 228 * KIB, 227 * KIB, 65536, 2048, r"UTC\w*MMA", 2250, 75, 8000, gigahertz=1.85),
         Target(
             "gfx942", "MI300X", 304, 64 * KIB, 64 * KIB, 4 * 512 * 64, 2048, "v_mfma_[a-z0-9_]+", 1307, 163.4, 5300,

@@ -137,11 +137,11 @@ def test_what_bounds_a_kernel_is_what_needs_longest() -> None:
         assert (one.roofline == 1) == (one.bound_by == "matrix units" or one.flops == 0)
         return one.bound_by
 
-    # Shared memory moves 128 bytes a clock: a step of 16 columns takes 160 clocks, its product 123.
+    # Shared memory moves 128 bytes a clock: a step of 16 columns takes 160 clocks, its product 128.
     assert bound_by("forward") == bound_by("masks guide, counted") == "shared memory"
     # A warp of sm_80 has half of the rows and of the columns: 12 clocks a column, the product 16.
     assert bound_by("forward", target="sm_80") == "matrix units"
-    # An exponential takes as long as the products of 32 columns of the operands: 989e12 / (16 * 132 * 1.755e9) FLOPs.
+    # An exponential takes as long as the products of 32 columns of the operands: 989e12 / (16 * 132 * 1.83e9) FLOPs.
     assert bound_by("forward", dim=64) == "exponentials"
     assert bound_by("forward_symmetric", dim=128) == "exponentials"
     assert bound_by("dlogits", dim=64) == "memory"
@@ -154,7 +154,7 @@ def test_what_a_tile_moves_of_its_operands() -> None:
     assert (one.l2_bytes, half.l2_bytes) == (256 * 384 * 2, 192 * 384 * 2)
     # Instructions of 64 rows read the columns twice.
     assert (one.shared_bytes, half.shared_bytes) == ((256 + 128 + 2 * 128) * 384 * 2, (192 + 128 + 2 * 64) * 384 * 2)
-    seconds = one.shared_bytes / (128 * 1.755e9)
+    seconds = one.shared_bytes / (128 * 1.83e9)
     assert one.l2_rate == pytest.approx(one.l2_bytes / seconds * 132 / 1e12)
     by_waves = compile_variant(TARGETS["gfx942"], variants()["forward"], dim=384, guide_dim=1024)
     assert by_waves.shared_bytes in {(256 + 128 * (a + b)) * 384 * 2 for a, b in ((1, 4), (2, 2), (4, 1))}

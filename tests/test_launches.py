@@ -71,8 +71,8 @@ def test_pairs_take_few_launches_whatever_their_number(rows: int, products: list
     found = counted(problem(rows, 0), True, products)
     print(rows, found)
     for launches, operations in found.values():
-        assert launches <= 16
-        assert operations <= 30
+        assert launches <= 13
+        assert operations <= 27
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_what_more_there_is_takes_a_few_more(
 ) -> None:
     """A column of negatives: two products, and room for what they make; masks decided again: the guide's part."""
     found = counted(problem(2048, negatives), keep, products)
-    assert found["forward"] <= (12, 24)
+    assert found["forward"] == ((12, 23) if keep else (12, 24))
     assert found["backward"] == backward
 
 

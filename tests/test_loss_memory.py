@@ -93,10 +93,11 @@ def peaks(
     config: LossConfig = LossConfig(margin=0.05),  # noqa: B008
     grouped: bool = False,
     widths: tuple[int, ...] = (),
+    negatives: int = 0,
 ) -> tuple[int, int]:
     """Most bytes above the inputs in the forward pass and in all, gradients by the embeddings included."""
-    student = [torch.empty(batch, width, dtype=torch.bfloat16) for _ in range(2)]
-    guide = [torch.empty(batch, guide_width, dtype=torch.bfloat16) for _ in range(2)]
+    student = [torch.empty(batch, width, dtype=torch.bfloat16) for _ in range(2 + negatives)]
+    guide = [torch.empty(batch, guide_width, dtype=torch.bfloat16) for _ in range(2 + negatives)]
     temperature = torch.empty(())
     groups = torch.empty(batch, dtype=torch.int64) if grouped else None
     others = (None, groups, widths, keep_mask_bits, False, True, 0, *config.to_arguments())
@@ -138,6 +139,8 @@ VARIANTS = {
         {"config": LossConfig(margin=0.05, hardness_mode="in_batch_negatives", hardness_strength=5.0)},
         GB,
     ),
+    # Of each column: its operands, its gradients in float32, and those in the embeddings' type.
+    "a column of negatives": ({"negatives": 1}, 1.3 * GB),
     # Of each narrower dim: its operands, and gradients in float32 that are summed in float32.
     "Matryoshka dims": ({"widths": (384, 192, 96)}, 1.8 * GB),
 }

@@ -57,10 +57,11 @@ EXAMPLES = int(os.environ.get("GIST_FAST_TEST_EXAMPLES", 25))
 
 @pytest.fixture(autouse=True)
 def _look_for_overflow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Integers are looked at for overflow, which is half of the interpreter's time, in the test of all shapes alone."""
+    """Integers are looked at for overflow, which is half of the interpreter's time, in the test of all shapes, and in
+    that of all variants in several chunks."""
     from triton.runtime.interpreter import interpreter_builder
 
-    wanted = request.node.originalname == "test_everything_agrees_with_float64"
+    wanted = request.node.name in ("test_everything_agrees_with_float64", "test_variants_in_many_tiles_and_chunks[own]")
     monkeypatch.setattr(interpreter_builder, "options", replace(interpreter_builder.options, sanitize_overflow=wanted))
 
 
@@ -190,7 +191,9 @@ def variants(draw: st.DrawFn) -> Problem:
     if mode == "hard_negatives" and not negatives:
         negatives = (problem.offset + problem.rows,)
     below = draw(st.lists(st.integers(1, problem.width), max_size=2, unique=True))
-    widths = tuple(sorted({problem.width, *below}, reverse=True)) if below else ()
+    # The embeddings' own width may be among them or not.
+    whole = {problem.width} if draw(st.booleans()) else set()
+    widths = tuple(sorted(whole | set(below), reverse=True)) if below else ()
     return replace(
         problem,
         negatives=negatives,
@@ -743,6 +746,28 @@ def test_the_public_function_s_variants(name: str, dtype: torch.dtype) -> None:
             f"{name}, {k}",
             2e-5 if dtype.itemsize == 4 else 2e-3,
         )
+
+
+@pytest.mark.parametrize(
+    ("width", "widths", "dtype"),
+    [
+        (32, (32, 8), torch.float32),  # the gradients by the widest operands become those by the embeddings
+        (64, (64, 16), torch.float16),
+        (48, (40, 16), torch.float32),  # as wide as the widest dim filled up
+        (24, (24, 7), torch.float32),
+        (24, (7,), torch.float32),  # of the others' columns no kernel knows
+        (64, (50,), torch.float16),
+    ],
+)
+def test_gradients_of_dims(width: int, widths: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Whatever stood in memory before."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.empty(1).isnan(), "what is not written is seen"
+        check(Problem(rows=20, extra=5, offset=3, negatives=(9,), width=width, widths=widths, dtype=dtype))
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def test_runs_are_bitwise_the_same() -> None:

@@ -1,4 +1,4 @@
-"""Triton's interpreter as ``--toy`` needs it: a rehearsal runs with the packages that the card's machine has, and soon.
+"""Triton's interpreter as ``--toy`` and the tests need it: quicker, and with the packages that the card's machine has.
 
 Triton 3.6 makes an index of an array with one entry by ``int(array)``, which NumPy 2.4 refuses for any array that has
 an axis. Triton 3.9 takes the axis off first. So does the rehearsal, and no kernel computes anything else for it.

@@ -121,11 +121,14 @@ def backward_with(
         )
     gradients = _by_operand(work, config, problem, total, weights, mask_bits)
     assert work.norms is not None
+    student, width = problem.student, problem.student[0].shape[1]
     # Sums of several dims are rounded once, at the end.
-    student, dtype = problem.student, torch.float32 if work.levels > 1 else problem.student[0].dtype
-    # Where shape and type are one, the gradients take the place of those by the operands.
-    in_place = dtype == torch.float32 and gradients[0][0].shape[1] == student[0].shape[1]
-    make = torch.empty if work.levels == 1 else torch.zeros
+    dtype = torch.float32 if work.levels > 1 else student[0].dtype
+    # The gradients by the widest operands are fp32 too. Where they are as wide as those by the embeddings, these take
+    # their place.
+    in_place = dtype == torch.float32 and gradients[0][0].shape[1] == width
+    # A kernel writes the columns of its dim alone.
+    make = torch.empty if work.dims == (width,) else torch.zeros
     outs = gradients[0] if in_place else [make(x.shape, dtype=dtype, device=x.device) for x in student]
     for level, stack in enumerate(work.stacks):
         carry_back(

@@ -81,6 +81,8 @@ def recorded(
             _run(config, student, guide, loss, **options)
         for guided in [kind == "own" for kind in guides if kind != "self"] if every else []:
             _run_in_batches(config, student, guide, guided=guided)
+        if every:
+            _run(config, student, guide, LossConfig(**PLAIN), negatives=0)
     return variants_of(launches)
 
 
@@ -113,9 +115,10 @@ def _run(
     grouped: bool = False,
     nested: bool = False,
     by_row: bool = False,
+    negatives: int = 1,
 ) -> None:
     """Both passes with mask bits kept and not, and a product of the mask."""
-    problem = _problem(loss, student, guide if guided else None, ROWS, GUIDE_DIM, nested=nested)
+    problem = _problem(loss, student, guide if guided else None, ROWS, GUIDE_DIM, nested=nested, negatives=negatives)
     if grouped:
         problem = replace(problem, groups=_empty(ROWS, dtype=torch.int64))
     if by_row:
@@ -142,12 +145,19 @@ def _run_in_batches(config: Config, student: torch.dtype, guide: torch.dtype, *,
 
 
 def _problem(
-    loss: LossConfig, student: torch.dtype, guide: torch.dtype | None, rows: int, guide_dim: int, *, nested: bool
+    loss: LossConfig,
+    student: torch.dtype,
+    guide: torch.dtype | None,
+    rows: int,
+    guide_dim: int,
+    *,
+    nested: bool,
+    negatives: int = 1,
 ) -> Problem:
-    """Of anchors, positives and a column of negatives, `rows` of each."""
+    """Of anchors, positives and columns of negatives, `rows` of each."""
     return Problem(
-        tuple(_empty(rows, DIM, dtype=student) for _ in range(3)),
-        () if guide is None else tuple(_empty(rows, guide_dim, dtype=guide) for _ in range(3)),
+        tuple(_empty(rows, DIM, dtype=student) for _ in range(2 + negatives)),
+        () if guide is None else tuple(_empty(rows, guide_dim, dtype=guide) for _ in range(2 + negatives)),
         _empty(dtype=FP32),
         None,
         None,

@@ -38,8 +38,9 @@ def find_rows(sizes, ROWS: tl.constexpr):
 def operand_rows(embeddings: Sequence[Tensor]) -> dict[str, Any]:
     """Embeddings ``[N_k, D]`` of a model's operands, of one type, as kernels take them: by name, a tuple each.
 
-    Of a tuple's numbers Triton always compiles in whether they are 1 or a multiple of 16. That is wanted of strides. A
-    number of rows goes as ``2 N + 1``, which is neither, or the last batch of an epoch would have kernels compiled.
+    Of what is in a tuple Triton always compiles in whether a number is 1 or a multiple of 16, and whether 16 bytes
+    divide an address. That is wanted of strides and of embeddings, which are alike in every batch but for odd layouts.
+    A number of rows goes as ``2 N + 1``, which is neither, or the last batch of an epoch would have kernels compiled.
     """
     return {
         "embeddings": tuple(embeddings),
