@@ -134,7 +134,7 @@ def test_figures_of_a_tile_follow_from_its_dims() -> None:
 def test_what_bounds_a_kernel_is_what_needs_longest() -> None:
     def bound_by(name: str, dim: int = 384, target: str = "sm_90") -> str:
         one = compile_variant(TARGETS[target], variants()[name], dim=dim, guide_dim=1024)
-        assert (one.roofline == 1) == (one.bound_by == "matrix units" or one.flops == 0)
+        assert (one.roofline > 0.995) == (one.bound_by == "matrix units" or one.flops == 0)
         return one.bound_by
 
     # Shared memory moves 128 bytes a clock: a step of 16 columns takes 160 clocks, its product 128.
