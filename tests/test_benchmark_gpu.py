@@ -28,6 +28,7 @@ def part(out: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.longest
 def test_parts_write_results_and_the_table_shows_them(tmp_path: Path) -> None:
     for name in ("environment", "check", "speed"):

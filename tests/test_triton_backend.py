@@ -22,10 +22,10 @@ pytest.importorskip("triton", reason="Triton is not installed on this platform")
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
 
 
-def run_interpreted(examples: int, which: str) -> None:
+def run_interpreted(examples: int, which: str, marked: str = "not slow") -> None:
     here = Path(__file__).parent
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-k", which, str(here / "triton_interpreted.py")],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-k", which, "-m", marked, str(here / "triton_interpreted.py")],
         env={**os.environ, "TRITON_INTERPRET": "1", "GIST_FAST_TEST_EXAMPLES": str(examples), "OMP_NUM_THREADS": "1"},
         cwd=here.parent,
         capture_output=True,
@@ -34,10 +34,16 @@ def run_interpreted(examples: int, which: str) -> None:
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
 
 
-@pytest.mark.parametrize("which", ["chunks or width or operators", "not (chunks or width or operators)"])
+@pytest.mark.longest
+@pytest.mark.parametrize("which", ["chunks or width or dims or all", "not (chunks or width or dims or all)"])
 def test_kernels_in_the_interpreter_agree_with_float64(which: str) -> None:
     """In two halves, which two workers share."""
-    run_interpreted(12, which)
+    run_interpreted(6, which)
+
+
+@pytest.mark.slow
+def test_kernels_in_the_interpreter_agree_with_float64_in_more_cases() -> None:
+    run_interpreted(6, "test", "slow")
 
 
 @pytest.mark.slow

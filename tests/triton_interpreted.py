@@ -542,6 +542,11 @@ PROFILE = settings(
 )
 
 
+SLOW = pytest.mark.slow
+"""The interpreter's own kind of it: seconds. `make test-slow` runs them."""
+GUIDES = ["own", pytest.param("self", marks=SLOW), pytest.param("none", marks=SLOW)]
+
+
 @PROFILE
 @given(problems())
 def test_everything_agrees_with_float64(problem: Problem) -> None:
@@ -555,7 +560,7 @@ def test_every_variant_agrees_with_float64(problem: Problem) -> None:
     check(problem)
 
 
-WIDTHS = [(1, 1), (3, 257), (129, 15), (255, 8), (513, 64), (8191, 3), (5, 8192)]
+WIDTHS = [(1, 1), (3, 257), (129, 15), (255, 8), (513, 64), (8191, 3), pytest.param(5, 8192, marks=SLOW)]
 
 
 @pytest.mark.parametrize(("width", "guide_width"), WIDTHS)
@@ -566,14 +571,14 @@ def test_every_width(width: int, guide_width: int) -> None:
     check(problem)
 
 
-@pytest.mark.parametrize("guide", ["own", "self", "none"])
+@pytest.mark.parametrize("guide", GUIDES)
 def test_many_tiles_and_chunks(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Chunks of two tiles: several batches, of which some lie on the diagonal and some end in ragged tiles.
     monkeypatch.setattr(layout, "CHUNK_TILES", 2)
     check(Problem(rows=307, extra=252, offset=123, negatives=(200,), guide=guide))
 
 
-@pytest.mark.parametrize("guide", ["own", "self", "none"])
+@pytest.mark.parametrize("guide", GUIDES)
 def test_variants_in_many_tiles_and_chunks(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "CHUNK_TILES", 1)
     problem = Problem(
@@ -585,10 +590,10 @@ def test_variants_in_many_tiles_and_chunks(guide: str, monkeypatch: pytest.Monke
         check(replace(problem, hard=True, hardness_mode="all_negatives", widths=()))
 
 
-@pytest.mark.parametrize(("columns", "guide"), [(64, "own"), (64, "self"), (64, "none")])
-def test_a_tile_may_be_shared_by_programs(columns: int, guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("guide", GUIDES)
+def test_a_tile_may_be_shared_by_programs(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "CHUNK_TILES", 2)
-    check(Problem(rows=140, extra=130, offset=71, guide=guide), columns=columns)
+    check(Problem(rows=140, extra=130, offset=71, guide=guide), columns=64)
 
 
 @pytest.mark.parametrize(("columns", "guide"), [(128, "own"), (64, "self")])
@@ -596,7 +601,7 @@ def test_operands_may_be_loaded_by_tensor_descriptors(columns: int, guide: str) 
     check(Problem(rows=140, extra=130, offset=71, guide=guide), columns=columns, descriptors=True)
 
 
-@pytest.mark.parametrize("guide_dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("guide_dtype", [pytest.param(torch.float32, marks=SLOW), torch.float16])
 def test_a_guide_multiplied_out_chunk_by_chunk_decides_as_one_held_whole(
     guide_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -630,7 +635,7 @@ def test_a_guide_row_that_is_not_finite_is_seen(operand: int, held: int, monkeyp
     assert kept.loss.isnan().all() and all(x.isnan().all() for x in gradients)
 
 
-@pytest.mark.parametrize("rows", [1, 127, 128, 129])
+@pytest.mark.parametrize("rows", [1, 127, pytest.param(128, marks=SLOW), 129])
 def test_edges_of_a_tile(rows: int) -> None:
     check(Problem(rows=rows, extra=1, offset=1, negatives=(1, rows)))
 
