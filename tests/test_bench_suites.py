@@ -44,6 +44,7 @@ def smallest(chosen: str, tmp_path: Path) -> tuple[list[dict], str]:
     return json.loads(out.read_text())["benchmarks"], done.stdout
 
 
+@pytest.mark.slow
 def test_the_smallest_cases_run(tmp_path):
     chosen = "(loss and (gist_fast-B33 or plain-B33) and both) or (engine-gist_fast-12) or start"
     found, shown = smallest(chosen, tmp_path)

@@ -16,6 +16,7 @@ from gist_fast.report.page import Section, Table, make_page, write_page
 from gist_fast.report.training import FinishedTraining, training_page
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(browser.chromium() is None, reason="no chromium (Debian: apt-get install chromium)"),
 ]
 

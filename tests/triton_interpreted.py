@@ -801,6 +801,7 @@ def test_bfloat16_is_refused_by_name_and_auto_stays_tiled() -> None:
     assert choose_backend("auto", "cpu", torch.float32) == "tiled"
 
 
+@SLOW
 @pytest.mark.filterwarnings("ignore")
 def test_the_operators_are_what_torch_compile_takes_them_for() -> None:
     check_operators("triton")
