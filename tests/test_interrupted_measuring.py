@@ -43,6 +43,7 @@ def held(folder) -> list[str]:
         (("--suite", "start"), "start ...", 2.0, 0.0),
     ],
 )
+@pytest.mark.slow
 def test_bench_leaves_nothing(tmp_path, arguments, when, after, computing):
     found = interrupt(("bench", "--report", "page.html", *arguments), tmp_path, when, after, computing=computing)
     assert found.code == 130, found.err
@@ -60,6 +61,7 @@ def scratch(monkeypatch):
         yield Path(folder)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_it_alike(tmp_path, scratch):
     found = interrupt(("bench", "--suite", "engine"), tmp_path, "engine 16 ...", 0.3, number=signal.SIGTERM)
     assert found.code == 143, found.err
@@ -72,6 +74,7 @@ def test_sigterm_ends_it_alike(tmp_path, scratch):
     ("number", "workers", "code"),
     [(signal.SIGINT, "0", 130), (signal.SIGINT, "2", 130), (signal.SIGTERM, "2", 143), (signal.SIGTERM, "0", 143)],
 )
+@pytest.mark.slow
 def test_profile_leaves_nothing(tmp_path, scratch, config, number, workers, code):
     before = held(tmp_path)
     arguments = ("profile", config.name, "--steps", "400", "--dataloader_num_workers", workers)

@@ -103,6 +103,7 @@ def test_the_wheel_carries_all_packages_and_the_mark_of_typed_ones(site: Path) -
         assert {path.relative_to(folder) for path in folder.rglob("*.py")} <= there
 
 
+@pytest.mark.slow
 def test_mypy_finds_the_wrong_lines_of_a_users_script(site: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "mypy.ini").write_text(SETTINGS)
