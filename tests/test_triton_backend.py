@@ -38,7 +38,7 @@ def run_interpreted(examples: int, which: str, marked: str = "not slow") -> None
 @pytest.mark.parametrize("which", ["chunks or width or dims or all", "not (chunks or width or dims or all)"])
 def test_kernels_in_the_interpreter_agree_with_float64(which: str) -> None:
     """In two halves, which two workers share."""
-    run_interpreted(5, which)
+    run_interpreted(3, which)
 
 
 @pytest.mark.slow
