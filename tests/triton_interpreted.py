@@ -191,9 +191,7 @@ def variants(draw: st.DrawFn) -> Problem:
     if mode == "hard_negatives" and not negatives:
         negatives = (problem.offset + problem.rows,)
     below = draw(st.lists(st.integers(1, problem.width), max_size=2, unique=True))
-    # The embeddings' own width may be among them or not.
-    whole = {problem.width} if draw(st.booleans()) else set()
-    widths = tuple(sorted(whole | set(below), reverse=True)) if below else ()
+    widths = tuple(sorted({problem.width, *below}, reverse=True)) if below else ()
     return replace(
         problem,
         negatives=negatives,
