@@ -73,19 +73,19 @@ def compile_variant(card: Target, variant: Variant, *, dim: int, guide_dim: int)
     listing, registers, spills = _disassemble(card, binary)
     shared = binary.metadata.shared
     programs = _programs(card, variant.warps, registers, shared)
-    width = guide_dim if variant.constant("GUIDE") else dim
     flops, traffic, exponentials = _work(card, variant, programs, dim, guide_dim)
     element = variant.operand
     found: dict[str, int] = {}
     for name in re.findall(rf"\b({card.matrix})\b", listing):
         found[name] = found.get(name, 0) + 1
+    width = _width(variant, dim, guide_dim)
+    shared_bytes = _shared_traffic(binary, variant, width) if flops else 0
     times = {
         "matrix units": flops / _rate(card, element) * card.multiprocessors if flops and element is not None else 0.0,
         "exponentials": exponentials / (card.exponentials * card.gigahertz * 1e9),
         "memory": traffic / (card.gigabytes * 1e9) * card.multiprocessors,
+        "shared memory": shared_bytes / (card.shared_rate * card.gigahertz * 1e9),
     }
-    shared_bytes = _shared_traffic(binary, variant, width) if flops else 0
-    times["shared memory"] = shared_bytes / (card.shared_rate * card.gigahertz * 1e9)
     matrix_time, exponential_time, memory_time, shared_time = times.values()
     products = max(matrix_time, shared_time)
     # Programs that share a multiprocessor hide one's exponentials under another's products.
@@ -193,22 +193,26 @@ def _rate(card: Target, element: Element) -> float:
     return 1e12 * card.teraflops * (0.5 if element.type == "fp32" else 1)
 
 
+def _width(variant: Variant, dim: int, guide_dim: int) -> int:
+    """Of what a kernel multiplies."""
+    return guide_dim if variant.constant("GUIDE") else dim
+
+
 def _work(card: Target, variant: Variant, programs: int, dim: int, guide_dim: int) -> tuple[int, int, int]:
     """FLOPs, bytes from memory and exponentials of a program: of its tile, of its share of one, or of its rows."""
     kernel, element, sides = variant.kernel.__name__, variant.operand, variant.sides
-    rows, width = variant.constant("ROWS", TILE), guide_dim if variant.constant("GUIDE") else dim
+    rows, width = variant.constant("ROWS", TILE), _width(variant, dim, guide_dim)
     if kernel == "reduce_kernel":
         depth = variant.constant("DEPTH")
         return 0, 8 * rows * (depth + 2), rows * (depth + 1)
     if (streams := STREAMS.get(kernel.removesuffix("_kernel"))) is not None:
         of_guide = kernel == "units_kernel" and not variant.has("temperature")
         read = 0
-        for name, kind in variant.types:
+        for name, kind in variant.kinds.items():
             across = guide_dim if of_guide or name == "guide" else dim
-            single = kind == "*fp32" or kind[0] == "*fp32"
             # What is added to is read too.
             times = streams.get(name, 0) + (name == "outs" and bool(variant.constant("ADDS")))
-            read += times * across * (4 if single else 2)
+            read += times * across * (4 if kind == "*fp32" else 2)
         return 0, rows * read, 0
     together = max(1, programs) * card.multiprocessors
     columns = variant.constant("COLUMNS", TILE)

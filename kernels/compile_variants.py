@@ -54,6 +54,11 @@ class Variant:
         return name in dict(self.types)
 
     @property
+    def kinds(self) -> dict[str, str]:
+        """Triton's name of the type of every argument, by name; of a tuple that of its first, as all are of one type."""
+        return {name: kind if isinstance(kind, str) else kind[0] for name, kind in self.types}
+
+    @property
     def warps(self) -> int:
         return dict(self.options)["num_warps"]
 
@@ -121,7 +126,7 @@ class Variant:
                 yield "mixed signs"
             if self.constant("ADDS"):
                 yield "added"
-            elif dict(self.types)["outs"][0] != dict(self.types)["embeddings"][0]:
+            elif self.kinds["outs"] != self.kinds["embeddings"]:
                 yield "to be added to"
         if kernel in ("units", "gradients") and operands != OPERANDS:
             yield f"{operands} operands"
@@ -138,7 +143,7 @@ class Variant:
     @property
     def operand(self) -> Element | None:
         """What it multiplies, or reads or writes of embeddings; None where it looks at none of them."""
-        types = {name: kind if isinstance(kind, str) else kind[0] for name, kind in self.types}
+        types = self.kinds
         precision = self.constant("PRECISION", "tf32" if self.constant("TF32") else "ieee")
         for name in ("x", "embeddings", "stack", "student", "guide", "matrix"):
             if name in types:
@@ -192,7 +197,7 @@ def _variant(launch: Started) -> Variant:
     aligned: set[Place] = set()
     for parameter in launch.kernel.params:
         name, value = parameter.name, launch.arguments[parameter.name]
-        if isinstance(value, tuple) and not isinstance(value, TensorNote | DescriptorNote):
+        if type(value) is tuple:  # a note is a named one
             # Of a tuple it specialises everything, whatever is said of the argument.
             kinds = []
             for place, each in enumerate(value):

@@ -127,8 +127,8 @@ def backward_with(
     # The gradients by the widest operands are fp32 too. Where they are as wide as those by the embeddings, these take
     # their place.
     in_place = dtype == torch.float32 and gradients[0][0].shape[1] == width
-    # A kernel writes the columns of its dim alone.
-    make = torch.empty if work.dims == (width,) else torch.zeros
+    # A kernel writes the columns of its dim alone, and the first dim is the widest.
+    make = torch.empty if work.dims[0] == width else torch.zeros
     outs = gradients[0] if in_place else [make(x.shape, dtype=dtype, device=x.device) for x in student]
     for level, stack in enumerate(work.stacks):
         carry_back(
@@ -144,7 +144,7 @@ def backward_with(
             work.dims[level],
             LARGEST_WEIGHT,
             one_sign=problem.one_sign,
-            adds=work.levels > 1 and not (in_place and level == 0),
+            adds=level > 0,
         )
     by_embedding = [out.to(x.dtype) for out, x in zip(outs, student, strict=True)]
     # In the place of the norms stands what each row gives.

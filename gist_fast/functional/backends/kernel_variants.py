@@ -81,14 +81,12 @@ def recorded(
             _run(config, student, guide, loss, **options)
         for guided in [kind == "own" for kind in guides if kind != "self"] if every else []:
             _run_in_batches(config, student, guide, guided=guided)
-        if every:
-            _run(config, student, guide, LossConfig(**PLAIN), negatives=0)
     return variants_of(launches)
 
 
 def _losses(guides: Sequence[str]) -> Iterator[tuple[LossConfig, dict]]:
-    """All that changes which kernels run: guide, student thresholds, groups, hardness weighting, Matryoshka dims, and
-    margins of rows."""
+    """All that changes which kernels run: guide, student thresholds, groups, hardness weighting, Matryoshka dims,
+    margins of rows, and how many operands there are."""
     sides = (False, True)
     # Where negatives are weighted and nothing else, no other kernel runs.
     modes = (None, "in_batch_negatives", "all_negatives")
@@ -103,6 +101,7 @@ def _losses(guides: Sequence[str]) -> Iterator[tuple[LossConfig, dict]]:
             yield LossConfig(**fixed, **weighting), {**guided, "grouped": grouped, "nested": nested}
         if guide != "none":
             yield LossConfig(**fixed), {**guided, "by_row": True}
+    yield LossConfig(**PLAIN), {"negatives": 0}
 
 
 def _run(
