@@ -55,7 +55,7 @@ class Variant:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """Triton's name of the type of every argument, by name; of a tuple that of its first, as all are of one type."""
+        """Triton's name of every argument's type, by name; of a tuple that of its first, as all are of one type."""
         return {name: kind if isinstance(kind, str) else kind[0] for name, kind in self.types}
 
     @property
