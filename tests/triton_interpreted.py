@@ -65,7 +65,6 @@ def _look_for_overflow(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     monkeypatch.setattr(interpreter_builder, "options", replace(interpreter_builder.options, sanitize_overflow=wanted))
 
 
-NONE = torch.zeros(())
 BAND = 2e-6
 """Cosine: a dozen roundings of float32, the type of all sums, at 1.0."""
 
@@ -349,7 +348,7 @@ def closely(
     what: str,
     little: float,
     largest: float = 1e-6,
-    rounding: Tensor = NONE,
+    rounding: Tensor | float = 0.0,
 ) -> None:
     """The kernel's error is at most the plain computation's plus `little` of the largest value, or of what it is the
     difference of, plus what `rounding` allows each row."""
@@ -362,7 +361,7 @@ def closely(
         finite, exact.abs(), zero
     ).max().clamp_min(largest)
     beyond = error - (allowed + rounding)
-    if (beyond > 0).any():
+    if beyond.max() > 0:
         worst = np.unravel_index(int(beyond.argmax()), beyond.shape)
         pytest.fail(f"{what}: {found[worst]} instead of {exact[worst]} at {worst}, {beyond[worst]} more than allowed")
 
@@ -379,43 +378,28 @@ def boosted(logits: Tensor, block: Block, operands: Operands) -> Tensor:
     return logits * factor
 
 
-def plain_softmax(
+def plain_logits(
     operands: Operands, blocks: list[Block], hidden: list[Tensor], level: int, dtype: torch.dtype
-) -> Tensor:
-    """All unmasked logits, ``[rows, all columns]``, -inf where hidden, computed in `dtype`."""
+) -> list[Tensor]:
+    """Each block's, ``[rows, columns]``, -inf where hidden, computed in `dtype`."""
     student = tuple(u.to(dtype) for u in operands.matryoshka[level].operands)
-    logits = [
+    return [
         boosted(
             student[b.row_operand][b.row_start : b.row_start + b.rows] @ student[b.column_operand].T, b, operands
         ).masked_fill(h, -math.inf)
         for b, h in zip(blocks, hidden, strict=True)
     ]
-    return torch.cat(logits, dim=1)
 
 
-def plain_dlogits(
-    operands: Operands,
-    blocks: list[Block],
-    hidden: list[Tensor],
-    level: int,
-    lse2: Tensor,
-    weights: Tensor,
-    dtype: torch.dtype,
-) -> list[Tensor]:
-    """Derivatives by each block's logits, computed in `dtype`."""
-    student = tuple(u.to(dtype) for u in operands.matryoshka[level].operands)
-    scale = torch.float64 if dtype == torch.float64 else torch.float32
-    found = []
-    for block, mask in zip(blocks, hidden, strict=True):
-        x, y = student[block.row_operand][block.row_start :][: block.rows], student[block.column_operand]
-        logits = boosted(x @ y.T, block, operands).masked_fill(mask, -math.inf)
-        found.append((torch.exp2(logits.to(scale) - lse2.to(scale)[:, None]) * weights.to(scale)[:, None]).to(dtype))
-    return found
+def plain_dlogits(logits: list[Tensor], lse2: Tensor, weights: Tensor) -> list[Tensor]:
+    """Derivatives by each block's logits, in their type; of a half type computed in float32."""
+    scale = torch.promote_types(logits[0].dtype, torch.float32)
+    lse2, weights = lse2.to(scale)[:, None], weights.to(scale)[:, None]
+    return [(torch.exp2(block.to(scale) - lse2) * weights).to(block.dtype) for block in logits]
 
 
-def plain_gradients(operands: Operands, blocks: list[Block], level: int, dlogits: list[Tensor]) -> list[Tensor]:
-    """By the operands."""
-    student = tuple(u.to(dlogits[0].dtype) for u in operands.matryoshka[level].operands)
+def plain_gradients(student: list[Tensor], blocks: list[Block], dlogits: list[Tensor]) -> list[Tensor]:
+    """By the operands, in their type."""
     gradients = [torch.zeros_like(u) for u in student]
     for block, w in zip(blocks, dlogits, strict=True):
         rows = slice(block.row_start, block.row_start + block.rows)
@@ -430,18 +414,15 @@ def projection_rounding(
     """How far each row's gradient, ``scale / |x| * (du - v (v . du))``, may be off, ``[N_k, 1]`` each, because `v` and
     its two products are rounded: by 4 eps of the sum of the absolute terms of `du`, times ``scale / |x|``. That much
     may be left where nothing should be, as of a single column."""
-    squared = operand_norm(call.temperature).item() ** 2
-    found = [torch.zeros(len(x), dtype=torch.float64) for x in call.student]
+    band = 4 * torch.finfo(torch.float32).eps * operand_norm(call.temperature).item() ** 2
+    ones = [torch.ones(len(x), 1, dtype=torch.float64) for x in call.student]
+    found = [torch.zeros_like(one) for one in ones]
     for level, width in enumerate(call.dims or (call.student[0].shape[1],)):
-        sums = [torch.zeros(len(x), dtype=torch.float64) for x in call.student]
-        for block, w in zip(blocks, dlogits[level], strict=True):
-            sums[block.row_operand][block.row_start :][: block.rows] += w.abs().sum(1)
-            sums[block.column_operand] += w.abs().sum(0)
-        for operand, first in ((0, 0), (1, call.offset)):
-            sums[operand][first : first + len(call.student[0])] += positive_dlogits[level].abs()
-        for total, terms, x in zip(found, sums, call.student, strict=True):
-            total += terms * squared / x[:, :width].double().norm(dim=1)
-    return [4 * torch.finfo(torch.float32).eps * total[:, None] for total in found]
+        terms = plain_gradients(ones, blocks, [w.abs() for w in dlogits[level]])
+        add_positives(terms, ones, positive_dlogits[level].abs(), call.offset)
+        for total, sums, x in zip(found, terms, call.student, strict=True):
+            total += band * sums / x[:, :width].double().norm(dim=1, keepdim=True)
+    return found
 
 
 def by_embedding(
@@ -533,9 +514,13 @@ def check(problem: Problem, columns: int = TILE, descriptors: bool = False) -> N
         upstream = -upstream.abs()
     to_cosine = math.log(2) * problem.temperature
     negatives = []
+    logits_in = {
+        dtype: [plain_logits(operands, blocks, hidden, k, dtype) for k in range(levels)]
+        for dtype in (torch.float64, problem.dtype)
+    }
     for level, student in enumerate(operands.matryoshka):
-        logits = plain_softmax(operands, blocks, hidden, level, torch.float64)
-        plain = plain_softmax(operands, blocks, hidden, level, problem.dtype).float()
+        logits = torch.cat(logits_in[torch.float64][level], dim=1)
+        plain = torch.cat(logits_in[problem.dtype][level], dim=1).float()
         exact_lse = torch.logsumexp(logits * math.log(2), 1) / math.log(2)
         plain_lse = torch.logsumexp(plain * math.log(2), 1) / math.log(2)
         closely(kept.lse2[level], exact_lse, plain_lse, f"lse2 {level}", 2e-6)
@@ -560,26 +545,32 @@ def check(problem: Problem, columns: int = TILE, descriptors: bool = False) -> N
     own = torch.stack([student.positives.double() for student in operands.matryoshka])
     lse2 = torch.stack(negatives)
     total, positive_dlogits = torch.logaddexp2(lse2, own), -weights * torch.sigmoid(math.log(2) * (lse2 - own))
-    by_logits = {
-        dtype: [plain_dlogits(operands, blocks, hidden, k, total[k], weights[k], dtype) for k in range(levels)]
-        for dtype in (torch.float64, problem.dtype)
+    dlogits_in = {
+        dtype: [plain_dlogits(*each) for each in zip(logits, total, weights, strict=True)]
+        for dtype, logits in logits_in.items()
     }
     exact, same_type = (
         by_embedding(
             call,
             operands,
-            [plain_gradients(operands, blocks, k, by_logits[dtype][k]) for k in range(levels)],
+            [
+                plain_gradients([u.to(dtype) for u in student.operands], blocks, of_level)
+                for student, of_level in zip(operands.matryoshka, dlogits, strict=True)
+            ],
             positive_dlogits,
-            torch.float64 if dtype == torch.float64 else torch.float32,
+            torch.promote_types(dtype, torch.float32),
         )
-        for dtype in (torch.float64, problem.dtype)
+        for dtype, dlogits in dlogits_in.items()
     )
-    roundings = [*projection_rounding(call, blocks, by_logits[torch.float64], positive_dlogits), NONE]
+    allowances: list[dict] = [
+        {"rounding": rounding}
+        for rounding in projection_rounding(call, blocks, dlogits_in[torch.float64], positive_dlogits)
+    ]
     # In the sum of what rows give to the temperature most may cancel.
     heaviest = float(weights.abs().max()) * operand_norm(call.temperature).item() ** 2
-    largest = [1e-6] * len(call.student) + [0.2 * problem.rows**0.5 * heaviest / problem.temperature]
+    allowances.append({"largest": 0.2 * problem.rows**0.5 * heaviest / problem.temperature})
     for k, (ours, truth, theirs) in enumerate(zip(found, exact, same_type, strict=True)):
-        closely(ours, truth, theirs.to(ours.dtype), f"gradient {k}", little, largest[k], roundings[k])
+        closely(ours, truth, theirs.to(ours.dtype), f"gradient {k}", little, **allowances[k])
 
     if operands.masks:
         empty = kernel_passes.forward_with(config, call, False)
