@@ -48,6 +48,8 @@ class Rectangle:
     """Whether hardness weighting scales the logits of own negatives."""
     scales_others: bool = False
     """Whether it scales all others."""
+    guided: bool = True
+    """Whether a guide may mask pairs; of a symmetric one it may."""
 
     @property
     def scaled(self) -> bool:
@@ -148,6 +150,8 @@ class ChunkSet(NamedTuple):
     symmetric: bool
     scaled: bool
     """Whether hardness weighting scales logits of any of them."""
+    guided: bool
+    """Whether a guide may mask pairs of theirs."""
 
     @property
     def tiles(self) -> int:
@@ -156,7 +160,8 @@ class ChunkSet(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Chunks whose results are in memory at one time: a set for each kind there is, plain and symmetric."""
+    """Chunks whose results are in memory at one time: a set for each kind there is, plain (those that a guide may mask,
+    and others) and symmetric."""
 
     sets: tuple[ChunkSet, ...]
     partials: int
@@ -234,8 +239,8 @@ def _batch(group: Sequence[Chunk], shares: tuple[int, int], own_masks: bool, alo
     if own_masks:
         places = _places(chunk.mask_tiles for chunk in group)
         group = [chunk.at(place) for chunk, place in zip(group, places, strict=True)]
-    for symmetric in (False, True):
-        chunks = tuple(chunk for chunk in group if chunk.symmetric == symmetric)
+    for symmetric, guided in ((False, True), (False, False), (True, True)):
+        chunks = tuple(c for c in group if (c.symmetric, c.rectangle.guided) == (symmetric, guided))
         if not chunks:
             continue
         start, first = len(numbers), 0
@@ -252,7 +257,7 @@ def _batch(group: Sequence[Chunk], shares: tuple[int, int], own_masks: bool, alo
             numbers += _fields(chunk, first, by_rows, by_columns, alone)
             first += chunk.tiles
         scaled = any(chunk.rectangle.scaled for chunk in chunks)
-        sets.append(ChunkSet(chunks, start, symmetric, scaled))
+        sets.append(ChunkSet(chunks, start, symmetric, scaled, guided))
         dlogits_tiles = max(dlogits_tiles, first)
     start = len(numbers)
     for row in partials:

@@ -101,6 +101,8 @@ class Variant:
                 yield "student thresholds"
             if initial:
                 yield "initial mask"
+        if kernel == "groups" and (count := sum(map(self.has, ("groups", "others")))) != 1:
+            yield "two a row" if count else "none"
         if kernel == "forward":
             decides = self.has("guide_thresholds"), self.has("student_thresholds")
             yield from (name for name, on in zip(("self-guided", "student thresholds"), decides, strict=True) if on)

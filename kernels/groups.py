@@ -1,10 +1,12 @@
-"""Pairs of one group never count: the initial mask of a batch, before any product.
+"""The initial mask of a batch, before any product: what never counts, and pairs of one group.
 
 A kernel by itself. Beside a product, the comparison of two numbers for each pair takes registers that no configuration
 has left on all cards; here it costs the mask's way to memory and back, 2 KiB a tile and side.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import triton
 import triton.language as tl
@@ -16,9 +18,24 @@ from torch import Tensor
 WARPS = 4
 
 
+@triton.jit
+def of_one_group(groups, packed, at, anchors, offset, count):
+    """The packed mask, with the pairs of one group; operands behind the `count` that have groups are in none."""
+    lane = tl.arange(0, tile.TILE)
+    first_row, first_column = tl.load(at.chunk + tile.X), tl.load(at.chunk + tile.Y)
+    if first_column < anchors + count:
+        row = first_row + at.row * tile.TILE + lane + tl.where(first_row < anchors, offset, -anchors)
+        column = first_column + at.first + lane + tl.where(first_column < anchors, offset, -anchors)
+        row_group = tl.load(groups + row, mask=lane < at.rows, other=0)
+        column_group = tl.load(groups + column, mask=lane < at.columns, other=0)
+        packed = packed | tile.pack(row_group[:, None] == column_group[None, :])
+    return packed
+
+
 @triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def groups_kernel(
-    groups,  # [M], int64: of the positives
+    groups,  # [G], int64: of the positives, and perhaps of the negatives behind them; None without
+    others,  # [H], likewise: the second group of each
     mask_bits,  # written
     masked,  # [blocks], or None where another kernel counts
     table,
@@ -26,28 +43,20 @@ def groups_kernel(
     chunks,
     anchors,  # B, the stack's rows before the first positive
     offset,  # anchor i is in the group of positive offset + i
-    positive_count,  # M
+    group_count,  # G
+    other_count,  # H
     SYMMETRIC: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = tile.TILE
     at = tile.locate(table, start, chunks, 1, TILE)
     if SYMMETRIC and tile.is_idle(at):
         return
-    lane = tl.arange(0, TILE)
-    rows = tl.load(at.chunk + tile.X) + at.row * TILE + lane
-    columns = tl.load(at.chunk + tile.Y) + at.first + lane
     never = decide.never_counts(at, TILE)
     packed = never
-    first_row, first_column = tl.load(at.chunk + tile.X), tl.load(at.chunk + tile.Y)
-    # A column of negatives is in no group.
-    if first_column < anchors + positive_count:
-        row_group = tl.load(
-            groups + rows + tl.where(first_row < anchors, offset, -anchors), mask=lane < at.rows, other=0
-        )
-        column_group = tl.load(
-            groups + columns + tl.where(first_column < anchors, offset, -anchors), mask=lane < at.columns, other=0
-        )
-        packed = never | tile.pack(row_group[:, None] == column_group[None, :])
+    if groups is not None:
+        packed = of_one_group(groups, packed, at, anchors, offset, group_count)
+    if others is not None:
+        packed = of_one_group(others, packed, at, anchors, offset, other_count)
     # Both sides see the same groups.
     tile.store_masks(mask_bits, packed, packed, at, SYMMETRIC, TILE)
     if masked is not None:
@@ -55,21 +64,30 @@ def groups_kernel(
 
 
 def mask_groups(
-    chunks: ChunkSet, table: Tensor, groups: Tensor, offset: int, anchors: int, mask_bits: Tensor, masked: Tensor | None
+    chunks: ChunkSet,
+    table: Tensor,
+    groups: Sequence[Tensor],
+    offset: int,
+    anchors: int,
+    mask_bits: Tensor,
+    masked: Tensor | None,
 ) -> None:
     """Write what never counts in some chunks, pairs of one group among it.
 
     Args:
         table: where the chunks' set has its rows, on the device.
-        groups: ``[M]``, int64, of the positives.
+        groups: two at most, of which one that two rows have in common is enough: ``[M]``, int64, of the positives, or
+            of the positives and all negatives behind them.
         offset: anchor i is in the group of positive ``offset + i``.
         anchors: how many there are.
         masked: ``[blocks]``, int64: pairs masked are added; None to leave them.
     """
+    first, second = (*groups, None, None)[:2]
     start(
         groups_kernel,
         (chunks.tiles,),
-        groups=groups,
+        groups=first,
+        others=second,
         mask_bits=mask_bits,
         masked=masked,
         table=table,
@@ -77,7 +95,8 @@ def mask_groups(
         chunks=len(chunks.chunks),
         anchors=anchors,
         offset=offset,
-        positive_count=len(groups),
+        group_count=0 if first is None else len(first),
+        other_count=0 if second is None else len(second),
         SYMMETRIC=chunks.symmetric,
         **options_of(WARPS),
     )

@@ -16,7 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 NOT_SPECIALISED = [
     "start", "chunks", "entries", "count", "first", "partner", "pairs", "anchors", "offset",
-    "positive_count", "relative",
+    "group_count", "other_count", "relative",
 ]  # fmt: skip
 """Numbers of the kernels that say how much there is of something. None is a multiple of anything that a kernel could
 make use of, and a kernel for each that happens to be would be compiled in the middle of a run."""
@@ -24,6 +24,7 @@ ALIGNED_OR_NOT = [
     "guide_thresholds", "student_thresholds", "thresholds", "lse2", "weights", "masked", "easy", "maximum",
     "total", "table", "positives", "positive_dlogits", "loss", "positive_similarity", "hardest_similarity",
     "norms", "temperature", "margins", "is_bad", "upstream", "least", "largest", "groups",
+    "others",
 ]  # fmt: skip
 """Pointers of which some launches get a row or a slice of a tensor, so that 16 bytes may or may not divide them. A
 program reads or writes but a few numbers there, and a kernel for each case would be compiled in the middle of a run."""

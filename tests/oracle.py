@@ -7,6 +7,7 @@ matrix, minus infinity, and ``cross_entropy`` over the concatenated blocks. It s
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -142,6 +143,146 @@ def oracle_logits(problem: Problem) -> tuple[Tensor, Tensor, dict[str, tuple[int
     for k, n in enumerate(q.negatives):
         add(f"an_{k + 1}", q.anchors, n, ga, None if ga is None else q.guide_negatives[k])
     return torch.cat(scores, dim=1), own, counts
+
+
+def cosine(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cosine_similarity(x[:, None], y[None, :], dim=-1)
+
+
+def loss_by_settings(
+    problem: Problem,
+    *,
+    self_guided: bool = False,
+    mask_ties: bool = False,
+    groups: list[Tensor] | None = None,
+    negative_groups: list[Tensor] | None = None,
+    mask_negatives: bool = True,
+    negatives_scope: list[str] | str = "all",
+    negative_rows: list[Tensor | None] | None = None,
+    hard: bool = False,
+    hardness_mode: str | None = None,
+    hardness_strength: float = 0.0,
+    triplet_margin: float | None = None,
+    matryoshka_dims: list[int] | None = None,
+    matryoshka_weights: list[float] | None = None,
+    statistics: dict[str, Any] | None = None,
+) -> Tensor:
+    """Loss ``[B]`` with any of the loss's settings, by whole matrices, minus infinity and ``cross_entropy``.
+
+    Args:
+        statistics: filled with how many pairs of each block are masked, and how many are easy, and the mean of the
+            hardest similarities, with what hardness weighting adds.
+    """
+    q = problem
+    rows = torch.arange(len(q.anchors))
+    own = q.offset + rows
+    dims = matryoshka_dims or [q.anchors.shape[1]]
+    weights = matryoshka_weights or [1.0] * len(dims)
+    widest = max(dims)
+    student = [q.anchors, q.positives, *q.negatives]
+    scopes = [negatives_scope] * len(q.negatives) if isinstance(negatives_scope, str) else negatives_scope
+    mine = {}  # of a column of own negatives, whose each is
+    for k, scope in enumerate(scopes):
+        if scope == "own":
+            theirs = rows if negative_rows is None or negative_rows[k] is None else negative_rows[k]
+            mine[k + 2] = rows[:, None] == theirs
+    guide = [q.guide_anchors, q.guide_positives, *(q.guide_negatives or ())]
+    if self_guided:
+        guide = [x.detach()[:, :widest] for x in student]
+    cut = None
+    if guide[0] is not None:
+        threshold = torch.cosine_similarity(guide[0], guide[1][own], dim=-1)
+        margin = torch.as_tensor(q.margin, dtype=threshold.dtype)
+        cut = threshold - (margin if q.margin_strategy == "absolute" else margin * threshold.abs())
+    names = [("ap", 0, 1), *([("aa", 0, 0)] if q.contrast_anchors else [])]
+    names += [("pp", 1, 1)] if q.contrast_positives else []
+    names += [(f"an_{k - 1}", 0, k) for k in range(2, len(student))]
+
+    def rows_of(x: Tensor, index: int) -> Tensor:
+        return x[own] if index == 1 else x
+
+    hidden = {}
+    for name, r, c in names:
+        mask = torch.zeros(len(rows), len(student[c]), dtype=torch.bool)
+        if cut is not None and (c < 2 or mask_negatives):
+            score = cosine(rows_of(guide[r], r), guide[c])
+            mask |= score > cut[:, None] - (1e-12 if mask_ties else -1e-12)
+        for each in groups or ():
+            if c < 2:
+                mask |= each[own][:, None] == (each if c == 1 else each[own])
+        if negative_groups is not None and c >= 2:
+            mask |= groups[-1][own][:, None] == negative_groups[c - 2]
+        if c in mine:
+            mask &= mine[c]
+        if c < 2:
+            mask[rows, own if c == 1 else rows] = False
+        hidden[name] = mask
+    guided = {name: mask.clone() for name, mask in hidden.items()}
+    easy = {name: torch.zeros_like(mask) for name, mask in hidden.items()}
+    if hard:
+        full = [x.detach()[:, :widest] for x in student]
+        floor = torch.cosine_similarity(full[0], full[1][own], dim=-1)
+        for name, r, c in names:
+            easy[name] = (cosine(rows_of(full[r], r), full[c]) < floor[:, None] - 1e-12) & ~hidden[name]
+            easy[name] &= mine.get(c, torch.tensor(True))
+            hidden[name] |= easy[name]
+    total = torch.zeros(len(rows), dtype=q.anchors.dtype)
+    for width, weight in zip(dims, weights, strict=True):
+        x = [e[:, :width] for e in student]
+        logits, positives, negatives = [], [], []
+        for name, r, c in names:
+            score = cosine(rows_of(x[r], r), x[c])
+            penalty = torch.zeros_like(score)
+            place = torch.zeros_like(score, dtype=torch.bool)
+            if c in mine:
+                place = mine[c]
+            elif c != 0:
+                place[rows, own] = True
+            if hardness_mode in ("in_batch_negatives", "all_negatives") and r == 0 and c == 1:
+                penalty[~place] = 1
+            if r == 0 and c >= 2:
+                if hardness_mode in ("in_batch_negatives", "all_negatives"):
+                    penalty[~place] = 1
+                if hardness_mode in ("hard_negatives", "all_negatives"):
+                    penalty[place] = 1
+            logit = score / q.temperature + hardness_strength * penalty * score.detach()
+            drop = hidden[name].clone()
+            if name == "ap":
+                drop[rows, own] = False
+            elif c < 2:
+                drop[rows, own if c == 1 else rows] = True
+            if c in mine:
+                drop |= ~mine[c]
+            logits.append(logit.masked_fill(drop, -torch.inf))
+            if r == 0:
+                near = guided[name].clone()
+                far = ~near
+                if c in mine:
+                    far &= mine[c]
+                if c < 2:
+                    far[rows, own if c == 1 else rows] = False
+                if c == 1:
+                    near[rows, own] = True
+                positives.append((score, near))
+                negatives.append((score, far))
+        if statistics is not None and width == widest:
+            negatives_alone = torch.cat([x.detach() for x in logits], dim=1)
+            negatives_alone[rows, own] = -torch.inf
+            hardest = negatives_alone.amax(1) * torch.as_tensor(q.temperature).detach()
+            statistics["hardest"] = hardest[hardest > -torch.inf].mean()
+            statistics |= {f"masked_{name}": int(mask.sum()) for name, mask in guided.items()}
+            statistics |= {f"easy_{name}": int(mask.sum()) for name, mask in easy.items() if hard}
+        loss = torch.nn.functional.cross_entropy(torch.cat(logits, dim=1), own, reduction="none")
+        if triplet_margin is not None:
+
+            def mean(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+                count = sum(mask.sum(1) for _, mask in pairs)
+                return sum((score * mask).sum(1) for score, mask in pairs) / count.clamp_min(1), count
+
+            (near, _), (far, count) = mean(positives), mean(negatives)
+            loss = loss + torch.where(count > 0, torch.relu(far - near + triplet_margin), 0.0)
+        total = total + weight * loss
+    return total
 
 
 def values_and_gradients(loss: Tensor, problem: Problem) -> list[Tensor]:

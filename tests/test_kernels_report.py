@@ -217,8 +217,8 @@ def test_what_is_compiled_is_what_triton_s_own_launcher_would_compile(
     loss = LossConfig(hardness_mode="in_batch_negatives", hardness_strength=1.0, contrast_positives=False)
     for grouped in (False, True):
         plain = LossConfig(contrast_positives=False, hard=grouped)
-        kernel_variants._run(config, torch.bfloat16, torch.bfloat16, plain, grouped=grouped, by_row=True)
-        kernel_variants._run(config, *types, loss, grouped=grouped, nested=True)
+        kernel_variants._run(config, torch.bfloat16, torch.bfloat16, plain, groups=int(grouped), by_row=True)
+        kernel_variants._run(config, *types, loss, groups=2 * grouped, nested=True)
     kernel_variants._run(config, *types, LossConfig(self_guided=True, margin_strategy="relative"), guided=False)
     kernel_variants._run_in_batches(config, *types, guided=True)
     assert seen == {

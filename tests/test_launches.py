@@ -40,7 +40,7 @@ def problem(rows: int, negatives: int, device: str = "meta", **settings: Any) ->
         return tuple(torch.empty(rows, width, dtype=torch.bfloat16, device=device) for _ in range(2 + negatives))
 
     temperature = torch.empty((), device=device)
-    return Problem(embeddings(384), embeddings(1024), temperature, None, None, (), 0, True, LossConfig(**settings))
+    return Problem(embeddings(384), embeddings(1024), temperature, None, (), (), 0, True, LossConfig(**settings))
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_an_attribute_of_a_loss_is_its_setting(student, guide):
         _ = loss.no_such_setting
     loss.learn_temperature = False
     for name, value, match in [
-        ("guided", False, "margin: expected 0.0 without a guide"),
+        ("guided", False, "margin_strategy: expected 'absolute' without a guide"),
         ("matryoshka_dims", [4096], "matryoshka_dims: expected at most"),
         ("learn_temperature", True, "learn_temperature: expected False, with which the loss was made, got True"),
         ("guide_cache", True, "guide_cache: expected False"),

@@ -74,7 +74,7 @@ def add_product_apart(total: Tensor, a: Tensor, b: Tensor, *, fresh: bool = Fals
 def no_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # They are tensors of a CPU, since a torch without CUDA cannot cut up those of a GPU. What a CPU would do besides:
     # look for numbers that are not finite, and multiply half types in float32.
-    monkeypatch.setattr(operands, "_check_finite", lambda *_: None)
+    monkeypatch.setattr(operands, "_refuse_not_finite", lambda *_: None)
     for module in (dlogits, unpack):
         monkeypatch.setattr(module, "add_product", add_product_apart)
     # Tables of chunks are kept from call to call, and those that are made here hold nothing.
@@ -99,10 +99,10 @@ def peaks(
     student = [torch.empty(batch, width, dtype=torch.bfloat16) for _ in range(2 + negatives)]
     guide = [torch.empty(batch, guide_width, dtype=torch.bfloat16) for _ in range(2 + negatives)]
     temperature = torch.empty(())
-    groups = torch.empty(batch, dtype=torch.int64) if grouped else None
+    groups = [torch.empty(batch, dtype=torch.int64)] if grouped else []
     others = (None, groups, widths, keep_mask_bits, False, True, 0, *config.to_arguments())
     with Peak() as peak:
-        peak.ignore([*student, *guide, temperature, *([groups] if grouped else [])])
+        peak.ignore([*student, *guide, temperature, *groups])
         loss, lse2, *statistics, bits = operator.forward_rows("triton", student, guide, temperature, *others)
         forward = peak.most
         # `_setup_context` lets the guide go. Here it stays, an input that does not count: storages made

@@ -22,16 +22,17 @@ def embeddings(guided: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 def check_operators(backend: str) -> None:
     """`torch.library.opcheck` on both operators, with and without a guide, bits kept or not."""
-    for guided, self_guided, keep_mask_bits, one_sign in (
-        (True, False, True, False),
-        (True, False, False, True),
-        (False, True, True, True),
-        (False,) * 4,
+    two = [torch.arange(12) // 2, torch.arange(16) // 3]
+    for guided, self_guided, keep_mask_bits, one_sign, groups in (
+        (True, False, True, False, []),
+        (True, False, False, True, two),
+        (False, True, True, True, two[:1]),
+        (False, False, False, False, []),
     ):
         student, guide = embeddings(guided)
         temperature = torch.tensor(0.1, requires_grad=True)
         config = LossConfig(margin=0.1, self_guided=self_guided)
-        static = (None, None, [], keep_mask_bits, False, one_sign, 2, *config.to_arguments())
+        static = (None, groups, [], keep_mask_bits, False, one_sign, 2, *config.to_arguments())
         arguments = (backend, student, guide, temperature, *static)
         torch.library.opcheck(torch.ops.gist_fast.guided_forward.default, arguments)
         _, lse2, *_, bits = torch.ops.gist_fast.guided_forward(*arguments)
@@ -121,7 +122,7 @@ def test_a_statistic_alone_has_a_gradient_of_zeros() -> None:
         [],
         torch.tensor(0.1),
         None,
-        None,
+        [],
         [],
         True,
         False,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Problem, assert_close, make_problem, values_and_gradients
+from oracle import Problem, assert_close, cosine, loss_by_settings, make_problem, values_and_gradients
 from torch import Tensor
 
 from gist_fast import guided_contrastive_loss
@@ -27,107 +27,22 @@ def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiled, "TILE", 16)
 
 
-def cosine(x: Tensor, y: Tensor) -> Tensor:
-    return torch.cosine_similarity(x[:, None], y[None, :], dim=-1)
-
-
-def oracle(
-    problem: Problem,
-    *,
-    self_guided: bool = False,
-    mask_ties: bool = False,
-    groups: Tensor | None = None,
-    hard: bool = False,
-    hardness_mode: str | None = None,
-    hardness_strength: float = 0.0,
-    triplet_margin: float | None = None,
-    matryoshka_dims: list[int] | None = None,
-    matryoshka_weights: list[float] | None = None,
-) -> Tensor:
-    """Loss ``[B]`` by whole matrices, minus infinity and ``cross_entropy``."""
-    q = problem
-    rows = torch.arange(len(q.anchors))
-    own = q.offset + rows
-    dims = matryoshka_dims or [q.anchors.shape[1]]
-    weights = matryoshka_weights or [1.0] * len(dims)
-    widest = max(dims)
-    student = [q.anchors, q.positives, *q.negatives]
-    guide = [q.guide_anchors, q.guide_positives, *(q.guide_negatives or ())]
-    if self_guided:
-        guide = [x.detach()[:, :widest] for x in student]
-    cut = None
-    if guide[0] is not None:
-        threshold = torch.cosine_similarity(guide[0], guide[1][own], dim=-1)
-        margin = torch.as_tensor(q.margin, dtype=threshold.dtype)
-        cut = threshold - (margin if q.margin_strategy == "absolute" else margin * threshold.abs())
-    names = [("ap", 0, 1), *([("aa", 0, 0)] if q.contrast_anchors else [])]
-    names += [("pp", 1, 1)] if q.contrast_positives else []
-    names += [(f"an_{k}", 0, k) for k in range(2, len(student))]
-
-    def rows_of(x: Tensor, index: int) -> Tensor:
-        return x[own] if index == 1 else x
-
-    hidden = {}
-    for name, r, c in names:
-        mask = torch.zeros(len(rows), len(student[c]), dtype=torch.bool)
-        if cut is not None:
-            score = cosine(rows_of(guide[r], r), guide[c])
-            mask |= score > cut[:, None] - (1e-12 if mask_ties else -1e-12)
-        if groups is not None and c < 2:
-            mask |= groups[own][:, None] == (groups if c == 1 else groups[own])
-        if c < 2:
-            mask[rows, own if c == 1 else rows] = False
-        hidden[name] = mask
-    guided = {name: mask.clone() for name, mask in hidden.items()}
-    if hard:
-        full = [x.detach()[:, :widest] for x in student]
-        floor = torch.cosine_similarity(full[0], full[1][own], dim=-1)
-        for name, r, c in names:
-            hidden[name] |= cosine(rows_of(full[r], r), full[c]) < floor[:, None] - 1e-12
-    total = torch.zeros(len(rows), dtype=q.anchors.dtype)
-    for width, weight in zip(dims, weights, strict=True):
-        x = [e[:, :width] for e in student]
-        logits, positives, negatives = [], [], []
-        for name, r, c in names:
-            score = cosine(rows_of(x[r], r), x[c])
-            penalty = torch.zeros_like(score)
-            place = torch.zeros_like(score, dtype=torch.bool)
-            if c != 0:
-                place[rows, own] = True
-            if hardness_mode in ("in_batch_negatives", "all_negatives") and r == 0 and c == 1:
-                penalty[~place] = 1
-            if r == 0 and c >= 2:
-                if hardness_mode in ("in_batch_negatives", "all_negatives"):
-                    penalty[~place] = 1
-                if hardness_mode in ("hard_negatives", "all_negatives"):
-                    penalty[place] = 1
-            logit = score / q.temperature + hardness_strength * penalty * score.detach()
-            drop = hidden[name].clone()
-            if name == "ap":
-                drop[rows, own] = False
-            elif c < 2:
-                drop[rows, own if c == 1 else rows] = True
-            logits.append(logit.masked_fill(drop, -torch.inf))
-            if r == 0:
-                near = guided[name].clone()
-                far = ~near
-                if c < 2:
-                    far[rows, own if c == 1 else rows] = False
-                if c == 1:
-                    near[rows, own] = True
-                positives.append((score, near))
-                negatives.append((score, far))
-        loss = torch.nn.functional.cross_entropy(torch.cat(logits, dim=1), own, reduction="none")
-        if triplet_margin is not None:
-
-            def mean(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-                count = sum(mask.sum(1) for _, mask in pairs)
-                return sum((score * mask).sum(1) for score, mask in pairs) / count.clamp_min(1), count
-
-            (near, _), (far, count) = mean(positives), mean(negatives)
-            loss = loss + torch.where(count > 0, torch.relu(far - near + triplet_margin), 0.0)
-        total = total + weight * loss
-    return total
+def draw_scopes(draw: st.DrawFn, rows: int, negatives: tuple[int, ...], options: dict[str, Any]) -> tuple[int, ...]:
+    """Make columns of negatives each anchor's own, of one a row or of fewer, and return their sizes."""
+    scopes = draw(st.sampled_from(["own", *([["own", "all"], ["all", "own"]] if len(negatives) == 2 else [])]))
+    options["negatives_scope"] = scopes if negatives else "all"
+    found, owners = [], []
+    for k, size in enumerate(negatives):
+        owner = None
+        if scopes == "own" or scopes[k] == "own":
+            size = draw(st.integers(1, rows))
+            if size < rows or draw(st.booleans()):
+                owner = torch.tensor(draw(st.permutations(range(rows)))[:size])
+        found.append(size)
+        owners.append(owner)
+    if any(owner is not None for owner in owners):
+        options["negative_rows"] = owners
+    return tuple(found)
 
 
 @st.composite
@@ -139,6 +54,9 @@ def cases(draw: st.DrawFn) -> tuple[Problem, dict[str, Any]]:
     negatives = tuple(columns + n for n in draw(st.lists(st.integers(0, 9), max_size=2)))
     if hardness == "hard_negatives" and not negatives:
         negatives = (columns,)
+    options: dict[str, Any] = {"mask_bits": draw(st.sampled_from(["keep", "recompute"]))}
+    if draw(st.booleans()):
+        negatives = draw_scopes(draw, rows, negatives, options)
     guide = draw(st.sampled_from(["own", "self", "none"]))
     problem = make_problem(
         rows,
@@ -156,12 +74,14 @@ def cases(draw: st.DrawFn) -> tuple[Problem, dict[str, Any]]:
     )
     if guide != "none" and draw(st.booleans()):
         problem.margin = torch.linspace(-0.3, 0.3, rows, dtype=torch.float64)
-    options: dict[str, Any] = {"mask_bits": draw(st.sampled_from(["keep", "recompute"]))}
     if guide != "none":
-        options["mask_ties"] = draw(st.booleans())
-    if draw(st.booleans()):
+        options["mask_ties"], options["mask_negatives"] = draw(st.booleans()), draw(st.booleans())
+    if count := draw(st.integers(0, 2)):
         generator = torch.Generator().manual_seed(rows)
-        options["groups"] = torch.randint(0, 1 + columns // 2, (columns,), generator=generator)
+        most = 1 + columns // 2
+        options["groups"] = [torch.randint(0, most, (columns,), generator=generator) for _ in range(count)]
+        if draw(st.booleans()):
+            options["negative_groups"] = [torch.randint(0, most, (n,), generator=generator) for n in negatives]
     if draw(st.booleans()):
         options["triplet_margin"], options["mask_bits"] = draw(st.floats(0.01, 1.5)), "keep"
         if guide == "none" and "groups" not in options:
@@ -179,7 +99,7 @@ def cases(draw: st.DrawFn) -> tuple[Problem, dict[str, Any]]:
     return problem, options
 
 
-def run(problem: Problem, backend: str, self_guided: bool = False, **options: Any) -> Tensor:
+def run(problem: Problem, backend: str, self_guided: bool = False, **options: Any) -> Any:
     arguments = problem.arguments()
     if self_guided:
         arguments |= {"guide_anchors": problem.anchors, "guide_positives": problem.positives}
@@ -192,8 +112,16 @@ def run(problem: Problem, backend: str, self_guided: bool = False, **options: An
 @given(case=cases())
 def test_values_and_gradients(backend: str, case: tuple[Problem, dict[str, Any]]) -> None:
     problem, options = case
-    found = run(problem, backend, **options)
-    expected = oracle(problem, **{k: v for k, v in options.items() if k != "mask_bits"})
+    found, stats = run(problem, backend, return_stats=True, **options)
+    known: dict[str, Any] = {}
+    expected = loss_by_settings(problem, **{k: v for k, v in options.items() if k != "mask_bits"}, statistics=known)
+    counts = zip(stats.blocks, stats.masked.tolist(), strict=True)
+    counted = {f"masked_{name}": n for name, n in counts}
+    if stats.easy is not None:
+        counted |= {f"easy_{name}": n for name, n in zip(stats.blocks, stats.easy.tolist(), strict=True)}
+    hardest = known.pop("hardest")
+    assert counted == known
+    assert torch.allclose(stats.hardest_negative_similarity, hardest, atol=1e-9, equal_nan=True)
     size = 1.0 / problem.temperature.item()
     assert_close(values_and_gradients(found, problem), values_and_gradients(expected, problem), 1e-8, floor=size)
 
@@ -201,6 +129,12 @@ def test_values_and_gradients(backend: str, case: tuple[Problem, dict[str, Any]]
 VARIANTS: dict[str, dict[str, Any]] = {
     "hard": {"hard": True},
     "groups": {"groups": torch.tensor([0, 1, 0, 2, 1, 3, 4, 2])},
+    "two groups": {
+        "groups": [torch.tensor([0, 1, 0, 2, 1, 3, 4, 2]), torch.tensor([0, 1, 2, 3, 3, 4, 5, 6])],
+        "negative_groups": [torch.tensor([0, 7, 2, 3, 4, 9, 8, 7])],
+    },
+    "protected": {"mask_negatives": False},
+    "own negatives": {"negatives_scope": "own", "negative_rows": [torch.tensor([3, 0, 1, 4])]},
     "in-batch": {"hardness_mode": "in_batch_negatives", "hardness_strength": 4.0},
     "own": {"hardness_mode": "hard_negatives", "hardness_strength": 4.0},
     "all": {"hardness_mode": "all_negatives", "hardness_strength": 4.0},
@@ -215,7 +149,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", [n for n in VARIANTS if n not in ("in-batch", "own", "all")])
 def test_gradcheck(backend: str, name: str) -> None:
     """Hardness weighting is left out: what it adds is constant by definition, not by value."""
-    problem = make_problem(5, 8, (8,), 4, 3, offset=2, temperature=0.3)
+    problem = make_problem(5, 8, (4 if name == "own negatives" else 8,), 4, 3, offset=2, temperature=0.3)
 
     def function(anchors: Tensor, positives: Tensor, negative: Tensor, temperature: Tensor) -> Tensor:
         changed = replace(problem, anchors=anchors, positives=positives, negatives=(negative,), temperature=temperature)
@@ -231,9 +165,14 @@ def test_half_types_err_no_more_than_the_reference(name: str, dtype: torch.dtype
     options = dict(VARIANTS[name])
     if name == "groups":
         options["groups"] = torch.arange(60) // 3
+    if name == "two groups":
+        options = {"groups": [torch.arange(60) // 3, torch.arange(60) % 20], "negative_groups": [torch.arange(60) // 2]}
+    if name == "own negatives":
+        options["negative_rows"] = [None]
     if name == "margins":
         options["margin"] = torch.linspace(-0.2, 0.2, 50)
-    wide = make_problem(50, 60, (60,), 24, 17, offset=7, temperature=0.2, learned_temperature=False)
+    negatives = 50 if name == "own negatives" else 60
+    wide = make_problem(50, 60, (negatives,), 24, 17, offset=7, temperature=0.2, learned_temperature=False)
     narrow = wide.to(dtype)
     exact = narrow.to(torch.float64)
     if "margin" in options:
@@ -367,9 +306,10 @@ def test_hard_negatives_of_a_student_that_guides_itself_are_refused() -> None:
 
 
 def test_a_compiled_step_has_no_graph_break() -> None:
-    problem = make_problem(16, negatives=(16,), width=8, learned_temperature=False).to(torch.float32)
+    problem = make_problem(16, negatives=(16, 16), width=8, learned_temperature=False).to(torch.float32)
     options: dict[str, Any] = {
-        "groups": torch.arange(16) // 2, "matryoshka_dims": [8, 4], "triplet_margin": 0.5, "mask_ties": True,
+        "groups": [torch.arange(16) // 2, torch.arange(16) // 3], "negative_groups": [torch.arange(16)] * 2,
+        "negatives_scope": ["all", "own"], "matryoshka_dims": [8, 4], "triplet_margin": 0.5, "mask_ties": True,
         "hardness_mode": "all_negatives", "hardness_strength": 3.0,
     }  # fmt: skip
 
@@ -391,7 +331,7 @@ def test_opcheck_of_the_masks_product() -> None:
     student = [x.detach() for x in (problem.anchors, problem.positives, *problem.negatives)]
     guide = [problem.guide_anchors, problem.guide_positives, *problem.guide_negatives]
     forward = functools.partial(torch.ops.gist_fast.guided_forward.default, "tiled", student, guide)
-    *_, bits = forward(torch.tensor(0.1), None, None, [], True, False, False, 2, *config.to_arguments())
+    *_, bits = forward(torch.tensor(0.1), None, [], [], True, False, False, 2, *config.to_arguments())
     other = torch.randn(12, 5, requires_grad=True)
     arguments = ("tiled", bits, other, False, 0, torch.float32, [9, 12, 12, 1, 2], *config.to_arguments())
     torch.library.opcheck(torch.ops.gist_fast.mask_product.default, arguments)

@@ -96,6 +96,9 @@ class Problem:
     hard: bool = False
     groups: int = 0
     """How many; 0 for none."""
+    other_groups: int = 0
+    """Of the second groups of positives and negatives, likewise."""
+    mask_negatives: bool = True
     hardness_mode: str = ""
     hardness_strength: float = 0.0
     widths: tuple[int, ...] = ()
@@ -105,6 +108,7 @@ class Problem:
             margin=self.margin,
             margin_strategy="relative" if self.relative else "absolute",
             mask_ties=self.mask_ties,
+            mask_negatives=self.mask_negatives,
             self_guided=self.guide == "self",
             hard=self.hard,
             contrast_anchors=self.contrast_anchors,
@@ -130,13 +134,16 @@ class Problem:
         generator = torch.Generator().manual_seed(self.seed + 1)
         margins = self.margin + 0.1 * torch.rand(self.rows, generator=generator) if self.margins else None
         # Numbers far apart, of which int32 would make one and the same.
-        groups = torch.randint(self.groups or 1, (self.rows + self.extra,), generator=generator) << 32
+        count = self.rows + self.extra
+        drawn = (self.groups, count), (self.other_groups, count + sum(self.negatives))
+        groups = [torch.randint(most, (size,), generator=generator) << 32 for most, size in drawn if most]
+        judged = slice(None if self.mask_negatives else 2)
         return Call(
             tuple(student),
-            tuple(guide) if self.guide == "own" else (),
+            tuple(guide[judged]) if self.guide == "own" else (),
             torch.tensor(self.temperature),
             margins,
-            groups if self.groups else None,
+            tuple(groups),
             self.widths,
             self.offset,
             self.rows % 2 == 0,
@@ -217,6 +224,8 @@ def variants(draw: st.DrawFn) -> Problem:
         # A student that guides itself by its own floors would be refused further up.
         hard=problem.guide != "self" and draw(st.booleans()),
         groups=draw(st.sampled_from((0, 2, 50))),
+        other_groups=draw(st.sampled_from((0, 0, 3, 40))),
+        mask_negatives=problem.guide == "none" or draw(st.booleans()),
         hardness_mode=mode,
         hardness_strength=draw(st.floats(0.1, 9.0)) if mode else 0.0,
         widths=widths,
@@ -245,7 +254,8 @@ def operands_of(call: Call, config: Config) -> Operands:
     rule = {"relative": call.config.relative, "mask_ties": call.config.mask_ties}
     if call.guide:
         width = call.guide[0].shape[1]
-        units = work._guide_stack(call.guide)[: work.count, :width].split(counts)
+        counts = [len(x) for x in call.guide]
+        units = work._guide_stack(call.guide)[: sum(counts), :width].split(counts)
         assert all(alike(u, g.whole) for u, g in zip(units, plain.guide_rows, strict=True))
         guide = tuple(UnitRows(u, torch.ones(len(u), 1)) for u in units)
         scores = (units[0].double() * units[1][own].double()).sum(1)
@@ -456,12 +466,12 @@ def check_masks(problem: Problem, operands: Operands, hidden: list[Tensor], mask
             continue
         expected = torch.zeros_like(mask)
         near = torch.zeros_like(mask)
-        if operands.guide is not None:
+        if operands.guide is not None and block.guided:
             distance = exact_scores(operands.guide, block) - operands.guide_thresholds.double()[:, None]
             expected |= distance > 0
             near |= distance.abs() <= BAND * (unit if problem.guide == "self" else 1.0)
-        if (groups := operands.groups_of(block)) is not None:
-            same = groups[0][:, None] == groups[1]
+        for rows, columns in operands.groups_of(block):
+            same = rows[:, None] == columns
             expected |= same
             near &= ~same
         by_guide_alone = int((expected & ~excluded).sum())
@@ -631,12 +641,13 @@ def test_many_tiles_and_chunks(guide: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_variants_in_many_tiles_and_chunks(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "CHUNK_TILES", 1)
     problem = Problem(
-        rows=130, extra=35, offset=23, negatives=(155,), guide=guide, groups=40, widths=(24, 7),
+        rows=130, extra=35, offset=23, negatives=(155, 160), guide=guide, groups=40, other_groups=90, widths=(24, 7),
         hardness_mode="hard_negatives", hardness_strength=3.0, margins=guide != "none",
     )  # fmt: skip
     check(problem)
     if guide == "own":
         check(replace(problem, hard=True, hardness_mode="all_negatives", widths=()))
+        check(replace(problem, groups=0, other_groups=0, mask_negatives=False, hard=True, widths=()))
 
 
 @pytest.mark.parametrize("guide", GUIDES)
@@ -761,6 +772,10 @@ WHOLE: dict[str, dict] = {
     "triplet, groups, all boosted, a ladder": {
         "groups": GROUPS, "triplet_margin": 0.9, "matryoshka_dims": [20, 9], "hardness_mode": "all_negatives",
         "hardness_strength": 2.0, "mask_ties": True,
+    },
+    "triplet, two groups, negatives that no guide masks": {
+        "groups": [GROUPS, torch.arange(44) % 9], "negative_groups": [torch.arange(44) // 4], "mask_negatives": False,
+        "triplet_margin": 1.5,
     },
     "triplet of groups alone": {"groups": GROUPS, "triplet_margin": 2.0, "guide": "none"},
     "hard, groups, a ladder, decided again": {

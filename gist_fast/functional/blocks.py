@@ -48,6 +48,8 @@ class Block:
     """Which entries hardness weighting scales: those of column ``own_negative + i`` in row i, all others, or both."""
     own_negative: int | None = None
     """Column ``own_negative + i`` is the negative that came with anchor i; None where that makes no difference."""
+    guided: bool = True
+    """Whether a guide, be it the student, may mask entries."""
 
     @property
     def symmetric(self) -> bool:
@@ -68,9 +70,8 @@ def make_blocks(rows: int, columns: Sequence[int], config: LossConfig, offset: i
     # Every call of a training has the same ones. Sizes in a traced graph may be symbols, which have no hash.
     known = not torch.compiler.is_compiling() and all(type(size) is int for size in (rows, offset, *columns))
     make = _make_blocks if known else _make_blocks.__wrapped__
-    return list(
-        make(rows, tuple(columns), config.hardness_mode, config.contrast_anchors, config.contrast_positives, offset)
-    )
+    contrast = config.contrast_anchors, config.contrast_positives
+    return list(make(rows, tuple(columns), config.hardness_mode, *contrast, config.mask_negatives, offset))
 
 
 @functools.lru_cache(maxsize=64)
@@ -80,6 +81,7 @@ def _make_blocks(
     hardness_mode: HardnessMode | None,
     contrast_anchors: bool,
     contrast_positives: bool,
+    mask_negatives: bool,
     offset: int,
 ) -> list[Block]:
     positives, *negatives = columns
@@ -97,6 +99,10 @@ def _make_blocks(
         scaled = "all" if in_batch and own else "others" if in_batch else "own"
     differs = offset if scaled in ("others", "own") else None
     for k, count in enumerate(negatives):
-        column = FIRST_NEGATIVES + k
-        blocks.append(Block(f"an_{k + 1}", ANCHORS, 0, column, rows, count, None, scaled=scaled, own_negative=differs))
+        blocks.append(
+            Block(
+                f"an_{k + 1}", ANCHORS, 0, FIRST_NEGATIVES + k, rows, count, excluded=None,
+                scaled=scaled, own_negative=differs, guided=mask_negatives,
+            )
+        )  # fmt: skip
     return blocks

@@ -29,8 +29,12 @@ def check_embeddings(
     guide_positives: Tensor | None,
     guide_negatives: Sequence[Tensor] | None,
     offset: int,
+    mask_negatives: bool,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """The student's and the guide's embeddings as two tuples (anchors, positives, *negatives); the guide's may be ().
+
+    Args:
+        mask_negatives: False where the guide has nothing to say of negatives, and only its others are returned.
 
     Raises:
         TypeError: an argument is no tensor, or not of a floating type.
@@ -59,13 +63,15 @@ def check_embeddings(
     if guide_anchors is None or guide_positives is None:
         missing, given = ("anchors", "positives") if guide_anchors is None else ("positives", "anchors")
         raise InputError(f"guide_{missing}: missing, though guide_{given} came. Give both, or neither for no guide.")
-    if len(guide_negatives or ()) != len(negatives):
+    if not mask_negatives:
+        guide_negatives = ()
+    elif len(guide_negatives or ()) != len(negatives):
         raise InputError(
             f"guide_negatives: expected {len(negatives)}, one for each column of negatives, got "
             f"{len(guide_negatives or ())}."
         )
     guide = _check_family("guide_", guide_anchors, guide_positives, guide_negatives or ())
-    for k, (ours, theirs) in enumerate(zip(student, guide, strict=True)):
+    for k, (ours, theirs) in enumerate(zip(student, guide, strict=mask_negatives)):
         if ours.shape[0] != theirs.shape[0]:
             name = _names("", len(student))[k]
             raise InputError(f"guide_{name}: expected {ours.shape[0]} rows, as {name} have, got {theirs.shape[0]}.")
@@ -111,19 +117,132 @@ def check_row_margins(margins: Tensor, rows: int) -> None:
         raise InputError(f"margin: expected finite numbers, got {margins[bad[0, 0]].item()} in row {int(bad[0, 0])}.")
 
 
-def check_groups(groups: Tensor | None, anchors: Tensor, candidates: int) -> None:
-    """Raise unless `groups` is None or a whole number for each candidate."""
-    if groups is None:
+def check_groups(
+    groups: Tensor | Sequence[Tensor] | None,
+    negative_groups: Sequence[Tensor] | None,
+    anchors: Tensor,
+    candidates: int,
+    negatives: Sequence[Tensor],
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The groups of the positives, two at most, and those of each column of negatives; either may be ().
+
+    Raises:
+        TypeError: one is no tensor of whole numbers.
+        ValueError: their number, shapes or devices are not those of the embeddings.
+    """
+    wanted = "the group of each row of positives"
+    several: tuple[Tensor, ...] = ()
+    if isinstance(groups, list | tuple) and all(isinstance(each, Tensor) for each in groups):
+        several = tuple(groups)
+    elif groups is not None:
+        several = (groups,)  # type: ignore[assignment]  # or so it should be
+    if len(several) > 2:
+        raise InputError(f"groups: expected a tensor, or two, of which one in common is enough, got {len(several)}.")
+    for k, each in enumerate(several):
+        name = "groups" if several[0] is groups else f"groups[{k}]"
+        _check_whole(name, each, candidates, wanted, anchors)
+    if negative_groups is None:
+        return several, ()
+    if not several:
+        raise InputError("negative_groups: given without groups, those of the rows. Give both, or leave it out.")
+    if isinstance(negative_groups, Tensor) or len(negative_groups) != len(negatives):
+        got = "one tensor" if isinstance(negative_groups, Tensor) else len(negative_groups)
+        raise InputError(f"negative_groups: expected {len(negatives)}, one for each column of negatives, got {got}.")
+    for k, (each, column) in enumerate(zip(negative_groups, negatives, strict=True)):
+        _check_whole(
+            f"negative_groups[{k}]", each, column.shape[0], f"the group of each row of negatives[{k}]", anchors
+        )
+    return several, tuple(negative_groups)
+
+
+def check_scopes(scope: str | Sequence[str], negatives: int) -> tuple[str, ...]:
+    """Whose negatives each column's are, ``"all"`` or ``"own"``; see `LossConfig`, which has checked the values.
+
+    Raises:
+        ValueError: there is another number of columns, or none that could be own.
+    """
+    if isinstance(scope, str):
+        if scope == "own" and not negatives:
+            raise InputError("negatives_scope: expected 'all' without a column of negatives, got 'own'.")
+        return (scope,) * negatives
+    if len(scope) != negatives:
+        raise InputError(
+            f"negatives_scope: expected {negatives}, one for each column of negatives, got {len(scope)}: {list(scope)}."
+        )
+    return tuple(scope)
+
+
+def check_negative_rows(
+    negative_rows: Sequence[Tensor | None] | None, negatives: Sequence[Tensor], scopes: Sequence[str], anchors: Tensor
+) -> tuple[Tensor | None, ...]:
+    """For each column of negatives the anchor of each of its rows; None where row i is anchor i's, or everyone's.
+
+    Raises:
+        TypeError: one is no tensor of whole numbers.
+        ValueError: they are not those of the embeddings, or of a column that is everyone's; on a CPU, where one is no
+            anchor's, or two are the same one's.
+    """
+    rows = (None,) * len(negatives) if negative_rows is None else tuple(negative_rows)
+    if len(rows) != len(negatives):
+        raise InputError(
+            f"negative_rows: expected {len(negatives)}, one for each column of negatives, got {len(rows)}."
+        )
+    batch = anchors.shape[0]
+    for k, (each, column, scope) in enumerate(zip(rows, negatives, scopes, strict=True)):
+        if scope == "all":
+            if each is not None:
+                raise InputError(f"negative_rows[{k}]: expected None for negatives of all anchors, got a tensor.")
+            continue
+        if each is None:
+            if column.shape[0] != batch:
+                raise InputError(
+                    f"negatives[{k}]: expected {batch} rows with negatives_scope 'own', one for each anchor, got "
+                    f"{column.shape[0]}. Say with negative_rows whose they are."
+                )
+            continue
+        _check_whole(f"negative_rows[{k}]", each, column.shape[0], f"the anchor of each row of negatives[{k}]", anchors)
+        if each.device.type == "cpu" and not torch.compiler.is_compiling():
+            counts = torch.bincount(each.clamp(0, batch - 1), minlength=batch)
+            if int(each.min()) < 0 or int(each.max()) >= batch or int(counts.max()) > 1:
+                raise InputError(
+                    f"negative_rows[{k}]: expected different numbers from 0 to {batch - 1}, got {each.tolist()[:20]}."
+                )
+    return rows
+
+
+def check_own_negatives(
+    hardness_mode: str | None, negatives: Sequence[Tensor], scopes: Sequence[str], needed: int
+) -> None:
+    """Raise unless the modes that look for an anchor's own negatives can find them.
+
+    Args:
+        needed: rows that a column of everyone's negatives has at least where each anchor's own are among them.
+    """
+    if hardness_mode == "hard_negatives" and not negatives:
+        raise InputError(
+            "hardness_mode: expected 'in_batch_negatives' without a column of negatives, got 'hard_negatives'."
+        )
+    if hardness_mode not in ("hard_negatives", "in_batch_negatives"):
         return
-    wanted = f"expected a tensor [{candidates}] of int64 or int32, the group of each row of positives"
-    if not isinstance(groups, Tensor):
-        raise InputTypeError(f"groups: {wanted}, got {type(groups).__name__}.")
-    if groups.dtype not in (torch.int64, torch.int32):
-        raise InputTypeError(f"groups: {wanted}, got type {groups.dtype}.")
-    if tuple(groups.shape) != (candidates,):
-        raise InputError(f"groups: {wanted}, got shape {_shape(groups)}.")
-    if groups.device != anchors.device:
-        raise InputError(f"groups: expected on {anchors.device}, as the anchors, got on {groups.device}.")
+    for k, (column, scope) in enumerate(zip(negatives, scopes, strict=True)):
+        if scope == "all" and column.shape[0] < needed:
+            raise InputError(
+                f"negatives[{k}]: expected at least {needed} rows with hardness_mode {hardness_mode!r}, which takes "
+                f"row offset + i for anchor i's own negative, got {column.shape[0]}. 'all_negatives' needs none."
+            )
+
+
+def _check_whole(name: str, x: object, rows: int, what: str, anchors: Tensor) -> None:
+    """Raise unless it is a whole number for each of some rows."""
+    wanted = f"expected a tensor [{rows}] of int64 or int32, {what}"
+    if not isinstance(x, Tensor):
+        raise InputTypeError(f"{name}: {wanted}, got {type(x).__name__}.")
+    if x.dtype not in (torch.int64, torch.int32):
+        raise InputTypeError(f"{name}: {wanted}, got type {x.dtype}.")
+    if tuple(x.shape) != (rows,):
+        raise InputError(f"{name}: {wanted}, got shape {_shape(x)}.")
+    if x.device != anchors.device:
+        raise InputError(f"{name}: expected on {anchors.device}, as the anchors, got on {x.device}.")
 
 
 def _check_family(prefix: str, anchors: Tensor, positives: Tensor, negatives: Sequence[Tensor]) -> tuple[Tensor, ...]:

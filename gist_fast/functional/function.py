@@ -8,24 +8,17 @@ from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from gist_fast.functional.backends import (
-    choose_backend,
-    dense,
-    left_to_auto,
-    may_fall_back,
-    reference,
-    remember_failure,
-    streaming_backend,
-)
-from gist_fast.functional.backends.interface import GuidedRows
-from gist_fast.functional.blocks import ANCHORS, Block, make_blocks
+from gist_fast.functional.backends import choose_backend, dense, left_to_auto
+from gist_fast.functional.blocks import make_blocks
 from gist_fast.functional.checks import (
     REDUCTIONS,
     check_embeddings,
     check_groups,
+    check_negative_rows,
+    check_own_negatives,
     check_row_margins,
+    check_scopes,
     check_temperature,
 )
 from gist_fast.functional.loss_config import (
@@ -34,18 +27,17 @@ from gist_fast.functional.loss_config import (
     LossConfig,
     MarginStrategy,
     MaskBits,
+    Scope,
     SharedKeywords,
     check_dims,
 )
-from gist_fast.functional.operands import accumulation_dtype, prepare
-from gist_fast.functional.operator import guided_forward
+from gist_fast.functional.operands import accumulation_dtype
+from gist_fast.functional.own_negatives import OwnTerms, Pairs, own_terms, split_columns
+from gist_fast.functional.rows import guided_rows, inside_transform, refuse_transforms
 from gist_fast.functional.stats import GuidedContrastiveStats, make_stats
-from gist_fast.functional.triplet import MaskProduct, dense_product, kept_product, triplet_rows
+from gist_fast.functional.triplet import triplet_rows
 from gist_fast.functional.values import check_choice
 from gist_fast.runtime.errors import InputError
-
-KEPT_SHARE = 8
-"""``mask_bits="auto"`` keeps the masks while they fill at most a `KEPT_SHARE`-th of the device's memory."""
 
 
 class LossArguments(SharedKeywords, total=False):
@@ -58,7 +50,9 @@ class LossArguments(SharedKeywords, total=False):
     contrast_positives: bool
     offset: int
     reduction: Literal["mean", "sum", "none"]
-    groups: Tensor | None
+    groups: Tensor | Sequence[Tensor] | None
+    negative_groups: Sequence[Tensor] | None
+    negative_rows: Sequence[Tensor | None] | None
 
 
 @overload
@@ -106,7 +100,11 @@ def guided_contrastive_loss(
     mask_bits: MaskBits = "auto",
     *,
     mask_ties: bool = False,
-    groups: Tensor | None = None,  # [M]
+    groups: Tensor | Sequence[Tensor] | None = None,  # [M], or two of it
+    negative_groups: Sequence[Tensor] | None = None,  # K of [N_k]
+    mask_negatives: bool = True,
+    negatives_scope: Scope | Sequence[Scope] = "all",
+    negative_rows: Sequence[Tensor | None] | None = None,  # K of [N_k]
     hard: bool = False,
     hardness_mode: HardnessMode | None = None,
     hardness_strength: float = 0.0,
@@ -134,8 +132,9 @@ def guided_contrastive_loss(
             gradient reaches them. Pass the very tensors of the student (or their ``detach()``) to let it guide itself,
             which costs no second product.
         guide_positives: ``[M, G]``. Both guide arguments None: no guide, nothing is masked.
-        negatives: K columns of negatives, ``[N_k, D]`` each; every one of their rows is a negative of every anchor.
-        guide_negatives: K tensors ``[N_k, G]``; needed where there are negatives and a guide.
+        negatives: K columns of negatives, ``[N_k, D]`` each; every one of their rows is a negative of every anchor, or
+            of its own anchor alone, see `negatives_scope`.
+        guide_negatives: K tensors ``[N_k, G]``; needed where there are negatives that a guide may mask.
         temperature: above 0; a 0-d tensor may require a gradient.
         margin: lowers the threshold, so that a positive one masks more, in units of cosine similarity
             (``"absolute"``: ``t - margin``) or as a share (``"relative"``: ``t - |t| * margin``). One for all rows, or
@@ -156,7 +155,15 @@ def guided_contrastive_loss(
             product. ``"auto"`` keeps up to an eighth of the device's memory.
         mask_ties: whether what ties with the threshold is masked too, as another copy of the positive's text does.
         groups: ``[M]``, int64 or int32: the group of each row of `positives`, and so of its anchor. Rows of one group
-            are no negatives of each other (in ap, aa and pp; a column of negatives stays one for all).
+            are no negatives of each other, in ap, aa and pp. Or two such tensors, as of the anchors' texts and of the
+            positives': rows that have one of them in common are no negatives of each other (arXiv 2503.07891).
+        negative_groups: K of ``[N_k]``: the group of each negative. It is left out for the anchors whose own, the last
+            of `groups`, is the same, as where it is the text of their positive. None: negatives are in no group.
+        mask_negatives: whether the guide may mask columns of negatives. False: `guide_negatives` is not looked at.
+        negatives_scope: ``"all"``, or ``"own"``: row i of the column is a negative of anchor i alone, so that it has
+            ``B`` rows, never gathered ones; one for all columns, or a sequence of one a column.
+        negative_rows: K of ``[N_k]``, int64 or int32, or None: the anchor of each row of an ``"own"`` column that has
+            not one a row; each anchor at most once.
         hard: whether negatives that the student already ranks below the positive are left out, too.
         hardness_mode: makes negatives the heavier the more similar they are to the anchor, as in sentence-transformers'
             ``MultipleNegativesRankingLoss``: ``hardness_strength * sim``, held constant, is added to their logits.
@@ -187,14 +194,14 @@ def guided_contrastive_loss(
         [2, 2, 2]
     """
     student, guide = check_embeddings(
-        anchors, positives, negatives, guide_anchors, guide_positives, guide_negatives, offset
+        anchors, positives, negatives, guide_anchors, guide_positives, guide_negatives, offset, mask_negatives
     )
     check_temperature(temperature, anchors.dtype)
     if isinstance(temperature, Tensor) and temperature.device != anchors.device:
         raise InputError(f"temperature: expected on {anchors.device}, as the anchors, got on {temperature.device}.")
     rows = anchors.shape[0]
     check_choice("reduction", reduction, REDUCTIONS)
-    check_groups(groups, anchors, positives.shape[0])
+    row_groups, column_groups = check_groups(groups, negative_groups, anchors, positives.shape[0], student[2:])
     margins = margin if isinstance(margin, Tensor) else None
     if margins is not None:
         check_row_margins(margins, rows)
@@ -209,6 +216,8 @@ def guided_contrastive_loss(
         self_guided=self_guided,
         mask_ties=mask_ties,
         groups=None if groups is None else "column",
+        mask_negatives=mask_negatives,
+        negatives_scope=negatives_scope if isinstance(negatives_scope, str) else tuple(negatives_scope),  # type: ignore[arg-type]
         hard=hard,
         hardness_mode=hardness_mode,
         hardness_strength=hardness_strength,
@@ -220,26 +229,43 @@ def guided_contrastive_loss(
         guided=len(guide) > 0,
     )
     dims, weights = check_dims(matryoshka_dims, matryoshka_weights, anchors.shape[1])
-    _check_own_negatives(hardness_mode, student, offset)
+    scopes = check_scopes(negatives_scope, len(student) - 2)
+    owners = check_negative_rows(negative_rows, student[2:], scopes, anchors)
+    check_own_negatives(hardness_mode, student[2:], scopes, offset + rows)
+    columns = split_columns(student, guide, row_groups, column_groups, scopes, owners)
+    own, student, guide = columns.own, columns.student, columns.guide
     types = {x.dtype for x in (*student, *guide)}
     chosen = choose_backend(backend, anchors.device, torch.float64 if torch.float64 in types else anchors.dtype)
 
     blocks = make_blocks(rows, [x.shape[0] for x in student[1:]], config, offset)
+    terms: OwnTerms | None = None
+    if own is not None:
+        refuse_transforms(own.student)
+        its_rows = slice(offset, offset + rows)
+        pairs = Pairs(
+            (_ordinary(student[0]), _ordinary(student[1])[its_rows]),
+            () if self_guided or not guide else (guide[0], guide[1][its_rows]),
+            margins,
+            row_groups[-1][its_rows] if row_groups else None,
+        )
+        with torch.autocast(anchors.device.type, enabled=False):
+            terms = own_terms(own, pairs, temperature, config, dims)
     # A traced graph has few operations anyway, and would have to look at values here.
     at_once = not torch.compiler.is_compiling() and chosen == "tiled" and left_to_auto(backend)
     if at_once and dense.covers(config, blocks, anchors.device.type):
-        _refuse_transforms(student if not isinstance(temperature, Tensor) else (*student, temperature))
+        refuse_transforms(student if not isinstance(temperature, Tensor) else (*student, temperature))
         others = () if self_guided else guide
+        summed = reduction if own is None else "none"
         found = dense.forward(
-            student, others, temperature, config, offset, margins, blocks, reduction, statistics=return_stats
+            student, others, temperature, config, offset, margins, blocks, summed, statistics=return_stats
         )
-        loss = found.loss
+        loss = found.loss if terms is None else _reduced(torch.logaddexp(found.loss, terms.log_sums[0]), reduction)
     else:
         if not isinstance(temperature, Tensor):
             dtype = accumulation_dtype(anchors.dtype)
             temperature = torch.full((), float(temperature), dtype=dtype, device=anchors.device)
         student, guide = tuple(map(_ordinary, student)), tuple(map(_ordinary, guide))
-        found, product = _guided_rows(
+        found, product = guided_rows(
             chosen,
             config,
             offset,
@@ -247,30 +273,40 @@ def guided_contrastive_loss(
             () if self_guided else guide,
             temperature,
             None if margins is None else _ordinary(margins.to(anchors.device)),
-            None if groups is None else _ordinary(groups).to(torch.int64),
+            tuple(_ordinary(each).to(torch.int64) for each in columns.groups),
             dims,
             blocks,
             reduction != "none",
         )
-        loss = found.loss
+        loss = found.loss if terms is None else torch.logaddexp(found.loss, terms.log_sums)
         if product is not None and triplet_margin is not None:
             with torch.autocast(anchors.device.type, enabled=False):
-                terms = [
-                    triplet_rows([x[:, :dim] for x in student], offset, triplet_margin, blocks, product)
-                    for dim in dims or (anchors.shape[1],)
-                ]
-            loss = loss + torch.stack(terms)
+                triplet_terms = [
+                    triplet_rows(
+                        [x[:, :dim] for x in student], offset, triplet_margin, blocks, product,
+                        None if terms is None else (terms.cosines[level], terms.there, terms.masked),
+                    )
+                    for level, dim in enumerate(dims or (anchors.shape[1],))
+                ]  # fmt: skip
+            loss = loss + torch.stack(triplet_terms)
         if dims:
             # Weighed one by one: a tensor of the weights would have to be copied to the device, which waits.
             loss = torch.stack([row * weight for row, weight in zip(loss.unbind(), weights, strict=True)]).sum(0)
         else:
             loss = loss[0]
-        loss = loss if reduction == "none" else getattr(loss, reduction)()
+        loss = _reduced(loss, reduction)
     if not return_stats:
         return loss
-    names, compared = zip(*((b.name, b.compared) for b in blocks), strict=True)
-    easy = found.easy_negatives if hard else None
-    return loss, make_stats(names, compared, found.masked, easy, found.positive, found.hardest)
+    names, compared = columns.named(blocks)
+    masked, easy, hardest = found.masked, found.easy_negatives, found.hardest
+    if terms is not None:
+        masked, easy = torch.cat([masked, terms.masked.sum(1)]), torch.cat([easy, terms.easy.sum(1)])
+        hardest = torch.maximum(hardest, terms.hardest)
+    return loss, make_stats(names, compared, masked, easy if hard else None, found.positive, hardest)
+
+
+def _reduced(loss: Tensor, reduction: str) -> Tensor:
+    return loss if reduction == "none" else getattr(loss, reduction)()
 
 
 def _config(**settings: Any) -> LossConfig:
@@ -289,93 +325,11 @@ def _config(**settings: Any) -> LossConfig:
 _known_config = functools.lru_cache(maxsize=64, typed=True)(LossConfig)
 
 
-def _guided_rows(
-    chosen: str,
-    config: LossConfig,
-    offset: int,
-    student: tuple[Tensor, ...],
-    guide: tuple[Tensor, ...],
-    temperature: Tensor,
-    margins: Tensor | None,
-    groups: Tensor | None,
-    dims: tuple[int, ...],
-    blocks: Sequence[Block],
-    one_sign: bool,
-) -> tuple[GuidedRows, MaskProduct | None]:
-    """The loss of each row by the backend `chosen`, and products of its masks, where a triplet term needs them."""
-    device, dtype = student[ANCHORS].device, student[ANCHORS].dtype
-    wants_masks = config.triplet_margin is not None
-    if chosen == "reference":
-        with torch.autocast(device.type, enabled=False):
-            operands = prepare(
-                student, guide, temperature, config, offset, margins=margins, groups=groups, dims=dims,
-                differentiable=True,
-            )  # fmt: skip
-            rows = reference.forward(operands, blocks, temperature)
-            return rows, dense_product(operands, blocks) if wants_masks else None
-    _refuse_transforms((*student, temperature))
-    # What a traced graph runs is decided while it is traced.
-    automatic = config.backend == "auto" and chosen == "triton" and not torch.compiler.is_compiling()
-    count = max(1, len(dims))
-
-    def stream(streaming: str) -> tuple[GuidedRows, MaskProduct | None]:
-        keep = wants_masks or _keeps_masks(config.mask_bits, streaming, blocks, count, device)
-        settings = config.to_arguments()
-        rows = GuidedRows(
-            *guided_forward(
-                streaming,
-                student,
-                guide,
-                temperature,
-                margins,
-                groups,
-                dims,
-                keep,
-                automatic,
-                one_sign,
-                offset,
-                *settings,
-            )
-        )
-        if not wants_masks:
-            return rows, None
-        sizes = [*(x.shape[0] for x in student), count, offset]
-        return rows, kept_product(streaming, rows.mask_bits, dtype, sizes, config)
-
-    if not automatic:
-        return stream(chosen)
-    try:
-        return stream(chosen)
-    except Exception as error:
-        if not may_fall_back(chosen, error):
-            raise
-        found = stream("tiled")
-        remember_failure(device, dtype, error)
-        return found
-
-
-def _check_own_negatives(hardness_mode: str | None, student: Sequence[Tensor], offset: int) -> None:
-    """Raise unless the modes that look for an anchor's own negatives can find them."""
-    needed = offset + student[ANCHORS].shape[0]
-    if hardness_mode == "hard_negatives" and len(student) == 2:
-        raise InputError(
-            "hardness_mode: expected 'in_batch_negatives' without a column of negatives, got 'hard_negatives'."
-        )
-    if hardness_mode not in ("hard_negatives", "in_batch_negatives"):
-        return
-    for k, negatives in enumerate(student[2:]):
-        if negatives.shape[0] < needed:
-            raise InputError(
-                f"negatives[{k}]: expected at least {needed} rows with hardness_mode {hardness_mode!r}, which takes "
-                f"row offset + i for anchor i's own negative, got {negatives.shape[0]}. 'all_negatives' needs none."
-            )
-
-
 def _same_tensor(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are one, or a view of all of the same memory, as ``x`` and ``x.detach()`` are."""
     if a is b:
         return True
-    if torch.compiler.is_compiling() or _inside_transform():
+    if torch.compiler.is_compiling() or inside_transform():
         return False  # no memory to compare there
     return (
         a.data_ptr() == b.data_ptr()
@@ -383,40 +337,6 @@ def _same_tensor(a: Tensor, b: Tensor) -> bool:
     )  # fmt: skip
 
 
-def _inside_transform() -> bool:
-    """Whether a transform of torch.func (``grad``, ``vmap``, ``jvp``) is running."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _refuse_transforms(tensors: Sequence[Tensor]) -> None:
-    """Raise where torch would take the operators' lack of a rule for a derivative of zero, or say nothing of use."""
-    if torch.compiler.is_compiling():
-        return
-    forward_mode = forward_ad._current_level >= 0
-    if _inside_transform() or (forward_mode and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)):
-        raise RuntimeError(
-            "guided_contrastive_loss: the streaming backends know ordinary backward passes only, no forward mode and "
-            "no transform of torch.func; backend='reference' is made of ordinary torch operations and knows them."
-        )
-
-
 def _ordinary(x: Tensor) -> Tensor:
     """The tensor, or a copy that autograd can keep where it came out of inference mode, as ``encode`` leaves them."""
     return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
-
-
-def _keeps_masks(mask_bits: str, backend: str, blocks: Sequence[Block], dims: int, device: torch.device) -> bool:
-    """Whether the masks of so many Matryoshka dims are kept for the backward pass."""
-    if mask_bits != "auto":
-        return mask_bits == "keep"
-    return streaming_backend(backend).mask_bytes(blocks, dims) * KEPT_SHARE <= _device_memory(device)
-
-
-@torch.compiler.assume_constant_result
-def _device_memory(device: torch.device) -> int:
-    """Bytes of memory that the device has in all."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    import psutil  # not where a GPU is measured by nothing but torch
-
-    return psutil.virtual_memory().total

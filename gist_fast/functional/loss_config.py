@@ -11,22 +11,18 @@ To add a setting, follow its row in the table of ``CONTRIBUTING.md``.
 from __future__ import annotations
 
 import functools
-import math
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, Field, FrozenInstanceError, dataclass, field, fields
 from typing import Any, Literal, TypedDict
 
-from gist_fast.functional.values import check_choice, check_flags, check_number, is_number, one_of
+from gist_fast.functional.choices import Backend, Groups, HardnessMode, MarginStrategy, MaskBits, Scope
+from gist_fast.functional.combinations import check_combination, check_dims
+from gist_fast.functional.values import check_choice, check_flags, check_number
 from gist_fast.runtime.errors import InputError, InputTypeError, nearest
 
 STOCK = "sentence-transformers 6.2"
-MarginStrategy = Literal["absolute", "relative"]
-Groups = Literal["anchor", "column"]
-HardnessMode = Literal["in_batch_negatives", "hard_negatives", "all_negatives"]
-Backend = Literal["auto", "triton", "tiled", "reference"]
-MaskBits = Literal["auto", "keep", "recompute"]
 
 
 def setting(
@@ -36,6 +32,7 @@ def setting(
     source: str = "",
     decides: bool = False,
     recorded: bool = True,
+    needs_guide: bool = False,
     **bounds: Any,
 ) -> Any:
     """A field of `LossSettings`.
@@ -46,10 +43,11 @@ def setting(
         decides: whether it says which pairs count, or with what weight, so that the custom operators need it.
         recorded: whether the model card and the record of a run list it: False where it changes no more than how the
             loss is computed.
+        needs_guide: whether it is about what a guide does, so that it stays at its default without any.
         bounds: of a number, as `gist_fast.functional.values.check_number` takes them.
     """
-    about = {"help": help, "source": source, "decides": decides, "recorded": recorded, "bounds": bounds}
-    return field(default=default, metadata=about)
+    about = {"help": help, "source": source, "decides": decides, "recorded": recorded, "needs_guide": needs_guide}
+    return field(default=default, metadata={**about, "bounds": bounds})
 
 
 @dataclass
@@ -69,9 +67,14 @@ class LossSettings:
         "How the margin lowers the guide's threshold t: 'absolute' (t - margin) or 'relative' (t - |t| * margin).",
         source=STOCK,
         decides=True,
+        needs_guide=True,
     )
     margin: float = setting(
-        0.0, "The larger, the more pairs are taken for false negatives and dropped.", source=STOCK, decides=True
+        0.0,
+        "The larger, the more pairs are taken for false negatives and dropped.",
+        source=STOCK,
+        decides=True,
+        needs_guide=True,
     )
     contrast_anchors: bool = setting(True, "Whether anchors are negatives of each other.", source=STOCK, decides=True)
     contrast_positives: bool = setting(
@@ -88,15 +91,34 @@ class LossSettings:
         decides=True,
     )
     mask_ties: bool = setting(
-        False, "Whether what ties with the positive for the guide, as copies of its text do, is dropped.", decides=True
+        False,
+        "Whether what ties with the positive for the guide, as copies of its text do, is dropped.",
+        decides=True,
+        needs_guide=True,
     )
     row_margins: bool = setting(
-        False, "Whether each row brings a margin of its own, in the column 'margin', which is added to 'margin'."
+        False,
+        "Whether each row brings a margin of its own, in the column 'margin', which is added to 'margin'.",
+        needs_guide=True,
     )
     groups: Groups | None = setting(
         None,
-        "Rows that are no negatives of each other: 'anchor', those of the same anchor text; 'column', those with the "
-        "same whole number in the column 'group'. None: all are.",
+        "Rows that are no negatives of each other: 'anchor', those of the same anchor text; 'positive', those of the "
+        "same positive text, which is no negative from any column either; 'anchor_or_positive', both; 'column', as the "
+        "columns of groups say. None: all are.",
+        source="'anchor_or_positive': arXiv 2503.07891",
+    )
+    mask_negatives: bool = setting(
+        True,
+        "Whether the guide may drop mined negatives too. False: it does not read the columns of negatives.",
+        decides=True,
+        needs_guide=True,
+    )
+    negatives_scope: Scope | list[Scope] = setting(
+        "all",
+        "Whose negatives the columns of negatives are: 'all', every anchor's, or 'own', the anchor's alone in whose "
+        "row they stand; one for all columns, or a list of one a column.",
+        source="'own': arXiv 2506.05176, arXiv 2503.07891",
     )
     hard: bool = setting(
         False, "Whether negatives that the student already ranks below the positive are dropped too.", decides=True
@@ -177,7 +199,7 @@ class LossConfig(LossSettings):
     def __post_init__(self) -> None:
         for name in _FIELDS:
             check_setting(name, getattr(self, name))
-        _check_combination(self)
+        check_combination(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # By hand, because a frozen dataclass cannot share its fields with the arguments of a trainer, which are not.
@@ -241,7 +263,8 @@ class LossConfig(LossSettings):
     def decided(self) -> LossConfig:
         """For a backward pass that has its mask bits: nothing is left that decides masks."""
         settings = zip(_DECIDING, self.to_arguments(), strict=True)
-        return _of_arguments(*(False if name in ("self_guided", "hard") else value for name, value in settings))
+        off = {"self_guided": False, "hard": False, "mask_negatives": True}
+        return _of_arguments(*(off.get(name, value) for name, value in settings))
 
 
 @functools.lru_cache(maxsize=256, typed=True)
@@ -256,6 +279,8 @@ class SharedKeywords(TypedDict, total=False):
     backend: Backend
     mask_bits: MaskBits
     mask_ties: bool
+    mask_negatives: bool
+    negatives_scope: Scope | Sequence[Scope]
     hard: bool
     hardness_mode: HardnessMode | None
     hardness_strength: float
@@ -285,6 +310,8 @@ class _Expected:
     kind: type
     """bool, float, str or list."""
     choices: tuple[str, ...]
+    listed: bool
+    """Whether it may be a list of choices, too."""
     optional: bool
     bounds: dict[str, Any]
 
@@ -292,11 +319,11 @@ class _Expected:
 def _expected(f: Field, hint: Any) -> _Expected:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     members = typing.get_args(hint) if union else (hint,)
-    (member,) = (m for m in members if m is not type(None))
+    member, *lists = (m for m in members if m is not type(None))
     origin = typing.get_origin(member)
     choices = typing.get_args(member) if origin is Literal else ()
     kind = str if choices else origin or member
-    return _Expected(kind, choices, type(None) in members, dict(f.metadata["bounds"]))
+    return _Expected(kind, choices, bool(lists), type(None) in members, dict(f.metadata["bounds"]))
 
 
 _HINTS = typing.get_type_hints(LossConfig)
@@ -319,96 +346,12 @@ def check_setting(name: str, value: Any) -> None:
     expected = _FIELDS.get(name)
     if expected is None or (value is None and expected.optional):
         return
-    if expected.choices:
+    if expected.listed and isinstance(value, list | tuple):
+        for k, each in enumerate(value):
+            check_choice(f"{name}[{k}]", each, expected.choices)
+    elif expected.choices:
         check_choice(name, value, expected.choices)
     elif expected.kind is bool:
         check_flags(**{name: value})
     elif expected.kind is float:
         check_number(name, value, **expected.bounds)
-
-
-def check_dims(
-    dims: Sequence[int] | None, weights: Sequence[float] | None, width: int | None = None
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The Matryoshka dims, the largest first, and their weights; both empty without any.
-
-    Args:
-        width: of the embeddings; None where it is not known yet.
-    """
-    if dims is None:
-        if weights is not None:
-            raise InputError("matryoshka_weights: given without matryoshka_dims. Give both or neither.")
-        return (), ()
-    if isinstance(dims, str) or not isinstance(dims, Sequence) or not all(type(d) is int for d in dims):
-        raise InputTypeError(f"matryoshka_dims: expected a list of ints, got {dims!r}.")
-    if not dims or min(dims) < 1 or len(set(dims)) < len(dims):
-        raise InputError(f"matryoshka_dims: expected different ints of at least 1, got {list(dims)}.")
-    if width is not None and max(dims) > width:
-        raise InputError(f"matryoshka_dims: expected at most {width}, the width of the embeddings, got {max(dims)}.")
-    if weights is None:
-        weights = [1.0] * len(dims)
-    if isinstance(weights, str) or not isinstance(weights, Sequence) or not all(map(is_number, weights)):
-        raise InputTypeError(f"matryoshka_weights: expected a list of floats, got {weights!r}.")
-    if len(weights) != len(dims):
-        raise InputError(f"matryoshka_weights: expected {len(dims)}, one for each of the dims, got {len(weights)}.")
-    if not all(0 <= w < math.inf for w in weights) or not any(weights):
-        raise InputError(
-            f"matryoshka_weights: expected finite floats of at least 0, not all of them 0, got {list(weights)}."
-        )
-    pairs = sorted(zip(dims, weights, strict=True), reverse=True)
-    return tuple(d for d, _ in pairs), tuple(float(w) for _, w in pairs)
-
-
-def _check_combination(config: LossConfig) -> None:
-    """Raise where settings, each right by itself, make no sense together."""
-    c = config
-    if c.hardness_mode is None and c.hardness_strength:
-        raise InputError(
-            f"hardness_strength: expected 0 without a hardness_mode, got {c.hardness_strength}. Set hardness_mode to "
-            f"{one_of(_FIELDS['hardness_mode'].choices)}, or leave both out."
-        )
-    if c.hardness_mode is not None and not c.hardness_strength:
-        raise InputError(
-            f"hardness_strength: expected a float above 0 with hardness_mode {c.hardness_mode!r}, got "
-            f"{c.hardness_strength}."
-        )
-    check_dims(c.matryoshka_dims, c.matryoshka_weights)
-    if c.temperature_min >= c.temperature_max:
-        raise InputError(
-            f"temperature_min: expected a float below temperature_max {c.temperature_max}, got {c.temperature_min}."
-        )
-    if c.learn_temperature and not c.temperature_min <= c.temperature <= c.temperature_max:
-        raise InputError(
-            f"temperature: expected a start between temperature_min {c.temperature_min} and temperature_max "
-            f"{c.temperature_max}, got {c.temperature}."
-        )
-    for name in ("temperature_min", "temperature_max"):
-        if not c.learn_temperature and getattr(c, name) != getattr(LossConfig, name):
-            raise InputError(
-                f"{name}: got {getattr(c, name)}, which bounds a temperature that is learnt. Set "
-                "learn_temperature=True, or leave it out."
-            )
-    if c.self_guided and not c.guided:
-        raise InputError("self_guided: expected False with guided=False, got True. Leave out one of the two.")
-    if not c.guided:
-        for name in ("margin", "margin_strategy", "mask_ties", "row_margins"):
-            value, default = getattr(c, name), getattr(LossConfig, name)
-            if value != default:
-                raise InputError(
-                    f"{name}: expected {default!r} without a guide, whose thresholds it is about, got {value!r}. Leave "
-                    "it out, or give a guide."
-                )
-    if c.triplet_margin is not None:
-        if not c.guided and c.groups is None:
-            raise InputError("triplet_margin: nothing says what else is positive. Give a guide or groups with it.")
-        if c.hard:
-            raise InputError(
-                "hard: expected False with triplet_margin, whose means are over all that the guide leaves, got True."
-            )
-        if c.mask_bits == "recompute":
-            raise InputError("mask_bits: expected 'keep' with triplet_margin, which reads the masks, got 'recompute'.")
-    if c.hard and c.self_guided:
-        raise InputError(
-            "hard: expected False with self_guided, got True: the student decides by the same scores, so that hardly a "
-            "negative is left. Set hard=False, or give a guide of its own."
-        )

@@ -118,8 +118,9 @@ class Operands:
     student_thresholds: Tensor | None = None
     """``[B]``, accumulation type: entries of row i whose logit (of the largest dim) is below
     ``student_thresholds[i]`` are masked."""
-    groups: Tensor | None = None
-    """``[M]``, int64: of the candidates; entries of one group are masked."""
+    groups: tuple[Tensor, ...] = ()
+    """Two at most, int64: ``[M]``, of the positives, or of the positives and all negatives behind them. Entries whose
+    row and column have one of them in common are masked."""
     offset: int = 0
     """Anchor i is in the group of candidate ``offset + i``."""
     logit_scale: Tensor | None = None
@@ -146,14 +147,17 @@ class Operands:
     @property
     def masks(self) -> bool:
         """Whether there is anything to mask but what never counts."""
-        return self.guided or self.student_thresholds is not None or self.groups is not None
+        return self.guided or self.student_thresholds is not None or len(self.groups) > 0
 
-    def groups_of(self, block: Block) -> tuple[Tensor, Tensor] | None:
-        """The groups of a block's rows ``[rows]`` and columns ``[columns]``; None where they do not matter."""
-        if self.groups is None or block.column_operand not in (ANCHORS, POSITIVES):
-            return None
-        rows = self.groups[self.offset : self.offset + block.rows]
-        return rows, rows if block.column_operand == ANCHORS else self.groups
+    def groups_of(self, block: Block) -> Iterator[tuple[Tensor, Tensor]]:
+        """The groups of a block's rows ``[rows]`` and columns ``[columns]``, as often as there are some of both."""
+        candidates = [x.shape[0] for x in self.student[POSITIVES : block.column_operand + 1]]
+        for groups in self.groups:
+            rows = groups[self.offset : self.offset + block.rows]
+            if block.column_operand == ANCHORS:
+                yield rows, rows
+            elif len(groups) >= sum(candidates):
+                yield rows, groups[sum(candidates[:-1]) : sum(candidates)]
 
     def logit_scales_of(self, block: Block) -> tuple[Tensor | None, Tensor | None]:
         """What multiplies the logits of a block's entries, 0-d: of an anchor's own negative, and of all others."""
@@ -189,7 +193,7 @@ def prepare(
     offset: int = 0,
     *,
     margins: Tensor | None = None,
-    groups: Tensor | None = None,
+    groups: Sequence[Tensor] = (),
     dims: Sequence[int] = (),
     differentiable: bool = False,
 ) -> Operands:
@@ -197,12 +201,12 @@ def prepare(
 
     Args:
         student: anchors ``[B, D]``, positives ``[M, D]``, then any negatives ``[N_k, D]``, as the user gave them.
-        guide: the guide's embeddings of the same texts, or an empty sequence.
+        guide: the guide's embeddings of the same texts, or of those alone that it may mask; or an empty sequence.
         temperature: 0-d.
         config: where it is self-guided, the student's own scores decide the mask, and `guide` is empty.
         offset: anchor i's positive is row ``offset + i`` of the positives.
         margins: ``[B]``, in the place of the one margin of `config`.
-        groups: ``[M]``, int64.
+        groups: see `Operands.groups`.
         dims: Matryoshka dims, the largest first; empty for the embeddings' whole width.
         differentiable: keep to operations that autograd knows, by student and temperature, at the price of copies in
             the accumulation type.
@@ -227,22 +231,41 @@ def prepare(
             # The student's scores carry the factor scale**2, so the thresholds must carry it too.
             guide_thresholds = make_thresholds(own_logits / squared, margin, band=student_band, **rule) * squared
         elif guide:
-            guides = tuple(UnitRows(x, _inverse(_norms(x, "guide_" + _student_name(k)))) for k, x in enumerate(guide))
+            guides = tuple(unit_rows(x, "guide_" + _student_name(k)) for k, x in enumerate(guide))
             own_scores = [
-                _row_dots(guides[ANCHORS].rows(piece), guides[POSITIVES].rows(moved(piece, offset)))
+                row_dots(guides[ANCHORS].rows(piece), guides[POSITIVES].rows(moved(piece, offset)))
                 for piece in pieces(guide[ANCHORS])
             ]
             own = torch.cat(own_scores)
             guide_thresholds = make_thresholds(own, margin, band=tie_band(own.dtype, guide[ANCHORS].shape[1]), **rule)
-            # A guide row that is not finite would compare as false and mask nothing, unseen: make every threshold NaN.
-            guide_thresholds = guide_thresholds + torch.stack([(g.factors - g.factors).sum() for g in guides]).sum()
+            guide_thresholds = guide_thresholds + nan_where_bad(guides)
         if config.hard:
             student_thresholds = own_logits - student_band * squared
         if config.hardness_mode:
             logit_scale = 1 + config.hardness_strength * temperature.to(dtype)
     return Operands(
-        students, guides, config.self_guided, guide_thresholds, student_thresholds, groups, offset, logit_scale
+        students, guides, config.self_guided, guide_thresholds, student_thresholds, tuple(groups), offset, logit_scale
     )
+
+
+def unit_rows(x: Tensor, name: str) -> UnitRows:
+    """Embeddings ``[N, G]`` of a guide as unit vectors.
+
+    Raises:
+        ValueError: on the CPU, where a row is not finite; `name` is what they are called.
+    """
+    return UnitRows(x, _inverse(_norms(x, name)))
+
+
+def nan_where_bad(guides: Sequence[UnitRows]) -> Tensor:
+    """0-d: 0, or NaN where a row is not finite. It would compare as false and mask nothing, unseen."""
+    return torch.stack([(g.factors - g.factors).sum() for g in guides]).sum()
+
+
+def check_finite(x: Tensor, name: str) -> None:
+    """Raise where a row of ``x [N, D]``, on the CPU, is not finite."""
+    if x.device.type == "cpu":
+        _norms(x, name)
 
 
 def _student(embeddings: Sequence[Tensor], scale: Tensor, offset: int, differentiable: bool) -> Student:
@@ -254,7 +277,7 @@ def _student(embeddings: Sequence[Tensor], scale: Tensor, offset: int, different
     else:
         operands = tuple(UnitRows(x, scale * _inverse(norm)).whole for x, norm in zip(embeddings, norms, strict=True))
     batch = embeddings[ANCHORS].shape[0]
-    positives = _row_dots(operands[ANCHORS], operands[POSITIVES][offset : offset + batch])
+    positives = row_dots(operands[ANCHORS], operands[POSITIVES][offset : offset + batch])
     return Student(operands, positives, norms)
 
 
@@ -345,7 +368,7 @@ def _norms(x: Tensor, name: str) -> Tensor:
     norm = norms[0] if len(norms) == 1 else torch.cat(norms)
     # A traced graph cannot branch on values; there, as on an accelerator, the loss comes out as NaN.
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_finite(x, norm, name)
+        _refuse_not_finite(x, norm, name)
     return norm
 
 
@@ -356,7 +379,7 @@ def _inverse(norm: Tensor) -> Tensor:
     return torch.where(zero, 0.0, 1.0 / torch.where(zero, 1.0, norm)) + (norm - norm)
 
 
-def _check_finite(x: Tensor, norm: Tensor, name: str) -> None:
+def _refuse_not_finite(x: Tensor, norm: Tensor, name: str) -> None:
     if torch.isfinite(norm).all():
         return
     row = int(torch.nonzero(~torch.isfinite(norm[:, 0]))[0, 0])
@@ -369,7 +392,7 @@ def _check_finite(x: Tensor, norm: Tensor, name: str) -> None:
     raise InputError(f"{name}: {found}. Embeddings must be finite; look at the model or the text of that row.")
 
 
-def _row_dots(a: Tensor, b: Tensor) -> Tensor:
+def row_dots(a: Tensor, b: Tensor) -> Tensor:
     accumulate = accumulation_dtype(a.dtype)
     dots = [(a[piece].to(accumulate) * b[piece].to(accumulate)).sum(dim=1) for piece in pieces(a)]
     return dots[0] if len(dots) == 1 else torch.cat(dots)

@@ -22,7 +22,7 @@ from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import accumulation_dtype
 
 _ARGUMENTS = (
-    "str backend, Tensor[] student, Tensor[] guide, Tensor temperature, Tensor? margins, Tensor? groups, "
+    "str backend, Tensor[] student, Tensor[] guide, Tensor temperature, Tensor? margins, Tensor[] groups, "
     f"SymInt[] dims, bool keep_mask_bits, bool automatic, bool one_sign, int offset, {LossConfig.schema()}"
 )
 
@@ -33,7 +33,7 @@ def forward_rows(
     guide: Sequence[Tensor],
     temperature: Tensor,
     margins: Tensor | None,
-    groups: Tensor | None,
+    groups: Sequence[Tensor],
     dims: Sequence[int],
     keep_mask_bits: bool,
     automatic: bool,
@@ -46,9 +46,9 @@ def forward_rows(
     Args:
         backend: the streaming backend.
         student: anchors, positives and columns of negatives.
-        guide: the same of the guide, or empty.
+        guide: the same of the guide, of those operands that it may mask; or empty.
         margins: ``[B]`` or None.
-        groups: ``[M]``, int64, or None.
+        groups: two at most, int64; see `gist_fast.functional.backends.interface.Problem`.
         dims: Matryoshka dims, the largest first; empty for the whole width alone.
         keep_mask_bits: whether what was masked is kept for the backward pass.
         automatic: the backend was nobody's choice by name, so that a backward pass that fails may take another.
@@ -99,7 +99,7 @@ def backward_rows(
     guide: Sequence[Tensor],
     temperature: Tensor,
     margins: Tensor | None,
-    groups: Tensor | None,
+    groups: Sequence[Tensor],
     *static: Any,
 ) -> list[Tensor]:
     """Gradients by each of `student` and, last, by `temperature`, given ``grad_loss [L, B]``; see `forward_rows`."""
@@ -140,7 +140,7 @@ def _problem(
     guide: Sequence[Tensor],
     temperature: Tensor,
     margins: Tensor | None,
-    groups: Tensor | None,
+    groups: Sequence[Tensor],
     dims: Sequence[int],
     one_sign: bool,
     offset: int,
@@ -148,8 +148,8 @@ def _problem(
 ) -> Problem:
     config = LossConfig.from_arguments(settings)
     return Problem(
-        tuple(student), tuple(guide), temperature, margins, groups, tuple(dims), offset, one_sign, config
-    )  # fmt: skip
+        tuple(student), tuple(guide), temperature, margins, tuple(groups), tuple(dims), offset, one_sign, config
+    )
 
 
 _proven: set[tuple] = set()
@@ -176,19 +176,22 @@ def _setup_context(ctx, inputs, output) -> None:
         not automatic or _kernels(backend, student, dims, one_sign, LossConfig.from_arguments(settings)) in _proven
     )
     needed = () if spared else guide
-    ctx.backend, ctx.static, ctx.students, ctx.guides = backend, static, len(student), len(guide)
-    ctx.save_for_backward(lse2, mask_bits, temperature, margins, groups, *student, *needed)
+    ctx.backend, ctx.static = backend, static
+    ctx.students, ctx.guides, ctx.groups = len(student), len(guide), len(groups)
+    ctx.save_for_backward(lse2, mask_bits, temperature, margins, *groups, *student, *needed)
 
 
 def _backward(ctx, grad_loss, *_):
-    lse2, mask_bits, temperature, margins, groups, *embeddings = ctx.saved_tensors
+    lse2, mask_bits, temperature, margins, *others = ctx.saved_tensors
+    groups, embeddings = others[: ctx.groups], others[ctx.groups :]
     student, guide = embeddings[: ctx.students], embeddings[ctx.students :]
     if grad_loss is None:
         grad_loss = torch.zeros_like(lse2)
     *by_student, by_temperature = torch.ops.gist_fast.guided_backward(
         grad_loss, lse2, mask_bits, ctx.backend, student, guide, temperature, margins, groups, *ctx.static
     )
-    return (None, by_student, [None] * ctx.guides, by_temperature, None, None, *no_gradients(ctx.static))
+    none = [None] * ctx.guides, [None] * ctx.groups
+    return (None, by_student, none[0], by_temperature, None, none[1], *no_gradients(ctx.static))
 
 
 def no_gradients(arguments: Sequence[Any]) -> list[Any]:

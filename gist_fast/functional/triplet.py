@@ -21,8 +21,9 @@ from torch.nn.functional import pad
 
 from gist_fast.functional.backends import reference, streaming_backend
 from gist_fast.functional.blocks import ANCHORS, POSITIVES, Block, make_blocks
+from gist_fast.functional.cosines import unit_vectors
 from gist_fast.functional.loss_config import LossConfig
-from gist_fast.functional.operands import ZERO_NORM, Operands, accumulation_dtype
+from gist_fast.functional.operands import Operands, accumulation_dtype
 from gist_fast.functional.operator import no_gradients
 
 COUNTERS = 8
@@ -33,7 +34,12 @@ MaskProduct = Callable[[int, Tensor], Tensor]
 
 
 def triplet_rows(
-    student: Sequence[Tensor], offset: int, margin: float, blocks: Sequence[Block], product: MaskProduct
+    student: Sequence[Tensor],
+    offset: int,
+    margin: float,
+    blocks: Sequence[Block],
+    product: MaskProduct,
+    own_negatives: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
     """The term of each row, ``[B]``, accumulation type, differentiable by the embeddings.
 
@@ -42,15 +48,18 @@ def triplet_rows(
         offset: anchor i's positive is row ``offset + i`` of the positives.
         margin: in units of cosine similarity.
         product: by the masks of the same batch.
+        own_negatives: of negatives that are one anchor's alone, ``[K, B]`` each: their similarities at that dim,
+            whether a row has one, and whether a guide or their group masked it; see
+            `gist_fast.functional.own_negatives.OwnTerms`.
     """
     dtype = accumulation_dtype(student[ANCHORS].dtype)
-    unit = [_unit(x.to(dtype)) for x in student]
+    unit = [unit_vectors(x.to(dtype)) for x in student]
     anchors = unit[ANCHORS]
     rows = anchors.shape[0]
     own = slice(offset, offset + rows)
     positive = (anchors * unit[POSITIVES][own]).sum(1)
     masked, everything, masked_count = (torch.zeros_like(positive) for _ in range(3))
-    count = 0
+    count: Tensor | int = 0
     for index, block in enumerate(blocks):
         if block.row_operand != ANCHORS:
             continue
@@ -63,16 +72,13 @@ def triplet_rows(
         if block.excluded is not None:
             everything = everything - (anchors * columns[block.excluded : block.excluded + rows]).sum(1)
             count -= 1
+    if own_negatives is not None:
+        similar, there, dropped = own_negatives
+        everything, masked = everything + similar.sum(0), masked + (similar * dropped).sum(0)
+        masked_count, count = masked_count + dropped.sum(0), count + there.sum(0)
     negatives = count - masked_count
     gap = (everything - masked) / negatives.clamp_min(1) - (positive + masked) / (1 + masked_count)
     return torch.where(negatives > 0, (gap + margin).clamp_min(0), 0.0)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Rows of norm 1; those of zeros stay, and have no gradient."""
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    # Where nothing is divided, either.
-    return torch.where(norm > ZERO_NORM, x / norm.clamp_min(ZERO_NORM), x.detach())
 
 
 def dense_product(operands: Operands, blocks: Sequence[Block]) -> MaskProduct:

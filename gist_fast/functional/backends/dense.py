@@ -38,7 +38,7 @@ _NOTHING = torch.empty(0, device="cpu")
 
 def covers(config: LossConfig, blocks: Sequence[Block], device_type: str) -> bool:
     """Whether a call that is left to ``auto`` is computed here."""
-    if device_type != "cpu" or config.mask_bits == "recompute":
+    if device_type != "cpu" or config.mask_bits == "recompute" or not all(block.guided for block in blocks):
         return False
     if sum([block.rows * block.columns for block in blocks]) > PAIRS:
         return False

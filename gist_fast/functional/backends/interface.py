@@ -48,13 +48,14 @@ class Problem:
     student: tuple[Tensor, ...]
     """Anchors ``[B, D]``, positives ``[M, D]``, and any columns of negatives ``[N_k, D]``."""
     guide: tuple[Tensor, ...]
-    """The guide's embeddings of the same texts; empty without a guide that has embeddings of its own."""
+    """The guide's embeddings of the same texts, or of those alone that it may mask; empty without a guide that has
+    embeddings of its own."""
     temperature: Tensor
     """0-d."""
     margins: Tensor | None
     """``[B]``, in the place of the one margin of `config`."""
-    groups: Tensor | None
-    """``[M]``, int64."""
+    groups: tuple[Tensor, ...]
+    """Two at most, int64: ``[M]``, of the positives, or of the positives and all negatives behind them."""
     dims: tuple[int, ...]
     """Matryoshka dims, the largest first; empty for the whole width alone."""
     offset: int
@@ -72,11 +73,11 @@ class Problem:
     def masks(self) -> bool:
         """Whether there is anything to mask but what never counts."""
         config = self.config
-        return config.self_guided or len(self.guide) > 0 or self.groups is not None or config.hard
+        return config.self_guided or len(self.guide) > 0 or len(self.groups) > 0 or config.hard
 
     def decided(self) -> Problem:
         """The same without what decides masks, for a backward pass that has their mask bits."""
-        return replace(self, guide=(), margins=None, groups=None, config=self.config.decided())
+        return replace(self, guide=(), margins=None, groups=(), config=self.config.decided())
 
 
 class StreamingBackend(Protocol):

@@ -55,6 +55,7 @@ def rectangles(blocks: tuple[Block, ...]) -> tuple[Rectangle, ...]:
             own_negative=NOWHERE if block.own_negative is None else block.own_negative,
             scales_own=block.scaled in ("all", "own"),
             scales_others=block.scaled in ("all", "others"),
+            guided=block.guided,
         )
         for index, block in enumerate(blocks)
         for extent in _extents(block)

@@ -52,12 +52,13 @@ def forward_with(config: Config, problem: Problem, keep_mask_bits: bool) -> Guid
     maxima, sums = work.numbers(size), work.numbers(size)
     running = work.numbers(work.levels, 2, loss.shape[1]) if len(batches) > 1 else None
     for index, batch in enumerate(batches):
-        if work.decided_before:
+        if any(map(work.has_initial_mask, batch.sets)):
             assert decided is not None
             work.write_masks(batch, decided, before_student=True)
         for level, stack in enumerate(work.stacks):
             decides = level == 0
             for chunks in batch.sets:
+                guides = decides and work.student_guides(chunks)
                 start_forward(
                     chunks,
                     work.table,
@@ -65,14 +66,14 @@ def forward_with(config: Config, problem: Problem, keep_mask_bits: bool) -> Guid
                     maxima,
                     sums,
                     config.forward_symmetric if chunks.symmetric else config.forward,
-                    guide_thresholds=work.guide_thresholds if decides and problem.config.self_guided else None,
+                    guide_thresholds=work.guide_thresholds if guides else None,
                     student_thresholds=work.student_thresholds if decides else None,
                     temperature=work.temperature,
                     strength=problem.config.hardness_strength,
                     mask_bits=decided,
-                    masked=work.masked if decides and problem.config.self_guided else None,
+                    masked=work.masked if guides else None,
                     easy=work.easy,
-                    has_initial_mask=decided is not None and (work.decided_before or not decides),
+                    has_initial_mask=decided is not None and (work.has_initial_mask(chunks) or not decides),
                 )
             reduce(
                 maxima,

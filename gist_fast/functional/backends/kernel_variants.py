@@ -86,7 +86,7 @@ def recorded(
 
 def _losses(guides: Sequence[str]) -> Iterator[tuple[LossConfig, dict]]:
     """All that changes which kernels run: guide, student thresholds, groups, hardness weighting, Matryoshka dims,
-    margins of rows, and how many operands there are."""
+    margins of rows, negatives that no guide masks, and how many operands there are."""
     sides = (False, True)
     # Where negatives are weighted and nothing else, no other kernel runs.
     modes = (None, "in_batch_negatives", "all_negatives")
@@ -96,11 +96,14 @@ def _losses(guides: Sequence[str]) -> Iterator[tuple[LossConfig, dict]]:
             continue
         fixed: dict[str, Any] = {"self_guided": guide == "self", "hard": hard, **PLAIN}
         guided = {"guided": guide == "own"}
-        for grouped, mode, nested in itertools.product(sides, modes, sides):
+        for groups, mode, nested in itertools.product((0, 1), modes, sides):
             weighting: dict[str, Any] = {"hardness_mode": mode, "hardness_strength": 1.0} if mode else {}
-            yield LossConfig(**fixed, **weighting), {**guided, "grouped": grouped, "nested": nested}
+            yield LossConfig(**fixed, **weighting), {**guided, "groups": groups, "nested": nested}
+        # Only the kernel of groups knows of a second.
+        yield LossConfig(**fixed), {**guided, "groups": 2}
         if guide != "none":
             yield LossConfig(**fixed), {**guided, "by_row": True}
+            yield LossConfig(**fixed, mask_negatives=False), guided
     yield LossConfig(**PLAIN), {"negatives": 0}
 
 
@@ -111,15 +114,16 @@ def _run(
     loss: LossConfig,
     *,
     guided: bool = True,
-    grouped: bool = False,
+    groups: int = 0,
     nested: bool = False,
     by_row: bool = False,
     negatives: int = 1,
 ) -> None:
     """Both passes with mask bits kept and not, and a product of the mask."""
     problem = _problem(loss, student, guide if guided else None, ROWS, GUIDE_DIM, nested=nested, negatives=negatives)
-    if grouped:
-        problem = replace(problem, groups=_empty(ROWS, dtype=torch.int64))
+    # The second of two is of the negatives, too.
+    sizes = (ROWS, ROWS * (1 + negatives))[:groups]
+    problem = replace(problem, groups=tuple(_empty(size, dtype=torch.int64) for size in sizes))
     if by_row:
         problem = replace(problem, margins=_empty(ROWS, dtype=FP32))
     kept = forward_with(config, problem, True)
@@ -130,7 +134,7 @@ def _run(
         return
     forward_with(config, problem, False)
     backward_with(config, problem, kept.loss, kept.lse2, None)
-    if guided and not (loss.hard or grouped or nested or loss.hardness_mode):
+    if guided and not (loss.hard or groups or nested or loss.hardness_mode):
         _multiply_masks(problem, bits)
 
 
@@ -159,7 +163,7 @@ def _problem(
         () if guide is None else tuple(_empty(rows, guide_dim, dtype=guide) for _ in range(2 + negatives)),
         _empty(dtype=FP32),
         None,
-        None,
+        (),
         (DIM, DIM // 2) if nested else (),
         0,
         True,

@@ -51,7 +51,7 @@ class Work:
         """``[L, S]``: of the embeddings at each dim, where asked for."""
         self.stacks = _stacks(problem.student, self.dims, config.block_k, self.temperature, self.norms, None)
         """Student operands at each dim."""
-        self._groups = None if problem.groups is None else problem.groups.contiguous()
+        self._groups = [groups.contiguous() for groups in problem.groups]
         self._margin = float(problem.config.margin) if problem.margins is None else _numbers_of(problem.margins)
         self.guide_thresholds: Tensor | None = None
         self.student_thresholds: Tensor | None = None
@@ -66,10 +66,14 @@ class Work:
         """Those of one dim; all of them, in their shape, where there is one: each view costs the host microseconds."""
         return values if self.levels == 1 else values[level]
 
-    @property
-    def decided_before(self) -> bool:
-        """Whether masks are written before the student's scores are computed."""
-        return len(self._problem.guide) > 0 or self._problem.groups is not None
+    def has_initial_mask(self, chunks: ChunkSet) -> bool:
+        """Whether masks of theirs are written before the student's scores are computed: by a guide or groups; also
+        where no guide may mask, since mask bits are kept of all pairs or of none."""
+        return len(self._problem.guide) > 0 or len(self._groups) > 0 or not chunks.guided
+
+    def student_guides(self, chunks: ChunkSet) -> bool:
+        """Whether the student's own scores decide as a guide's."""
+        return self._problem.config.self_guided and chunks.guided
 
     def make_counts(self) -> None:
         """Make room for what a forward pass counts."""
@@ -160,27 +164,28 @@ class Work:
     def write_masks(self, batch: Batch, mask_bits: Tensor, *, before_student: bool) -> None:
         """Write a batch's masks: all of them, or those that are decided before the student's scores are computed. Only
         the latter are counted, once in a forward pass."""
-        problem, guided = self._problem, len(self._problem.guide) > 0
+        problem = self._problem
         masked = self.masked if before_student else None
-        guide = self._guide
-        if guided and guide is None:
-            guide = self._guide_of(batch)
         for chunks in batch.sets:
-            if self._groups is not None:
+            by_guide = len(problem.guide) > 0 and chunks.guided
+            has_initial_mask = len(self._groups) > 0 or not chunks.guided
+            if has_initial_mask:
                 # Whoever decides next counts.
-                last = not guided and not problem.config.self_guided
+                last = not by_guide and not self.student_guides(chunks)
                 mask_groups(
                     chunks, self.table, self._groups, problem.offset, self._rows, mask_bits, masked if last else None
                 )
-            has_initial_mask = problem.groups is not None
-            if guide is not None:
+            if by_guide:
+                # Where it is not held whole, a batch is a chunk.
+                guide = self._guide_of(batch) if self._guide is None else self._guide
                 self._write(chunks, guide, self.guide_thresholds, mask_bits, masked, has_initial_mask, guide=True)
                 has_initial_mask = True
             if before_student:
                 continue
             stack = self.stacks[0]
-            if problem.config.self_guided:
+            if self.student_guides(chunks):
                 self._write(chunks, stack, self.guide_thresholds, mask_bits, None, has_initial_mask)
+                has_initial_mask = True
             if problem.config.hard:
                 self._write(chunks, stack, self.student_thresholds, mask_bits, None, has_initial_mask, below=True)
 

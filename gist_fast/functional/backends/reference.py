@@ -54,10 +54,9 @@ def decide(operands: Operands, block: Block) -> tuple[Tensor, Tensor, Tensor]:
     if block.excluded is not None:
         excluded.diagonal(block.excluded).fill_(True)
     masked = torch.zeros_like(excluded)
-    if operands.guide is not None and operands.guide_thresholds is not None:
+    if block.guided and operands.guide is not None and operands.guide_thresholds is not None:
         masked |= masked_by_guide(_scores(operands.guide, block), operands.guide_thresholds)
-    if (groups := operands.groups_of(block)) is not None:
-        rows, columns = groups
+    for rows, columns in operands.groups_of(block):
         masked |= rows[:, None] == columns
     masked &= ~excluded
     easy = torch.zeros_like(excluded)

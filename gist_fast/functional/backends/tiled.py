@@ -246,10 +246,10 @@ class _Workspace:
         found: list[tuple[Side, Tensor | None, Tensor | int, Tensor | int]] = []
         if not operands.masks:
             return [(side, None, 0, 0) for side in _sides(block, tile)]
-        guide = self.largest(block, tile) if operands.self_guided else None
-        if self._guide is not None:
+        guide = self.largest(block, tile) if operands.self_guided and block.guided else None
+        if self._guide is not None and block.guided:
             guide = self._scores(self._guide, block, tile, "guide")
-        groups = operands.groups_of(block)
+        groups = list(operands.groups_of(block))
         for side in _sides(block, tile):
             mask = self._buffer(f"mask {side.axis}", *tile.shape)
             more = self._buffer("more", *tile.shape)
@@ -258,8 +258,8 @@ class _Workspace:
                 torch.gt(guide, _across(operands.guide_thresholds[side.own], side), out=mask)
             else:
                 mask.zero_()
-            if groups is not None:
-                torch.eq(groups[0][tile.rows, None], groups[1][tile.columns], out=more)
+            for rows, columns in groups:
+                torch.eq(rows[tile.rows, None], columns[tile.columns], out=more)
                 torch.maximum(mask, more, out=mask)
             masked = self._count(mask, tile)
             if operands.student_thresholds is not None:

@@ -131,7 +131,8 @@ def _variant(problem: Problem) -> Iterator[str]:
     for name, on in {
         "self-guided": config.self_guided,
         "hard": config.hard,
-        "groups": problem.groups is not None,
+        "groups": len(problem.groups) > 0,
+        "own masks of negatives": not config.mask_negatives,
         str(config.hardness_mode): config.hardness_mode is not None,
         "weights": not problem.one_sign,
     }.items():

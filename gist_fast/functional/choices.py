@@ -1,0 +1,12 @@
+"""What those settings of the loss may be that are a choice."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+MarginStrategy = Literal["absolute", "relative"]
+Groups = Literal["anchor", "positive", "anchor_or_positive", "column"]
+Scope = Literal["all", "own"]
+HardnessMode = Literal["in_batch_negatives", "hard_negatives", "all_negatives"]
+Backend = Literal["auto", "triton", "tiled", "reference"]
+MaskBits = Literal["auto", "keep", "recompute"]

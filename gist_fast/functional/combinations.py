@@ -1,0 +1,98 @@
+"""Which settings of the loss go together, each of them right by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, get_args
+
+from gist_fast.functional.choices import HardnessMode
+from gist_fast.functional.values import is_number, one_of
+from gist_fast.runtime.errors import InputError, InputTypeError
+
+
+def check_combination(config: Any) -> None:
+    """Raise where settings of a `LossConfig`, each right by itself, make no sense together."""
+    c = config
+    if c.hardness_mode is None and c.hardness_strength:
+        raise InputError(
+            f"hardness_strength: expected 0 without a hardness_mode, got {c.hardness_strength}. Set hardness_mode to "
+            f"{one_of(get_args(HardnessMode))}, or leave both out."
+        )
+    if c.hardness_mode is not None and not c.hardness_strength:
+        raise InputError(
+            f"hardness_strength: expected a float above 0 with hardness_mode {c.hardness_mode!r}, got "
+            f"{c.hardness_strength}."
+        )
+    check_dims(c.matryoshka_dims, c.matryoshka_weights)
+    if c.temperature_min >= c.temperature_max:
+        raise InputError(
+            f"temperature_min: expected a float below temperature_max {c.temperature_max}, got {c.temperature_min}."
+        )
+    if c.learn_temperature and not c.temperature_min <= c.temperature <= c.temperature_max:
+        raise InputError(
+            f"temperature: expected a start between temperature_min {c.temperature_min} and temperature_max "
+            f"{c.temperature_max}, got {c.temperature}."
+        )
+    for name in ("temperature_min", "temperature_max"):
+        if not c.learn_temperature and getattr(c, name) != getattr(type(c), name):
+            raise InputError(
+                f"{name}: got {getattr(c, name)}, which bounds a temperature that is learnt. Set "
+                "learn_temperature=True, or leave it out."
+            )
+    if c.self_guided and not c.guided:
+        raise InputError("self_guided: expected False with guided=False, got True. Leave out one of the two.")
+    if not c.guided:
+        for name, default in [(f.name, f.default) for f in fields(c) if f.metadata["needs_guide"]]:
+            if (value := getattr(c, name)) != default:
+                raise InputError(
+                    f"{name}: expected {default!r} without a guide, whose thresholds it is about, got {value!r}. Leave "
+                    "it out, or give a guide."
+                )
+    if c.triplet_margin is not None:
+        if not c.guided and c.groups is None:
+            raise InputError("triplet_margin: nothing says what else is positive. Give a guide or groups with it.")
+        if c.hard:
+            raise InputError(
+                "hard: expected False with triplet_margin, whose means are over all that the guide leaves, got True."
+            )
+        if c.mask_bits == "recompute":
+            raise InputError("mask_bits: expected 'keep' with triplet_margin, which reads the masks, got 'recompute'.")
+    if c.hard and c.self_guided:
+        raise InputError(
+            "hard: expected False with self_guided, got True: the student decides by the same scores, so that hardly a "
+            "negative is left. Set hard=False, or give a guide of its own."
+        )
+
+
+def check_dims(
+    dims: Sequence[int] | None, weights: Sequence[float] | None, width: int | None = None
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The Matryoshka dims, the largest first, and their weights; both empty without any.
+
+    Args:
+        width: of the embeddings; None where it is not known yet.
+    """
+    if dims is None:
+        if weights is not None:
+            raise InputError("matryoshka_weights: given without matryoshka_dims. Give both or neither.")
+        return (), ()
+    if isinstance(dims, str) or not isinstance(dims, Sequence) or not all(type(d) is int for d in dims):
+        raise InputTypeError(f"matryoshka_dims: expected a list of ints, got {dims!r}.")
+    if not dims or min(dims) < 1 or len(set(dims)) < len(dims):
+        raise InputError(f"matryoshka_dims: expected different ints of at least 1, got {list(dims)}.")
+    if width is not None and max(dims) > width:
+        raise InputError(f"matryoshka_dims: expected at most {width}, the width of the embeddings, got {max(dims)}.")
+    if weights is None:
+        weights = [1.0] * len(dims)
+    if isinstance(weights, str) or not isinstance(weights, Sequence) or not all(map(is_number, weights)):
+        raise InputTypeError(f"matryoshka_weights: expected a list of floats, got {weights!r}.")
+    if len(weights) != len(dims):
+        raise InputError(f"matryoshka_weights: expected {len(dims)}, one for each of the dims, got {len(weights)}.")
+    if not all(0 <= w < math.inf for w in weights) or not any(weights):
+        raise InputError(
+            f"matryoshka_weights: expected finite floats of at least 0, not all of them 0, got {list(weights)}."
+        )
+    pairs = sorted(zip(dims, weights, strict=True), reverse=True)
+    return tuple(d for d, _ in pairs), tuple(float(w) for _, w in pairs)
