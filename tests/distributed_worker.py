@@ -123,7 +123,13 @@ def embeddings(width: int, seed: int, dtype: torch.dtype = torch.float32) -> lis
 GROUPS = torch.tensor([0, 1, 2, 0, 3, 4, 1, 5, 0, 6, 7, 2])
 """Of the joined batch; some rows share theirs with rows of the other rank."""
 MARGINS = torch.linspace(-0.1, 0.1, 12)
-VARIANTS = {"groups": "column", "row_margins": True, "matryoshka_dims": [8, 3], "triplet_margin": 0.3}
+OTHERS, OF_NEGATIVES = torch.arange(12) // 2, torch.arange(12).roll(4) // 2
+"""The second groups, of positives, and those of negatives."""
+VARIANTS = {
+    "variants": {"groups": "column", "row_margins": True, "matryoshka_dims": [8, 3], "triplet_margin": 0.3},
+    "own negatives": {"groups": "column", "negatives_scope": "own"},
+    "protected negatives": {"mask_negatives": False},
+}
 
 
 def on_embeddings(case: dict, folder: Path) -> dict:
@@ -140,19 +146,22 @@ def on_embeddings(case: dict, folder: Path) -> dict:
         ("theirs", theirs, torch.float32),
         ("half", ours, torch.float32),
         ("bf16", ours, torch.bfloat16),
-        ("variants", ours, torch.float32),
+        *((name, ours, torch.float32) for name in VARIANTS),
     ):
         kind = module.CachedGISTEmbedLoss
-        variants = VARIANTS if name == "variants" else {}
+        variants = VARIANTS.get(name, {})
         loss = kind(
             student, guide, temperature=0.1, mini_batch_size=6, margin=0.05, gather_across_devices=True, **variants
         )
-        if variants:
-            loss._rows = {"group": GROUPS[own], "margin": MARGINS[own]}
+        if name == "variants":
+            loss._rows = [{"group": GROUPS[own], "margin": MARGINS[own]}]
+        if name == "own negatives":
+            loss._rows = [{"group": each[own]} for each in (GROUPS, OTHERS, OF_NEGATIVES)]
         if name == "half":
             loss.gather_guide_dtype = "float16"
         leaves = [[x[own].clone().requires_grad_()] for x in embeddings(8, 0, dtype)]
-        value = loss.calculate_loss(leaves, [[x[own]] for x in embeddings(5, 1)])
+        judged = 2 if name == "protected negatives" else 3
+        value = loss.calculate_loss(leaves, [[x[own]] for x in embeddings(5, 1)][:judged])
         value.backward()
         results[name] = [value.detach(), *(parts[0].grad for parts in leaves)]
     results["student"], results["guide"] = embeddings(8, 0), embeddings(5, 1)

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import PAIRS
-from distributed_worker import GROUPS, MARGINS, load, without_dropout
+from distributed_worker import GROUPS, MARGINS, OF_NEGATIVES, OTHERS, VARIANTS, load, without_dropout
 from oracle import assert_close
 from prestarted import Command, on_ranks
 
@@ -211,7 +211,7 @@ def test_two_ranks(data, tmp_path):
         ("ours", torch.float32, torch.float32, 1e-5),
         ("half", torch.float32, torch.float16, 1e-5),
         ("bf16", torch.bfloat16, torch.float32, 2e-2),
-        ("variants", torch.float32, torch.float32, 1e-5),
+        *((name, torch.float32, torch.float32, 1e-5) for name in VARIANTS),
     ):
         joined = [x.to(dtype).double().requires_grad_() for x in results[0]["student"]]
         guide = [x.to(guide_dtype).double() for x in results[0]["guide"]]
@@ -221,8 +221,15 @@ def test_two_ranks(data, tmp_path):
             if name == "variants":
                 options = {"margin": 0.05 + MARGINS[own], "groups": GROUPS}
                 options |= {"matryoshka_dims": [8, 3], "triplet_margin": 0.3}
+            kept = slice(None)
+            if name == "own negatives":
+                kept, groups = own, [OF_NEGATIVES[own]]
+                options |= {"negatives_scope": "own", "groups": [GROUPS, OTHERS], "negative_groups": groups}
+            if name == "protected negatives":
+                options["mask_negatives"] = False
             loss = guided_contrastive_loss(
-                joined[0][own], joined[1], guide[0][own], guide[1], negatives=joined[2:], guide_negatives=guide[2:],
+                joined[0][own], joined[1], guide[0][own], guide[1],
+                negatives=[x[kept] for x in joined[2:]], guide_negatives=[x[kept] for x in guide[2:]],
                 temperature=0.1, offset=6 * rank, backend="reference", **options,
             )  # fmt: skip
             loss.backward()

@@ -147,7 +147,7 @@ def test_embeddings_that_the_data_carry_need_no_guide():
         ({"margin": math.nan}, r"margin: expected a finite float, got nan\."),
         ({"margins": []}, r"margins: expected 1 to 64 of them, got 0\."),
         ({"margins": [0.1, math.inf]}, r"margins: expected a finite float, got inf\."),
-        ({"groups": "anchors"}, r"groups: expected 'anchor' or 'column', got 'anchors'\."),
+        ({"groups": "anchors"}, r"groups: expected 'anchor', 'positive', .*, got 'anchors'\."),
         ({"groups": "column"}, "groups: 'column', and the data have no column 'group'; add it"),
         ({"row_margins": True}, "row_margins: True, and the data have no column 'margin'"),
         ({"hard": True}, r"hard: expected False without a student, whose ranking it goes by, got True\."),

@@ -138,7 +138,7 @@ REFUSED = {
         r"matryoshka_dims: expected at most 32, the width of the embeddings, got 4096\.",
     ),
     "a wrong name": ({"matryoshka_dim": [8]}, "matryoshka_dim: no such .*did you mean 'matryoshka_dims'"),
-    "groups by something else": ({"groups": "positive"}, r"groups: expected 'anchor' or 'column', got 'positive'\."),
+    "groups by something else": ({"groups": "text"}, r"groups: expected 'anchor', .* or 'column', got 'text'\."),
     "a flag that is a text": ({"hard": "yes"}, r"hard: expected True or False, got 'yes' \(str\)\."),
     "a strategy without a guide": (
         {"guided": False, "margin_strategy": "relative"},

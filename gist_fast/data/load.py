@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from gist_fast.data.column_checks import Column, check_once, check_table, late_column, no_column
 from gist_fast.data.embedded_rows import read_as_stored
-from gist_fast.data.names import ANCHOR, GROUP, GUIDE_SUFFIX, KINDS, POSITIVE, is_text_role, role_order
+from gist_fast.data.names import (
+    ANCHOR,
+    GUIDE_SUFFIX,
+    POSITIVE,
+    group_columns,
+    is_group_role,
+    is_text_role,
+    kind_of,
+    role_order,
+)
 from gist_fast.data.text_files import SUFFIXES, Choose, quoting_elsewhere, read_chunks, read_file, suffix_of
 from gist_fast.runtime.errors import InputError, first_line, nearest, nearest_file, shown
 from gist_fast.runtime.files import expanded
@@ -48,10 +57,11 @@ def load_texts(
             ``save_to_disk``, or the name of a dataset on the Hugging Face hub.
         split: which split of a saved directory or hub dataset; not needed where there is only one.
         columns: the column of each role, as ``{"anchor": "question", "positive": "answer"}``, or the columns' names in
-            the order anchor, positive, negatives. Roles not named are looked for under their own names. Two more roles
+            the order anchor, positive, negatives. Roles not named are looked for under their own names. More roles
             are taken only where they are named: ``group``, texts or whole numbers that tell which rows are
-            no negatives of each other (read as numbers, the same for the same value), and ``margin``, a number a row
-            (also one that is stored as text).
+            no negatives of each other (read as numbers, the same for the same value), ``positive_group``, a second one,
+            ``negative_group`` or ``negative_1_group`` and so on, of each negative, and ``margin``, a number a row (also
+            one that is stored as text).
         name: which configuration of a hub dataset.
         quoting: whether a cell of a ``.csv`` or ``.tsv`` file may stand in double quotes; by default it may in CSV, and
             in TSV a double quote is part of the text.
@@ -70,7 +80,7 @@ def load_texts(
     """
     choose = functools.partial(choose_columns, columns=columns)
     dataset = load_chosen(source, choose, split=split, name=name, quoting=quoting)
-    return _with_numbered_groups(dataset) if GROUP in dataset.column_names else dataset
+    return _with_numbered_groups(dataset)
 
 
 def load_chosen(
@@ -121,8 +131,8 @@ def stream_texts(
     """
     source = str(source)
     path = _path_of(source)
-    if GROUP in _as_mapping(columns, source):
-        raise InputError(f"{source}: columns: group is read as a whole, to number it; leave out streaming.")
+    if numbered := sorted(filter(is_group_role, _as_mapping(columns, source))):
+        raise InputError(f"{source}: columns: {numbered[0]} is read as a whole, to number it; leave out streaming.")
     if _is_file(path, source, split, name, quoting):
         return _stream_file(path, columns, quoting)
     if path.is_dir():
@@ -197,7 +207,7 @@ def choose_columns(available: Sequence[str], columns: ColumnNames | None, where:
                 named, hint = f", named for {role}", ""
             raise no_column(where, f"{column!r}{named}", column, available, hint)
     in_order = [(role, roles[role]) for role in sorted(roles, key=role_order)]
-    chosen = [Column(column, role, KINDS.get(role, "text")) for role, column in in_order]
+    chosen = [Column(column, role, kind_of(role)) for role, column in in_order]
     chosen += [
         Column(column + GUIDE_SUFFIX, role + GUIDE_SUFFIX, "vector")
         for role, column in in_order
@@ -210,10 +220,19 @@ def choose_columns(available: Sequence[str], columns: ColumnNames | None, where:
 
 
 def _with_numbered_groups(dataset: Dataset) -> Dataset:
-    """The groups as numbers from 0, in the order in which they are met."""
-    values = dataset.select_columns([GROUP]).with_format("arrow")[:].column(GROUP)
-    codes = values.combine_chunks().dictionary_encode().indices.to_numpy()
-    return read_as_stored(dataset.remove_columns([GROUP]).add_column(GROUP, codes.astype("int64")))
+    """The groups as numbers from 0, in the order in which they are met; the same in all columns of them."""
+    import pyarrow as pa
+
+    names = group_columns(dataset.column_names)
+    if not names:
+        return dataset
+    table = dataset.select_columns(names).with_format("arrow")[:]
+    values = pa.chunked_array([chunk for name in names for chunk in table.column(name).chunks])
+    codes = values.combine_chunks().dictionary_encode().indices.to_numpy().astype("int64").reshape(len(names), -1)
+    dataset = dataset.remove_columns(names)
+    for name, of_column in zip(names, codes, strict=True):
+        dataset = dataset.add_column(name, of_column)
+    return read_as_stored(dataset)
 
 
 def _path_of(source: str) -> Path:
@@ -253,10 +272,11 @@ def _as_mapping(columns: ColumnNames | None, where: str) -> dict[str, str]:
         negatives = ("negative", *(f"negative_{k}" for k in range(1, len(columns))))
         columns = dict(zip((ANCHOR, POSITIVE, *negatives), columns, strict=False))
     for role, column in columns.items():
-        if not is_text_role(role) and role not in KINDS:
+        if not is_text_role(role) and kind_of(role) == "text":
             raise InputError(
                 f"{where}: columns: {role!r} is no role{nearest(role, (ANCHOR, POSITIVE, 'negative', 'negative_1'))}; "
-                "the roles are anchor, positive, negative, negative_1, negative_2 and so on, group and margin."
+                "the roles are anchor, positive, negative, negative_1, negative_2 and so on, group, positive_group, "
+                "negative_group and so on, and margin."
             )
         if not isinstance(column, str):
             raise InputError(f"{where}: columns: expected the name of a column for {role}, got {column!r}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 ANCHOR, POSITIVE = "anchor", "positive"
@@ -10,8 +11,8 @@ _NEGATIVE = re.compile(r"negative(?:_(\d+))?")
 
 GROUP, MARGIN = "group", "margin"
 """Columns that are no texts: each row's group and its margin."""
-KINDS: dict[str, Literal["id", "number"]] = {GROUP: "id", MARGIN: "number"}
-"""What those columns hold; every other column holds texts."""
+GROUP_SUFFIX = f"_{GROUP}"
+"""A column of this ending holds the group of each positive or negative in the column before it."""
 
 GUIDE_EMBEDDING = "guide_embedding"
 """A column's features hold the guide's embeddings under this key."""
@@ -23,6 +24,23 @@ TEXT_TYPES = ("string", "large_string", "string_view")
 """The types that a column of texts has in a dataset."""
 
 
+def is_group_role(name: str) -> bool:
+    """Whether it is ``group``, or one of these before ``_group``: ``positive``, ``negative``, ``negative_<k>``."""
+    of = name.removesuffix(GROUP_SUFFIX)
+    return name == GROUP or (of not in (name, ANCHOR) and is_text_role(of))
+
+
+def kind_of(role: str) -> Literal["text", "id", "number"]:
+    """What the column of a role holds."""
+    return "number" if role == MARGIN else "id" if is_group_role(role) else "text"
+
+
+def group_columns(columns: Iterable[str]) -> list[str]:
+    """Those of a dataset's columns, of any names, that hold groups: ``group``, and ``{column}_group`` of another."""
+    names = list(columns)
+    return [c for c in names if c == GROUP or (c.endswith(GROUP_SUFFIX) and c.removesuffix(GROUP_SUFFIX) in names)]
+
+
 def is_text_role(name: str) -> bool:
     """Whether it is ``anchor``, ``positive``, ``negative`` or ``negative_<k>``."""
     return name in (ANCHOR, POSITIVE) or _NEGATIVE.fullmatch(name) is not None
@@ -30,7 +48,7 @@ def is_text_role(name: str) -> bool:
 
 def role_order(role: str) -> tuple[int, int]:
     """A key to sort roles by: anchor, positive, the negatives by their number, then the rest."""
-    if role in KINDS:
+    if kind_of(role) != "text":
         return 3, 0
     match = _NEGATIVE.fullmatch(role)
     if match is None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gist_fast.data.names import GROUP, MARGIN
-from gist_fast.functional.checks import check_temperature
+from gist_fast.functional.checks import check_scopes, check_temperature
 from gist_fast.functional.function import guided_contrastive_loss
 from gist_fast.functional.loss_config import LossConfig, LossKeywords, MarginStrategy, check_dims
 from gist_fast.functional.stats import StatsAverage
@@ -165,7 +165,9 @@ class GuidedLoss(nn.Module):
         return self
 
     @named(LOSS_FORWARD)
-    def guided_loss(self, student: Sequence[Tensor], guide: Sequence[Tensor], rows: dict[str, Tensor]) -> Tensor:
+    def guided_loss(
+        self, student: Sequence[Tensor], guide: Sequence[Tensor], rows: Sequence[dict[str, Tensor]]
+    ) -> Tensor:
         """The loss, 0-d, of student columns (anchors, positives, negatives, ..), ``[B, D]`` each, and the guide's.
 
         Args:
@@ -177,11 +179,12 @@ class GuidedLoss(nn.Module):
             # Unit vectors, where float16 is the finer of the half types: what the guide drops hangs on small
             # differences.
             guide = [nn.functional.normalize(x, dim=-1).half() if x.dtype is torch.float32 else x for x in guide]
-        groups, margin = rows.get(GROUP), rows[MARGIN] + config.margin if MARGIN in rows else config.margin
+        margin = rows[0][MARGIN] + config.margin if MARGIN in rows[0] else config.margin
+        groups: Sequence[Tensor | None] = [column.get(GROUP) for column in rows]
         offset, weight = 0, 1.0
         self.largest_batch = len(student[0])
         if config.gather_across_devices:
-            gathered = gather_candidates(student, guide, config.gather_guide_dtype, groups)
+            gathered = gather_candidates(student, guide, config.gather_guide_dtype, groups, self._own_columns(student))
             student, guide, offset, weight = gathered.student, gathered.guide, gathered.offset, gathered.weight
             groups = gathered.groups
             self.largest_batch = gathered.largest
@@ -199,7 +202,9 @@ class GuidedLoss(nn.Module):
             temperature=self.temperature,
             margin=margin,
             offset=offset,
-            groups=groups,
+            groups=[each for each in groups[:2] if each is not None] or None,
+            # Of all columns, or of none.
+            negative_groups=[each for each in groups[2:] if each is not None] or None,
             return_stats=True,
             **{name: getattr(config, name) for name in _OF_THE_FUNCTION},
         )
@@ -221,36 +226,68 @@ class GuidedLoss(nn.Module):
         for place, column in enumerate(features):
             if not any(len(value) for value in column.values() if not isinstance(value, Tensor) or value.ndim):
                 raise InputError(f"the batch holds no row in column {place} ({', '.join(column) or 'nothing'} in it).")
+        check_scopes(self.config.negatives_scope, len(features) - 2)
         if not self.config.guided or self._encoder is not None or self.config.self_guided:
             return
-        missing = [str(k) for k, f in enumerate(features) if EMBEDDING not in f]
+        missing = [str(k) for k, f in enumerate(features[self._judged]) if EMBEDDING not in f]
         if missing:
             raise InputError(
                 f"guide: none was given, and column(s) {', '.join(missing)} of the dataset carry no guide embeddings. "
                 "Give a guide, add the embeddings with gist_fast.embed_guide, or say guided=False to train without."
             )
 
-    def take_rows(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """What each row brings beside its texts: its group and its margin, as far as the loss asks for them.
+    @property
+    def _judged(self) -> slice:
+        """The columns whose texts the guide reads."""
+        return slice(None if self.config.mask_negatives else 2)
 
-        They leave the first column's features, and go back there for a decorator that calls a loss twice.
+    def _own_columns(self, student: Sequence[Tensor]) -> list[int]:
+        """The columns of negatives that are each anchor's own, counted from the anchors, which are 0."""
+        scopes = check_scopes(self.config.negatives_scope, len(student) - 2)
+        return [k + 2 for k, scope in enumerate(scopes) if scope == "own"]
+
+    def take_rows(self, features: Sequence[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        """What each column brings beside its texts, as far as the loss asks for it: groups, and margins with the first.
+
+        It leaves the features; `give_back_rows` puts it back.
 
         Raises:
             ValueError: the batch brings no such thing.
         """
-        taken = {name: features[0].pop(name) for name in (GROUP, MARGIN) if name in features[0]}
-        for name, needed, remedy in (
-            (GROUP, self.config.groups is not None, f"groups={self.config.groups!r}"),
-            (MARGIN, self.config.row_margins, "row_margins=True"),
+        taken = [{name: f.pop(name) for name in (GROUP, MARGIN) if name in f} for f in features]
+        grouped = self._grouped_columns([GROUP in column for column in taken])
+        for name, columns, remedy in (
+            (GROUP, grouped, f"groups={self.config.groups!r}"),
+            (MARGIN, [0] if self.config.row_margins else [], "row_margins=True"),
         ):
-            if needed and name not in taken:
-                raise InputError(
-                    f"{name}: the batch brings none, and the loss has {remedy}; "
-                    "gist_fast.training.collator.GISTDataCollator puts it there, which GISTTrainer sets up by the loss."
-                )
-            if not needed:
-                taken.pop(name, None)
+            for k, column in enumerate(taken):
+                if k not in columns:
+                    column.pop(name, None)
+                elif name not in column:
+                    raise InputError(
+                        f"{name}: the batch brings none{f' for column {k}' if k else ''}, and the loss has {remedy}; "
+                        "gist_fast.training.collator.GISTDataCollator puts it there, which GISTTrainer sets up by the "
+                        "loss."
+                    )
         return taken
+
+    def _grouped_columns(self, having: Sequence[bool]) -> list[int]:
+        """The columns whose groups the loss asks for.
+
+        Args:
+            having: whether each column brings groups, which is what ``groups="column"`` goes by.
+        """
+        every = list(range(len(having)))
+        known = {None: [], "anchor": every[:1], "positive": every[1:], "anchor_or_positive": every}
+        if self.config.groups in known:
+            return known[self.config.groups]
+        return ([k for k in every[:2] if having[k]] or every[:1]) + (every[2:] if any(having[2:]) else [])
+
+    @staticmethod
+    def give_back_rows(features: Sequence[dict[str, Any]], rows: Sequence[dict[str, Tensor]]) -> None:
+        """Put back what `take_rows` took, for a decorator that calls a loss twice."""
+        for f, taken in zip(features, rows, strict=True):
+            f.update(taken)
 
     @property
     def guide_is_frozen(self) -> bool:
@@ -259,7 +296,7 @@ class GuidedLoss(nn.Module):
 
     @named(GUIDE)
     def guide_embeddings(self, features: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]]) -> list[Tensor]:
-        """The guide's embeddings of each column, ``[B, G]``; none without a guide.
+        """The guide's embeddings of each column that it judges, ``[B, G]``; none without a guide.
 
         A frozen guide's stay with the features, so that a decorator which calls a loss again with the same ones, as
         ``MatryoshkaLoss`` does, runs the guide once.
@@ -271,10 +308,10 @@ class GuidedLoss(nn.Module):
         if not self.config.guided or self.config.self_guided:
             return []
         if self._encoder is None:
-            return [f[EMBEDDING] for f in features]
-        embeddings = self._encoder.encode_batch(inputs, self.compute_dtype)
+            return [f[EMBEDDING] for f in features[self._judged]]
+        embeddings = self._encoder.encode_batch(inputs[self._judged], self.compute_dtype)
         if self.guide_is_frozen:
-            for f, embedding in zip(features, embeddings, strict=True):
+            for f, embedding in zip(features, embeddings, strict=False):
                 f[EMBEDDING] = embedding
         else:
             give_back(features, inputs)

@@ -102,7 +102,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
         self.sort_by_length = sort_by_length
         self.activation_memory = ActivationMemory(activation_memory)
         self._trim_left = positions_are_relative(model)
-        self._rows: dict[str, Tensor] = {}
+        self._rows: list[dict[str, Tensor]] = [{}]
         """Of the batch at hand; `calculate_loss` has the signature that ``MatryoshkaLoss`` knows."""
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
@@ -132,7 +132,7 @@ class CachedGISTEmbedLoss(GuidedLoss):
                 # It comes with the loss, before anyone knows by what the loss is scaled. What earlier batches added
                 # stays, also where this one fails.
                 by_temperature, learnt.grad = learnt.grad, before
-        features[0].update(self._rows)
+        self.give_back_rows(features, self._rows)
         if not with_backward:
             return loss
         loss = loss.detach().requires_grad_()

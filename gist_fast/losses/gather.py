@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gist_fast.functional.blocks import ANCHORS
 from gist_fast.functional.checks import FLOATS
 from gist_fast.runtime.errors import InputError
 
@@ -57,12 +58,17 @@ class Gathered:
     """What this rank's mean loss is multiplied by: ``n * W / N``, which is 1.0 where all ranks hold equally many."""
     largest: int
     """Rows of the rank that holds most."""
-    groups: Tensor | None = None
-    """Of the candidates, ``[N]``."""
+    groups: tuple[Tensor | None, ...] = ()
+    """Of each column that has groups: those of the positives ``[N]``, for which the anchors' stand too, and of the
+    candidates of the others."""
 
 
 def gather_candidates(
-    student: Sequence[Tensor], guide: Sequence[Tensor], guide_dtype: str | None = None, groups: Tensor | None = None
+    student: Sequence[Tensor],
+    guide: Sequence[Tensor],
+    guide_dtype: str | None = None,
+    groups: Sequence[Tensor | None] = (),
+    own: Sequence[int] = (),
 ) -> Gathered:
     """Gather all columns but the anchors from all ranks; the student's with gradient. Every rank must call it.
 
@@ -71,10 +77,11 @@ def gather_candidates(
 
     Args:
         student: anchors, positives, negatives .., ``[n, D]`` each; `n` may differ between ranks.
-        guide: the guide's embeddings of the same texts, ``[n, G]``; or empty.
+        guide: the guide's embeddings of the same texts, or of the first columns alone, ``[n, G]``; or empty.
         guide_dtype: ``"float16"`` or ``"bfloat16"`` rounds the guide's embeddings first, this rank's anchors too, so
             that both sides of every comparison were rounded alike; None leaves them as they are.
-        groups: of this rank's rows, ``[n]``, or None on all ranks.
+        groups: of this rank's rows in each column, ``[n]``, or None on all ranks.
+        own: columns that no other rank needs, which stay as they are.
 
     Raises:
         ValueError: on every rank, where one of them has no row, or where the ranks' batches differ in their number of
@@ -84,22 +91,24 @@ def gather_candidates(
         guide = [x.to(HALF_TYPES[guide_dtype]) for x in guide]
     if not is_distributed():
         _say_alone()
-        return Gathered(tuple(student), tuple(guide), 0, 1.0, len(student[0]), groups)
+        return Gathered(tuple(student), tuple(guide), 0, 1.0, len(student[0]), tuple(groups))
     rank, world = dist.get_rank(), dist.get_world_size()
     rows = [theirs[0] for theirs in _agreed(_facts(student, guide), student[0].device)]
-    anchors, *candidates = student
+    stay = {ANCHORS, *own}
     # All columns are under way before the first is waited for. Joining them into one message would save their
     # latency, some tens of microseconds, and copy everything that was gathered once more.
-    gathered_guide = [_start_gather(x.detach(), rows) for x in guide[1:]]
-    gathered_groups = None if groups is None else _start_gather(groups, rows)
-    gathered = _GatherWithGrad.apply(rows, *candidates)
+    gathered_guide = {k: _start_gather(x.detach(), rows) for k, x in enumerate(guide) if k not in stay}
+    # The anchors' groups are those of their positives' rows.
+    gathered_groups = {k: _start_gather(x, rows) for k, x in enumerate(groups) if x is not None and k not in own}
+    moving = [k for k in range(len(student)) if k not in stay]
+    found = dict(zip(moving, _GatherWithGrad.apply(rows, *(student[k] for k in moving)), strict=True))
     return Gathered(
-        (anchors, *gathered),
-        (*guide[:1], *(column() for column in gathered_guide)),
+        tuple(found.get(k, x) for k, x in enumerate(student)),
+        tuple(gathered_guide[k]() if k in gathered_guide else x for k, x in enumerate(guide)),
         offset=sum(rows[:rank]),
         weight=rows[rank] * world / sum(rows),
         largest=max(rows),
-        groups=None if gathered_groups is None else gathered_groups(),
+        groups=tuple(gathered_groups[k]() if k in gathered_groups else x for k, x in enumerate(groups)),
     )
 
 

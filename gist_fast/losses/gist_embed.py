@@ -50,6 +50,6 @@ class GISTEmbedLoss(GuidedLoss):
         with within(STUDENT_FORWARD):
             student = embed_columns(self.model, features)
         loss = self.guided_loss(student, self.guide_embeddings(features, guide_inputs), rows)
-        features[0].update(rows)
+        self.give_back_rows(features, rows)
         follow_backward(loss, student)
         return loss

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from gist_fast.config.schema import LEAST_TOKENS
 from gist_fast.data.load import load_texts, stream_texts
 from gist_fast.data.named import by_name, columns_by_dataset, count_rows
+from gist_fast.data.names import text_columns
 from gist_fast.data.per_column import check_lengths, check_names, value_for
 from gist_fast.runtime.errors import InputError
 
@@ -85,7 +86,13 @@ def with_guide_columns(data: Loaded, guide: SentenceTransformer, arguments: GIST
         columns = dataset.column_names
         prompts = None if asked is None else {c: value_for(asked, c, name or None) or "" for c in columns}
         embedded[name] = embed_guide(
-            dataset, guide, prompts=prompts, max_length=length, show_progress_bar=not arguments.disable_tqdm
+            dataset,
+            guide,
+            # Of negatives that it has nothing to say about it reads none.
+            columns=None if arguments.mask_negatives else text_columns(dataset)[:2],
+            prompts=prompts,
+            max_length=length,
+            show_progress_bar=not arguments.disable_tqdm,
         )
     return DatasetDict(embedded) if isinstance(data, Mapping) else embedded[""]
 

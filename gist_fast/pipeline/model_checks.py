@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gist_fast.data.named import by_name
-from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN, holds_texts
+from gist_fast.data.names import GUIDE_SUFFIX, MARGIN, group_columns, holds_texts
 from gist_fast.data.per_column import check_lengths, guide_prompt, value_for
 from gist_fast.losses.guide import refuse_routes
 from gist_fast.pipeline.models import check_model, check_no_adapter, check_peft
@@ -106,4 +106,5 @@ def _saved(model: ModelConfig, role: str) -> SavedModel:
 def _text_columns(dataset: Any) -> list[str]:
     """A stream may not know its columns' types."""
     names = [name for name in dataset.column_names or [] if not name.endswith(GUIDE_SUFFIX)]
-    return [n for n in names if (holds_texts(dataset, n) if dataset.features else n not in (GROUP, MARGIN))]
+    beside = [MARGIN, *group_columns(names)]
+    return [n for n in names if (holds_texts(dataset, n) if dataset.features else n not in beside)]

@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor
 
 from gist_fast.data.column_checks import Column, as_number
-from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN
+from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN, group_columns
 from gist_fast.data.per_column import guide_prompt, value_for
 from gist_fast.functional.loss_config import Groups
 from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route, check_tokens, tokenized
@@ -88,6 +88,8 @@ class GISTDataCollator(SentenceTransformerDataCollator):
     """Where the rows' groups come from; see `gist_fast.functional.loss_config`."""
     row_margins: bool = False
     """Whether the rows bring margins."""
+    mask_negatives: bool = True
+    """Whether the guide reads the columns of negatives, which are those after the second."""
 
     _dataset: str | None = field(default=None, init=False, repr=False)
     _column: str = field(default="", init=False, repr=False)
@@ -114,11 +116,12 @@ class GISTDataCollator(SentenceTransformerDataCollator):
             batch[column] = _stacked(features, column)
         if MARGIN in beside:
             batch[f"{columns[0]}_{MARGIN}"] = _numbers(features, MARGIN, torch.float32)
-        if self.groups == "column":
-            batch[f"{columns[0]}_{GROUP}"] = _numbers(features, GROUP, torch.int64)
-        elif self.groups == "anchor":
-            digests = b"".join(_digest(row[columns[0]])[:8] for row in rows)
-            batch[f"{columns[0]}_{GROUP}"] = torch.from_numpy(np.frombuffer(digests, np.int64).copy())
+        for name in (each for each in beside if each != MARGIN):
+            batch[f"{columns[0]}_{GROUP}" if name == GROUP else name] = _numbers(features, name, torch.int64)
+        if self.groups in ("anchor", "anchor_or_positive"):
+            batch[f"{columns[0]}_{GROUP}"] = _text_numbers(rows, columns[0])
+        if self.groups in ("positive", "anchor_or_positive"):
+            batch |= {f"{column}_{GROUP}": _text_numbers(rows, column) for column in columns[1:]}
         for column in columns:
             names = ("input_ids", "attention_mask")
             check_tokens(
@@ -128,14 +131,15 @@ class GISTDataCollator(SentenceTransformerDataCollator):
             if own:
                 batch[f"{column}_{EXTENTS}"] = extents(own)
         if self.tokenize_for_guide is not None:
-            texts = {c: [row[c] for row in rows] for c in columns}
+            texts = {c: [row[c] for row in rows] for c in (columns if self.mask_negatives else columns[:2])}
             batch.update(_distinct_for_guide(self.tokenize_for_guide, texts, embeddings, self._dataset))
         return batch
 
     def _beside_texts(self, row: dict[str, Any]) -> list[str]:
-        """Columns that hold a row's group or margin."""
-        columns = (GROUP, self.groups == "column", "groups='column'"), (MARGIN, self.row_margins, "row_margins=True")
-        for name, wanted, remedy in columns:
+        """Columns that hold groups or margins."""
+        groups = group_columns(row)
+        columns = [(name, self.groups == "column", "groups='column'") for name in groups or [GROUP]]
+        for name, wanted, remedy in (*columns, (MARGIN, self.row_margins, "row_margins=True")):
             if wanted and name not in row:
                 raise InputError(f"{name}: the loss has {remedy}, and the dataset no column {name!r}.")
             # A text may be called so too.
@@ -144,7 +148,7 @@ class GISTDataCollator(SentenceTransformerDataCollator):
                     f"{name}: the dataset has a column of numbers of that name, and the loss does not ask for it. Set "
                     f"{remedy}, or leave out the column."
                 )
-        return [name for name, wanted, _ in columns if wanted]
+        return [*(groups if self.groups == "column" else []), *([MARGIN] if self.row_margins else [])]
 
     def _get_task_for_column(
         self, column_name: str, column_position: int, router_mapping: dict[str, str]
@@ -182,6 +186,12 @@ def _distinct_for_guide(
 
 def _digest(text: str, *settings: object) -> bytes:
     return hashlib.blake2b(repr((text, *settings)).encode(), digest_size=16).digest()
+
+
+def _text_numbers(rows: list[dict[str, Any]], column: str) -> Tensor:
+    """``[B]``, int64: the same for the same text, and for no other that anyone will ever meet."""
+    digests = b"".join(_digest(row[column])[:8] for row in rows)
+    return torch.from_numpy(np.frombuffer(digests, np.int64).copy())
 
 
 def _check_texts(rows: list[dict[str, Any]], column: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gist_fast.data.embedded_rows import first_missing
 from gist_fast.data.named import by_name
-from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN, TEXT_TYPES
+from gist_fast.data.names import GUIDE_SUFFIX, MARGIN, TEXT_TYPES, group_columns
 from gist_fast.runtime.errors import InputError
 
 LABELS = ("label", "labels", "score", "scores")
@@ -31,11 +31,11 @@ def check_columns(argument: str, source: Any, labels: Iterable[str]) -> None:
     """
     from datasets import Dataset, List, Value
 
-    beside = {"dataset_name", GROUP, MARGIN, *labels}
     for name, dataset in by_name(source).items():
         if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
             continue
         where = f"{argument}[{name!r}]" if name else argument
+        beside = {"dataset_name", MARGIN, *group_columns(dataset.column_names), *labels}
         for column, feature in dataset.features.items():
             if column in beside or column.endswith(GUIDE_SUFFIX):
                 continue

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN, is_text_role
+from gist_fast.data.names import (
+    ANCHOR,
+    GROUP,
+    GROUP_SUFFIX,
+    GUIDE_SUFFIX,
+    MARGIN,
+    POSITIVE,
+    group_columns,
+    is_text_role,
+)
 from gist_fast.functional.backends import choose_backend
 from gist_fast.runtime.errors import InputError
 from gist_fast.training.temperature_schedule import check_schedule
@@ -42,13 +51,17 @@ def check_data(arguments: GISTTrainingArguments, key: str, columns: Sequence[str
         columns: all of its columns.
 
     Raises:
-        InputError: it lacks a column ``group`` or ``margin``, or has one that the loss does not ask for; it has no
-            negatives.
+        InputError: it lacks a column of groups or margins, or has one that the loss does not ask for; its negatives
+            are not those that the loss is about.
     """
-    for name, needed, setting in (
-        (GROUP, arguments.groups == "column", "groups: 'column'"),
-        (MARGIN, arguments.row_margins, "row_margins: True"),
-    ):
+    by_column, groups = arguments.groups == "column", group_columns(columns)
+    if by_column and POSITIVE + GROUP_SUFFIX not in groups:
+        groups = [GROUP, *(name for name in groups if name != GROUP)]
+    negatives = [name for name in columns if is_text_role(name) and name not in (ANCHOR, POSITIVE)]
+    if by_column and any(name + GROUP_SUFFIX in groups for name in negatives):
+        groups += [name + GROUP_SUFFIX for name in negatives if name + GROUP_SUFFIX not in groups]
+    of_groups = [(name, by_column, "groups: 'column'") for name in groups]
+    for name, needed, setting in (*of_groups, (MARGIN, arguments.row_margins, "row_margins: True")):
         if needed and name not in columns:
             raise InputError(
                 f"{setting}, and {key} has no column {name!r}; its columns are {', '.join(columns)}. Add it, or name "
@@ -59,7 +72,16 @@ def check_data(arguments: GISTTrainingArguments, key: str, columns: Sequence[str
                 f"{key}: has a column {name!r}, and the loss does not ask for it. Set {setting}, or leave the column "
                 "out of the data's 'columns'."
             )
-    if arguments.hardness_mode == "hard_negatives" and sum(map(is_text_role, columns)) < 3:
+    scopes = arguments.negatives_scope
+    if not isinstance(scopes, str) and len(scopes) != len(negatives):
+        raise InputError(
+            f"negatives_scope: expected {len(negatives)}, one for each column of negatives that {key} has, got "
+            f"{len(scopes)}: {list(scopes)}."
+        )
+    for name, without in (("negatives_scope", "all"), ("mask_negatives", True)):
+        if not negatives and (value := getattr(arguments, name)) != without:
+            raise InputError(f"{name}: expected {without!r}, as {key} has no column of negatives, got {value!r}.")
+    if arguments.hardness_mode == "hard_negatives" and not negatives:
         raise InputError(
             f"hardness_mode: expected 'in_batch_negatives', as {key} has no column of negatives, got 'hard_negatives'."
         )

@@ -28,7 +28,7 @@ import torch
 import xxhash
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
-from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN, holds_texts
+from gist_fast.data.names import GUIDE_SUFFIX, MARGIN, group_columns, holds_texts
 from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ class NoDuplicatesBatchSampler(DefaultBatchSampler):
         seed: int | None = 0,
     ) -> None:
         super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)  # type: ignore[arg-type]
-        beside = {c for c in (GROUP, MARGIN) if c in dataset.column_names and not holds_texts(dataset, c)}
+        names = dataset.column_names
+        beside = {c for c in (*group_columns(names), MARGIN) if c in names and not holds_texts(dataset, c)}
         ignored = {"dataset_name", *beside, *(valid_label_columns or ())}
         self.columns = [c for c in dataset.column_names if c not in ignored and not c.endswith(GUIDE_SUFFIX)]
         if not self.columns:

@@ -141,7 +141,9 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         self._guide = guide
         self._guided = guided
         self._makes_loss = loss is None
-        self._carries_embeddings = _all_carry_embeddings(loss, train_dataset=train_dataset, eval_dataset=eval_dataset)
+        self._carries_embeddings = _all_carry_embeddings(
+            loss, getattr(args, "mask_negatives", True), train_dataset=train_dataset, eval_dataset=eval_dataset
+        )
         if guide is not None and self._carries_embeddings:
             raise InputError(
                 f"guide: the dataset carries embeddings of a guide already (columns ending in {GUIDE_SUFFIX}), perhaps "
@@ -268,14 +270,14 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
     @staticmethod
     def _take_rows(collator: GISTDataCollator, losses: list[GuidedLoss]) -> None:
         """Let the collator bring what the losses want to know of each row beside its texts."""
-        for setting in ("groups", "row_margins"):
+        for setting in ("groups", "row_margins", "mask_negatives"):
             wanted = {getattr(each.config, setting) for each in losses}
             if len(wanted) > 1:
                 raise InputError(
                     f"{setting}: expected the same for all losses, which one collator serves, got "
                     f"{', '.join(sorted(map(repr, wanted)))}."
                 )
-            if wanted and not getattr(collator, setting):
+            if wanted and getattr(collator, setting) == getattr(GISTDataCollator, setting):
                 setattr(collator, setting, wanted.pop())
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -385,11 +387,13 @@ def _only_guide(losses: Any) -> SentenceTransformer | None:
     return next(iter(guides.values())) if len(guides) == 1 else None
 
 
-def _all_carry_embeddings(loss: Any, **sources: Any) -> bool:
-    """Whether the datasets carry the guide's embeddings of every text column; those whose loss is a guided one.
+def _all_carry_embeddings(loss: Any, mask_negatives: bool, **sources: Any) -> bool:
+    """Whether the datasets carry the guide's embeddings of every text column that it judges; those whose loss is a
+    guided one.
 
     Args:
         loss: one for all, by the dataset's name, or None for the guided one that is built here.
+        mask_negatives: of that one.
         sources: datasets, or dictionaries of them, by the argument that they came as.
 
     Raises:
@@ -398,12 +402,15 @@ def _all_carry_embeddings(loss: Any, **sources: Any) -> bool:
     having, lacking = [], []
     for argument, source in sources.items():
         for name, dataset in by_name(source).items():
-            if not _is_guided(loss.get(name) if isinstance(loss, dict) else loss):
+            of_dataset = loss.get(name) if isinstance(loss, dict) else loss
+            if not _is_guided(of_dataset):
                 continue
+            judges = [each.mask_negatives for _, each in _guided_losses(of_dataset)] or [mask_negatives]
             where = f" of {argument}[{name!r}]" if name else f" of {argument}"
             columns = dataset.column_names or []
             embeddings = [c for c in columns if c.endswith(GUIDE_SUFFIX)]
             texts = [c for c in columns if c not in (*embeddings, "dataset_name") and holds_texts(dataset, c)]
+            texts = texts if any(judges) else texts[:2]
             having += [(c, where) for c in texts if c + GUIDE_SUFFIX in embeddings]
             lacking += [(c, where) for c in texts if c + GUIDE_SUFFIX not in embeddings]
     if having and lacking:
