@@ -286,6 +286,39 @@ def test_ties_groups_and_rows_margins_are_those_of_the_loss(mask_ties, strategy)
 
 
 @pytest.mark.parametrize("tile", [1, 2**22])
+@pytest.mark.parametrize("groups", [None, "positive", "anchor_or_positive", "column"])
+@pytest.mark.parametrize("settings", [{}, {"negatives_scope": ["all", "own"]}, {"mask_negatives": False}], ids=str)
+def test_mined_negatives_and_duplicates_are_those_of_the_loss(settings, groups, tile, monkeypatch):
+    monkeypatch.setattr(rule, "SCORES", tile)
+    columns, vectors = random_batch(rows=29, negatives=2)
+    columns["anchor"][20], columns["positive"][11] = columns["anchor"][4], columns["positive"][3]
+    columns["negative_2"][5], columns["negative_2"][6] = columns["positive"][5], columns["positive"][8]
+    names = list(columns)
+    known = {text: k for k, text in enumerate(vectors)}
+    texts = [torch.tensor([known[text] for text in columns[name]]) for name in names]
+    of_column = [torch.arange(29) % 3, *(torch.arange(29) % n for n in (5, 4, 7))]
+    beside = dict(zip(("group", *(f"{name}_group" for name in names[1:])), of_column, strict=True))
+    data = Dataset.from_dict({**columns, **{name: values.tolist() for name, values in beside.items()}})
+    a, p, *n = (torch.from_numpy(np.stack([vectors[text] for text in columns[name]])) for name in names)
+    numbers = {"column": of_column, None: []}.get(groups, texts[1:] if groups == "positive" else texts)
+    rows, of_negatives = numbers[: len(numbers) - 2 if numbers else 0], numbers[-2:]
+    _, stats = guided_contrastive_loss(
+        *(a, p, a.clone(), p.clone(), n, n), margin=0.1, groups=rows or None, negative_groups=of_negatives or None, return_stats=True,
+        hard=True, **settings,
+    )  # fmt: skip
+    options = {"margin": 0.1, "groups": groups, "hard": True, "margins": [0.1], **settings}
+    found = inspect_batch(data, lookup(vectors), lookup(vectors), **options)
+    same = {name: n - found.compared[name] for name, n in zip(stats.blocks, stats.compared, strict=True)}
+    masked = dict(zip(stats.blocks, stats.masked.tolist(), strict=True))
+    # The loss counts pairs of one group among the masked ones, and here they are not compared.
+    assert found.counts == {name: masked[name] - same[name] for name in masked}
+    assert found.easy == dict(zip(stats.blocks, stats.easy.tolist(), strict=True))
+    assert [o.dropped for o in found.margins if o.strategy == "absolute"] == [found.counts]
+    assert any(same.values()) == (groups is not None)
+    assert (found.counts["an_2"] > 0) == settings.get("mask_negatives", True)
+
+
+@pytest.mark.parametrize("tile", [1, 2**22])
 @pytest.mark.parametrize("groups", [None, "column"])
 def test_what_hard_drops_is_what_the_loss_calls_easy(groups, tile, monkeypatch):
     monkeypatch.setattr(rule, "SCORES", tile)

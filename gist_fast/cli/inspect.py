@@ -25,6 +25,7 @@ from gist_fast.cli.output import (
     print_json,
     print_table,
 )
+from gist_fast.data.names import GROUP, GROUP_SUFFIX, MARGIN, POSITIVE, is_group_role
 from gist_fast.functional.loss_config import help_of
 
 if TYPE_CHECKING:
@@ -57,6 +58,12 @@ def inspect(
     margin_strategy: Annotated[str, _as_in_training("margin_strategy")] = "absolute",
     mask_ties: Annotated[bool, _as_in_training("mask_ties", "--mask-ties")] = False,
     groups: Annotated[str | None, _as_in_training("groups")] = None,
+    no_mask_negatives: Annotated[
+        bool, typer.Option("--no-mask-negatives", help="The guide drops no mined negatives: mask_negatives: false.")
+    ] = False,
+    negatives_scope: Annotated[
+        str, typer.Option(metavar="all|own|LIST", help=f"As in training. {help_of('negatives_scope')}")
+    ] = "all",
     row_margins: Annotated[bool, _as_in_training("row_margins", "--row-margins")] = False,
     no_contrast_anchors: Annotated[
         bool, typer.Option("--no-contrast-anchors", help="Anchors are not compared: contrast_anchors: false.")
@@ -138,6 +145,8 @@ def inspect(
             most=most,
             mask_ties=mask_ties,
             groups=groups,
+            mask_negatives=not no_mask_negatives,
+            negatives_scope=negatives_scope.split(",") if "," in negatives_scope else negatives_scope,
             row_margins=row_margins,
             contrast_anchors=not no_contrast_anchors,
             contrast_positives=not no_contrast_positives,
@@ -154,7 +163,11 @@ def inspect(
             from gist_fast.report.inspection import inspection_page
             from gist_fast.report.page import write_page
 
-            asked = {"mask_ties": mask_ties, f"groups {groups}": groups, "row_margins": row_margins, "hard": hard}
+            asked = {
+                "mask_ties": mask_ties, f"groups {groups}": groups, "row_margins": row_margins, "hard": hard,
+                "mask_negatives: false": no_mask_negatives,
+                f"negatives_scope {negatives_scope}": negatives_scope != "all",
+            }  # fmt: skip
             facts = {
                 "data": data,
                 "rows": f"{found.first_row} to {found.last_row} of {len(dataset)}",
@@ -192,8 +205,12 @@ def _margins(text: str | None) -> list[float]:
 def _check_beside(roles: dict[str, str] | list[str] | None, groups: str | None, row_margins: bool) -> None:
     """Refuse a group or a margin a row that would be read and ignored, and options that lack theirs."""
     named = roles if isinstance(roles, dict) else {}
-    options = ("group", groups == "column", "--groups column"), ("margin", row_margins, "--row-margins")
-    for role, wanted, option in options:
+    of_groups = [role for role in named if is_group_role(role)]
+    by_column = groups == "column"
+    if by_column and not {GROUP, POSITIVE + GROUP_SUFFIX}.intersection(of_groups):
+        raise typer.BadParameter(f"--groups column needs a column to read; give --columns {GROUP}=COLUMN.")
+    options = [(role, by_column, "--groups column") for role in of_groups]
+    for role, wanted, option in (*options, (MARGIN, row_margins, "--row-margins")):
         if role in named and not wanted:
             raise typer.BadParameter(
                 f"{role}={named[role]} would be ignored; give {option} too, or leave it out.", param_hint="--columns"

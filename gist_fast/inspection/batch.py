@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from gist_fast.data.column_checks import Column, as_number
-from gist_fast.data.names import GROUP, MARGIN, text_columns
+from gist_fast.data.names import GROUP, GROUP_SUFFIX, MARGIN, POSITIVE, text_columns
 from gist_fast.functional.backends.reference import easy_for_student, masked_by_guide
-from gist_fast.functional.blocks import Block, make_blocks
+from gist_fast.functional.blocks import FIRST_NEGATIVES, Block, make_blocks
+from gist_fast.functional.checks import check_scopes
 from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import lowered, make_thresholds
 from gist_fast.functional.values import check_number
 from gist_fast.inspection.best import Best
 from gist_fast.inspection.duplicates import NEAR, Duplicates, Texts, duplicates_among
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded
-from gist_fast.inspection.guide_scores import own_scores, scores, tie, tiles, unit_rows
+from gist_fast.inspection.guide_scores import NotCompared, own_scores, scores, tie, tiles, unit_rows
 from gist_fast.inspection.margins import MARGINS, MarginCounter, MarginOutcome, check_margins
 from gist_fast.runtime.errors import InputError
 
@@ -168,8 +169,9 @@ def inspect_rows(
         near: texts of a higher cosine similarity are nearly the same; see `Inspection.duplicates`.
         most: how many dropped pairs and duplicates to list; None for all. All are counted.
         settings: those of the loss that say what is dropped, as `gist_fast.GISTTrainingArguments` has them; others are
-            not looked at. Rows of one group are not compared, so that none of their pairs counts as dropped. What
-            ``hard`` drops is counted apart from what the guide drops, see `Inspection.easy`.
+            not looked at. Rows of one group are not compared, so that none of their pairs counts as dropped, nor is a
+            negative with other anchors than its own where ``negatives_scope`` says so. What ``hard`` drops is counted
+            apart from what the guide drops, see `Inspection.easy`.
 
     Raises:
         InputError: neither a guide nor embeddings of one; `hard` without a student; an argument is out of its range.
@@ -192,13 +194,15 @@ def inspect_rows(
     unit = units(guide, "guide")
     student_unit = None if student is None else units(student, "student")
     blocks = make_blocks(len(rows), [len(rows)] * (len(columns) - 1), config)
-    numbered = None if config.groups is None else _groups(batch, config.groups, texts[columns[0]])
+    scopes = check_scopes(config.negatives_scope, len(columns) - FIRST_NEGATIVES)
+    own = [FIRST_NEGATIVES + k for k, scope in enumerate(scopes) if scope == "own"]
+    never = NotCompared([] if config.groups is None else _groups(batch, config.groups, texts), own)
     row_margins: Tensor | float = 0.0
     if config.row_margins:
         margin_column = Column(MARGIN, MARGIN, "number")
         values = zip(numbers, _beside(batch, MARGIN, "row_margins: True"), strict=True)
         row_margins = torch.tensor([as_number(value, margin_column, f"dataset: row {row}") for row, value in values])
-    pass_over = _Pass(unit, student_unit, config, numbered, row_margins, margins, most)
+    pass_over = _Pass(unit, student_unit, config, never, row_margins, margins, most)
     for number, block in enumerate(blocks):
         pass_over.take(number, block)
     among = Texts.of(texts, numbers)
@@ -224,13 +228,13 @@ class _Pass:
         guide: Sequence[Tensor],
         student: Sequence[Tensor] | None,
         config: LossConfig,
-        groups: Tensor | None,
+        never: NotCompared,
         row_margins: Tensor | float,
         margins: Sequence[float],
         most: int | None,
     ) -> None:
         own, relative, mask_ties = own_scores(guide), config.relative, config.mask_ties
-        self.guide, self.student, self.groups = guide, student, groups
+        self.guide, self.student, self.never = guide, student, never
         self.guide_tie = tie(guide)
         self.student_tie = 0.0 if student is None else tie(student)
         self.student_own = None if student is None else own_scores(student)
@@ -251,7 +255,7 @@ class _Pass:
     def take(self, number: int, block: Block) -> None:
         """Go over the scores of a block, which is `number` in the order of blocks."""
         for rows in tiles(block):
-            found = scores(self.guide, block, rows, self.groups)
+            found = scores(self.guide, block, rows, self.never)
             counts = torch.isfinite(found)
             self.compared[block.name] += int(counts.sum())
             studied = None if self.student is None else scores(self.student, block, rows)
@@ -259,9 +263,10 @@ class _Pass:
             if studied is not None and self.student_thresholds is not None:
                 below = easy_for_student(studied, self.student_thresholds[rows])
             self.counter.add(block, rows, found, None if below is None else below & counts)
-            masked = masked_by_guide(found, self.thresholds[rows])
+            masked = masked_by_guide(found, self.thresholds[rows]) & block.guided
             self.counts[block.name] += int(masked.sum())
-            self.ties[block.name] += int(((found >= self.lowered[rows, None] - self.guide_tie) & ~masked).sum())
+            ties = (found >= self.lowered[rows, None] - self.guide_tie) & ~masked & block.guided
+            self.ties[block.name] += int(ties.sum())
             kept = counts & ~masked
             self.easy[block.name] += 0 if below is None else int((kept & below).sum())
             kept = kept if below is None else kept & ~below
@@ -308,11 +313,32 @@ def _rank(ahead: float, tie: float) -> str:
     return "above" if ahead > 0 else "below"
 
 
-def _groups(batch: Dataset, groups: str, anchors: Sequence[str]) -> Tensor:
-    """``[B]``: a number for each row's group."""
-    values = anchors if groups == "anchor" else _beside(batch, GROUP, "groups: 'column'")
-    number = {value: place for place, value in enumerate(dict.fromkeys(values))}
-    return torch.tensor([number[value] for value in values])
+def _groups(batch: Dataset, groups: str, texts: Mapping[str, Sequence[str]]) -> list[list[Tensor | None]]:
+    """As `NotCompared` has them."""
+    anchor, positive, *negatives = texts
+    of_rows: list[Sequence[Any]] = []
+    of_negatives: list[Sequence[Any]] = []
+    if groups == "column":
+        names = [n for n in (GROUP, POSITIVE + GROUP_SUFFIX) if n in batch.column_names] or [GROUP]
+        of_rows = [_beside(batch, name, "groups: 'column'") for name in names]
+        theirs = [name + GROUP_SUFFIX for name in negatives]
+        if any(name in batch.column_names for name in theirs):
+            of_negatives = [_beside(batch, name, "groups: 'column'") for name in theirs]
+    if groups in ("anchor", "anchor_or_positive"):
+        of_rows.append(texts[anchor])
+    if groups in ("positive", "anchor_or_positive"):
+        of_rows.append(texts[positive])
+        of_negatives = [texts[name] for name in negatives]
+    number: dict[Any, int] = {}
+
+    def numbers(values: Sequence[Any]) -> Tensor:
+        return torch.tensor([number.setdefault(value, len(number)) for value in values])
+
+    none: list[Tensor | None] = [None] * len(negatives)
+    found = [[of_row := numbers(values), of_row, *none] for values in of_rows]
+    # What a negative's group is compared with is the last of the row's.
+    found[-1][FIRST_NEGATIVES:] = [numbers(values) for values in of_negatives] or none
+    return found
 
 
 def _beside(batch: Dataset, name: str, asked: str) -> list[Any]:

@@ -7,15 +7,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gist_fast.functional.blocks import ANCHORS, FIRST_NEGATIVES, POSITIVES, Block
+from gist_fast.functional.blocks import ANCHORS, POSITIVES, Block
 from gist_fast.functional.operands import ZERO_NORM, tie_band
 
 SCORES = 2**22
 """Scores at a time: 16 MiB."""
+
+
+@dataclass(frozen=True)
+class NotCompared:
+    """What never counts, besides the pair of a row with itself."""
+
+    groups: Sequence[Sequence[Tensor | None]] = ()
+    """Each: for anchors, positives and columns of negatives the group of each row, ``[B]``, or None without. A pair is
+    not compared where one of them is the same for both."""
+    own: Sequence[int] = ()
+    """The operands whose row i is a negative of anchor i alone."""
 
 
 def unit_rows(embeddings: Tensor) -> Tensor:
@@ -42,16 +54,19 @@ def tiles(block: Block) -> Iterator[slice]:
         yield slice(start, min(start + step, block.rows))
 
 
-def scores(unit: Sequence[Tensor], block: Block, rows: slice, groups: Tensor | None = None) -> Tensor:
-    """``[n, columns]``: the scores of some rows of a block; -inf where the entry never counts.
-
-    Args:
-        groups: ``[B]``; rows of one group are not compared in ap, aa and pp.
-    """
+def scores(unit: Sequence[Tensor], block: Block, rows: slice, never: NotCompared | None = None) -> Tensor:
+    """``[n, columns]``: the scores of some rows of a block; -inf where the entry never counts."""
     first = block.row_start + rows.start
     found = unit[block.row_operand][first : first + rows.stop - rows.start] @ unit[block.column_operand].T
     if block.excluded is not None:
         found.diagonal(block.excluded + rows.start).fill_(-math.inf)
-    if groups is not None and block.column_operand < FIRST_NEGATIVES:
-        found.masked_fill_(groups[rows, None] == groups, -math.inf)
+    never = never or NotCompared()
+    for groups in never.groups:
+        of_rows, of_columns = groups[POSITIVES], groups[block.column_operand]
+        if of_rows is not None and of_columns is not None:
+            found.masked_fill_(of_rows[rows, None] == of_columns, -math.inf)
+    if block.column_operand in never.own:
+        others = torch.ones_like(found, dtype=torch.bool)
+        others.diagonal(rows.start).fill_(False)
+        found.masked_fill_(others, -math.inf)
     return found

@@ -98,7 +98,7 @@ class MarginCounter:
         total = self._dropped.setdefault(block.name, torch.zeros(len(self._settings), dtype=torch.int64))
         compared = torch.isfinite(scores).sum(dim=1)
         for place, thresholds in enumerate(self._thresholds):
-            dropped = masked_by_guide(scores, thresholds[rows])
+            dropped = masked_by_guide(scores, thresholds[rows]) & block.guided
             total[place] += dropped.sum()
             gone = dropped if below is None else dropped | below
             self._kept[place, rows] += compared - gone.sum(dim=1)
