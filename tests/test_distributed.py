@@ -26,6 +26,8 @@ from gist_fast import guided_contrastive_loss
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun's rendezvous with gloo is not offered on Windows")
 
 BATCH, TEMPERATURE, RATE = 4, 0.1, 0.1
+HAVING = (0, 2, 3, 6, 8, 9)
+"""The rows of ``uneven`` that have a negative: of the last ranks' none."""
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
@@ -70,6 +72,8 @@ def data(tmp_path_factory, tiny_student, tiny_guide):
     columns.save_to_disk(str(folder / "columns"))
     pairs = plain.remove_columns("negative")
     pairs.save_to_disk(str(folder / "pairs"))
+    uneven = pairs.add_column("negative", [text if k in HAVING else "" for k, text in enumerate(texts[2])])
+    uneven.save_to_disk(str(folder / "uneven"))
     stored = [torch.tensor(columns[:][f"{name}_guide_embedding"]) for name in plain.column_names]
     live = [guide.encode(column, convert_to_tensor=True, show_progress_bar=False) for column in texts]
     return SimpleNamespace(folder=folder, texts=texts, stored=stored, live=live, student=str(tiny_student),
@@ -102,13 +106,42 @@ def joined_step(student, texts: list[list[str]], guide: list[torch.Tensor], rank
     return total / len(joined)
 
 
-def one_process(data, guide: list[torch.Tensor], *, columns: int, steps: list[list[range]], accumulate: int = 1):
+def step_with_own_negatives(
+    student, texts: list[list[str]], guide: list[torch.Tensor], ranks: list[range]
+) -> torch.Tensor:
+    """The same where the rows of `HAVING` have a negative, which is their own alone."""
+    joined = [k for rows in ranks for k in rows]
+    having = [k for k in joined if k in HAVING]
+    chosen = zip(texts, (joined, joined, having), strict=True)
+    anchors, positives, negatives = (
+        student(student.preprocess([column[k] for k in rows]))["sentence_embedding"] for column, rows in chosen
+    )
+    total, offset = 0.0, 0
+    for rows in ranks:
+        own, theirs = slice(offset, offset + len(rows)), [k for k in rows if k in HAVING]
+        options = {}
+        if theirs:
+            options["negatives"] = [negatives[[having.index(k) for k in theirs]]]
+            options["guide_negatives"] = [guide[2][theirs]]
+            options["negative_rows"] = [torch.tensor([k - rows.start for k in theirs])]
+            options["negatives_scope"] = "own"
+        total = total + guided_contrastive_loss(
+            anchors[own], positives, guide[0][joined][own], guide[1][joined], temperature=TEMPERATURE, offset=offset,
+            reduction="sum", backend="reference", **options,
+        )  # fmt: skip
+        offset += len(rows)
+    return total / len(joined)
+
+
+def one_process(
+    data, guide: list[torch.Tensor], *, columns: int, steps: list[list[range]], accumulate: int = 1, step=joined_step
+):
     """Changes of the student's weights, and the losses, by gradient descent in float64."""
     student = without_dropout(load(data.student)).double().train()
     before = {name: p.detach().clone() for name, p in student.named_parameters()}
     losses = []
     for k in range(0, len(steps), accumulate):
-        parts = [joined_step(student, data.texts[:columns], guide, ranks) for ranks in steps[k : k + accumulate]]
+        parts = [step(student, data.texts[:columns], guide, ranks) for ranks in steps[k : k + accumulate]]
         loss = sum(parts) / len(parts)
         student.zero_grad()
         loss.backward()
@@ -143,6 +176,7 @@ def case(data, name: str, loss: str, dataset: str = "columns", *, guide: bool = 
 # Few tokens a mini-batch, so that ranks cut their batches into different numbers of them; some activations kept.
 CACHED = {"mini_batch_num_tokens": 40, "activation_memory": 0.0}
 KEPT = {"mini_batch_num_tokens": 40, "activation_memory": "auto"}
+OWN = {"negatives_scope": "own"}
 
 
 def test_two_ranks(data, tmp_path):
@@ -159,6 +193,10 @@ def test_two_ranks(data, tmp_path):
             case(data, "in the loop", "GISTEmbedLoss", "plain", guide=True,
                  arguments={"gradient_accumulation_steps": 2}),
             case(data, "bf16", "CachedGISTEmbedLoss", loss_arguments=CACHED, arguments={"bf16": True}),
+            *(
+                case(data, f"uneven {loss}", loss, "uneven", guide=True, loss_arguments={**more, **OWN})
+                for loss, more in (("GISTEmbedLoss", {}), ("CachedGISTEmbedLoss", KEPT))
+            ),
             {"name": "on embeddings", "run": "on_embeddings", "guide": data.guide, "student": data.student},
             case(data, "no batch", "GISTEmbedLoss", run="refused",
                  arguments={"accelerator_config": {"split_batches": True}}),
@@ -183,6 +221,12 @@ def test_two_ranks(data, tmp_path):
             assert relative_error(changes(data, results[name]["state"]), wanted) < 2e-5, name
             assert results[name]["losses"] == pytest.approx(losses, rel=1e-5), name
             assert results[name]["wrapper"] == "DistributedDataParallel"
+
+    wanted, losses = one_process(data, data.live, columns=3, steps=steps, step=step_with_own_negatives)
+    for results in ranks:
+        for name in ("uneven GISTEmbedLoss", "uneven CachedGISTEmbedLoss"):
+            assert relative_error(changes(data, results[name]["state"]), wanted) < 2e-5, name
+            assert results[name]["losses"] == pytest.approx(losses, rel=1e-5), name
 
     wanted, losses = one_process(data, data.stored, columns=3, steps=steps)
     assert 1e-5 < relative_error(changes(data, ranks[0]["bf16"]["state"]), wanted) < 0.1
@@ -251,6 +295,7 @@ def test_four_ranks(data, tmp_path):
             case(data, "plain", "GISTEmbedLoss"),
             case(data, "kept", "CachedGISTEmbedLoss", "plain", guide=True, loss_arguments=KEPT),
             case(data, "pairs", "CachedGISTEmbedLoss", "pairs", guide=True, loss_arguments=CACHED),
+            case(data, "uneven", "CachedGISTEmbedLoss", "uneven", guide=True, loss_arguments={**KEPT, **OWN}),
             {**odd, "name": "no row", "loss": "CachedGISTEmbedLoss", "rows": [0, 3, 2, 0]},
         ],
         tmp_path,
@@ -262,7 +307,10 @@ def test_four_ranks(data, tmp_path):
         for results in ranks:
             assert relative_error(changes(data, results[name]["state"]), wanted) < 2e-5, name
             assert results[name]["losses"] == pytest.approx(losses, rel=1e-5), name
+    wanted, losses = one_process(data, data.live, columns=3, steps=steps, step=step_with_own_negatives)
     for results in ranks:
+        assert relative_error(changes(data, results["uneven"]["state"]), wanted) < 2e-5
+        assert results["uneven"]["losses"] == pytest.approx(losses, rel=1e-5)
         assert "rank 0, 3 of 4 has an empty batch" in results["no row"]["message"]
 
 

@@ -303,8 +303,8 @@ def test_mined_negatives_and_duplicates_are_those_of_the_loss(settings, groups, 
     numbers = {"column": of_column, None: []}.get(groups, texts[1:] if groups == "positive" else texts)
     rows, of_negatives = numbers[: len(numbers) - 2 if numbers else 0], numbers[-2:]
     _, stats = guided_contrastive_loss(
-        *(a, p, a.clone(), p.clone(), n, n), margin=0.1, groups=rows or None, negative_groups=of_negatives or None, return_stats=True,
-        hard=True, **settings,
+        *(a, p, a.clone(), p.clone(), n, n), margin=0.1, groups=rows or None, negative_groups=of_negatives or None,
+        return_stats=True, hard=True, **settings,
     )  # fmt: skip
     options = {"margin": 0.1, "groups": groups, "hard": True, "margins": [0.1], **settings}
     found = inspect_batch(data, lookup(vectors), lookup(vectors), **options)

@@ -179,7 +179,6 @@ def test_a_batch_that_does_not_go_with_the_loss_is_refused(kind, student, guide,
         ]  # fmt: skip
 
     for settings, given, message in (
-        ({"negatives_scope": "own"}, (None, *COLUMNS[:2]), "negatives_scope: expected 'all' without a column of neg"),
         ({"negatives_scope": ["own"]}, (None, *COLUMNS), r"negatives_scope: expected 2, one for each column .*got 1"),
         (
             {"groups": "positive"},

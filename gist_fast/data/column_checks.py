@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gist_fast.data.lists import is_list
 from gist_fast.runtime.errors import InputError, nearest, shown
 
 
@@ -24,10 +25,16 @@ class Column:
     """Its name in the file."""
     target: str
     """Its name in the result."""
-    kind: Literal["text", "text or nothing", "id", "vector", "number"] = "text"
+    kind: Literal["text", "texts", "text or nothing", "id", "vector", "number"] = "text"
     """Texts must say something, unless nothing (an empty text, a null, no such column) may stand there, which becomes
     an empty text; ids may be whole numbers, and become texts; vectors are lists of numbers; numbers may be of any type,
-    or written as text, as in a CSV file."""
+    or written as text, as in a CSV file; ``texts`` are lists of texts."""
+    least: int | None = None
+    """If not None, a column of texts may hold lists of them, of at least so many."""
+
+    def holding(self, lists: bool) -> Column:
+        """The same, for a column that is known to hold lists, or not."""
+        return replace(self, kind="texts") if lists and self.least is not None else self
 
 
 MOST_NAMES = 30
@@ -57,6 +64,9 @@ def check_table(
             arrays[column.target] = pa.repeat("", table.num_rows)
             continue
         array = _decoded(table.column(column.source))
+        if column.least is not None and is_list(array.type):
+            arrays[column.target] = _checked_lists(array, column, where, first_row)
+            continue
         if column.kind == "vector":
             arrays[column.target] = _checked_vectors(array, column, where, first_row, widths)
             continue
@@ -153,6 +163,25 @@ def _refuse_broken(array: pa.ChunkedArray, column: Column, where: str, first_row
                     f"(0x{error.object[error.start]:02x}) is not UTF-8; write the texts as UTF-8."
                 ) from error
         raise
+
+
+def check_list(value: Any, column: Column, at: str) -> None:
+    """Refuse what is no list of so many texts; `at` is where it stands."""
+    if not isinstance(value, list):
+        raise InputError(f"{at}, column {column.source!r}: is {shown(value)}; a list of texts is needed, as before.")
+    if len(value) < (column.least or 0):
+        raise InputError(f"{at}, column {column.source!r}: is an empty list; {column.least} text at least is needed.")
+
+
+def _checked_lists(array: pa.ChunkedArray, column: Column, where: str, first_row: int) -> pa.ChunkedArray:
+    one = replace(column, kind="text")
+    for row, value in enumerate(array.to_pylist(), first_row):
+        at = f"{where}: row {row}"
+        check_list(value, column, at)
+        for text in value:
+            if not isinstance(text, str) or not text.strip():
+                raise wrong_value(at, one, text)
+    return array.cast(pa.list_(pa.string()))
 
 
 def _decoded(array: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from gist_fast.data.column_checks import Column, check_once, check_table, late_column, no_column
 from gist_fast.data.embedded_rows import read_as_stored
+from gist_fast.data.lists import is_list, spread_lists
 from gist_fast.data.names import (
     ANCHOR,
     GUIDE_SUFFIX,
+    NEGATIVE,
     POSITIVE,
     group_columns,
     is_group_role,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LISTED = {ANCHOR: "query", POSITIVE: "pos", NEGATIVE: "neg"}
+"""The columns of FlagEmbedding's files, of which two hold lists of texts."""
 STREAM_ROWS = 256
 """Rows of a streamed hub dataset that are checked at a time."""
 ColumnNames = Mapping[str, str] | Sequence[str]
@@ -61,7 +65,8 @@ def load_texts(
             are taken only where they are named: ``group``, texts or whole numbers that tell which rows are
             no negatives of each other (read as numbers, the same for the same value), ``positive_group``, a second one,
             ``negative_group`` or ``negative_1_group`` and so on, of each negative, and ``margin``, a number a row (also
-            one that is stored as text).
+            one that is stored as text). The columns of ``positive`` and ``negative`` may hold lists of texts, see
+            `gist_fast.data.lists.spread_lists`; FlagEmbedding's ``query``, ``pos`` and ``neg`` need not be named.
         name: which configuration of a hub dataset.
         quoting: whether a cell of a ``.csv`` or ``.tsv`` file may stand in double quotes; by default it may in CSV, and
             in TSV a double quote is part of the text.
@@ -80,7 +85,7 @@ def load_texts(
     """
     choose = functools.partial(choose_columns, columns=columns)
     dataset = load_chosen(source, choose, split=split, name=name, quoting=quoting)
-    return _with_numbered_groups(dataset)
+    return _with_numbered_groups(spread_lists(dataset, str(source)))
 
 
 def load_chosen(
@@ -155,6 +160,7 @@ def checked_stream(dataset: IterableDataset, columns: ColumnNames | None, where:
         dataset = dataset.map(_refuse_late, with_indices=True, features=features, fn_kwargs=late)
     chosen = choose_columns(list(dataset.features), columns, where)
     # Of no rows: only the types are looked at, before the first row is read.
+    _refuse_lists(dataset.features.arrow_schema, where)
     check_table(dataset.features.arrow_schema.empty_table(), chosen, where)
     number = Value("float64")
     features = {c.target: number if c.kind == "number" else dataset.features[c.source] for c in chosen}
@@ -194,6 +200,9 @@ def _checked_rows(
 def choose_columns(available: Sequence[str], columns: ColumnNames | None, where: str) -> list[Column]:
     """Which of the available columns to take, and for what; see `load_texts`."""
     roles = _as_mapping(columns, where)
+    if columns is None and not {ANCHOR, POSITIVE}.intersection(available):
+        listed = {role: column for role, column in LISTED.items() if column in available}
+        roles = listed if {ANCHOR, POSITIVE} <= listed.keys() else roles
     taken = set(roles.values())
     for column in available:
         if is_text_role(column) and column not in roles and column not in taken:
@@ -207,7 +216,8 @@ def choose_columns(available: Sequence[str], columns: ColumnNames | None, where:
                 named, hint = f", named for {role}", ""
             raise no_column(where, f"{column!r}{named}", column, available, hint)
     in_order = [(role, roles[role]) for role in sorted(roles, key=role_order)]
-    chosen = [Column(column, role, kind_of(role)) for role, column in in_order]
+    least = {POSITIVE: 1, NEGATIVE: 0}
+    chosen = [Column(column, role, kind_of(role), least.get(role)) for role, column in in_order]
     chosen += [
         Column(column + GUIDE_SUFFIX, role + GUIDE_SUFFIX, "vector")
         for role, column in in_order
@@ -290,8 +300,18 @@ def _stream_file(path: Path, columns: ColumnNames | None, quoting: bool | None) 
     choose = functools.partial(choose_columns, columns=columns, where=str(path))
     read: dict[str, Any] = {"path": path, "choose": choose, "quoting": quoting}
     # The first rows tell the columns and their types, and most that can be wrong with a file.
-    features = Features.from_arrow_schema(next(read_chunks(**read)).schema)
+    schema = next(read_chunks(**read)).schema
+    _refuse_lists(schema, str(path))
+    features = Features.from_arrow_schema(schema)
     return IterableDataset.from_generator(_rows, features=features, gen_kwargs=read)
+
+
+def _refuse_lists(schema: pa.Schema, where: str) -> None:
+    if lists := [field.name for field in schema if is_list(field.type)]:
+        raise InputError(
+            f"{where}: column {lists[0]!r} holds lists of texts, which are read as a whole, to make columns "
+            "of them; leave out streaming."
+        )
 
 
 def _rows(path: Path, choose: Choose, quoting: bool | None) -> Iterator[dict[str, Any]]:

@@ -6,13 +6,18 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
-ANCHOR, POSITIVE = "anchor", "positive"
+ANCHOR, POSITIVE, NEGATIVE = "anchor", "positive", "negative"
+NO_TEXT = ""
+"""Stands in a column of negatives where a row has none."""
 _NEGATIVE = re.compile(r"negative(?:_(\d+))?")
 
 GROUP, MARGIN = "group", "margin"
 """Columns that are no texts: each row's group and its margin."""
 GROUP_SUFFIX = f"_{GROUP}"
 """A column of this ending holds the group of each positive or negative in the column before it."""
+
+NEGATIVE_ROWS = "negative_rows"
+"""A column's features hold under this key which row of the batch each of its texts is from, where not all have one."""
 
 GUIDE_EMBEDDING = "guide_embedding"
 """A column's features hold the guide's embeddings under this key."""

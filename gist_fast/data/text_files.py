@@ -16,13 +16,14 @@ import json
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from gist_fast.data.column_checks import LARGEST, Column, as_number, check_table, late_column, wrong_value
+from gist_fast.data.column_checks import LARGEST, Column, as_number, check_list, check_table, late_column, wrong_value
 from gist_fast.runtime.errors import InputError, first_line, nearest_file, shown
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def _read_jsonl(path: Path, stream: Iterable[bytes], choose: Choose) -> Iterator
     if first is None:
         raise _empty(path)
     names = dict.fromkeys(first[1])
-    columns = choose(list(names))
+    columns = [c.holding(isinstance(first[1].get(c.source), list)) for c in choose(list(names))]
     targets = {column.target for column in columns}
 
     def rows() -> Iterator[tuple[int, list[Any]]]:
@@ -218,7 +219,7 @@ def _checked_chunks(
     path: Path, columns: Sequence[Column], rows: Iterator[tuple[int, Sequence[Any]]]
 ) -> Iterator[pa.Table]:
     """Rows of values in the order of `columns`, each with its line, as tables of at most `CHUNK_ROWS` rows."""
-    types = {"vector": pa.list_(pa.float32()), "number": pa.float64()}
+    types = {"vector": pa.list_(pa.float32()), "number": pa.float64(), "texts": pa.list_(pa.string())}
     schema = pa.schema([(column.target, types.get(column.kind, pa.string())) for column in columns])
     numbered, widths, empty = enumerate(rows, 1), dict[str, int](), True
     while True:
@@ -253,6 +254,9 @@ def _checked(column: Column, value: Any, at: str, widths: dict[str, int]) -> Any
         return np.array(value, dtype=np.float32)
     if column.kind == "number":
         return as_number(value, column, at)
+    if column.kind == "texts":
+        check_list(value, column, at)
+        return [_checked(replace(column, kind="text"), text, at, widths) for text in value]
     if column.kind == "id" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if column.kind == "text or nothing" and (value is None or (isinstance(value, str) and not value.strip())):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gist_fast.config.schema import EvaluationConfig, SourceConfig
 from gist_fast.data.load import load_texts
-from gist_fast.data.names import ANCHOR, POSITIVE, text_columns
+from gist_fast.data.names import ANCHOR, NO_TEXT, POSITIVE, text_columns
 from gist_fast.evaluation.metric_names import METRICS, short_name
 from gist_fast.evaluation.retrieval import Retrieval, load_retrieval, retrieval_from_pairs
 from gist_fast.evaluation.scored_pairs import ScoredPairs, load_labelled_pairs, load_sts
@@ -189,4 +189,6 @@ def _load_triplets(source: SourceConfig) -> Dataset:
         raise InputError(f"{source.path}: no column 'negative'; triplets need anchor, positive and negative.")
     if others := [c for c in text_columns(dataset) if c not in (ANCHOR, POSITIVE, negative)]:
         logger.warning("%s: triplets have one negative, %r; left out: %s", source.path, negative, ", ".join(others))
+    if (row := next((k for k, text in enumerate(dataset[negative], 1) if text == NO_TEXT), None)) is not None:
+        raise InputError(f"{source.path}: row {row} has no negative; triplets need one in each row, so leave it out.")
     return dataset.select_columns([ANCHOR, POSITIVE, negative])

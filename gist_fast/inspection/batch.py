@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from gist_fast.data.column_checks import Column, as_number
-from gist_fast.data.names import GROUP, GROUP_SUFFIX, MARGIN, POSITIVE, text_columns
+from gist_fast.data.names import GROUP, GROUP_SUFFIX, MARGIN, NO_TEXT, POSITIVE, text_columns
 from gist_fast.functional.backends.reference import easy_for_student, masked_by_guide
-from gist_fast.functional.blocks import FIRST_NEGATIVES, Block, make_blocks
+from gist_fast.functional.blocks import FIRST_NEGATIVES, POSITIVES, Block, make_blocks
 from gist_fast.functional.checks import check_scopes
 from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import lowered, make_thresholds
@@ -196,7 +196,8 @@ def inspect_rows(
     blocks = make_blocks(len(rows), [len(rows)] * (len(columns) - 1), config)
     scopes = check_scopes(config.negatives_scope, len(columns) - FIRST_NEGATIVES)
     own = [FIRST_NEGATIVES + k for k, scope in enumerate(scopes) if scope == "own"]
-    never = NotCompared([] if config.groups is None else _groups(batch, config.groups, texts), own)
+    missing = {k: torch.tensor([text == NO_TEXT for text in texts[c]]) for k, c in enumerate(columns) if k > POSITIVES}
+    never = NotCompared([] if config.groups is None else _groups(batch, config.groups, texts), own, missing)
     row_margins: Tensor | float = 0.0
     if config.row_margins:
         margin_column = Column(MARGIN, MARGIN, "number")

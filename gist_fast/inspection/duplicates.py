@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gist_fast.data.names import text_columns
+from gist_fast.data.names import NO_TEXT, text_columns
 from gist_fast.functional.values import check_number
 from gist_fast.inspection.best import Best
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded_once
@@ -111,7 +111,8 @@ class Texts:
         for values in texts.values():
             where: dict[str, list[int]] = {}
             for position, text in enumerate(values):
-                where.setdefault(text, []).append(position)
+                if text != NO_TEXT:
+                    where.setdefault(text, []).append(position)
             distinct.append(list(where))
             places.append(list(where.values()))
         return cls(tuple(texts), tuple(distinct), tuple(places), numbers)
@@ -155,7 +156,10 @@ def find_duplicates(
     looked_at = dataset if rows is None or rows >= len(dataset) else dataset.select(range(rows))
     columns = text_columns(looked_at)
     numbers = range(1, len(looked_at) + 1)
-    texts = Texts.of({column: list(looked_at[column]) for column in columns}, numbers)
+    by_column = {column: list(looked_at[column]) for column in columns}
+    # Of rows that have fewer negatives than others a column may hold nothing.
+    columns = [column for column in columns if any(text != NO_TEXT for text in by_column[column])]
+    texts = Texts.of({column: by_column[column] for column in columns}, numbers)
     units = []
     for k, (column, first) in enumerate(zip(columns, texts.first, strict=True)):
         if guide is None:

@@ -6,8 +6,8 @@ All of it in float32, whatever type the embeddings came in. ``B`` rows, ``G`` th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class NotCompared:
     not compared where one of them is the same for both."""
     own: Sequence[int] = ()
     """The operands whose row i is a negative of anchor i alone."""
+    missing: Mapping[int, Tensor] = field(default_factory=dict)
+    """Of operands that lack some rows, which those are, ``[B]``, bool."""
 
 
 def unit_rows(embeddings: Tensor) -> Tensor:
@@ -65,6 +67,8 @@ def scores(unit: Sequence[Tensor], block: Block, rows: slice, never: NotCompared
         of_rows, of_columns = groups[POSITIVES], groups[block.column_operand]
         if of_rows is not None and of_columns is not None:
             found.masked_fill_(of_rows[rows, None] == of_columns, -math.inf)
+    if block.column_operand in never.missing:
+        found.masked_fill_(never.missing[block.column_operand], -math.inf)
     if block.column_operand in never.own:
         others = torch.ones_like(found, dtype=torch.bool)
         others.diagonal(rows.start).fill_(False)

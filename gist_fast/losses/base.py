@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from gist_fast.data.names import GROUP, MARGIN
+from gist_fast.data.names import GROUP, MARGIN, NEGATIVE_ROWS
 from gist_fast.functional.checks import check_scopes, check_temperature
 from gist_fast.functional.function import guided_contrastive_loss
-from gist_fast.functional.loss_config import LossConfig, LossKeywords, MarginStrategy, check_dims
+from gist_fast.functional.loss_config import LossConfig, LossKeywords, MarginStrategy, Scope, check_dims
 from gist_fast.functional.stats import StatsAverage
 from gist_fast.losses.gather import check_batches_agree, gather_candidates
 from gist_fast.losses.guide import EMBEDDING, GuideEncoder, check_model, give_back
@@ -30,7 +30,7 @@ SETTINGS = tuple(f.name for f in fields(LossConfig))
 _OF_THE_FUNCTION = [
     name
     for name in inspect.signature(guided_contrastive_loss).parameters
-    if name in SETTINGS and name not in ("temperature", "margin", "groups")
+    if name in SETTINGS and name not in ("temperature", "margin", "groups", "negatives_scope")
 ]
 """The settings that the function takes as they are."""
 _BUILT_IN = ("learn_temperature", "guide_cache")
@@ -181,10 +181,12 @@ class GuidedLoss(nn.Module):
             guide = [nn.functional.normalize(x, dim=-1).half() if x.dtype is torch.float32 else x for x in guide]
         margin = rows[0][MARGIN] + config.margin if MARGIN in rows[0] else config.margin
         groups: Sequence[Tensor | None] = [column.get(GROUP) for column in rows]
+        own = self._own_columns(len(student))
+        owners = [column.get(NEGATIVE_ROWS) if k in own else None for k, column in enumerate(rows)]
         offset, weight = 0, 1.0
         self.largest_batch = len(student[0])
         if config.gather_across_devices:
-            gathered = gather_candidates(student, guide, config.gather_guide_dtype, groups, self._own_columns(student))
+            gathered = gather_candidates(student, guide, config.gather_guide_dtype, groups, own)
             student, guide, offset, weight = gathered.student, gathered.guide, gathered.offset, gathered.weight
             groups = gathered.groups
             self.largest_batch = gathered.largest
@@ -205,7 +207,9 @@ class GuidedLoss(nn.Module):
             groups=[each for each in groups[:2] if each is not None] or None,
             # Of all columns, or of none.
             negative_groups=[each for each in groups[2:] if each is not None] or None,
+            negative_rows=owners[2:] if any(each is not None for each in owners) else None,
             return_stats=True,
+            negatives_scope=self._scopes(len(student)),
             **{name: getattr(config, name) for name in _OF_THE_FUNCTION},
         )
         if torch.is_grad_enabled():
@@ -219,14 +223,14 @@ class GuidedLoss(nn.Module):
             ValueError: fewer than two columns, a column without rows, or one without guide embeddings where no guide
                 is at hand; with `gather_across_devices`, on every rank, where one of them has no rows or other columns.
         """
+        own = self._own_columns(len(features)) if len(features) > 2 else []
         if self.config.gather_across_devices:
-            check_batches_agree(features)
+            check_batches_agree([f for k, f in enumerate(features) if k not in own])
         if len(features) < 2:
             raise InputError(f"the dataset gives {len(features)} text column(s); anchor and positive are needed.")
         for place, column in enumerate(features):
             if not any(len(value) for value in column.values() if not isinstance(value, Tensor) or value.ndim):
                 raise InputError(f"the batch holds no row in column {place} ({', '.join(column) or 'nothing'} in it).")
-        check_scopes(self.config.negatives_scope, len(features) - 2)
         if not self.config.guided or self._encoder is not None or self.config.self_guided:
             return
         missing = [str(k) for k, f in enumerate(features[self._judged]) if EMBEDDING not in f]
@@ -241,10 +245,15 @@ class GuidedLoss(nn.Module):
         """The columns whose texts the guide reads."""
         return slice(None if self.config.mask_negatives else 2)
 
-    def _own_columns(self, student: Sequence[Tensor]) -> list[int]:
-        """The columns of negatives that are each anchor's own, counted from the anchors, which are 0."""
-        scopes = check_scopes(self.config.negatives_scope, len(student) - 2)
+    def _own_columns(self, columns: int) -> list[int]:
+        """Of so many columns those of negatives that are each anchor's own; the anchors' is 0."""
+        scopes = check_scopes(self._scopes(columns), columns - 2)
         return [k + 2 for k, scope in enumerate(scopes) if scope == "own"]
+
+    def _scopes(self, columns: int) -> Scope | Sequence[Scope]:
+        """``negatives_scope`` for a batch of so many columns: no row of it may have any negative."""
+        scope = self.config.negatives_scope
+        return "all" if isinstance(scope, str) and columns == 2 else scope
 
     def take_rows(self, features: Sequence[dict[str, Any]]) -> list[dict[str, Tensor]]:
         """What each column brings beside its texts, as far as the loss asks for it: groups, and margins with the first.
@@ -254,7 +263,8 @@ class GuidedLoss(nn.Module):
         Raises:
             ValueError: the batch brings no such thing.
         """
-        taken = [{name: f.pop(name) for name in (GROUP, MARGIN) if name in f} for f in features]
+        names = GROUP, MARGIN, NEGATIVE_ROWS
+        taken = [{name: f.pop(name) for name in names if name in f} for f in features]
         grouped = self._grouped_columns([GROUP in column for column in taken])
         for name, columns, remedy in (
             (GROUP, grouped, f"groups={self.config.groups!r}"),

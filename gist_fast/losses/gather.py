@@ -76,7 +76,8 @@ def gather_candidates(
     embeddings' type once.
 
     Args:
-        student: anchors, positives, negatives .., ``[n, D]`` each; `n` may differ between ranks.
+        student: anchors, positives, negatives .., ``[n, D]`` each; `n` may differ between ranks, and in columns of
+            `own`.
         guide: the guide's embeddings of the same texts, or of the first columns alone, ``[n, G]``; or empty.
         guide_dtype: ``"float16"`` or ``"bfloat16"`` rounds the guide's embeddings first, this rank's anchors too, so
             that both sides of every comparison were rounded alike; None leaves them as they are.
@@ -93,7 +94,8 @@ def gather_candidates(
         _say_alone()
         return Gathered(tuple(student), tuple(guide), 0, 1.0, len(student[0]), tuple(groups))
     rank, world = dist.get_rank(), dist.get_world_size()
-    rows = [theirs[0] for theirs in _agreed(_facts(student, guide), student[0].device)]
+    of_all = [[x for k, x in enumerate(columns) if k not in own] for columns in (student, guide)]
+    rows = [theirs[0] for theirs in _agreed(_facts(*of_all), student[0].device)]
     stay = {ANCHORS, *own}
     # All columns are under way before the first is waited for. Joining them into one message would save their
     # latency, some tens of microseconds, and copy everything that was gathered once more.

@@ -26,7 +26,7 @@ from sentence_transformers.base.modules import Router
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from gist_fast.data.names import GROUP, MARGIN
+from gist_fast.data.names import GROUP, MARGIN, NEGATIVE_ROWS
 from gist_fast.data.names import GUIDE_EMBEDDING as EMBEDDING
 from gist_fast.losses.fingerprint import state_now, tokenizer_rules
 from gist_fast.losses.guide_memory import GuideMemory
@@ -44,7 +44,7 @@ SOURCE = "guide_source"
 KEYS = "keys"
 """Key of `TOKENS`: a host array ``[n]`` of digests, the same for the same text under the same settings."""
 
-OURS = (TOKENS, EMBEDDING, ROWS, SOURCE, EXTENTS, GROUP, MARGIN)
+OURS = (TOKENS, EMBEDDING, ROWS, SOURCE, EXTENTS, GROUP, MARGIN, NEGATIVE_ROWS)
 """Keys of a column's features that are none of the student's."""
 
 

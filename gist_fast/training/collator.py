@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor
 
 from gist_fast.data.column_checks import Column, as_number
-from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN, group_columns
+from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN, NEGATIVE_ROWS, NO_TEXT, group_columns
 from gist_fast.data.per_column import guide_prompt, value_for
 from gist_fast.functional.loss_config import Groups
 from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route, check_tokens, tokenized
@@ -93,6 +93,8 @@ class GISTDataCollator(SentenceTransformerDataCollator):
 
     _dataset: str | None = field(default=None, init=False, repr=False)
     _column: str = field(default="", init=False, repr=False)
+    _having: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False)
+    """Of each column of negatives that some rows of the batch have nothing in, those that have a text."""
 
     @named(TOKENISE)
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -107,33 +109,64 @@ class GISTDataCollator(SentenceTransformerDataCollator):
         self._dataset = features[0].get("dataset_name")
         embeddings = [c for c in features[0] if c.endswith(GUIDE_SUFFIX)]
         beside = self._beside_texts(features[0])
-        rows = [{c: v for c, v in row.items() if c not in embeddings and c not in beside} for row in features]
-        columns = [c for c in rows[0] if c != "dataset_name" and c not in self.valid_label_columns]
+        columns = self._text_columns(features[0], {*embeddings, *beside})
         for column in columns:
-            _check_texts(rows, column)
-        batch = super().__call__(rows)
-        for column in embeddings:
-            batch[column] = _stacked(features, column)
+            _check_texts(features, column)
+        self._having = _rows_having(features, columns[2:])
+        nowhere = [column for column, having in self._having.items() if not having]
+        columns = [column for column in columns if column not in nowhere]
+        left_out = {*embeddings, *beside, *nowhere}
+        batch = self._tokenized([{c: v for c, v in row.items() if c not in left_out} for row in features])
+
+        def rows_of(column: str) -> list[dict[str, Any]]:
+            return [features[k] for k in self._having[column]] if column in self._having else features
+
+        for column in columns:
+            if column + GUIDE_SUFFIX in embeddings:
+                batch[column + GUIDE_SUFFIX] = _stacked(rows_of(column), column + GUIDE_SUFFIX)
+            if column in self._having:
+                batch[f"{column}_{NEGATIVE_ROWS}"] = torch.tensor(self._having[column])
         if MARGIN in beside:
             batch[f"{columns[0]}_{MARGIN}"] = _numbers(features, MARGIN, torch.float32)
-        for name in (each for each in beside if each != MARGIN):
-            batch[f"{columns[0]}_{GROUP}" if name == GROUP else name] = _numbers(features, name, torch.int64)
+        of_columns = {f"{column}_{GROUP}": column for column in columns}
+        for name in (each for each in beside if each in (GROUP, *of_columns)):
+            key = f"{columns[0]}_{GROUP}" if name == GROUP else name
+            batch[key] = _numbers(rows_of(of_columns.get(name, columns[0])), name, torch.int64)
         if self.groups in ("anchor", "anchor_or_positive"):
-            batch[f"{columns[0]}_{GROUP}"] = _text_numbers(rows, columns[0])
+            batch[f"{columns[0]}_{GROUP}"] = _text_numbers(features, columns[0])
         if self.groups in ("positive", "anchor_or_positive"):
-            batch |= {f"{column}_{GROUP}": _text_numbers(rows, column) for column in columns[1:]}
+            batch |= {f"{column}_{GROUP}": _text_numbers(rows_of(column), column) for column in columns[1:]}
         for column in columns:
             names = ("input_ids", "attention_mask")
-            check_tokens(
-                {k: batch.get(f"{column}_{k}") for k in names}, [r[column] for r in rows], f"{column}: student"
-            )
+            texts = [row[column] for row in rows_of(column)]
+            check_tokens({k: batch.get(f"{column}_{k}") for k in names}, texts, f"{column}: student")
             own = {k: batch[f"{column}_{k}"] for k in _OF_EXTENTS if f"{column}_{k}" in batch}
             if own:
                 batch[f"{column}_{EXTENTS}"] = extents(own)
         if self.tokenize_for_guide is not None:
-            texts = {c: [row[c] for row in rows] for c in (columns if self.mask_negatives else columns[:2])}
-            batch.update(_distinct_for_guide(self.tokenize_for_guide, texts, embeddings, self._dataset))
+            judged = columns if self.mask_negatives else columns[:2]
+            by_column = {column: [row[column] for row in rows_of(column)] for column in judged}
+            batch.update(_distinct_for_guide(self.tokenize_for_guide, by_column, embeddings, self._dataset))
         return batch
+
+    def _text_columns(self, row: dict[str, Any], beside: set[str]) -> list[str]:
+        return [c for c in row if c != "dataset_name" and c not in (*beside, *self.valid_label_columns)]
+
+    def _tokenized(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The parent's batch, of those texts alone that there are."""
+        whole = self.preprocess_fn
+        if self._having:
+
+            def of_those_there(texts: list[str], **options: Any) -> Any:
+                # The parent has just asked for the column's task.
+                there = self._having.get(self._column)
+                return whole(texts if there is None else [texts[k] for k in there], **options)
+
+            self.preprocess_fn = of_those_there
+        try:
+            return super().__call__(rows)
+        finally:
+            self.preprocess_fn = whole
 
     def _beside_texts(self, row: dict[str, Any]) -> list[str]:
         """Columns that hold groups or margins."""
@@ -192,6 +225,12 @@ def _text_numbers(rows: list[dict[str, Any]], column: str) -> Tensor:
     """``[B]``, int64: the same for the same text, and for no other that anyone will ever meet."""
     digests = b"".join(_digest(row[column])[:8] for row in rows)
     return torch.from_numpy(np.frombuffer(digests, np.int64).copy())
+
+
+def _rows_having(rows: list[dict[str, Any]], columns: list[str]) -> dict[str, list[int]]:
+    """Of each column that `NO_TEXT` stands in, the rows that have a text."""
+    having = {column: [k for k, row in enumerate(rows) if row[column] != NO_TEXT] for column in columns}
+    return {column: found for column, found in having.items() if len(found) < len(rows)}
 
 
 def _check_texts(rows: list[dict[str, Any]], column: str) -> None:

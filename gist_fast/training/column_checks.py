@@ -45,9 +45,12 @@ def check_columns(argument: str, source: Any, labels: Iterable[str]) -> None:
             elif isinstance(feature, List) and getattr(feature.feature, "dtype", None) in TEXT_TYPES:
                 wrong = "lists of texts"
             if wrong is not None:
+                hint = (
+                    " (gist_fast.data.lists.spread_lists makes columns of texts of lists.)" if "lists" in wrong else ""
+                )
                 raise InputError(
                     f"{where}: column {column!r} holds {wrong}, and each column is a text that the model reads; leave "
-                    f"it out, with remove_columns({column!r}), or name the columns with select_columns."
+                    f"it out, with remove_columns({column!r}), or name the columns with select_columns.{hint}"
                 )
             if isinstance(feature, Value) and (row := first_missing(dataset, column)) is not None:
                 raise InputError(f"{where}: row {row}, column {column!r} is None; a text is needed there.")

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
 import torch
 
+from gist_fast.data.named import by_name
 from gist_fast.data.names import (
     ANCHOR,
     GROUP,
     GROUP_SUFFIX,
     GUIDE_SUFFIX,
     MARGIN,
+    NO_TEXT,
     POSITIVE,
     group_columns,
+    holds_texts,
     is_text_role,
 )
 from gist_fast.functional.backends import choose_backend
 from gist_fast.runtime.errors import InputError
+from gist_fast.training.column_checks import LABELS
 from gist_fast.training.temperature_schedule import check_schedule
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from gist_fast.functional.loss_config import LossSettings
     from gist_fast.training.arguments import GISTTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 def check_loss_settings(arguments: GISTTrainingArguments, *, guided: bool, guide: bool, width: int | None) -> None:
@@ -72,19 +83,82 @@ def check_data(arguments: GISTTrainingArguments, key: str, columns: Sequence[str
                 f"{key}: has a column {name!r}, and the loss does not ask for it. Set {setting}, or leave the column "
                 "out of the data's 'columns'."
             )
-    scopes = arguments.negatives_scope
+    check_negatives(arguments, key, negatives)
+
+
+def check_negatives(config: LossSettings, where: str, negatives: Sequence[str]) -> None:
+    """Raise unless a dataset has the negatives that the loss is about.
+
+    Args:
+        config: of the loss, or arguments that have its settings.
+        where: which dataset, for the message.
+        negatives: its columns of negatives.
+    """
+    scopes = config.negatives_scope
     if not isinstance(scopes, str) and len(scopes) != len(negatives):
         raise InputError(
-            f"negatives_scope: expected {len(negatives)}, one for each column of negatives that {key} has, got "
+            f"negatives_scope: expected {len(negatives)}, one for each column of negatives that {where} has, got "
             f"{len(scopes)}: {list(scopes)}."
         )
     for name, without in (("negatives_scope", "all"), ("mask_negatives", True)):
-        if not negatives and (value := getattr(arguments, name)) != without:
-            raise InputError(f"{name}: expected {without!r}, as {key} has no column of negatives, got {value!r}.")
-    if arguments.hardness_mode == "hard_negatives" and not negatives:
+        if not negatives and (value := getattr(config, name)) != without:
+            raise InputError(f"{name}: expected {without!r}, as {where} has no column of negatives, got {value!r}.")
+    if config.hardness_mode == "hard_negatives" and not negatives:
         raise InputError(
-            f"hardness_mode: expected 'in_batch_negatives', as {key} has no column of negatives, got 'hard_negatives'."
+            f"hardness_mode: expected 'in_batch_negatives', as {where} has no column of negatives, got "
+            "'hard_negatives'."
         )
+
+
+def check_all_negatives(argument: str, source: Any, configs_of: Callable[[str], Sequence[LossSettings]]) -> None:
+    """Both of the following, for each dataset of a trainer that can be looked into.
+
+    Args:
+        argument: what the datasets came as, for the message.
+        source: a dataset, several by name, or None.
+        configs_of: of the losses that a dataset of that name has.
+    """
+    from datasets import Dataset
+
+    for name, dataset in by_name(source).items():
+        if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
+            continue
+        texts = [c for c in dataset.column_names if c not in ("dataset_name", *LABELS) and holds_texts(dataset, c)]
+        where = f"{argument}[{name!r}]" if name else argument
+        for config in configs_of(name):
+            check_negatives(config, where, texts[2:])
+            check_missing_negatives(config, where, dataset, texts[2:])
+
+
+def check_missing_negatives(config: LossSettings, where: str, dataset: Dataset, negatives: Sequence[str]) -> None:
+    """Say how many rows have fewer negatives than others, and raise where the loss needs as many of each.
+
+    Args:
+        config, where, negatives: see `check_negatives`.
+    """
+    missing = {name: count for name in negatives if (count := _rows_without(dataset, name))}
+    if not missing:
+        return
+    told = ", ".join(f"{name!r} in {count}" for name, count in missing.items())
+    logger.info("%s: of %d rows, some have no negative: %s", where, len(dataset), told)
+    if not isinstance(config.negatives_scope, str):
+        expected, setting = "'all' or 'own'", "negatives_scope"
+    elif config.negatives_scope == "all" and config.gather_across_devices:
+        expected, setting = "False", "gather_across_devices"
+    elif config.negatives_scope == "all" and config.hardness_mode in ("in_batch_negatives", "hard_negatives"):
+        expected, setting = "'all_negatives' or None", "hardness_mode"
+    else:
+        return
+    hint = " With negatives_scope: own it is possible." if config.negatives_scope == "all" else ""
+    raise InputError(
+        f"{setting}: expected {expected} where rows have different numbers of negatives, got "
+        f"{getattr(config, setting)!r}; in {where} there is none in {told} rows.{hint}"
+    )
+
+
+def _rows_without(dataset: Dataset, column: str) -> int:
+    tables = dataset.select_columns([column]).with_format("arrow").iter(batch_size=16384)
+    return sum(pc.sum(pc.equal(table.column(column), NO_TEXT)).as_py() or 0 for table in tables)
 
 
 def check_self_guiding(arguments: GISTTrainingArguments, *, carries_embeddings: bool, without_guide: bool) -> None:

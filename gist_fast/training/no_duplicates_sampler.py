@@ -28,7 +28,7 @@ import torch
 import xxhash
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
-from gist_fast.data.names import GUIDE_SUFFIX, MARGIN, group_columns, holds_texts
+from gist_fast.data.names import GUIDE_SUFFIX, MARGIN, NO_TEXT, group_columns, holds_texts
 from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -186,7 +186,9 @@ def _read_texts(dataset: Dataset, columns: list[str]) -> _Texts:
         start += len(table)
     # 64 bits a text: two that collide by chance are kept apart as if they were one, which does no harm.
     _, codes = np.unique(hashes.ravel(), return_inverse=True)
-    codes = np.sort(codes.reshape(hashes.shape).T, axis=1)
+    codes = codes.reshape(hashes.shape)
+    # What is not there stands nowhere else.
+    codes = np.sort(np.where(hashes == _NOTHING, -1, codes).T, axis=1)
     codes[:, 1:][codes[:, 1:] == codes[:, :-1]] = -1
     times = np.bincount(codes[codes >= 0])
     repeated = times > 1
@@ -196,6 +198,9 @@ def _read_texts(dataset: Dataset, columns: list[str]) -> _Texts:
     # -1 picks the last number, which the second where() takes back.
     codes = np.where(codes >= 0, numbers[codes], -1).astype(np.int32)
     return _Texts(codes, int(repeated.sum()), (row + 1, int(times[most]) if rows else 0))
+
+
+_NOTHING = xxhash.xxh3_64_intdigest(NO_TEXT.encode())
 
 
 def _hashes(column: pa.ChunkedArray, name: str, first_row: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from gist_fast.data.embedded_rows import read_as_stored, with_name, without_embe
 from gist_fast.data.named import by_name, columns_by_dataset
 from gist_fast.data.names import GUIDE_SUFFIX, holds_texts
 from gist_fast.data.per_column import check_lengths, check_names, check_positions
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss, GuidedLoss
 from gist_fast.losses.guide import OURS, check_model, students_own
 from gist_fast.losses.mini_batches import default_tokens
@@ -35,7 +36,7 @@ from gist_fast.training.callbacks import (
 from gist_fast.training.collator import GISTDataCollator, GuideTokenizer
 from gist_fast.training.column_checks import LABELS, check_columns
 from gist_fast.training.distributed_checks import check_batches, check_parallelism, check_settings
-from gist_fast.training.loss_checks import check_self_guiding
+from gist_fast.training.loss_checks import check_all_negatives, check_self_guiding
 from gist_fast.training.no_duplicates_sampler import NoDuplicatesBatchSampler
 from gist_fast.training.resume import LongRunMixin
 from gist_fast.training.student_checks import check_trainable, warn_of_half
@@ -183,6 +184,8 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         # Only now is it known whether the loss remembers texts; and the collator may be the caller's own.
         if isinstance(self.data_collator, GISTDataCollator):
             self._take_rows(self.data_collator, losses)
+            for argument, source in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
+                check_all_negatives(argument, source, self._configs_of)
             reader = self._tokenizing_guide
             if reader is not None and self.data_collator.tokenize_for_guide is None:
                 check_positions("guide_max_length", self.args.guide_max_length, reader)
@@ -279,6 +282,11 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
                 )
             if wanted and getattr(collator, setting) == getattr(GISTDataCollator, setting):
                 setattr(collator, setting, wanted.pop())
+
+    def _configs_of(self, dataset: str) -> list[LossConfig]:
+        """Those of the guided losses that a dataset of that name has."""
+        loss = self.loss.get(dataset) if isinstance(self.loss, dict) else self.loss
+        return [each.config for _, each in _guided_losses(loss)]
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The parent's, without a learnt temperature, which a decay would draw to 1."""
