@@ -25,7 +25,6 @@ from gist_fast.cli.output import (
     print_json,
     print_table,
 )
-from gist_fast.data.names import GROUP, GROUP_SUFFIX, MARGIN, POSITIVE, is_group_role
 from gist_fast.functional.loss_config import help_of
 
 if TYPE_CHECKING:
@@ -204,6 +203,8 @@ def _margins(text: str | None) -> list[float]:
 
 def _check_beside(roles: dict[str, str] | list[str] | None, groups: str | None, row_margins: bool) -> None:
     """Refuse a group or a margin a row that would be read and ignored, and options that lack theirs."""
+    from gist_fast.data.names import GROUP, GROUP_SUFFIX, MARGIN, POSITIVE, is_group_role
+
     named = roles if isinstance(roles, dict) else {}
     of_groups = [role for role in named if is_group_role(role)]
     by_column = groups == "column"
