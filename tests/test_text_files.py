@@ -249,7 +249,10 @@ class TestTypesOfArrow:
 
     @pytest.mark.parametrize(("array", "says"), [
         (pa.array([b"p", b"q"]), "column 'positive' holds binary, not text (the first value is b'p')"),
-        (pa.array([["p"], ["q"]]), "column 'positive' holds list<element: string>, not text"),
+        (pa.array([[1], [2]]), "column 'positive' holds list<element: int64>, not text"),
+        (pa.array([["p"], [None]]), "row 2, column 'positive': is None; a text is needed"),
+        (pa.array([["p"], []]), "row 2, column 'positive': is an empty list; 1 text at least is needed"),
+        (pa.array([["p"], None]), "row 2, column 'positive': is None; a list of texts is needed"),
         (pa.array([{"a": 1}, {"a": 2}]), "column 'positive' holds struct<a: int64>, not text"),
         (pa.nulls(2), "row 1, column 'positive': is None; a text is needed"),
         (pa.array(["p", None]).cast(pa.string_view()), "row 2, column 'positive': is None; a text is needed"),
