@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gist_fast.functional.function import guided_contrastive_loss
     from gist_fast.functional.stats import GuidedContrastiveStats
     from gist_fast.guide_columns import embed_guide
+    from gist_fast.guide_columns.mine import mine_negatives
     from gist_fast.training.arguments import GISTTrainingArguments
     from gist_fast.training.trainer import GISTTrainer
 
@@ -25,6 +26,7 @@ _HOMES = {
     "GISTTrainer": "training.trainer",
     "GISTTrainingArguments": "training.arguments",
     "embed_guide": "guide_columns",
+    "mine_negatives": "guide_columns.mine",
 }
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "__version__",
     "embed_guide",
     "guided_contrastive_loss",
+    "mine_negatives",
 ]
 
 # Before the finder of files, which would load a module of a package that moved a second time.

@@ -18,6 +18,7 @@ from gist_fast.cli.output import (
     note,
     only_results_on_stdout,
     parse_columns,
+    parse_prompts,
     print_facts,
     print_json,
 )
@@ -79,7 +80,7 @@ def embed_guide(
         check_folder(output, overwrite)
         cache_folder(cache_dir)
         dataset = load_texts(data, split=split, columns=parse_columns(columns), quoting=quoting)
-        prompts = _prompts(prompt, dataset.column_names)
+        prompts = parse_prompts(prompt, dataset.column_names)
         from gist_fast.guide_columns import Report
         from gist_fast.guide_columns import embed_guide as add_columns
         from gist_fast.guide_columns.share import Team
@@ -112,29 +113,6 @@ def embed_guide(
         return
     print_facts("Precomputed guide embeddings", summary)
     print(f"Train on it: data: {{train: {output}}}, without a guide")
-
-
-def _prompts(given: list[str] | None, columns: list[str]) -> dict[str, str] | str | None:
-    from gist_fast.runtime.errors import InputError
-
-    if not given:
-        return None
-    parts = [text.partition("=") for text in given]
-    named = [bool(equals) and name in columns for name, equals, _ in parts]
-    if all(named):
-        return {name: text for name, _, text in parts}
-    if len(given) > 1:
-        raise InputError(
-            f"--prompt: expected one for all columns, or COLUMN=TEXT with a column of {', '.join(columns)}, got "
-            f"{len(given)}, of which {given[named.index(False)]!r} is for no column."
-        )
-    name, equals, _ = parts[0]
-    if equals and name.isidentifier():
-        raise InputError(
-            f"--prompt: expected COLUMN=TEXT with a column of {', '.join(columns)}, got {given[0]!r}. Where that is a "
-            "prompt for all columns, give it for each of them."
-        )
-    return given[0]
 
 
 def _kept(report: Report) -> str:

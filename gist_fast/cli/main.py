@@ -27,7 +27,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from gist_fast.cli import bench, demo, doctor, embed_guide, evaluate, inspect, kernels, profile, train
+from gist_fast.cli import bench, demo, doctor, embed_guide, evaluate, inspect, kernels, mine, profile, train
 from gist_fast.cli.output import INTERRUPTED, note, replace_what_cannot_be_encoded
 from gist_fast.runtime.errors import WrongInput
 from gist_fast.version import __version__
@@ -38,6 +38,7 @@ app = typer.Typer(name="gist-fast", add_completion=False, pretty_exceptions_enab
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
 app.command("profile", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(profile.profile)
 app.command("embed-guide")(embed_guide.embed_guide)
+app.command("mine")(mine.mine)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)

@@ -124,6 +124,30 @@ def parse_columns(text: str | None) -> dict[str, str] | list[str] | None:
     return parts
 
 
+def parse_prompts(given: list[str] | None, columns: list[str]) -> dict[str, str] | str | None:
+    """Each ``TEXT`` for all columns, or ``column=TEXT``, as `gist_fast.embed_guide` takes them."""
+    from gist_fast.runtime.errors import InputError
+
+    if not given:
+        return None
+    parts = [text.partition("=") for text in given]
+    named = [bool(equals) and name in columns for name, equals, _ in parts]
+    if all(named):
+        return {name: text for name, _, text in parts}
+    if len(given) > 1:
+        raise InputError(
+            f"--prompt: expected one for all columns, or COLUMN=TEXT with a column of {', '.join(columns)}, got "
+            f"{len(given)}, of which {given[named.index(False)]!r} is for no column."
+        )
+    name, equals, _ = parts[0]
+    if equals and name.isidentifier():
+        raise InputError(
+            f"--prompt: expected COLUMN=TEXT with a column of {', '.join(columns)}, got {given[0]!r}. Where that is a "
+            "prompt for all columns, give it for each of them."
+        )
+    return given[0]
+
+
 Device = Annotated[str | None, typer.Option("--device", help="cuda, cpu and so on; else the best there is.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Read it first.")

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gist_fast.data.lists import is_list
+from gist_fast.data.names import NO_TEXT
 from gist_fast.runtime.errors import InputError, nearest, shown
 
 
@@ -31,6 +32,9 @@ class Column:
     or written as text, as in a CSV file; ``texts`` are lists of texts."""
     least: int | None = None
     """If not None, a column of texts may hold lists of them, of at least so many."""
+
+    may_miss: bool = False
+    """Whether `NO_TEXT` may stand in the place of a text."""
 
     def holding(self, lists: bool) -> Column:
         """The same, for a column that is known to hold lists, or not."""
@@ -91,6 +95,8 @@ def check_table(
             continue
         # The first null, empty or blank text.
         blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(array)), 0)
+        if column.may_miss:
+            blank = pc.and_(blank, pc.not_equal(array, NO_TEXT))
         row = pc.index(pc.fill_null(blank, True), True).as_py()
         if row >= 0:
             raise wrong_value(f"{where}: row {first_row + row}", column, array[row].as_py())

@@ -83,7 +83,8 @@ def load_texts(
         >>> load_texts("pairs.csv", columns={"anchor": "question", "positive": "answer"})[0]
         {'anchor': 'what falls', 'positive': 'rain'}
     """
-    choose = functools.partial(choose_columns, columns=columns)
+    # What was mined, and saved, may have fewer negatives in some rows; in a file an empty cell is a mistake.
+    choose = functools.partial(choose_columns, columns=columns, may_miss=_path_of(str(source)).is_dir())
     dataset = load_chosen(source, choose, split=split, name=name, quoting=quoting)
     return _with_numbered_groups(spread_lists(dataset, str(source)))
 
@@ -197,8 +198,14 @@ def _checked_rows(
     return check_table(table, columns, where, int(indices[0]) + 1, widths)
 
 
-def choose_columns(available: Sequence[str], columns: ColumnNames | None, where: str) -> list[Column]:
-    """Which of the available columns to take, and for what; see `load_texts`."""
+def choose_columns(
+    available: Sequence[str], columns: ColumnNames | None, where: str, *, may_miss: bool = False
+) -> list[Column]:
+    """Which of the available columns to take, and for what; see `load_texts`.
+
+    Args:
+        may_miss: whether a row may have no negative, for which `NO_TEXT` stands there.
+    """
     roles = _as_mapping(columns, where)
     if columns is None and not {ANCHOR, POSITIVE}.intersection(available):
         listed = {role: column for role, column in LISTED.items() if column in available}
@@ -216,8 +223,11 @@ def choose_columns(available: Sequence[str], columns: ColumnNames | None, where:
                 named, hint = f", named for {role}", ""
             raise no_column(where, f"{column!r}{named}", column, available, hint)
     in_order = [(role, roles[role]) for role in sorted(roles, key=role_order)]
-    least = {POSITIVE: 1, NEGATIVE: 0}
-    chosen = [Column(column, role, kind_of(role), least.get(role)) for role, column in in_order]
+    least, negatives = {POSITIVE: 1, NEGATIVE: 0}, [r for r in roles if is_text_role(r) and r not in (ANCHOR, POSITIVE)]
+    chosen = [
+        Column(column, role, kind_of(role), least.get(role), may_miss and role in negatives)
+        for role, column in in_order
+    ]
     chosen += [
         Column(column + GUIDE_SUFFIX, role + GUIDE_SUFFIX, "vector")
         for role, column in in_order
