@@ -42,12 +42,14 @@ ARMS: dict[str, Arm] = {
     CONTROL: Arm("none", AP),
     "ap, guide": Arm("model", AP),
     "ap, guide, ties": Arm("model", {**AP, "mask_ties": True}),
+    "ap, no guide, duplicates out": Arm("none", {**AP, "groups": "anchor_or_positive"}),
     "ap, perfect mask": Arm("perfect", {**AP, **PERFECT_MARGIN}),
     "four, no guide": Arm("none"),
     "four, guide": Arm("model"),
     "four, guide, margin 0.05": Arm("model", {"margin": 0.05}),
     "four, guide, margin -0.1": Arm("model", {"margin": -0.1}),
     "four, guide, ties": Arm("model", {"mask_ties": True}),
+    "four, guide, duplicates out": Arm("model", {"groups": "anchor_or_positive"}),
     "four, guide, hard": Arm("model", {"hard": True}),
     "four, self-guided": Arm("own", {"self_guided": True, "margin": -0.1}),
     "four, perfect mask": Arm("perfect", PERFECT_MARGIN),
@@ -89,13 +91,14 @@ class Study:
 
 _GUIDED = ("ap, no guide", "ap, guide", "four, no guide", "four, guide")
 _ALL = tuple(name for name in ARMS if ARMS[name].library == "gist_fast")
-_WITHOUT_TIES = tuple(name for name in _ALL if not name.endswith("ties"))  # where there are none to speak of
+_OF_COPIES = ("ties", "duplicates out")
+_WITHOUT_COPIES = tuple(name for name in _ALL if not name.endswith(_OF_COPIES))  # where there are none to speak of
 
 STUDIES: dict[str, Study] = {
-    "hpo": Study("hpo", True, "names of clinical findings, paraphrases in one batch", _WITHOUT_TIES),
+    "hpo": Study("hpo", True, "names of clinical findings, paraphrases in one batch", _WITHOUT_COPIES),
     "icd-code": Study("icd-code", True, "terms of diagnoses and their codes, siblings in one batch", _ALL),
     "icd-category": Study(
-        "icd-category", True, "texts of one category of diagnoses, siblings in one batch", _WITHOUT_TIES
+        "icd-category", True, "texts of one category of diagnoses, siblings in one batch", _WITHOUT_COPIES
     ),
     "hpo-shuffled": Study("hpo", False, "the first again, shuffled", _GUIDED),
     "hpo-sharp": Study("hpo", True, "the first again, temperature 0.01", _GUIDED, Setting(temperature=0.01)),

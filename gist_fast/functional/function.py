@@ -31,11 +31,11 @@ from gist_fast.functional.loss_config import (
     SharedKeywords,
     check_dims,
 )
-from gist_fast.functional.operands import accumulation_dtype
-from gist_fast.functional.own_negatives import OwnTerms, Pairs, own_terms, split_columns
+from gist_fast.functional.operands import accumulation_dtype, ordinary
+from gist_fast.functional.own_negatives import Pairs, own_terms, split_columns
 from gist_fast.functional.rows import guided_rows, inside_transform, refuse_transforms
 from gist_fast.functional.stats import GuidedContrastiveStats, make_stats
-from gist_fast.functional.triplet import triplet_rows
+from gist_fast.functional.triplet import MaskProduct, triplet_rows
 from gist_fast.functional.values import check_choice
 from gist_fast.runtime.errors import InputError
 
@@ -238,33 +238,22 @@ def guided_contrastive_loss(
     chosen = choose_backend(backend, anchors.device, torch.float64 if torch.float64 in types else anchors.dtype)
 
     blocks = make_blocks(rows, [x.shape[0] for x in student[1:]], config, offset)
-    terms: OwnTerms | None = None
-    if own is not None:
-        refuse_transforms(own.student)
-        its_rows = slice(offset, offset + rows)
-        pairs = Pairs(
-            (_ordinary(student[0]), _ordinary(student[1])[its_rows]),
-            () if self_guided or not guide else (guide[0], guide[1][its_rows]),
-            margins,
-            row_groups[-1][its_rows] if row_groups else None,
-        )
-        with torch.autocast(anchors.device.type, enabled=False):
-            terms = own_terms(own, pairs, temperature, config, dims)
     # A traced graph has few operations anyway, and would have to look at values here.
     at_once = not torch.compiler.is_compiling() and chosen == "tiled" and left_to_auto(backend)
-    if at_once and dense.covers(config, blocks, anchors.device.type):
+    at_once = at_once and dense.covers(config, blocks, anchors.device.type)
+    product: MaskProduct | None = None
+    if at_once:
         refuse_transforms(student if not isinstance(temperature, Tensor) else (*student, temperature))
         others = () if self_guided else guide
         summed = reduction if own is None else "none"
         found = dense.forward(
             student, others, temperature, config, offset, margins, blocks, summed, statistics=return_stats
         )
-        loss = found.loss if terms is None else _reduced(torch.logaddexp(found.loss, terms.log_sums[0]), reduction)
     else:
         if not isinstance(temperature, Tensor):
             dtype = accumulation_dtype(anchors.dtype)
             temperature = torch.full((), float(temperature), dtype=dtype, device=anchors.device)
-        student, guide = tuple(map(_ordinary, student)), tuple(map(_ordinary, guide))
+        student, guide = tuple(map(ordinary, student)), tuple(map(ordinary, guide))
         found, product = guided_rows(
             chosen,
             config,
@@ -272,41 +261,51 @@ def guided_contrastive_loss(
             student,
             () if self_guided else guide,
             temperature,
-            None if margins is None else _ordinary(margins.to(anchors.device)),
-            tuple(_ordinary(each).to(torch.int64) for each in columns.groups),
+            None if margins is None else ordinary(margins.to(anchors.device)),
+            tuple(ordinary(each).to(torch.int64) for each in columns.groups),
             dims,
             blocks,
             reduction != "none",
         )
-        loss = found.loss if terms is None else torch.logaddexp(found.loss, terms.log_sums)
-        if product is not None and triplet_margin is not None:
-            with torch.autocast(anchors.device.type, enabled=False):
-                triplet_terms = [
-                    triplet_rows(
-                        [x[:, :dim] for x in student], offset, triplet_margin, blocks, product,
-                        None if terms is None else (terms.cosines[level], terms.there, terms.masked),
-                    )
-                    for level, dim in enumerate(dims or (anchors.shape[1],))
-                ]  # fmt: skip
-            loss = loss + torch.stack(triplet_terms)
+    loss, terms = found.loss, None
+    if own is not None:
+        its_rows = slice(offset, offset + rows)
+        pairs = Pairs(
+            (ordinary(student[0]), ordinary(student[1])[its_rows]),
+            () if self_guided or not guide else (guide[0], guide[1][its_rows]),
+            margins,
+            row_groups[-1][its_rows] if row_groups else None,
+        )
+        with torch.autocast(anchors.device.type, enabled=False):
+            terms = own_terms(own, pairs, temperature, config, dims)
+        loss = torch.logaddexp(loss, terms.log_sums[0] if at_once else terms.log_sums)
+    if product is not None and triplet_margin is not None:
+        with torch.autocast(anchors.device.type, enabled=False):
+            triplet_terms = [
+                triplet_rows(
+                    [x[:, :dim] for x in student], offset, triplet_margin, blocks, product,
+                    None if terms is None else (terms.cosines[level], terms.there, terms.masked),
+                )
+                for level, dim in enumerate(dims or (anchors.shape[1],))
+            ]  # fmt: skip
+        loss = loss + torch.stack(triplet_terms)
+    if not at_once:
         if dims:
             # Weighed one by one: a tensor of the weights would have to be copied to the device, which waits.
             loss = torch.stack([row * weight for row, weight in zip(loss.unbind(), weights, strict=True)]).sum(0)
         else:
             loss = loss[0]
-        loss = _reduced(loss, reduction)
+    if reduction != "none" and not (at_once and own is None):
+        loss = getattr(loss, reduction)()
     if not return_stats:
         return loss
-    names, compared = columns.named(blocks)
     masked, easy, hardest = found.masked, found.easy_negatives, found.hardest
     if terms is not None:
         masked, easy = torch.cat([masked, terms.masked.sum(1)]), torch.cat([easy, terms.easy.sum(1)])
         hardest = torch.maximum(hardest, terms.hardest)
-    return loss, make_stats(names, compared, masked, easy if hard else None, found.positive, hardest)
-
-
-def _reduced(loss: Tensor, reduction: str) -> Tensor:
-    return loss if reduction == "none" else getattr(loss, reduction)()
+    names, compared = columns.named(blocks)
+    stats = make_stats(names, compared, masked, easy if hard else None, found.positive, hardest)
+    return loss, stats if terms is None else stats.in_order()
 
 
 def _config(**settings: Any) -> LossConfig:
@@ -335,8 +334,3 @@ def _same_tensor(a: Tensor, b: Tensor) -> bool:
         a.data_ptr() == b.data_ptr()
         and (a.dtype, a.shape, a.stride(), a.device) == (b.dtype, b.shape, b.stride(), b.device)
     )  # fmt: skip
-
-
-def _ordinary(x: Tensor) -> Tensor:
-    """The tensor, or a copy that autograd can keep where it came out of inference mode, as ``encode`` leaves them."""
-    return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x

@@ -180,6 +180,11 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def ordinary(x: Tensor) -> Tensor:
+    """The tensor, or a copy that autograd can keep where it came out of inference mode, as ``encode`` leaves them."""
+    return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
+
+
 def operand_norm(temperature: Tensor) -> Tensor:
     """``sqrt(log2(e) / temperature)``: the norm of every student operand."""
     return (math.log2(math.e) / temperature).sqrt()

@@ -29,6 +29,7 @@ from gist_fast.functional.operands import (
     check_finite,
     make_thresholds,
     nan_where_bad,
+    ordinary,
     row_dots,
     tie_band,
     unit_rows,
@@ -138,9 +139,9 @@ def split_columns(
         return Columns(student, guide, groups, None, shared)
     own = OwnNegatives(
         numbers,
-        of(student[2:], numbers),
+        tuple(ordinary(x) for x in of(student[2:], numbers)),
         of(guide[2:], numbers),
-        tuple(None if r is None else r.to(torch.int64) for r in of(rows, numbers)),
+        tuple(None if r is None else ordinary(r).to(torch.int64) for r in of(rows, numbers)),
         of(negative_groups, numbers),
     )
     return Columns((*student[:2], *of(student[2:], shared)), (*guide[:2], *of(guide[2:], shared)), groups, own, shared)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,6 +40,20 @@ class GuidedContrastiveStats:
     """0-d: mean cosine similarity with each row's most similar unmasked negative, over the rows that have one; NaN
     where no row has one. What hardness weighting adds to it is included."""
 
+    def in_order(self) -> GuidedContrastiveStats:
+        """The same in the order of `blocks`, wherever columns of own negatives stood."""
+        order = sorted(range(len(self.blocks)), key=lambda k: _place(self.blocks[k]))
+        if order == list(range(len(order))):
+            return self
+
+        def put(counts: Tensor) -> Tensor:
+            # One by one: a tensor of the order would have to be copied to the device.
+            return torch.stack([counts[k] for k in order])
+
+        blocks, compared = tuple(self.blocks[k] for k in order), tuple(self.compared[k] for k in order)
+        easy = None if self.easy is None else put(self.easy)
+        return replace(self, blocks=blocks, compared=compared, masked=put(self.masked), easy=easy)
+
     @property
     def masked_share(self) -> dict[str, float]:
         """Share of the compared pairs that were masked, by block; 0.0 for a block that compares none. Waits."""
@@ -63,6 +77,11 @@ class GuidedContrastiveStats:
             "positive_similarity": self.positive_similarity.item(),
             "hardest_negative_similarity": self.hardest_negative_similarity.item(),
         }
+
+
+def _place(block: str) -> int:
+    """Columns of negatives by their number, behind all others."""
+    return int(block.removeprefix("an_")) if block.startswith("an_") else 0
 
 
 def make_stats(
