@@ -148,7 +148,7 @@ def test_embeddings_that_the_data_carry_need_no_guide():
         ({"margins": []}, r"margins: expected 1 to 64 of them, got 0\."),
         ({"margins": [0.1, math.inf]}, r"margins: expected a finite float, got inf\."),
         ({"groups": "anchors"}, r"groups: expected 'anchor', 'positive', .*, got 'anchors'\."),
-        ({"groups": "column"}, "groups: 'column', and the data have no column 'group'; add it"),
+        ({"groups": "column"}, "groups: 'column', and the dataset has no column 'group'; its"),
         ({"row_margins": True}, "row_margins: True, and the data have no column 'margin'"),
         ({"hard": True}, r"hard: expected False without a student, whose ranking it goes by, got True\."),
         ({"near": 1.0}, r"near: expected a finite float above 0 and below 1, got 1\.0\."),

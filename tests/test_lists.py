@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide, guided_contrastive_loss
 from gist_fast.config.schema import SourceConfig
+from gist_fast.data.lists import spread_lists
 from gist_fast.data.load import load_texts, stream_texts
 from gist_fast.evaluation.evaluators import _load_triplets
 from gist_fast.inspection import find_duplicates, inspect_batch
@@ -77,6 +78,16 @@ WRONG = {
         {"anchor": "query", "positive": "pos", "negative": "neg"},
         "column 'negative_1' stands beside lists of negatives",
     ),
+    "groups of negatives that are lists": (
+        [{"query": "a", "pos": "b", "neg": ["x"], "of": 1}],
+        {"anchor": "query", "positive": "pos", "negative": "neg", "negative_3_group": "of"},
+        "column 'negative_3_group' stands beside lists of negatives",
+    ),
+    "groups of negatives that are not there": (
+        [{"query": "a", "pos": "b", "of": "d0"}],
+        {"anchor": "query", "positive": "pos", "negative_group": "of"},
+        "columns: negative_group is for the texts of negative, and there are none",
+    ),
     "groups beside lists": (
         [{"query": "a", "pos": ["b"], "neg": ["x"], "of": 1}],
         {"anchor": "query", "positive": "pos", "positive_group": "of"},
@@ -90,6 +101,31 @@ def test_a_wrong_list_is_refused_by_row_and_column(name, tmp_path):
     rows, columns, message = WRONG[name]
     with pytest.raises(ValueError, match=message):
         load_texts(write(tmp_path / "rows.jsonl", rows), columns=columns or None)
+
+
+def test_groups_may_be_named_beside_flag_embedding_s_columns(tmp_path):
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    assert load_texts(path, columns={"group": "topic"}).to_dict() == {**SPREAD, "group": [0, 0, 1, 0]}
+
+
+def test_groups_of_a_saved_dataset_may_be_of_several_types(tmp_path):
+    rows = {"anchor": ["a", "b"], "positive": ["c", "d"], "group": ["1", "2"], "positive_group": [2, 7]}
+    Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    found = load_texts(tmp_path / "saved", columns={"group": "group", "positive_group": "positive_group"})
+    assert found["group"][:] == [0, 1] and found["positive_group"][:] == [1, 2]
+
+
+def test_lists_of_one_s_own_dataset():
+    data = Dataset.from_list(
+        [{"query": "q", "pos": ["p1", "p2"], "neg": None}, {"query": "r", "pos": ["p3"], "neg": ["n"]}]
+    )
+    assert spread_lists(data).to_dict() == {
+        "anchor": ["q", "q", "r"], "positive": ["p1", "p2", "p3"], "negative_1": ["", "", "n"]
+    }  # fmt: skip
+    for nothing in ([], None):
+        rows = Dataset.from_list([{"query": "q", "pos": ["p"]}, {"query": "r", "pos": nothing}])
+        with pytest.raises(ValueError, match="dataset: row 2, column 'positive': no text; one at least is needed"):
+            spread_lists(rows)
 
 
 @pytest.fixture
@@ -152,10 +188,13 @@ def test_a_batch_of_unequal_numbers_of_negatives(scope, carried, mini_batch_size
             assert (gradients[key] - p.grad).abs().max() < 2e-3 * largest, key
 
 
-def test_training_goes_through_batches_without_any_negative(tmp_path, student, guide, uneven):
+@pytest.mark.parametrize("mode", [None, "hard_negatives", "in_batch_negatives", "all_negatives"])
+@pytest.mark.parametrize("scope", ["own", ["own", "own"]])
+def test_training_goes_through_batches_without_any_negative(scope, mode, tmp_path, student, guide, uneven):
     args = arguments(
-        tmp_path, negatives_scope="own", per_device_train_batch_size=1, max_steps=8, batch_sampler="no_duplicates"
-    )
+        tmp_path, negatives_scope=scope, per_device_train_batch_size=1, max_steps=8, batch_sampler="no_duplicates",
+        hardness_mode=mode, hardness_strength=3.0 if mode else 0.0,
+    )  # fmt: skip
     trainer = GISTTrainer(student, args, uneven, guide=guide)
     trainer.train()
     assert trainer.state.global_step == 8

@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from sentence_transformers.sentence_transformer.losses import TripletLoss
 
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide, guided_contrastive_loss
 from gist_fast.data.load import load_texts, stream_texts
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 from gist_fast.training.collator import GISTDataCollator
-from gist_fast.training.loss_checks import check_data
+from gist_fast.training.loss_checks import check_data, check_negatives
 
 COLUMNS = ("anchor", "positive", "negative_1", "negative_2")
 
@@ -137,8 +138,6 @@ def test_groups_of_columns_reach_the_loss(tmp_path, student, guide, mined):
 
 
 WRONG = {
-    "no negatives to be own": ({"negatives_scope": "own"}, COLUMNS[:2], r"negatives_scope: expected 'all', as .*'own'"),
-    "no negatives to protect": ({"mask_negatives": False}, COLUMNS[:2], r"mask_negatives: expected True, as .*False"),
     "another number of scopes": (
         {"negatives_scope": ["own"]},
         COLUMNS,
@@ -167,6 +166,42 @@ def test_data_that_do_not_go_with_the_loss_are_refused(name, tmp_path):
     settings, columns, message = WRONG[name]
     with pytest.raises(ValueError, match=message):
         check_data(arguments(tmp_path, **settings), "data", list(columns))
+
+
+ABOUT_NEGATIVES = {
+    "negatives_scope": ({"negatives_scope": "own"}, "expected 'all', as {} has no column of negatives, got 'own'"),
+    "mask_negatives": ({"mask_negatives": False}, "expected True, as {} has no column of negatives, got False"),
+    "hardness_mode": (
+        {"hardness_mode": "hard_negatives", "hardness_strength": 3.0},
+        "expected 'in_batch_negatives', as {} has no column of negatives, got 'hard_negatives'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ABOUT_NEGATIVES)
+def test_some_dataset_that_is_trained_on_must_have_negatives(name, tmp_path, student, guide, mined):
+    settings, says = ABOUT_NEGATIVES[name]
+    args, pairs = arguments(tmp_path, **settings), mined.select_columns(["anchor", "positive"])
+    with pytest.raises(ValueError, match=f"^{name}: {says.format('train_dataset')}"):
+        GISTTrainer(student, args, pairs, guide=guide)
+    with pytest.raises(ValueError, match=f"^{name}: {says.format('data.train')}"):
+        check_negatives(args, {"data.train": []})
+    # Where one has, others need not: of several that are trained on, or to evaluate on.
+    trainer = GISTTrainer(student, args, {"a": mined, "b": pairs}, eval_dataset=pairs, guide=guide)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_empty_text_stays_a_text_for_other_losses(several, tmp_path, student, guide, mined):
+    data = mined.map(lambda row, k: {"negative_1": "" if k % 3 else row["negative_1"]}, with_indices=True)
+    data = data.remove_columns("negative_2")
+    losses = {"a": TripletLoss(student), "b": GISTEmbedLoss(student, guide, negatives_scope="own")}
+    trainer = GISTTrainer(
+        student, arguments(tmp_path), {"a": data, "b": data} if several else data,
+        loss=losses if several else losses["a"],
+    )  # fmt: skip
+    trainer.train()
 
 
 @pytest.mark.parametrize("kind", [GISTEmbedLoss, CachedGISTEmbedLoss])

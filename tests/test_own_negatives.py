@@ -10,7 +10,7 @@ from oracle import assert_close, loss_by_settings, make_problem, values_and_grad
 
 from gist_fast import guided_contrastive_loss
 from gist_fast.functional import cosines
-from gist_fast.functional.cosines import row_cosines
+from gist_fast.functional.cosines import row_cosines, unit_vectors
 
 BACKENDS = ["reference", "tiled", "auto"]
 OWN = {"negatives_scope": "own"}
@@ -84,6 +84,16 @@ def test_what_no_guide_masks_needs_none_of_its_embeddings(backend):
 def test_what_is_not_finite_is_named(backend):
     problem = make_problem(5, 9, (9, 5), offset=3)
     scopes = {"negatives_scope": ["all", "own"], "backend": backend}
+    # The other way round the column that is everyone's is counted anew further down.
+    turned = make_problem(5, 9, (5, 9), offset=3)
+    bad = turned.negatives[1].detach().clone(), turned.guide_negatives[1].clone()
+    bad[0][6, 1] = bad[1][6, 1] = torch.inf
+    for name, changed in (
+        ("negatives", replace(turned, negatives=(turned.negatives[0], bad[0]))),
+        ("guide_negatives", replace(turned, guide_negatives=(turned.guide_negatives[0], bad[1]))),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name}\[1\]: row 6, column 1 is inf"):
+            run(changed, backend=backend, negatives_scope=["own", "all"])
     broken = [x.clone() for x in (problem.guide_positives, problem.negatives[1].detach(), problem.guide_negatives[1])]
     for x in broken:
         x[4, 0] = torch.nan
@@ -145,6 +155,9 @@ REFUSED = {
         {"groups": torch.zeros(9, dtype=torch.int64), "negative_groups": [torch.zeros(4, dtype=torch.int64)]},
         r"negative_groups\[0\]: expected a tensor \[9\] of int64 or int32, .*got shape \[4\]",
     ),
+    "a scope that is a number": ((9,), {"negatives_scope": 5}, "negatives_scope: expected 'all' or 'own', got 5"),
+    "rows in one tensor": ((9,), {**OWN, "negative_rows": torch.arange(9)}, "negative_rows: expected a list .*Tensor"),
+    "no groups": ((), {"groups": []}, "groups: expected a tensor, or two, .*got 0"),
     "a flag that is a text": ((9,), {"mask_negatives": "no"}, "mask_negatives: expected True or False, got 'no'"),
 }  # fmt: skip
 
@@ -154,6 +167,11 @@ def test_what_makes_no_sense_is_refused_by_name(name):
     negatives, options, message = REFUSED[name]
     with pytest.raises((ValueError, TypeError), match=message):
         run(make_problem(9, negatives=negatives), **options)
+
+
+def test_an_overflow_is_no_vector_of_zeros():
+    found = unit_vectors(torch.tensor([[3e38, 3e38], [3.0, 4.0]]))
+    assert found[0].isnan().all() and found[1].tolist() == pytest.approx([0.6, 0.8])
 
 
 def test_no_guide_that_masks_nothing_is_refused():

@@ -20,7 +20,9 @@ from gist_fast.data.embedded_rows import read_as_stored
 from gist_fast.data.lists import is_list, spread_lists
 from gist_fast.data.names import (
     ANCHOR,
+    GROUP_SUFFIX,
     GUIDE_SUFFIX,
+    LISTED,
     NEGATIVE,
     POSITIVE,
     group_columns,
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LISTED = {ANCHOR: "query", POSITIVE: "pos", NEGATIVE: "neg"}
-"""The columns of FlagEmbedding's files, of which two hold lists of texts."""
 STREAM_ROWS = 256
 """Rows of a streamed hub dataset that are checked at a time."""
 ColumnNames = Mapping[str, str] | Sequence[str]
@@ -86,7 +86,7 @@ def load_texts(
     # What was mined, and saved, may have fewer negatives in some rows; in a file an empty cell is a mistake.
     choose = functools.partial(choose_columns, columns=columns, may_miss=_path_of(str(source)).is_dir())
     dataset = load_chosen(source, choose, split=split, name=name, quoting=quoting)
-    return _with_numbered_groups(spread_lists(dataset, str(source)))
+    return _with_numbered_groups(spread_lists(dataset, str(source)), str(source))
 
 
 def load_chosen(
@@ -207,9 +207,9 @@ def choose_columns(
         may_miss: whether a row may have no negative, for which `NO_TEXT` stands there.
     """
     roles = _as_mapping(columns, where)
-    if columns is None and not {ANCHOR, POSITIVE}.intersection(available):
+    if not any(map(is_text_role, roles)) and not {ANCHOR, POSITIVE}.intersection(available):
         listed = {role: column for role, column in LISTED.items() if column in available}
-        roles = listed if {ANCHOR, POSITIVE} <= listed.keys() else roles
+        roles |= listed if {ANCHOR, POSITIVE} <= listed.keys() else {}
     taken = set(roles.values())
     for column in available:
         if is_text_role(column) and column not in roles and column not in taken:
@@ -239,15 +239,20 @@ def choose_columns(
     return chosen
 
 
-def _with_numbered_groups(dataset: Dataset) -> Dataset:
+def _with_numbered_groups(dataset: Dataset, where: str) -> Dataset:
     """The groups as numbers from 0, in the order in which they are met; the same in all columns of them."""
     import pyarrow as pa
 
-    names = group_columns(dataset.column_names)
+    names = [name for name in dataset.column_names if is_group_role(name)]
     if not names:
         return dataset
+    for name in names:
+        if name not in group_columns(dataset.column_names):
+            of = name.removesuffix(GROUP_SUFFIX)
+            raise InputError(f"{where}: columns: {name} is for the texts of {of}, and there are none of that name.")
     table = dataset.select_columns(names).with_format("arrow")[:]
-    values = pa.chunked_array([chunk for name in names for chunk in table.column(name).chunks])
+    # A saved dataset may have them of several types; in a file all are texts.
+    values = pa.chunked_array([chunk for name in names for chunk in table.column(name).cast(pa.string()).chunks])
     codes = values.combine_chunks().dictionary_encode().indices.to_numpy().astype("int64").reshape(len(names), -1)
     dataset = dataset.remove_columns(names)
     for name, of_column in zip(names, codes, strict=True):

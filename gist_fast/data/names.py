@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from gist_fast.runtime.errors import InputError
+
+LISTED = {"anchor": "query", "positive": "pos", "negative": "neg"}
+"""The columns of FlagEmbedding's files, of which two hold lists of texts."""
 ANCHOR, POSITIVE, NEGATIVE = "anchor", "positive", "negative"
 NO_TEXT = ""
 """Stands in a column of negatives where a row has none."""
@@ -44,6 +48,33 @@ def group_columns(columns: Iterable[str]) -> list[str]:
     """Those of a dataset's columns, of any names, that hold groups: ``group``, and ``{column}_group`` of another."""
     names = list(columns)
     return [c for c in names if c == GROUP or (c.endswith(GROUP_SUFFIX) and c.removesuffix(GROUP_SUFFIX) in names)]
+
+
+def groups_of(texts: Sequence[str], names: Iterable[str], where: str) -> tuple[list[str], list[str]]:
+    """Of a dataset's columns, those that hold the rows' groups, one or two, and those of the negatives' groups.
+
+    Args:
+        texts: its columns of texts: anchor, positive, negatives.
+        names: all of them.
+        where: what to call the dataset in an error.
+
+    Raises:
+        InputError: rows have no group, or some columns of negatives and not all.
+    """
+    names = list(names)
+    anchor, positive, *negatives = texts
+    if (wrong := anchor + GROUP_SUFFIX) in names:
+        raise InputError(f"{where}: column {wrong!r}: the group of a row is in the column {GROUP!r}; rename it.")
+    rows = [name for name in (GROUP, positive + GROUP_SUFFIX) if name in names]
+    of_negatives = [name + GROUP_SUFFIX for name in negatives]
+    some = any(name in names for name in of_negatives)
+    for name in [*(rows or [GROUP]), *(of_negatives if some else [])]:
+        if name not in names:
+            raise InputError(
+                f"groups: 'column', and {where} has no column {name!r}; its columns are {', '.join(names)}. Add it, or "
+                f"name the one that is meant under the data's 'columns' ({name}: ...)."
+            )
+    return rows, of_negatives if some else []
 
 
 def is_text_role(name: str) -> bool:

@@ -136,7 +136,7 @@ def check_groups(
         several = tuple(groups)
     elif groups is not None:
         several = (groups,)  # type: ignore[assignment]  # or so it should be
-    if len(several) > 2:
+    if groups is not None and not 1 <= len(several) <= 2:
         raise InputError(f"groups: expected a tensor, or two, of which one in common is enough, got {len(several)}.")
     for k, each in enumerate(several):
         name = "groups" if several[0] is groups else f"groups[{k}]"
@@ -145,8 +145,8 @@ def check_groups(
         return several, ()
     if not several:
         raise InputError("negative_groups: given without groups, those of the rows. Give both, or leave it out.")
-    if isinstance(negative_groups, Tensor) or len(negative_groups) != len(negatives):
-        got = "one tensor" if isinstance(negative_groups, Tensor) else len(negative_groups)
+    if not isinstance(negative_groups, list | tuple) or len(negative_groups) != len(negatives):
+        got = len(negative_groups) if isinstance(negative_groups, list | tuple) else type(negative_groups).__name__
         raise InputError(f"negative_groups: expected {len(negatives)}, one for each column of negatives, got {got}.")
     for k, (each, column) in enumerate(zip(negative_groups, negatives, strict=True)):
         _check_whole(
@@ -182,6 +182,11 @@ def check_negative_rows(
         ValueError: they are not those of the embeddings, or of a column that is everyone's; on a CPU, where one is no
             anchor's, or two are the same one's.
     """
+    if not isinstance(negative_rows, list | tuple | None):
+        raise InputTypeError(
+            f"negative_rows: expected a list of one tensor, or None, for each column of negatives, got "
+            f"{type(negative_rows).__name__}."
+        )
     rows = (None,) * len(negatives) if negative_rows is None else tuple(negative_rows)
     if len(rows) != len(negatives):
         raise InputError(

@@ -10,10 +10,12 @@ from gist_fast.functional.operands import PIECE, ZERO_NORM, accumulation_dtype
 
 
 def unit_vectors(x: Tensor) -> Tensor:
-    """Rows of norm 1, in the type of ``x [N, D]``; those of zeros stay, and have no gradient."""
+    """Rows of norm 1, in the type of ``x [N, D]``; those of zeros stay, and have no gradient. NaN where the norm is not
+    finite: divided by infinity, an overflow would be a zero vector, unseen."""
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    bad = (norm - norm).detach()
     # Where nothing is divided, either.
-    return torch.where(norm > ZERO_NORM, x / norm.clamp_min(ZERO_NORM), x.detach())
+    return torch.where(norm > ZERO_NORM, x / norm.clamp_min(ZERO_NORM) + bad, x.detach())
 
 
 def row_cosines(x: Tensor, y: Tensor) -> Tensor:

@@ -217,7 +217,8 @@ def guided_contrastive_loss(
         mask_ties=mask_ties,
         groups=None if groups is None else "column",
         mask_negatives=mask_negatives,
-        negatives_scope=negatives_scope if isinstance(negatives_scope, str) else tuple(negatives_scope),  # type: ignore[arg-type]
+        # A tuple, which can be looked up; what is neither is refused there.
+        negatives_scope=tuple(negatives_scope) if isinstance(negatives_scope, list) else negatives_scope,  # type: ignore[arg-type]
         hard=hard,
         hardness_mode=hardness_mode,
         hardness_strength=hardness_strength,

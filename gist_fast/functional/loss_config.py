@@ -103,9 +103,9 @@ class LossSettings:
     )
     groups: Groups | None = setting(
         None,
-        "Rows that are no negatives of each other: 'anchor', those of the same anchor text; 'positive', those of the "
-        "same positive text, which is no negative from any column either; 'anchor_or_positive', both; 'column', as the "
-        "columns of groups say. None: all are.",
+        "Rows that are no negatives of each other: 'anchor', those with the same anchor text; 'positive', those with "
+        "the same positive text, and no mined negative of that text is one; 'anchor_or_positive', both; 'column', what "
+        "the columns of groups say. None: all are.",
         source="'anchor_or_positive': arXiv 2503.07891",
     )
     mask_negatives: bool = setting(
@@ -173,6 +173,12 @@ class LossSettings:
         "Whether masks are kept for the backward pass ('keep'), decided again ('recompute'), or by size ('auto').",
         recorded=False,
     )
+
+    def scopes_of(self, columns: int) -> Scope | Sequence[Scope]:
+        """`negatives_scope` for so many columns of negatives, of which a batch may lack some: by one word where all
+        have the same."""
+        scope = self.negatives_scope
+        return scope[0] if not isinstance(scope, str) and len(set(scope)) == 1 and columns <= len(scope) else scope
 
     def loss_settings(self) -> dict[str, Any]:
         """The settings by name."""

@@ -125,6 +125,9 @@ def split_columns(
         negative_groups: of each column of negatives, ``[N_k]``; or ().
         scopes: of each column of negatives, ``"all"`` or ``"own"``.
         rows: of each column of negatives, see `OwnNegatives.rows`.
+
+    Raises:
+        ValueError: on the CPU, where a row is not finite; it is named.
     """
     numbers = tuple(k for k, scope in enumerate(scopes) if scope == "own")
     shared = tuple(k for k, scope in enumerate(scopes) if scope != "own")
@@ -137,6 +140,11 @@ def split_columns(
         groups = *groups[:-1], last
     if not numbers:
         return Columns(student, guide, groups, None, shared)
+    for place, number in enumerate(shared):
+        if place != number:  # whoever looks at them next counts them anew
+            check_finite(student[2 + number], f"negatives[{number}]")
+            for x in guide[2 + number : 3 + number]:
+                check_finite(x, f"guide_negatives[{number}]")
     own = OwnNegatives(
         numbers,
         tuple(ordinary(x) for x in of(student[2:], numbers)),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gist_fast.data.column_checks import Column, as_number
-from gist_fast.data.names import GROUP, GROUP_SUFFIX, MARGIN, NO_TEXT, POSITIVE, text_columns
+from gist_fast.data.names import MARGIN, NO_TEXT, groups_of, text_columns
 from gist_fast.functional.backends.reference import easy_for_student, masked_by_guide
 from gist_fast.functional.blocks import FIRST_NEGATIVES, POSITIVES, Block, make_blocks
 from gist_fast.functional.checks import check_scopes
@@ -21,7 +21,7 @@ from gist_fast.functional.values import check_number
 from gist_fast.inspection.best import Best
 from gist_fast.inspection.duplicates import NEAR, Duplicates, Texts, duplicates_among
 from gist_fast.inspection.embeddings import Encode, carried, check_finite, encoded
-from gist_fast.inspection.guide_scores import NotCompared, own_scores, scores, tie, tiles, unit_rows
+from gist_fast.inspection.guide_scores import NotCompared, own_scores, scores, tie, tiles, unit_rows, unscored
 from gist_fast.inspection.margins import MARGINS, MarginCounter, MarginOutcome, check_margins
 from gist_fast.runtime.errors import InputError
 
@@ -170,8 +170,9 @@ def inspect_rows(
         most: how many dropped pairs and duplicates to list; None for all. All are counted.
         settings: those of the loss that say what is dropped, as `gist_fast.GISTTrainingArguments` has them; others are
             not looked at. Rows of one group are not compared, so that none of their pairs counts as dropped, nor is a
-            negative with other anchors than its own where ``negatives_scope`` says so. What ``hard`` drops is counted
-            apart from what the guide drops, see `Inspection.easy`.
+            negative with other anchors than its own where ``negatives_scope`` says so. With ``mask_negatives`` False
+            the guide reads no negatives, and duplicates are looked for among the other texts. What ``hard`` drops is
+            counted apart from what the guide drops, see `Inspection.easy`.
 
     Raises:
         InputError: neither a guide nor embeddings of one; `hard` without a student; an argument is out of its range.
@@ -186,13 +187,15 @@ def inspect_rows(
     columns = text_columns(batch)
     texts = {column: list(batch[column]) for column in columns}
 
-    def units(encode: Encode | None, role: str) -> list[Tensor]:
-        found = carried(batch, columns) if encode is None else encoded(texts, encode)
-        check_finite(found, columns, numbers, role)
+    def units(encode: Encode | None, role: str, of: Sequence[str]) -> list[Tensor]:
+        found = carried(batch, of) if encode is None else encoded({column: texts[column] for column in of}, encode)
+        check_finite(found, of, numbers, role)
         return [unit_rows(values) for values in found]
 
-    unit = units(guide, "guide")
-    student_unit = None if student is None else units(student, "student")
+    # Of negatives that the guide has nothing to say about it reads none.
+    judged = columns if config.mask_negatives else columns[:FIRST_NEGATIVES]
+    unit = units(guide, "guide", judged)
+    student_unit = None if student is None else units(student, "student", columns)
     blocks = make_blocks(len(rows), [len(rows)] * (len(columns) - 1), config)
     scopes = check_scopes(config.negatives_scope, len(columns) - FIRST_NEGATIVES)
     own = [FIRST_NEGATIVES + k for k, scope in enumerate(scopes) if scope == "own"]
@@ -206,7 +209,7 @@ def inspect_rows(
     pass_over = _Pass(unit, student_unit, config, never, row_margins, margins, most)
     for number, block in enumerate(blocks):
         pass_over.take(number, block)
-    among = Texts.of(texts, numbers)
+    among = Texts.of({column: texts[column] for column in judged}, numbers)
     return Inspection(
         rows=numbers,
         compared=dict(pass_over.compared),
@@ -256,7 +259,7 @@ class _Pass:
     def take(self, number: int, block: Block) -> None:
         """Go over the scores of a block, which is `number` in the order of blocks."""
         for rows in tiles(block):
-            found = scores(self.guide, block, rows, self.never)
+            found = scores(self.guide, block, rows, self.never) if block.guided else unscored(block, rows, self.never)
             counts = torch.isfinite(found)
             self.compared[block.name] += int(counts.sum())
             studied = None if self.student is None else scores(self.student, block, rows)
@@ -320,11 +323,9 @@ def _groups(batch: Dataset, groups: str, texts: Mapping[str, Sequence[str]]) -> 
     of_rows: list[Sequence[Any]] = []
     of_negatives: list[Sequence[Any]] = []
     if groups == "column":
-        names = [n for n in (GROUP, POSITIVE + GROUP_SUFFIX) if n in batch.column_names] or [GROUP]
-        of_rows = [_beside(batch, name, "groups: 'column'") for name in names]
-        theirs = [name + GROUP_SUFFIX for name in negatives]
-        if any(name in batch.column_names for name in theirs):
-            of_negatives = [_beside(batch, name, "groups: 'column'") for name in theirs]
+        names, theirs = groups_of(list(texts), batch.column_names, "the dataset")
+        of_rows += [list(batch[name]) for name in names]
+        of_negatives += [list(batch[name]) for name in theirs]
     if groups in ("anchor", "anchor_or_positive"):
         of_rows.append(texts[anchor])
     if groups in ("positive", "anchor_or_positive"):

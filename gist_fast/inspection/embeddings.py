@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gist_fast.data.names import GUIDE_SUFFIX
+from gist_fast.data.names import GUIDE_SUFFIX, NO_TEXT
 from gist_fast.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,12 +22,17 @@ CHUNK = 16_384
 
 
 def encoded(texts: Mapping[str, Sequence[str]], encode: Encode) -> list[Tensor]:
-    """A tensor a column, in float32 on the CPU; each distinct text of a column is encoded once."""
-    found = []
+    """A tensor a column, in float32 on the CPU; each distinct text of a column is encoded once. Zeros, where there is
+    none."""
+    found: list[Tensor] = []
     for position, (column, values) in enumerate(texts.items()):
-        distinct = {text: place for place, text in enumerate(dict.fromkeys(values))}
+        distinct = {text: place for place, text in enumerate(dict.fromkeys(v for v in values if v != NO_TEXT))}
+        if not distinct:
+            found.append(torch.zeros(len(values), found[0].shape[1]))
+            continue
         embeddings = encoded_once(list(distinct), column, position, encode)
-        found.append(embeddings[[distinct[text] for text in values]])
+        embeddings = torch.cat([embeddings, torch.zeros_like(embeddings[:1])])
+        found.append(embeddings[[distinct.get(text, len(distinct)) for text in values]])
     return found
 
 

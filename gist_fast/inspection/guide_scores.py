@@ -60,9 +60,17 @@ def scores(unit: Sequence[Tensor], block: Block, rows: slice, never: NotCompared
     """``[n, columns]``: the scores of some rows of a block; -inf where the entry never counts."""
     first = block.row_start + rows.start
     found = unit[block.row_operand][first : first + rows.stop - rows.start] @ unit[block.column_operand].T
+    return _left_out(found, block, rows, never or NotCompared())
+
+
+def unscored(block: Block, rows: slice, never: NotCompared) -> Tensor:
+    """The same of a block about which the guide has nothing to say: 0 in the place of a score."""
+    return _left_out(torch.zeros(rows.stop - rows.start, block.columns), block, rows, never)
+
+
+def _left_out(found: Tensor, block: Block, rows: slice, never: NotCompared) -> Tensor:
     if block.excluded is not None:
         found.diagonal(block.excluded + rows.start).fill_(-math.inf)
-    never = never or NotCompared()
     for groups in never.groups:
         of_rows, of_columns = groups[POSITIVES], groups[block.column_operand]
         if of_rows is not None and of_columns is not None:

@@ -210,7 +210,7 @@ class GuidedLoss(nn.Module):
             negative_rows=owners[2:] if any(each is not None for each in owners) else None,
             return_stats=True,
             negatives_scope=self._scopes(len(student)),
-            **{name: getattr(config, name) for name in _OF_THE_FUNCTION},
+            **self._of_the_function(len(student)),
         )
         if torch.is_grad_enabled():
             self.statistics.add(stats)
@@ -245,15 +245,22 @@ class GuidedLoss(nn.Module):
         """The columns whose texts the guide reads."""
         return slice(None if self.config.mask_negatives else 2)
 
+    def _of_the_function(self, columns: int) -> dict[str, Any]:
+        """The settings that the function takes as they are, for a batch of so many columns."""
+        settings = {name: getattr(self.config, name) for name in _OF_THE_FUNCTION}
+        if columns == 2 and self.config.hardness_mode == "hard_negatives":
+            settings |= {"hardness_mode": None, "hardness_strength": 0.0}  # which are about mined negatives alone
+        return settings
+
     def _own_columns(self, columns: int) -> list[int]:
         """Of so many columns those of negatives that are each anchor's own; the anchors' is 0."""
         scopes = check_scopes(self._scopes(columns), columns - 2)
         return [k + 2 for k, scope in enumerate(scopes) if scope == "own"]
 
     def _scopes(self, columns: int) -> Scope | Sequence[Scope]:
-        """``negatives_scope`` for a batch of so many columns: no row of it may have any negative."""
-        scope = self.config.negatives_scope
-        return "all" if isinstance(scope, str) and columns == 2 else scope
+        """``negatives_scope`` for a batch of so many columns. One of two has no negatives, as may happen where rows
+        have different numbers of them; then there is nothing to say."""
+        return "all" if columns == 2 else self.config.scopes_of(columns - 2)
 
     def take_rows(self, features: Sequence[dict[str, Any]]) -> list[dict[str, Tensor]]:
         """What each column brings beside its texts, as far as the loss asks for it: groups, and margins with the first.

@@ -118,7 +118,7 @@ def check_run(arguments: GISTTrainingArguments, train: Loaded, evaluation: Loade
     """
     from sentence_transformers.base.sampler import BatchSamplers
 
-    from gist_fast.training.loss_checks import check_data
+    from gist_fast.training.loss_checks import check_data, check_negatives
 
     if count_rows(train) is None:
         if arguments.max_steps <= 0:
@@ -133,10 +133,14 @@ def check_run(arguments: GISTTrainingArguments, train: Loaded, evaluation: Loade
                 "other; leave out the one or data.train.streaming."
             )
     for key, data in (("data.train", train), ("data.eval", evaluation)):
+        negatives = {}
         for name, dataset in by_name(data).items():
             if dataset.column_names is not None:
                 full = f"{key}.{name}" if name else key
                 check_data(arguments, full, dataset.column_names)
+                negatives[full] = text_columns(dataset)[2:]
+        if data is train:
+            check_negatives(arguments, negatives)
     columns = columns_by_dataset(train, evaluation)
     for name in BY_COLUMN:
         check_names(f"training.{name}", getattr(arguments, name), columns)

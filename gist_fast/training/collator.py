@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor
 
 from gist_fast.data.column_checks import Column, as_number
-from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN, NEGATIVE_ROWS, NO_TEXT, group_columns
+from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN, NEGATIVE_ROWS, NO_TEXT, group_columns, groups_of
 from gist_fast.data.per_column import guide_prompt, value_for
 from gist_fast.functional.loss_config import Groups
 from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route, check_tokens, tokenized
@@ -90,6 +90,9 @@ class GISTDataCollator(SentenceTransformerDataCollator):
     """Whether the rows bring margins."""
     mask_negatives: bool = True
     """Whether the guide reads the columns of negatives, which are those after the second."""
+    unequal: bool | frozenset[str] = False
+    """Whether an empty text in a column of negatives says that the row has none, as the losses of gist_fast know it; or
+    in which of several datasets it does."""
 
     _dataset: str | None = field(default=None, init=False, repr=False)
     _column: str = field(default="", init=False, repr=False)
@@ -112,7 +115,8 @@ class GISTDataCollator(SentenceTransformerDataCollator):
         columns = self._text_columns(features[0], {*embeddings, *beside})
         for column in columns:
             _check_texts(features, column)
-        self._having = _rows_having(features, columns[2:])
+        unequal = self.unequal if isinstance(self.unequal, bool) else self._dataset in self.unequal
+        self._having = _rows_having(features, columns[2:] if unequal else [])
         nowhere = [column for column, having in self._having.items() if not having]
         columns = [column for column in columns if column not in nowhere]
         left_out = {*embeddings, *beside, *nowhere}
@@ -171,6 +175,10 @@ class GISTDataCollator(SentenceTransformerDataCollator):
     def _beside_texts(self, row: dict[str, Any]) -> list[str]:
         """Columns that hold groups or margins."""
         groups = group_columns(row)
+        if self.groups == "column" and groups:
+            others = {*groups, MARGIN, *(c for c in row if c.endswith(GUIDE_SUFFIX))}
+            of_rows, of_negatives = groups_of(self._text_columns(row, others), row, "the dataset")
+            groups = [*of_rows, *of_negatives]
         columns = [(name, self.groups == "column", "groups='column'") for name in groups or [GROUP]]
         for name, wanted, remedy in (*columns, (MARGIN, self.row_margins, "row_margins=True")):
             if wanted and name not in row:

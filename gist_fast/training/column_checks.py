@@ -53,4 +53,7 @@ def check_columns(argument: str, source: Any, labels: Iterable[str]) -> None:
                     f"it out, with remove_columns({column!r}), or name the columns with select_columns.{hint}"
                 )
             if isinstance(feature, Value) and (row := first_missing(dataset, column)) is not None:
-                raise InputError(f"{where}: row {row}, column {column!r} is None; a text is needed there.")
+                raise InputError(
+                    f"{where}: row {row}, column {column!r} is None; a text is needed there. (An empty text in a "
+                    "column of negatives says that the row has none.)"
+                )

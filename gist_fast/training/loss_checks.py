@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
@@ -11,16 +11,14 @@ import torch
 
 from gist_fast.data.named import by_name
 from gist_fast.data.names import (
-    ANCHOR,
-    GROUP,
-    GROUP_SUFFIX,
     GUIDE_SUFFIX,
     MARGIN,
     NO_TEXT,
-    POSITIVE,
     group_columns,
+    groups_of,
     holds_texts,
     is_text_role,
+    role_order,
 )
 from gist_fast.functional.backends import choose_backend
 from gist_fast.runtime.errors import InputError
@@ -30,7 +28,7 @@ from gist_fast.training.temperature_schedule import check_schedule
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from gist_fast.functional.loss_config import LossSettings
+    from gist_fast.functional.loss_config import LossConfig, LossSettings
     from gist_fast.training.arguments import GISTTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -65,14 +63,15 @@ def check_data(arguments: GISTTrainingArguments, key: str, columns: Sequence[str
         InputError: it lacks a column of groups or margins, or has one that the loss does not ask for; its negatives
             are not those that the loss is about.
     """
-    by_column, groups = arguments.groups == "column", group_columns(columns)
-    if by_column and POSITIVE + GROUP_SUFFIX not in groups:
-        groups = [GROUP, *(name for name in groups if name != GROUP)]
-    negatives = [name for name in columns if is_text_role(name) and name not in (ANCHOR, POSITIVE)]
-    if by_column and any(name + GROUP_SUFFIX in groups for name in negatives):
-        groups += [name + GROUP_SUFFIX for name in negatives if name + GROUP_SUFFIX not in groups]
-    of_groups = [(name, by_column, "groups: 'column'") for name in groups]
-    for name, needed, setting in (*of_groups, (MARGIN, arguments.row_margins, "row_margins: True")):
+    texts = sorted(filter(is_text_role, columns), key=role_order)
+    groups = group_columns(columns)
+    if arguments.groups == "column":
+        groups_of(texts, columns, key)
+        groups = []
+    for name, needed, setting in (
+        *((name, False, "groups: 'column'") for name in groups),
+        (MARGIN, arguments.row_margins, "row_margins: True"),
+    ):
         if needed and name not in columns:
             raise InputError(
                 f"{setting}, and {key} has no column {name!r}; its columns are {', '.join(columns)}. Add it, or name "
@@ -83,73 +82,93 @@ def check_data(arguments: GISTTrainingArguments, key: str, columns: Sequence[str
                 f"{key}: has a column {name!r}, and the loss does not ask for it. Set {setting}, or leave the column "
                 "out of the data's 'columns'."
             )
-    check_negatives(arguments, key, negatives)
+    check_scopes_of(arguments, key, texts[2:])
 
 
-def check_negatives(config: LossSettings, where: str, negatives: Sequence[str]) -> None:
-    """Raise unless a dataset has the negatives that the loss is about.
+def check_negatives(config: LossSettings, negatives: Mapping[str, Sequence[str]]) -> None:
+    """Raise where the loss is about mined negatives, and no dataset that is trained on has any.
 
     Args:
         config: of the loss, or arguments that have its settings.
-        where: which dataset, for the message.
-        negatives: its columns of negatives.
+        negatives: of each dataset, by what it is called in the message, its columns of negatives.
     """
-    scopes = config.negatives_scope
-    if not isinstance(scopes, str) and len(scopes) != len(negatives):
-        raise InputError(
-            f"negatives_scope: expected {len(negatives)}, one for each column of negatives that {where} has, got "
-            f"{len(scopes)}: {list(scopes)}."
-        )
-    for name, without in (("negatives_scope", "all"), ("mask_negatives", True)):
-        if not negatives and (value := getattr(config, name)) != without:
+    if not negatives or any(negatives.values()):
+        return
+    where = " and ".join(negatives)
+    known = ("negatives_scope", "all"), ("mask_negatives", True)
+    for name, without in known:
+        if (value := getattr(config, name)) != without:
             raise InputError(f"{name}: expected {without!r}, as {where} has no column of negatives, got {value!r}.")
-    if config.hardness_mode == "hard_negatives" and not negatives:
+    if config.hardness_mode == "hard_negatives":
         raise InputError(
             f"hardness_mode: expected 'in_batch_negatives', as {where} has no column of negatives, got "
             "'hard_negatives'."
         )
 
 
-def check_all_negatives(argument: str, source: Any, configs_of: Callable[[str], Sequence[LossSettings]]) -> None:
-    """Both of the following, for each dataset of a trainer that can be looked into.
+def check_scopes_of(config: LossSettings, where: str, negatives: Sequence[str]) -> None:
+    """Raise where a dataset has negatives, but not a column for each scope.
 
     Args:
-        argument: what the datasets came as, for the message.
-        source: a dataset, several by name, or None.
-        configs_of: of the losses that a dataset of that name has.
+        where: what to call the dataset in the message.
+        negatives: its columns of negatives.
+    """
+    scopes = config.negatives_scope
+    if not isinstance(scopes, str) and len(scopes) != len(negatives) > 0:
+        raise InputError(
+            f"negatives_scope: expected {len(negatives)}, one for each column of negatives that {where} has, got "
+            f"{len(scopes)}: {list(scopes)}."
+        )
+
+
+def check_datasets(train: Any, evaluation: Any, configs_of: Callable[[str], Sequence[LossConfig]]) -> None:
+    """Raise where the datasets of a trainer, as far as they can be looked into, do not have the negatives or the groups
+    that their losses are about.
+
+    Args:
+        train, evaluation: a dataset, several by name, or None.
+        configs_of: of the guided losses that a dataset of that name has.
     """
     from datasets import Dataset
 
-    for name, dataset in by_name(source).items():
-        if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
-            continue
-        texts = [c for c in dataset.column_names if c not in ("dataset_name", *LABELS) and holds_texts(dataset, c)]
-        where = f"{argument}[{name!r}]" if name else argument
-        for config in configs_of(name):
-            check_negatives(config, where, texts[2:])
-            check_missing_negatives(config, where, dataset, texts[2:])
+    for argument, source in (("train_dataset", train), ("eval_dataset", evaluation)):
+        negatives_of: dict[int, tuple[LossConfig, dict[str, Sequence[str]]]] = {}
+        all_known = True
+        for name, dataset in by_name(source).items():
+            if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
+                all_known = False
+                continue
+            names = dataset.column_names
+            texts = [c for c in names if c not in ("dataset_name", *LABELS) and holds_texts(dataset, c)]
+            where = f"{argument}[{name!r}]" if name else argument
+            for config in configs_of(name):
+                if config.groups == "column" and len(texts) > 1:
+                    groups_of(texts, names, where)
+                check_scopes_of(config, where, texts[2:])
+                check_missing_negatives(config, where, dataset, texts[2:])
+                negatives_of.setdefault(id(config), (config, {}))[1][where] = texts[2:]
+        if argument == "train_dataset" and all_known:
+            for config, negatives in negatives_of.values():
+                check_negatives(config, negatives)
 
 
 def check_missing_negatives(config: LossSettings, where: str, dataset: Dataset, negatives: Sequence[str]) -> None:
-    """Say how many rows have fewer negatives than others, and raise where the loss needs as many of each.
-
-    Args:
-        config, where, negatives: see `check_negatives`.
-    """
+    """Say how many rows have fewer negatives than others, and raise where the loss needs as many of each."""
     missing = {name: count for name in negatives if (count := _rows_without(dataset, name))}
     if not missing:
         return
     told = ", ".join(f"{name!r} in {count}" for name, count in missing.items())
     logger.info("%s: of %d rows, some have no negative: %s", where, len(dataset), told)
-    if not isinstance(config.negatives_scope, str):
+    scope = config.scopes_of(len(negatives))
+    if not isinstance(scope, str):
         expected, setting = "'all' or 'own'", "negatives_scope"
-    elif config.negatives_scope == "all" and config.gather_across_devices:
+    elif scope == "all" and config.gather_across_devices:
         expected, setting = "False", "gather_across_devices"
-    elif config.negatives_scope == "all" and config.hardness_mode in ("in_batch_negatives", "hard_negatives"):
+    elif scope == "all" and config.hardness_mode in ("in_batch_negatives", "hard_negatives"):
         expected, setting = "'all_negatives' or None", "hardness_mode"
     else:
         return
-    hint = " With negatives_scope: own it is possible." if config.negatives_scope == "all" else ""
+    hint = " With negatives_scope: own it is possible." if scope == "all" else ""
     raise InputError(
         f"{setting}: expected {expected} where rows have different numbers of negatives, got "
         f"{getattr(config, setting)!r}; in {where} there is none in {told} rows.{hint}"

@@ -36,7 +36,7 @@ from gist_fast.training.callbacks import (
 from gist_fast.training.collator import GISTDataCollator, GuideTokenizer
 from gist_fast.training.column_checks import LABELS, check_columns
 from gist_fast.training.distributed_checks import check_batches, check_parallelism, check_settings
-from gist_fast.training.loss_checks import check_all_negatives, check_self_guiding
+from gist_fast.training.loss_checks import check_datasets, check_self_guiding
 from gist_fast.training.no_duplicates_sampler import NoDuplicatesBatchSampler
 from gist_fast.training.resume import LongRunMixin
 from gist_fast.training.student_checks import check_trainable, warn_of_half
@@ -184,8 +184,10 @@ class GISTTrainer(LongRunMixin, SentenceTransformerTrainer):
         # Only now is it known whether the loss remembers texts; and the collator may be the caller's own.
         if isinstance(self.data_collator, GISTDataCollator):
             self._take_rows(self.data_collator, losses)
-            for argument, source in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
-                check_all_negatives(argument, source, self._configs_of)
+            check_datasets(self.train_dataset, self.eval_dataset, self._configs_of)
+            names = {*by_name(self.train_dataset), *by_name(self.eval_dataset)}
+            of_guided = frozenset(name for name in names if self._configs_of(name))
+            self.data_collator.unequal = of_guided if isinstance(self.loss, dict) else len(losses) > 0
             reader = self._tokenizing_guide
             if reader is not None and self.data_collator.tokenize_for_guide is None:
                 check_positions("guide_max_length", self.args.guide_max_length, reader)
