@@ -66,13 +66,15 @@ def _shapes(toy: bool) -> Iterator[dict[str, int]]:
 
 
 def _variants() -> dict[str, dict[str, Any]]:
-    """Of each variant: arguments of the loss, and what `variant_error` makes of ``groups``, ``matryoshka``,
-    ``self_guided`` and ``shape``."""
+    """Of each variant: arguments of the loss, and what `variant_error` makes of ``groups``, ``of_negatives``,
+    ``matryoshka``, ``self_guided`` and ``shape``."""
     groups = {"groups": 3}
     boost = {"hardness_mode": "all_negatives", "hardness_strength": 4.0}
     return {
         "groups and hardness": {**groups, **boost},
         "own negatives harder, a ladder": {**boost, "matryoshka": True, "hardness_mode": "hard_negatives"},
+        "two groups, negatives that no guide masks": {**groups, "of_negatives": 5, "mask_negatives": False},
+        "own negatives": {**groups, "of_negatives": 5, "negatives_scope": "own"},
         "triplet": {**groups, "triplet_margin": 1.0, "mask_ties": True},
         # Where the student's own scores decide, none of those of this shape is as near to its threshold as float32
         # rounds: a pair that flips carries any weight, and says nothing about the kernels.
@@ -121,8 +123,9 @@ def variant_error(device: str, dtype: torch.dtype, bits: str, toy: bool, options
     """The same of a variant, with a column of negatives.
 
     Args:
-        options: arguments of the loss, but ``groups``: how many rows in turn are one; ``self_guided``; ``matryoshka``:
-            whether there are narrower dims; and ``shape``, as `SHAPE` has it.
+        options: arguments of the loss, but ``groups``: how many rows in turn are one; ``of_negatives``: how many second
+            groups there are, which negatives have too; ``self_guided``; ``matryoshka``: whether there are narrower
+            dims; and ``shape``, as `SHAPE` has it.
     """
     arguments = {"margin": 0.1, "temperature": 0.2, "mask_bits": bits, **options}
     shape = arguments.pop("shape", SHAPE)
@@ -131,16 +134,20 @@ def variant_error(device: str, dtype: torch.dtype, bits: str, toy: bool, options
         arguments["matryoshka_dims"] = [width, width // 2, width // 5]
     offset = (columns - rows) // 2
     generator = torch.Generator().manual_seed(rows)
-    sizes = (rows, columns, columns + 9)
+    # Of own negatives there is one an anchor.
+    sizes = (rows, columns, rows if arguments.get("negatives_scope") == "own" else columns + 9)
     student = [torch.randn(n, width, generator=generator).to(device, dtype) for n in sizes]
     chosen = torch.randint(7, (columns + 9,), generator=generator)
     directions = torch.eye(guide)[chosen] + 0.5 * torch.eye(guide)[chosen].roll(1, dims=1)
-    guides = [directions[offset : offset + rows], directions[:columns], directions.flip(0)]
+    guides = [directions[offset : offset + rows], directions[:columns], directions.flip(0)[: sizes[2]]]
     guides = [x.to(device, dtype) for x in guides]
     arguments["offset"] = offset
     self_guided = arguments.pop("self_guided", False)
     if "groups" in arguments:
         arguments["groups"] = torch.arange(columns, device=device) // arguments["groups"]
+    if (count := arguments.pop("of_negatives", 0)) > 0:
+        arguments["groups"] = [arguments["groups"], torch.arange(columns, device=device) % count]
+        arguments["negative_groups"] = [torch.arange(sizes[2], device=device) % (3 * count)]
 
     def loss(backend: str) -> Loss:
         def computed(leaves: list[Tensor], g: list[Tensor]) -> Tensor:

@@ -25,15 +25,18 @@ class Arm:
             ``"own"``, the student itself.
         arguments: of `gist_fast.GISTTrainingArguments`, where they are not the defaults.
         library: whose loss; sentence-transformers' own has the guide itself run in every step.
+        mined: negatives a row, mined by the guide out of the training rows (`gist_fast.mine_negatives`); 0 for none.
     """
 
     guide: Literal["none", "model", "perfect", "own"]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     library: Literal["gist_fast", "sentence-transformers"] = "gist_fast"
+    mined: int = 0
 
     def asdict(self) -> dict[str, Any]:
         """As a plain dictionary, for the key of a run."""
-        return {"guide": self.guide, "arguments": dict(self.arguments), "library": self.library}
+        mined = {"mined": self.mined} if self.mined else {}
+        return {"guide": self.guide, "arguments": dict(self.arguments), "library": self.library, **mined}
 
 
 CONTROL = "ap, no guide"
@@ -43,6 +46,8 @@ ARMS: dict[str, Arm] = {
     "ap, guide": Arm("model", AP),
     "ap, guide, ties": Arm("model", {**AP, "mask_ties": True}),
     "ap, no guide, duplicates out": Arm("none", {**AP, "groups": "anchor_or_positive"}),
+    "ap, no guide, mined for all": Arm("none", AP, mined=2),
+    "ap, no guide, mined, own": Arm("none", {**AP, "negatives_scope": "own"}, mined=2),
     "ap, perfect mask": Arm("perfect", {**AP, **PERFECT_MARGIN}),
     "four, no guide": Arm("none"),
     "four, guide": Arm("model"),

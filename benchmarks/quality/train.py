@@ -17,7 +17,8 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 
 from benchmarks.quality.arms import Arm, Setting
 from benchmarks.quality.data import Row
-from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide
+from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide, mine_negatives
+from gist_fast.data.embedded_rows import without_embeddings
 from gist_fast.data.names import GUIDE_SUFFIX
 from gist_fast.evaluation.evaluators import Retrieval
 
@@ -116,6 +117,9 @@ class Workshop:
         if arm.guide == "perfect":
             return perfectly_guided(rows, seed)
         guided_by_columns = arm.guide == "model" and arm.library == "gist_fast"
+        if arm.mined:
+            mined = mine_negatives(self.guided(rows), negatives=arm.mined)
+            return mined if guided_by_columns else without_embeddings(mined)
         return self.guided(rows) if guided_by_columns else plain(rows)
 
 
