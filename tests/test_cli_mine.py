@@ -61,7 +61,7 @@ def test_data_that_carry_embeddings_need_no_guide(mine, run_command, data, tiny_
     assert done.code == 0, done.err
     result = mine("--no-relative-margin", "--negatives", "3", source=tmp_path / "embedded", columns=None)
     assert result.code == 0, result.err
-    assert "Mined negatives" in result.out and "negatives_scope: own" in result.out
+    assert "Mined negatives" in result.out and "groups: anchor_or_positive" in result.out
     again = load_texts(tmp_path / "mined")
     assert [c for c in again.column_names if c.startswith("negative_3")] == [
         "negative_3", "negative_3_guide_embedding"

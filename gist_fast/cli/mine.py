@@ -134,4 +134,4 @@ def mine(
         print_json(summary)
         return
     print_facts("Mined negatives", summary)
-    print(f"Train on it: data: {{train: {output}}}, loss: {{negatives_scope: own, groups: anchor_or_positive}}")
+    print(f"Train on it: data: {{train: {output}}}, loss: {{groups: anchor_or_positive}}")
