@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -288,6 +288,22 @@ def loss_by_settings(
 def values_and_gradients(loss: Tensor, problem: Problem) -> list[Tensor]:
     """The rows' losses, and the gradients of their weighted sum."""
     return [loss.detach(), *torch.autograd.grad((loss * problem.weights).sum(), problem.tensors)]
+
+
+def step_of(loss: Tensor, model: nn.Module) -> tuple[float, dict[str, Tensor]]:
+    """A loss and the model's gradients of it by parameter, of which the model keeps none."""
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return loss.item(), gradients
+
+
+def assert_same_step(found: tuple[float, dict[str, Tensor]], expected: tuple[float, dict[str, Tensor]]) -> None:
+    """The losses agree to 1e-4, and each gradient to 2e-3 of the largest of all."""
+    assert abs(found[0] - expected[0]) <= max(1e-4 * abs(expected[0]), 1e-12)
+    largest = max(gradient.abs().max() for gradient in expected[1].values())
+    for name, gradient in expected[1].items():
+        assert (found[1][name] - gradient).abs().max() < 2e-3 * largest, name
 
 
 def assert_close(actual: list[Tensor], expected: list[Tensor], tolerance: float, floor: float = 1e-3) -> None:

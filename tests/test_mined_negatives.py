@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from oracle import assert_same_step, step_of
 from sentence_transformers.sentence_transformer.losses import TripletLoss
 
 from gist_fast import GISTTrainer, GISTTrainingArguments, embed_guide, guided_contrastive_loss
@@ -75,11 +76,8 @@ def test_the_loss_of_a_batch_is_that_of_the_function(name, carried, tmp_path, st
     trainer = GISTTrainer(student, args, data, guide=None if carried else guide)
     batch = trainer.data_collator([data[k] for k in range(12)])
     features, labels = trainer.collect_features(batch)
-    found = trainer.loss(features, labels)
-    found.backward()
-    gradients = {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
+    found = step_of(trainer.loss(features, labels), student)
 
-    student.zero_grad()
     embed = {
         role: [model(model.preprocess(list(mined[c])))["sentence_embedding"] for c in COLUMNS]
         for role, model in (("student", student), ("guide", guide))
@@ -93,12 +91,7 @@ def test_the_loss_of_a_batch_is_that_of_the_function(name, carried, tmp_path, st
     expected = guided_contrastive_loss(
         a, p, ga, gp, negatives, guide_negatives, temperature=0.1, backend="reference", **options
     )
-    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
-    expected.backward()
-    largest = max(p.grad.abs().max() for p in student.parameters() if p.grad is not None)
-    for key, p in student.named_parameters():
-        if p.grad is not None:
-            assert (gradients[key] - p.grad).abs().max() < 2e-3 * largest, key
+    assert_same_step(found, step_of(expected, student))
 
 
 def test_the_guide_reads_no_negatives_that_it_may_not_mask(tmp_path, student, guide, mined):

@@ -9,10 +9,15 @@ import typer
 
 from gist_fast.cli.output import (
     INTERRUPTED,
+    CacheDir,
     Columns,
     Device,
     Json,
+    Overwrite,
+    Prompts,
+    Quiet,
     Quoting,
+    Split,
     TrustRemoteCode,
     expanded,
     note,
@@ -36,28 +41,20 @@ def embed_guide(
         Path, typer.Option(callback=expanded, help="The folder to write, which gist-fast train takes as its data.")
     ],
     columns: Columns = None,
-    split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
+    split: Split = None,
     quoting: Quoting = None,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(help="Put before each text for the guide; or one a column, as anchor=TEXT. Else the guide's own."),
-    ] = None,
+    prompt: Prompts = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Tokens that the guide reads; else its own.")] = None,
     dtype: Annotated[str, typer.Option(help="What is stored: float16 or float32.")] = "float16",
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens that the guide reads at a time; else what suits its device.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Texts that it reads at a time, at most.")] = None,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(
-            callback=expanded, help="Where embeddings are kept for the next time; else the cache of datasets."
-        ),
-    ] = None,
+    cache_dir: CacheDir = None,
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that output holds.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not tell how far it is.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Embed every text with the guide, once, and write the data with the embeddings as columns.

@@ -9,10 +9,15 @@ import typer
 
 from gist_fast.cli.ctrl_c import interruptible
 from gist_fast.cli.output import (
+    CacheDir,
     Columns,
     Device,
     Json,
+    Overwrite,
+    Prompts,
+    Quiet,
     Quoting,
+    Split,
     TrustRemoteCode,
     expanded,
     only_results_on_stdout,
@@ -51,25 +56,17 @@ def mine(
     ] = "top",
     seed: Annotated[int, typer.Option(min=0, help="Of what is random.")] = 0,
     columns: Columns = None,
-    split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
+    split: Split = None,
     quoting: Quoting = None,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(help="Put before each text for the guide; or one a column, as anchor=TEXT. Else the guide's own."),
-    ] = None,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(
-            callback=expanded, help="Where embeddings are kept for the next time; else the cache of datasets."
-        ),
-    ] = None,
+    prompt: Prompts = None,
+    cache_dir: CacheDir = None,
     replace_negatives: Annotated[
         bool, typer.Option("--replace-negatives", help="Leave out the columns of negatives that the data have.")
     ] = False,
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that output holds.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not tell how far it is.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Mine hard negatives for each row, out of the positives of all rows, by the guide.

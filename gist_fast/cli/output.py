@@ -160,6 +160,7 @@ Columns = Annotated[
     str | None,
     typer.Option("--columns", help="Which column is which: anchor=question,positive=answer, or names in that order."),
 ]
+Split = Annotated[str | None, typer.Option("--split", help="Split of the data.")]
 Quoting = Annotated[
     bool | None,
     typer.Option(
@@ -180,3 +181,21 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt", help="Put before each text for the guide; or one a column, as anchor=TEXT. Else the guide's own."
+    ),
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        callback=expanded,
+        help="Where embeddings are kept for the next time; else the cache of datasets.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that output holds.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Do not tell how far it is.")]

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from gist_fast.runtime.errors import InputError
 
-LISTED = {"anchor": "query", "positive": "pos", "negative": "neg"}
-"""The columns of FlagEmbedding's files, of which two hold lists of texts."""
 ANCHOR, POSITIVE, NEGATIVE = "anchor", "positive", "negative"
+LISTED = {ANCHOR: "query", POSITIVE: "pos", NEGATIVE: "neg"}
+"""The columns of FlagEmbedding's files, of which two hold lists of texts."""
 NO_TEXT = ""
 """Stands in a column of negatives where a row has none."""
 _NEGATIVE = re.compile(r"negative(?:_(\d+))?")

@@ -243,12 +243,13 @@ def guided_contrastive_loss(
     at_once = not torch.compiler.is_compiling() and chosen == "tiled" and left_to_auto(backend)
     at_once = at_once and dense.covers(config, blocks, anchors.device.type)
     product: MaskProduct | None = None
+    reduced = "none"
     if at_once:
         refuse_transforms(student if not isinstance(temperature, Tensor) else (*student, temperature))
         others = () if self_guided else guide
-        summed = reduction if own is None else "none"
+        reduced = reduction if own is None else "none"
         found = dense.forward(
-            student, others, temperature, config, offset, margins, blocks, summed, statistics=return_stats
+            student, others, temperature, config, offset, margins, blocks, reduced, statistics=return_stats
         )
     else:
         if not isinstance(temperature, Tensor):
@@ -296,7 +297,7 @@ def guided_contrastive_loss(
             loss = torch.stack([row * weight for row, weight in zip(loss.unbind(), weights, strict=True)]).sum(0)
         else:
             loss = loss[0]
-    if reduction != "none" and not (at_once and own is None):
+    if reduction != reduced:
         loss = getattr(loss, reduction)()
     if not return_stats:
         return loss

@@ -203,9 +203,7 @@ def inspect_rows(
     never = NotCompared([] if config.groups is None else _groups(batch, config.groups, texts), own, missing)
     row_margins: Tensor | float = 0.0
     if config.row_margins:
-        margin_column = Column(MARGIN, MARGIN, "number")
-        values = zip(numbers, _beside(batch, MARGIN, "row_margins: True"), strict=True)
-        row_margins = torch.tensor([as_number(value, margin_column, f"dataset: row {row}") for row, value in values])
+        row_margins = _margins(batch, numbers)
     pass_over = _Pass(unit, student_unit, config, never, row_margins, margins, most)
     for number, block in enumerate(blocks):
         pass_over.take(number, block)
@@ -343,7 +341,9 @@ def _groups(batch: Dataset, groups: str, texts: Mapping[str, Sequence[str]]) -> 
     return found
 
 
-def _beside(batch: Dataset, name: str, asked: str) -> list[Any]:
-    if name not in batch.column_names:
-        raise InputError(f"{asked}, and the data have no column {name!r}; add it, or leave that out.")
-    return list(batch[name])
+def _margins(batch: Dataset, numbers: Sequence[int]) -> Tensor:
+    """``[B]``: of the rows of these numbers."""
+    if MARGIN not in batch.column_names:
+        raise InputError(f"row_margins: True, and the data have no column {MARGIN!r}; add it, or leave that out.")
+    column, values = Column(MARGIN, MARGIN, "number"), zip(numbers, batch[MARGIN], strict=True)
+    return torch.tensor([as_number(value, column, f"dataset: row {row}") for row, value in values])
