@@ -1,7 +1,8 @@
 """The initial mask of a batch, before any product: what never counts, and pairs of one group.
 
 A kernel by itself. Beside a product, the comparison of two numbers for each pair takes registers that no configuration
-has left on all cards; here it costs the mask's way to memory and back, 2 KiB a tile and side.
+has left on all cards; here it costs the mask's way to memory and back, 2 KiB a tile and side. A program takes a narrow
+part of a tile for the same reason: of a whole one, two groups a row take up to 178 registers, and spill on some cards.
 """
 
 from __future__ import annotations
@@ -13,21 +14,24 @@ import triton.language as tl
 from gist_fast.kernels import decide, tile
 from gist_fast.kernels.chunks import ChunkSet
 from gist_fast.kernels.launch import ALIGNED_OR_NOT, NOT_SPECIALISED, options_of, start
+from gist_fast.kernels.layout import TILE
 from torch import Tensor
 
 WARPS = 4
+COLUMNS = 32
+"""Of a tile, that a program takes: a word of each row's mask."""
 
 
 @triton.jit
-def of_one_group(groups, packed, at, anchors, offset, count):
+def of_one_group(groups, packed, at, anchors, offset, count, COLUMNS: tl.constexpr):
     """The packed mask, with the pairs of one group; operands behind the `count` that have groups are in none."""
-    lane = tl.arange(0, tile.TILE)
+    row_lane, column_lane = tl.arange(0, tile.TILE), tl.arange(0, COLUMNS)
     first_row, first_column = tl.load(at.chunk + tile.X), tl.load(at.chunk + tile.Y)
     if first_column < anchors + count:
-        row = first_row + at.row * tile.TILE + lane + tl.where(first_row < anchors, offset, -anchors)
-        column = first_column + at.first + lane + tl.where(first_column < anchors, offset, -anchors)
-        row_group = tl.load(groups + row, mask=lane < at.rows, other=0)
-        column_group = tl.load(groups + column, mask=lane < at.columns, other=0)
+        row = first_row + at.row * tile.TILE + row_lane + tl.where(first_row < anchors, offset, -anchors)
+        column = first_column + at.first + column_lane + tl.where(first_column < anchors, offset, -anchors)
+        row_group = tl.load(groups + row, mask=row_lane < at.rows, other=0)
+        column_group = tl.load(groups + column, mask=column_lane < at.columns, other=0)
         packed = packed | tile.pack(row_group[:, None] == column_group[None, :])
     return packed
 
@@ -45,20 +49,19 @@ def groups_kernel(
     offset,  # anchor i is in the group of positive offset + i
     group_count,  # G
     other_count,  # H
-    SYMMETRIC: tl.constexpr,
+    SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    TILE: tl.constexpr = tile.TILE
-    at = tile.locate(table, start, chunks, 1, TILE)
+    at = tile.locate(table, start, chunks, 1, COLUMNS)
     if SYMMETRIC and tile.is_idle(at):
         return
-    never = decide.never_counts(at, TILE)
+    never = decide.never_counts(at, COLUMNS)
     packed = never
     if groups is not None:
-        packed = of_one_group(groups, packed, at, anchors, offset, group_count)
+        packed = of_one_group(groups, packed, at, anchors, offset, group_count, COLUMNS)
     if others is not None:
-        packed = of_one_group(others, packed, at, anchors, offset, other_count)
+        packed = of_one_group(others, packed, at, anchors, offset, other_count, COLUMNS)
     # Both sides see the same groups.
-    tile.store_masks(mask_bits, packed, packed, at, SYMMETRIC, TILE)
+    tile.store_masks(mask_bits, packed, packed, at, SYMMETRIC, COLUMNS)
     if masked is not None:
         tile.add_count(masked, at, decide.count_masked(packed, packed, never, at, SYMMETRIC))
 
@@ -85,7 +88,7 @@ def mask_groups(
     first, second = (*groups, None, None)[:2]
     start(
         groups_kernel,
-        (chunks.tiles,),
+        (chunks.tiles * (TILE // COLUMNS),),
         groups=first,
         others=second,
         mask_bits=mask_bits,
@@ -98,5 +101,6 @@ def mask_groups(
         group_count=0 if first is None else len(first),
         other_count=0 if second is None else len(second),
         SYMMETRIC=chunks.symmetric,
+        COLUMNS=COLUMNS,
         **options_of(WARPS),
     )
