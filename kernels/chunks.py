@@ -7,8 +7,9 @@ in a table which chunk it works on, and where that one's operands, mask bits and
 made once for a problem's shape and copied to the device anew in each call: what a CUDA graph captures, or what another
 stream reads, is its own. Nothing of it depends on values.
 
-Some chunks are on the diagonal of a symmetric rectangle (`Chunk.triangle`), of which the tiles below are not computed,
-and some above it (`Chunk.mirrored`), each of whose tiles serves rows and columns.
+In a symmetric rectangle scores serve rows and columns. Where these are the same rows of the stack, some chunks are on
+the diagonal (`Chunk.triangle`), of which the tiles below are not computed; each tile of all others serves its rows and
+its columns (`Chunk.mirrored`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Rectangle:
     """``R`` rows against ``C`` columns of the stack. Row i belongs to anchor i."""
 
     block: int
-    """Whose counts are its own."""
+    """Whose counts are those of its rows."""
     x: int
     """The first of its rows in the stack."""
     y: int
@@ -41,7 +42,15 @@ class Rectangle:
     excluded: int = NOWHERE
     """Column ``excluded + i`` never counts in row i; may lie outside."""
     symmetric: bool = False
-    """Rows and columns are the same, and the excluded entries are the diagonal."""
+    """A square whose scores serve its rows and its columns; the excluded entries are the diagonal."""
+    mirror_block: int = 0
+    """Of a symmetric one, whose counts are those of its columns."""
+    softmax: int = 0
+    """In which of each row's softmaxes its logits are."""
+    mirror_softmax: int = 0
+    """The same of its columns."""
+    softmax_rows: int = 0
+    """Rows of one softmax; those of the next one follow."""
     own_negative: int = NOWHERE
     """Column ``own_negative + i`` is the negative that came with row i."""
     scales_own: bool = False
@@ -54,6 +63,11 @@ class Rectangle:
     @property
     def scaled(self) -> bool:
         return self.scales_own or self.scales_others
+
+    @property
+    def triangular(self) -> bool:
+        """Whether rows and columns are the same, so that the half above the diagonal is enough."""
+        return self.symmetric and self.x == self.y
 
 
 @dataclass(frozen=True)
@@ -100,13 +114,13 @@ class Chunk:
 
     @property
     def triangle(self) -> bool:
-        """Whether it is on the diagonal of a symmetric rectangle."""
-        return self.symmetric and self.row == self.column
+        """Whether it is on the diagonal of a triangular rectangle."""
+        return self.rectangle.triangular and self.row == self.column
 
     @property
     def mirrored(self) -> bool:
-        """Whether it is above the diagonal of a symmetric rectangle."""
-        return self.symmetric and self.row != self.column
+        """Whether each of its tiles serves rows and columns."""
+        return self.symmetric and not self.triangle
 
     @property
     def mask_tiles(self) -> int:
@@ -119,21 +133,21 @@ class Chunk:
 
 
 def cut(rectangles: Iterable[Rectangle], size: int) -> Iterator[Chunk]:
-    """The chunks of rectangles, of at most `size` tiles a side, their mask bits one behind the other; of symmetric
+    """The chunks of rectangles, of at most `size` tiles a side, their mask bits one behind the other; of triangular
     ones those that reach above the diagonal."""
     mask = 0
     for rectangle in rectangles:
         down, across = tiles(rectangle.rows), tiles(rectangle.columns)
         for r in range(0, down, size):
-            for c in range(r if rectangle.symmetric else 0, across, size):
+            for c in range(r if rectangle.triangular else 0, across, size):
                 yield (chunk := Chunk(rectangle, r, c, min(size, down - r), min(size, across - c), mask))
                 mask += chunk.mask_tiles
 
 
 FIELDS = (
     "first", "x", "y", "guide_x", "guide_y", "rows", "columns", "excluded", "row_tiles", "column_tiles", "row_owner",
-    "column_owner", "triangle", "mask", "block", "row_partials", "column_partials", "dlogits", "own_negative",
-    "scales_own", "scales_others",
+    "column_owner", "triangle", "mask", "block", "mirror_block", "row_partials", "column_partials", "dlogits",
+    "own_negative", "scales_own", "scales_others",
 )  # fmt: skip
 """Of a chunk in the table of a launch, see `gist_fast.kernels.tile.Location`. ``first`` is the first tile of the launch
 that is its own; places of partial results are counted in tiles' rows, those of dlogits in tiles."""
@@ -164,9 +178,9 @@ class Batch(NamedTuple):
     and others) and symmetric."""
 
     sets: tuple[ChunkSet, ...]
-    partials: int
-    """Where the rows ``[entries, PARTIAL_FIELDS]`` of its partial softmaxes begin in the table."""
-    entries: int
+    reductions: tuple[tuple[int, int], ...]
+    """For each softmax, where the rows ``[entries, PARTIAL_FIELDS]`` of its partial results begin in the table, and how
+    many entries there are."""
     partial_tiles: int
     """Rows that partial softmaxes fill, in tiles."""
     mask_tiles: int
@@ -224,17 +238,25 @@ def make_plan(
             groups.append([])
         groups[-1].append(chunk)
     numbers: list[int] = []
-    found = tuple(_batch(group, shares, own_masks, alone, numbers) for group in groups)
+    softmaxes = 1 + max(max(r.softmax, r.mirror_softmax) for r in rectangles)
+    found = tuple(_batch(group, softmaxes, shares, own_masks, alone, numbers) for group in groups)
     # Not of whatever mode of torch the first call of a shape happens to be in.
     with torch.inference_mode(False):
         table = torch.tensor(numbers, dtype=torch.int32, device="cpu")
         return Plan(found, table.pin_memory() if pinned else table)
 
 
-def _batch(group: Sequence[Chunk], shares: tuple[int, int], own_masks: bool, alone: bool, numbers: list[int]) -> Batch:
+def _batch(
+    group: Sequence[Chunk],
+    softmaxes: int,
+    shares: tuple[int, int],
+    own_masks: bool,
+    alone: bool,
+    numbers: list[int],
+) -> Batch:
     """Some chunks as a batch, whose rows of the table are added to `numbers`."""
     sets: list[ChunkSet] = []
-    partials: list[tuple[int, ...]] = []
+    partials: list[list[tuple[int, ...]]] = [[] for _ in range(softmaxes)]
     partial_tiles, dlogits_tiles = 0, 0
     if own_masks:
         places = _places(chunk.mask_tiles for chunk in group)
@@ -248,22 +270,26 @@ def _batch(group: Sequence[Chunk], shares: tuple[int, int], own_masks: bool, alo
             layers = chunk.column_tiles * shares[symmetric]
             by_rows, by_columns = partial_tiles, partial_tiles + layers * chunk.row_tiles
             triangle = int(chunk.triangle)
-            partials.append((chunk.row * TILE, chunk.row_tiles, by_rows, shares[symmetric] * triangle, layers, 0))
+            of_rows = partials[chunk.rectangle.softmax]
+            of_rows.append((chunk.row * TILE, chunk.row_tiles, by_rows, shares[symmetric] * triangle, layers, 0))
             partial_tiles = by_columns
             if symmetric:
                 last = (0, 1) if triangle else (chunk.row_tiles, 0)
-                partials.append((chunk.column * TILE, chunk.column_tiles, by_columns, 0, *last))
+                of_columns = partials[chunk.rectangle.mirror_softmax]
+                of_columns.append((chunk.column * TILE, chunk.column_tiles, by_columns, 0, *last))
                 partial_tiles += chunk.tiles
             numbers += _fields(chunk, first, by_rows, by_columns, alone)
             first += chunk.tiles
         scaled = any(chunk.rectangle.scaled for chunk in chunks)
         sets.append(ChunkSet(chunks, start, symmetric, scaled, guided))
         dlogits_tiles = max(dlogits_tiles, first)
-    start = len(numbers)
-    for row in partials:
-        numbers += row
+    reductions = []
+    for rows in partials:
+        reductions.append((len(numbers), len(rows)))
+        for row in rows:
+            numbers += row
     mask_tiles = sum(chunk.mask_tiles for chunk in group)
-    return Batch(tuple(sets), start, len(partials), partial_tiles, mask_tiles, dlogits_tiles)
+    return Batch(tuple(sets), tuple(reductions), partial_tiles, mask_tiles, dlogits_tiles)
 
 
 def guide_columns(chunk: Chunk) -> int:
@@ -286,11 +312,12 @@ def _fields(chunk: Chunk, first: int, by_rows: int, by_columns: int, alone: bool
         "excluded": rectangle.excluded + shift,
         "row_tiles": chunk.row_tiles,
         "column_tiles": chunk.column_tiles,
-        "row_owner": chunk.row * TILE,
-        "column_owner": chunk.column * TILE,
+        "row_owner": rectangle.softmax * rectangle.softmax_rows + chunk.row * TILE,
+        "column_owner": rectangle.mirror_softmax * rectangle.softmax_rows + chunk.column * TILE,
         "triangle": int(chunk.triangle),
         "mask": chunk.mask,
         "block": rectangle.block,
+        "mirror_block": rectangle.mirror_block,
         "row_partials": by_rows,
         "column_partials": by_columns,
         "dlogits": first,

@@ -67,9 +67,10 @@ def below(logits, thresholds, packed, mirrored, at, SYMMETRIC: tl.constexpr, COL
 
 
 @triton.jit
-def count_masked(packed, mirrored, never, at, SYMMETRIC: tl.constexpr):
-    """How many pairs are masked that could count. On the diagonal both sides are the same pairs."""
-    count = tile.count_bits(packed & ~never)
+def count_more(counts, packed, mirrored, known, known_mirrored, at, SYMMETRIC: tl.constexpr):
+    """Add how many pairs are masked that were not known to be, to the counts ``[blocks]`` of rows and of columns. On
+    the diagonal both sides are the same pairs."""
+    tile.add_count(counts, at, tile.count_bits(packed & ~known), tile.BLOCK)
     if SYMMETRIC:
-        count += tl.where(tile.serves_columns(at), tile.count_bits(mirrored & ~never), 0)
-    return count
+        more = tl.where(tile.serves_columns(at), tile.count_bits(mirrored & ~known_mirrored), 0)
+        tile.add_count(counts, at, more, tile.MIRROR_BLOCK)

@@ -9,8 +9,9 @@ the same from run to run.
 Of the Matryoshka dims the widest decides, and the others read its mask: the one kept for the backward pass, or that of
 a batch of chunks.
 
-**Symmetry.** In a symmetric rectangle, tile (r, c) above the diagonal holds the scores of tile (c, r) too. It is
-masked along both sides, and leaves a maximum and a sum along both.
+**Both sides.** In a symmetric rectangle a tile is masked along both sides, and leaves a maximum and a sum along both:
+in the blocks ``aa`` and ``pp``, whose tile (r, c) above the diagonal holds the scores of tile (c, r) too, and in ``ap``
+where ``pa`` is compared, whose scores are those of ``ap``, transposed.
 """
 
 from __future__ import annotations
@@ -66,15 +67,12 @@ def forward_kernel(
         packed, mirrored = decide.above(logits, guide_thresholds, packed, mirrored, at, SYMMETRIC, COLUMNS)
     if masked is not None:
         never = decide.never_counts(at, COLUMNS)
-        tile.add_count(masked, at, decide.count_masked(packed, mirrored, never, at, SYMMETRIC))
+        decide.count_more(masked, packed, mirrored, never, never, at, SYMMETRIC)
     if student_thresholds is not None:
         # None of them was masked before, so that the difference of two counts is theirs.
         known, known_mirrored = packed, mirrored
         packed, mirrored = decide.below(logits, student_thresholds, packed, mirrored, at, SYMMETRIC, COLUMNS)
-        tile.add_count(easy, at, decide.count_masked(packed, packed, known, at, False))
-        if SYMMETRIC:
-            more = tl.where(tile.serves_columns(at), tile.count_bits(mirrored & ~known_mirrored), 0)
-            tile.add_count(easy, at, more)
+        decide.count_more(easy, packed, mirrored, known, known_mirrored, at, SYMMETRIC)
     if guide_thresholds is not None or student_thresholds is not None:
         tile.store_masks(mask_bits, packed, mirrored, at, SYMMETRIC, COLUMNS)
     logits = tile.scale(logits, temperature, strength, at, SYMMETRIC, COLUMNS)

@@ -23,30 +23,28 @@ COLUMNS = 32
 
 
 @triton.jit
-def of_one_group(groups, packed, at, anchors, offset, count, COLUMNS: tl.constexpr):
-    """The packed mask, with the pairs of one group; operands behind the `count` that have groups are in none."""
+def of_one_group(groups, packed, at, count, COLUMNS: tl.constexpr):
+    """The packed mask, with the pairs of one group; what stands behind the `count` that have groups is in none."""
     row_lane, column_lane = tl.arange(0, tile.TILE), tl.arange(0, COLUMNS)
     first_row, first_column = tl.load(at.chunk + tile.X), tl.load(at.chunk + tile.Y)
-    if first_column < anchors + count:
-        row = first_row + at.row * tile.TILE + row_lane + tl.where(first_row < anchors, offset, -anchors)
-        column = first_column + at.first + column_lane + tl.where(first_column < anchors, offset, -anchors)
-        row_group = tl.load(groups + row, mask=row_lane < at.rows, other=0)
-        column_group = tl.load(groups + column, mask=column_lane < at.columns, other=0)
+    if first_column < count:
+        rows = groups + first_row + at.row * tile.TILE + row_lane
+        columns = groups + first_column + at.first + column_lane
+        row_group = tl.load(rows, mask=row_lane < at.rows, other=0)
+        column_group = tl.load(columns, mask=column_lane < at.columns, other=0)
         packed = packed | tile.pack(row_group[:, None] == column_group[None, :])
     return packed
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED, do_not_specialize_on_alignment=ALIGNED_OR_NOT)
 def groups_kernel(
-    groups,  # [G], int64: of the positives, and perhaps of the negatives behind them; None without
+    groups,  # [G], int64: of the stack's first rows, which are all but perhaps the negatives; None without
     others,  # [H], likewise: the second group of each
     mask_bits,  # written
     masked,  # [blocks], or None where another kernel counts
     table,
     start,
     chunks,
-    anchors,  # B, the stack's rows before the first positive
-    offset,  # anchor i is in the group of positive offset + i
     group_count,  # G
     other_count,  # H
     SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr,
@@ -57,21 +55,19 @@ def groups_kernel(
     never = decide.never_counts(at, COLUMNS)
     packed = never
     if groups is not None:
-        packed = of_one_group(groups, packed, at, anchors, offset, group_count, COLUMNS)
+        packed = of_one_group(groups, packed, at, group_count, COLUMNS)
     if others is not None:
-        packed = of_one_group(others, packed, at, anchors, offset, other_count, COLUMNS)
+        packed = of_one_group(others, packed, at, other_count, COLUMNS)
     # Both sides see the same groups.
     tile.store_masks(mask_bits, packed, packed, at, SYMMETRIC, COLUMNS)
     if masked is not None:
-        tile.add_count(masked, at, decide.count_masked(packed, packed, never, at, SYMMETRIC))
+        decide.count_more(masked, packed, packed, never, never, at, SYMMETRIC)
 
 
 def mask_groups(
     chunks: ChunkSet,
     table: Tensor,
     groups: Sequence[Tensor],
-    offset: int,
-    anchors: int,
     mask_bits: Tensor,
     masked: Tensor | None,
 ) -> None:
@@ -79,10 +75,8 @@ def mask_groups(
 
     Args:
         table: where the chunks' set has its rows, on the device.
-        groups: two at most, of which one that two rows have in common is enough: ``[M]``, int64, of the positives, or
-            of the positives and all negatives behind them.
-        offset: anchor i is in the group of positive ``offset + i``.
-        anchors: how many there are.
+        groups: two at most, of which one that two rows have in common is enough: ``[G]``, int64, of the stack's first
+            rows, which are all but perhaps the negatives.
         masked: ``[blocks]``, int64: pairs masked are added; None to leave them.
     """
     first, second = (*groups, None, None)[:2]
@@ -96,8 +90,6 @@ def mask_groups(
         table=table,
         start=chunks.start,
         chunks=len(chunks.chunks),
-        anchors=anchors,
-        offset=offset,
         group_count=0 if first is None else len(first),
         other_count=0 if second is None else len(second),
         SYMMETRIC=chunks.symmetric,

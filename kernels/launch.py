@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 NOT_SPECIALISED = [
-    "start", "chunks", "entries", "count", "first", "partner", "pairs", "anchors", "offset",
+    "start", "chunks", "entries", "count", "first", "partner", "pairs",
     "group_count", "other_count", "relative",
 ]  # fmt: skip
 """Numbers of the kernels that say how much there is of something. None is a multiple of anything that a kernel could

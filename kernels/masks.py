@@ -55,7 +55,7 @@ def masks_kernel(
         packed, mirrored = decide.above(scores, thresholds, packed, mirrored, at, SYMMETRIC, COLUMNS)
     tile.store_masks(mask_bits, packed, mirrored, at, SYMMETRIC, COLUMNS)
     if masked is not None:
-        tile.add_count(masked, at, decide.count_masked(packed, mirrored, never, at, SYMMETRIC))
+        decide.count_more(masked, packed, mirrored, never, never, at, SYMMETRIC)
 
 
 def write_masks(

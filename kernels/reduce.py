@@ -96,11 +96,12 @@ def reduce(
     loss: Tensor,
     lse2: Tensor,
     similarities: tuple[Tensor, Tensor] | None,
+    softmax: int,
     *,
     first: bool,
     last: bool,
 ) -> None:
-    """Reduce a batch's partial softmaxes into the running one; after the last batch, to the loss.
+    """Reduce a batch's partial results of one softmax into the running one; after the last batch, to the loss.
 
     Args:
         maxima: partial softmaxes, fp32, with `sums`.
@@ -111,15 +112,17 @@ def reduce(
         is_bad: ``[1]``: where it is not 0, all losses are NaN.
         loss: ``[B]``, fp32; written with `last`, as `lse2` ``[B]`` and `similarities` are: ``[B]`` each, the
             cosine similarities of the positives and of the hardest negatives.
+        softmax: which of each row's.
     """
+    first_row, entries = batch.reductions[softmax]
     start(
         reduce_kernel,
         (triton.cdiv(loss.numel(), ROWS),),
         partial_maxima=maxima,
         partial_sums=sums,
         table=table,
-        start=batch.partials,
-        entries=batch.entries,
+        start=first_row,
+        entries=entries,
         maximum=None if running is None else running[0],
         total=None if running is None else running[1],
         positives=positives,

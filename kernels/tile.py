@@ -20,7 +20,7 @@ EXCLUDED = tl.constexpr(FIELDS.index("excluded"))
 ROW_TILES, COLUMN_TILES = tl.constexpr(FIELDS.index("row_tiles")), tl.constexpr(FIELDS.index("column_tiles"))
 ROW_OWNER, COLUMN_OWNER = tl.constexpr(FIELDS.index("row_owner")), tl.constexpr(FIELDS.index("column_owner"))
 TRIANGLE, MASK = tl.constexpr(FIELDS.index("triangle")), tl.constexpr(FIELDS.index("mask"))
-BLOCK = tl.constexpr(FIELDS.index("block"))
+BLOCK, MIRROR_BLOCK = tl.constexpr(FIELDS.index("block")), tl.constexpr(FIELDS.index("mirror_block"))
 ROW_PARTIALS = tl.constexpr(FIELDS.index("row_partials"))
 COLUMN_PARTIALS = tl.constexpr(FIELDS.index("column_partials"))
 DLOGITS = tl.constexpr(FIELDS.index("dlogits"))
@@ -43,7 +43,7 @@ class Location(NamedTuple):
     """The chunk's size."""
     column_tiles: tl.tensor
     triangle: tl.tensor
-    """Whether the chunk is on the diagonal of a symmetric rectangle."""
+    """Whether the chunk is on the diagonal of a triangular rectangle."""
     rows: tl.tensor
     """The tile's rows that are in the matrix, from its first one on; may be more than it has."""
     columns: tl.tensor
@@ -79,7 +79,7 @@ def locate(table, start, chunks, GROUP: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def is_idle(at):
-    """Whether nobody needs a location's tile: it is below the diagonal of a symmetric rectangle."""
+    """Whether nobody needs a location's tile: it is below the diagonal of a triangular rectangle."""
     return (at.triangle != 0) & (at.column < at.row)
 
 
@@ -217,9 +217,10 @@ def store_masks(mask_bits, packed, mirrored, at, SYMMETRIC: tl.constexpr, COLUMN
 
 
 @triton.jit
-def add_count(counts, at, n):
-    """Add to the count of a location's block, of ``[blocks]``. Sums of integers are the same in any order."""
-    tl.atomic_add(counts + tl.load(at.chunk + BLOCK), n.to(tl.int64), sem="relaxed")
+def add_count(counts, at, n, FIELD: tl.constexpr):
+    """Add to the count of the block that a field of the location's chunk names, of ``[blocks]``. Sums of integers are
+    the same in any order."""
+    tl.atomic_add(counts + tl.load(at.chunk + FIELD), n.to(tl.int64), sem="relaxed")
 
 
 @triton.jit

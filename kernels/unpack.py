@@ -49,6 +49,7 @@ def unpack_kernel(
 
 def add_masked(
     chunks: ChunkSet,
+    block: int,
     table: Tensor,
     mask_bits: Tensor,
     other: Tensor,
@@ -58,10 +59,11 @@ def add_masked(
     *,
     transposed: bool,
 ) -> None:
-    """Add the mask of one chunk, times a matrix, to `total`. Excluded entries count as not masked.
+    """Add a block's mask in one chunk, times a matrix, to `total`. Excluded entries count as not masked.
 
     Args:
         chunks: of a single chunk.
+        block: whose rows are the chunk's rows, or its columns, or both.
         table: where its row is, on the device.
         other: ``[columns, E]`` of the whole block, or ``[rows, E]`` where `transposed`.
         total: ``[rows, E]`` of the whole block, or ``[columns, E]``, fp32; updated.
@@ -69,7 +71,10 @@ def add_masked(
         first_column: the block's first column in the stack.
     """
     (chunk,) = chunks.chunks
-    for by_columns in (False, True) if chunk.mirrored else (False,):
+    rectangle = chunk.rectangle
+    sides = [False] if rectangle.block == block else []
+    sides += [True] if chunk.mirrored and rectangle.mirror_block == block else []
+    for by_columns in sides:
         padded = scratch[: chunk.tiles * TILE * TILE].view(chunk.row_tiles * TILE, -1)
         start(
             unpack_kernel,
@@ -86,7 +91,7 @@ def add_masked(
         masked = padded[: chunk.rows, : chunk.columns]
         rows, columns = slice(chunk.row * TILE, chunk.row * TILE + chunk.rows), _moved(chunk.y, -first_column)
         if by_columns:
-            # Below the diagonal of the square the columns are the rows, and the other way round.
+            # Of what a tile's columns decided the columns are the rows, and the other way round.
             rows, columns = (
                 slice(chunk.column * TILE, chunk.column * TILE + chunk.columns),
                 _moved(chunk.x, -first_column),

@@ -73,12 +73,17 @@ def make_problem(
     width: int = 12,
     guide_width: int | None = 7,
     *,
+    anchors: int | None = None,
     seed: int = 0,
     learned_temperature: bool = True,
     temperature: float = 0.05,
     **options,
 ) -> Problem:
-    """Random float64 embeddings in which positives resemble their anchors; `guide_width` None for no guide."""
+    """Random float64 embeddings in which positives resemble their anchors; `guide_width` None for no guide.
+
+    Args:
+        anchors: how many, where there are more of them than rows.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(n: int, d: int) -> Tensor:
@@ -88,10 +93,10 @@ def make_problem(
     offset = options.get("offset", 0)
 
     def family(d: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        anchors, positives = draw(rows, d), draw(columns, d)
-        positives[offset : offset + rows] += 0.7 * anchors
+        queries, positives = draw(anchors or rows, d), draw(columns, d)
+        positives[offset : offset + rows] += 0.7 * queries[:rows]
         # Norms differ, so that a missing normalisation shows.
-        return anchors * (0.3 + draw(rows, 1).abs()), positives * 3, tuple(draw(n, d) for n in negatives)
+        return queries * (0.3 + draw(len(queries), 1).abs()), positives * 3, tuple(draw(n, d) for n in negatives)
 
     a, p, n = family(width)
     ga, gp, gn = (None, None, None) if guide_width is None else family(guide_width)
@@ -165,17 +170,23 @@ def loss_by_settings(
     triplet_margin: float | None = None,
     matryoshka_dims: list[int] | None = None,
     matryoshka_weights: list[float] | None = None,
+    rows: int | None = None,
+    directions: list[str] | None = None,
+    partition_mode: str = "joint",
     statistics: dict[str, Any] | None = None,
 ) -> Tensor:
-    """Loss ``[B]`` with any of the loss's settings, by whole matrices, minus infinity and ``cross_entropy``.
+    """Loss ``[B]`` with any of the loss's settings, by whole matrices, minus infinity and ``logsumexp``.
 
     Args:
         statistics: filled with how many pairs of each block are masked, and how many are easy, and the mean of the
             hardest similarities, with what hardness weighting adds.
     """
     q = problem
-    rows = torch.arange(len(q.anchors))
+    rows = torch.arange(len(q.anchors) if rows is None else rows)
     own = q.offset + rows
+    # Whose positive each anchor's is: the batch's own first.
+    others = [j for j in range(len(q.positives)) if j not in own.tolist()]
+    pair_of = torch.cat([own, torch.tensor(others, dtype=torch.int64)])[: len(q.anchors)]
     dims = matryoshka_dims or [q.anchors.shape[1]]
     weights = matryoshka_weights or [1.0] * len(dims)
     widest = max(dims)
@@ -191,15 +202,23 @@ def loss_by_settings(
         guide = [x.detach()[:, :widest] for x in student]
     cut = None
     if guide[0] is not None:
-        threshold = torch.cosine_similarity(guide[0], guide[1][own], dim=-1)
+        threshold = torch.cosine_similarity(guide[0][rows], guide[1][own], dim=-1)
         margin = torch.as_tensor(q.margin, dtype=threshold.dtype)
         cut = threshold - (margin if q.margin_strategy == "absolute" else margin * threshold.abs())
-    names = [("ap", 0, 1), *([("aa", 0, 0)] if q.contrast_anchors else [])]
-    names += [("pp", 1, 1)] if q.contrast_positives else []
+    asked = {"query_to_doc": True, "query_to_query": q.contrast_anchors, "doc_to_doc": q.contrast_positives}
+    asked = {name for name, on in asked.items() if on} if directions is None else set(directions)
+    names = [("ap", 0, 1), *([("aa", 0, 0)] if "query_to_query" in asked else [])]
+    names += [("pp", 1, 1)] if "doc_to_doc" in asked else []
+    names += [("pa", 1, 0)] if "doc_to_query" in asked else []
     names += [(f"an_{k - 1}", 0, k) for k in range(2, len(student))]
+    if directions is not None and "doc_to_doc" in asked:
+        names += [(f"pn_{k - 1}", 1, k) for k in range(2, len(student)) if k not in mine]
+    # The column of what never counts, or is the positive, of each row.
+    place_of = {"ap": own, "aa": rows, "pp": own, "pa": rows}
+    place_of |= {name: own for name, _, _ in names if name.startswith("pn")}
 
     def rows_of(x: Tensor, index: int) -> Tensor:
-        return x[own] if index == 1 else x
+        return x[own] if index == 1 else x[rows]
 
     hidden = {}
     for name, r, c in names:
@@ -209,27 +228,29 @@ def loss_by_settings(
             mask |= score > cut[:, None] - (1e-12 if mask_ties else -1e-12)
         for each in groups or ():
             if c < 2:
-                mask |= each[own][:, None] == (each if c == 1 else each[own])
+                mask |= each[own][:, None] == (each if c == 1 else each[pair_of])
         if negative_groups is not None and c >= 2:
             mask |= groups[-1][own][:, None] == negative_groups[c - 2]
         if c in mine:
             mask &= mine[c]
-        if c < 2:
-            mask[rows, own if c == 1 else rows] = False
+        if name in place_of:
+            mask[rows, place_of[name]] = False
         hidden[name] = mask
     guided = {name: mask.clone() for name, mask in hidden.items()}
     easy = {name: torch.zeros_like(mask) for name, mask in hidden.items()}
     if hard:
         full = [x.detach()[:, :widest] for x in student]
-        floor = torch.cosine_similarity(full[0], full[1][own], dim=-1)
+        floor = torch.cosine_similarity(full[0][rows], full[1][own], dim=-1)
         for name, r, c in names:
             easy[name] = (cosine(rows_of(full[r], r), full[c]) < floor[:, None] - 1e-12) & ~hidden[name]
             easy[name] &= mine.get(c, torch.tensor(True))
+            if name in place_of:
+                easy[name][rows, place_of[name]] = False
             hidden[name] |= easy[name]
     total = torch.zeros(len(rows), dtype=q.anchors.dtype)
     for width, weight in zip(dims, weights, strict=True):
         x = [e[:, :width] for e in student]
-        logits, positives, negatives = [], [], []
+        logits, positives, negatives = {}, [], []
         for name, r, c in names:
             score = cosine(rows_of(x[r], r), x[c])
             penalty = torch.zeros_like(score)
@@ -247,32 +268,38 @@ def loss_by_settings(
                     penalty[place] = 1
             logit = score / q.temperature + hardness_strength * penalty * score.detach()
             drop = hidden[name].clone()
-            if name == "ap":
-                drop[rows, own] = False
-            elif c < 2:
-                drop[rows, own if c == 1 else rows] = True
+            if name in place_of:
+                # The positive is in both of the directions between the sides.
+                drop[rows, place_of[name]] = name not in ("ap", "pa")
             if c in mine:
                 drop |= ~mine[c]
-            logits.append(logit.masked_fill(drop, -torch.inf))
+            logits[name] = logit.masked_fill(drop, -torch.inf)
             if r == 0:
                 near = guided[name].clone()
                 far = ~near
                 if c in mine:
                     far &= mine[c]
-                if c < 2:
-                    far[rows, own if c == 1 else rows] = False
+                if name in place_of:
+                    far[rows, place_of[name]] = False
                 if c == 1:
                     near[rows, own] = True
                 positives.append((score, near))
                 negatives.append((score, far))
         if statistics is not None and width == widest:
-            negatives_alone = torch.cat([x.detach() for x in logits], dim=1)
-            negatives_alone[rows, own] = -torch.inf
+            negatives_alone = {name: x.detach().clone() for name, x in logits.items()}
+            for name in {"ap", "pa"} & negatives_alone.keys():
+                negatives_alone[name][rows, place_of[name]] = -torch.inf
+            negatives_alone = torch.cat(list(negatives_alone.values()), dim=1)
             hardest = negatives_alone.amax(1) * torch.as_tensor(q.temperature).detach()
             statistics["hardest"] = hardest[hardest > -torch.inf].mean()
             statistics |= {f"masked_{name}": int(mask.sum()) for name, mask in guided.items()}
             statistics |= {f"easy_{name}": int(mask.sum()) for name, mask in easy.items() if hard}
-        loss = torch.nn.functional.cross_entropy(torch.cat(logits, dim=1), own, reduction="none")
+        positive = logits["ap"][rows, own]
+        partitions = [list(logits)]
+        if partition_mode == "per_direction":
+            partitions = [[name for name in logits if name != "pa"], *([["pa"]] if "pa" in logits else [])]
+        sums = [torch.logsumexp(torch.cat([logits[name] for name in names], dim=1), dim=1) for names in partitions]
+        loss = sum(sums) / len(sums) - positive
         if triplet_margin is not None:
 
             def mean(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,18 @@ def draw_scopes(draw: st.DrawFn, rows: int, negatives: tuple[int, ...], options:
     return tuple(found)
 
 
+def draw_directions(draw: st.DrawFn, rows: int, columns: int, options: dict[str, Any]) -> int:
+    """Say what is compared by directions, and return how many anchors there are."""
+    others = draw(st.lists(st.sampled_from(["query_to_query", "doc_to_query", "doc_to_doc"]), unique=True))
+    options["directions"] = draw(st.permutations(["query_to_doc", *others]))
+    if set(others) <= {"doc_to_query"}:
+        options["partition_mode"] = draw(st.sampled_from(["joint", "per_direction"]))
+    if set(others) & {"query_to_query", "doc_to_query"} and draw(st.booleans()):
+        options["rows"] = rows
+        return columns
+    return rows
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Problem, dict[str, Any]]:
     rows, offset = draw(st.integers(1, 34)), draw(st.integers(0, 20))
@@ -57,6 +69,9 @@ def cases(draw: st.DrawFn) -> tuple[Problem, dict[str, Any]]:
     options: dict[str, Any] = {"mask_bits": draw(st.sampled_from(["keep", "recompute"]))}
     if draw(st.booleans()):
         negatives = draw_scopes(draw, rows, negatives, options)
+    anchors, asked = rows, draw(st.booleans())
+    if asked:
+        anchors = draw_directions(draw, rows, columns, options)
     guide = draw(st.sampled_from(["own", "self", "none"]))
     problem = make_problem(
         rows,
@@ -64,12 +79,13 @@ def cases(draw: st.DrawFn) -> tuple[Problem, dict[str, Any]]:
         negatives,
         width,
         draw(st.integers(1, 9)) if guide == "own" else None,
+        anchors=anchors,
         seed=draw(st.integers(0, 2**20)),
         temperature=draw(st.floats(0.01, 1.0)),
         margin=0.0 if guide == "none" else draw(st.just(0.0) | st.floats(0.001, 0.4) | st.floats(-0.4, -0.001)),
         margin_strategy="absolute" if guide == "none" else draw(st.sampled_from(["absolute", "relative"])),
-        contrast_anchors=draw(st.booleans()),
-        contrast_positives=draw(st.booleans()),
+        contrast_anchors=asked or draw(st.booleans()),
+        contrast_positives=asked or draw(st.booleans()),
         offset=offset,
     )
     if guide != "none" and draw(st.booleans()):
@@ -135,6 +151,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "protected": {"mask_negatives": False},
     "own negatives": {"negatives_scope": "own", "negative_rows": [torch.tensor([3, 0, 1, 4])]},
+    "all directions": {"directions": ["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]},
+    "one softmax a direction": {"directions": ["query_to_doc", "doc_to_query"], "partition_mode": "per_direction"},
     "in-batch": {"hardness_mode": "in_batch_negatives", "hardness_strength": 4.0},
     "own": {"hardness_mode": "hard_negatives", "hardness_strength": 4.0},
     "all": {"hardness_mode": "all_negatives", "hardness_strength": 4.0},
@@ -287,6 +305,45 @@ REFUSED = {
         r"matryoshka_weights: expected 2, one for each of the dims, got 1\.",
     ),
     "weights alone": ({"matryoshka_weights": [1.0]}, True, r"matryoshka_weights: given without"),
+    "no direction": ({"directions": []}, True, r"directions: expected different ones with 'query_to_doc'.* got \[\]\."),
+    "a direction twice": (
+        {"directions": ["query_to_doc"] * 2},
+        True,
+        r"directions: expected different.*got \['que",
+    ),
+    "directions without the positives": (
+        {"directions": ["doc_to_query"]},
+        True,
+        r"directions: .*got \['doc_to_qu",
+    ),
+    "a direction in a word": (
+        {"directions": "query_to_doc"},
+        True,
+        r"directions: expected a list of .*got 'query_to",
+    ),
+    "an unknown direction": (
+        {"directions": ["query_to_doc", "doc_to_querry"]},
+        True,
+        r"directions\[1\]: expected .*got 'doc_to_querry'\.",
+    ),
+    "two ways to say what is compared": (
+        {"directions": ["query_to_doc"], "contrast_anchors": False},
+        True,
+        r"contrast_anchors: got False beside direct",
+    ),
+    "softmaxes of nothing": ({"partition_mode": "per_direction"}, True, r"partition_mode: expected 'joint' without"),
+    "a softmax without a positive": (
+        {"directions": ["query_to_doc", "doc_to_doc"], "partition_mode": "per_direction"},
+        True,
+        r"partition_mode: expected 'joint' with 'doc_to_doc'.* got 'per_direction'\.",
+    ),
+    "rows that are no number": ({"rows": "9"}, True, r"rows: expected an int or None, got '9' \(str\)\."),
+    "more rows than anchors": ({"rows": 10}, True, r"rows: expected from 1 to 9, .*got 10\."),
+    "anchors that nobody is compared with": (
+        {"rows": 5},
+        True,
+        r"rows: expected 9, the number of anchors, got 5: ",
+    ),
     "a flag that is a text": ({"hard": "no"}, True, r"hard: expected True or False, got 'no' \(str\)\."),
 }
 
@@ -305,12 +362,29 @@ def test_hard_negatives_of_a_student_that_guides_itself_are_refused() -> None:
         run(problem, "tiled", self_guided=True, hard=True)
 
 
-def test_a_compiled_step_has_no_graph_break() -> None:
+def test_other_anchors_are_those_of_all_positives() -> None:
+    problem = make_problem(5, 9, anchors=7)
+    with pytest.raises(ValueError, match=r"anchors: expected 5 rows, as rows says, or 9, as positives have, got 7\."):
+        run(problem, "tiled", rows=5, directions=["query_to_doc", "doc_to_query"])
+
+
+def test_negatives_of_the_positives_are_told_from_a_row_s_own() -> None:
+    problem = make_problem(9, negatives=(5,))
+    with pytest.raises(
+        ValueError, match=r"negatives\[0\]: expected at least 9 rows with 'doc_to_doc'.*got 5\. Or"
+    ):
+        run(problem, "tiled", directions=["query_to_doc", "doc_to_doc"])
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"directions": ["query_to_doc", "doc_to_query"], "partition_mode": "per_direction"}]
+)
+def test_a_compiled_step_has_no_graph_break(more: dict[str, Any]) -> None:
     problem = make_problem(16, negatives=(16, 16), width=8, learned_temperature=False).to(torch.float32)
     options: dict[str, Any] = {
         "groups": [torch.arange(16) // 2, torch.arange(16) // 3], "negative_groups": [torch.arange(16)] * 2,
         "negatives_scope": ["all", "own"], "matryoshka_dims": [8, 4], "triplet_margin": 0.5, "mask_ties": True,
-        "hardness_mode": "all_negatives", "hardness_strength": 3.0,
+        "hardness_mode": "all_negatives", "hardness_strength": 3.0, **more,
     }  # fmt: skip
 
     def step(*leaves: Tensor) -> Tensor:

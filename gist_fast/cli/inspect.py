@@ -71,6 +71,9 @@ def inspect(
     no_contrast_positives: Annotated[
         bool, typer.Option("--no-contrast-positives", help="Positives are not compared: contrast_positives: false.")
     ] = False,
+    directions: Annotated[
+        str | None, typer.Option(metavar="D,D,...", help=f"As in training. {help_of('directions')}")
+    ] = None,
     hard: Annotated[bool, _as_in_training("hard", "--hard")] = False,
     margins: Annotated[
         str | None, typer.Option(metavar="M,M,...", help="Margins to try besides; by default -0.1 to 0.2 in 7 steps.")
@@ -98,8 +101,9 @@ def inspect(
     """Show which pairs of one batch the guide drops as false negatives, what other margins would drop, and duplicates.
 
     A pair is dropped where the guide finds it closer than the row's own anchor and positive (less the margin). The
-    blocks: ap, anchor with other positives; aa, with other anchors; pp, positive with other positives; an_1 and on,
-    anchor with negatives. The pairs farthest above their threshold come first. Rows count from 1.
+    blocks: ap, anchor with other positives; aa, with other anchors; pp, positive with other positives; pa, with other
+    anchors; an_1 and on, anchor with negatives; pn_1 and on, positive with negatives. The pairs farthest above their
+    threshold come first. Rows count from 1.
     """
     done: list[str] = []
     with only_results_on_stdout(), interruptible(None if report is None else done) as ctrl_c:
@@ -150,6 +154,7 @@ def inspect(
             row_margins=row_margins,
             contrast_anchors=not no_contrast_anchors,
             contrast_positives=not no_contrast_positives,
+            directions=None if directions is None else directions.split(","),
             hard=hard,
         )
         place = device or best_device()

@@ -28,12 +28,15 @@ def check_embeddings(
     guide_anchors: Tensor | None,
     guide_positives: Tensor | None,
     guide_negatives: Sequence[Tensor] | None,
+    rows: int | None,
     offset: int,
     mask_negatives: bool,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The student's and the guide's embeddings as two tuples (anchors, positives, *negatives); the guide's may be ().
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], int]:
+    """The student's and the guide's embeddings as two tuples (anchors, positives, *negatives), the guide's may be ();
+    and how many of the anchors the loss is of.
 
     Args:
+        rows: how many of the anchors the loss is of; None for all.
         mask_negatives: False where the guide has nothing to say of negatives, and only its others are returned.
 
     Raises:
@@ -46,7 +49,7 @@ def check_embeddings(
             raise InputTypeError(f"{name}: expected a tuple of [N, D] tensors, one for each column, got {got}.")
     negatives = tuple(negatives or ())
     student = _check_family("", anchors, positives, negatives)
-    rows = anchors.shape[0]
+    rows = anchors.shape[0] if rows is None else _check_count("rows", rows, anchors.shape[0], "the number of anchors")
     if not isinstance(offset, int) or isinstance(offset, bool):
         raise InputTypeError(f"offset: expected an int, got {offset!r} ({type(offset).__name__}).")
     if offset < 0:
@@ -59,7 +62,7 @@ def check_embeddings(
     if guide_anchors is None and guide_positives is None:
         if guide_negatives:
             raise InputError("guide_negatives: given without guide_anchors and guide_positives. Give all or none.")
-        return student, ()
+        return student, (), rows
     if guide_anchors is None or guide_positives is None:
         missing, given = ("anchors", "positives") if guide_anchors is None else ("positives", "anchors")
         raise InputError(f"guide_{missing}: missing, though guide_{given} came. Give both, or neither for no guide.")
@@ -77,7 +80,24 @@ def check_embeddings(
             raise InputError(f"guide_{name}: expected {ours.shape[0]} rows, as {name} have, got {theirs.shape[0]}.")
     if guide[0].device != anchors.device:
         raise InputError(f"guide_anchors: expected on {anchors.device}, as the anchors, got on {guide[0].device}.")
-    return student, guide
+    return student, guide, rows
+
+
+def check_other_anchors(rows: int, anchors: int, positives: int, gathers_anchors: bool) -> None:
+    """Raise where there are more anchors than rows, and they are not those of all positives, or no candidates.
+
+    Args:
+        gathers_anchors: whether other anchors are candidates.
+    """
+    if rows < anchors and not gathers_anchors:
+        raise InputError(
+            f"rows: expected {anchors}, the number of anchors, got {rows}: without 'query_to_query' or 'doc_to_query' "
+            "in directions the others are compared with nothing."
+        )
+    if rows < anchors and anchors != positives:
+        raise InputError(
+            f"anchors: expected {rows} rows, as rows says, or {positives}, as positives have, got {anchors}."
+        )
 
 
 def check_temperature(temperature: float | Tensor, dtype: torch.dtype | None = None) -> None:
@@ -173,9 +193,14 @@ def check_scopes(scope: str | Sequence[str], negatives: int) -> tuple[str, ...]:
 
 
 def check_negative_rows(
-    negative_rows: Sequence[Tensor | None] | None, negatives: Sequence[Tensor], scopes: Sequence[str], anchors: Tensor
+    negative_rows: Sequence[Tensor | None] | None,
+    negatives: Sequence[Tensor],
+    scopes: Sequence[str],
+    anchors: Tensor,
+    batch: int,
 ) -> tuple[Tensor | None, ...]:
-    """For each column of negatives the anchor of each of its rows; None where row i is anchor i's, or everyone's.
+    """For each column of negatives the anchor, of a batch of so many, of each of its rows; None where row i is anchor
+    i's, or everyone's.
 
     Raises:
         TypeError: one is no tensor of whole numbers.
@@ -192,7 +217,6 @@ def check_negative_rows(
         raise InputError(
             f"negative_rows: expected {len(negatives)}, one for each column of negatives, got {len(rows)}."
         )
-    batch = anchors.shape[0]
     for k, (each, column, scope) in enumerate(zip(rows, negatives, scopes, strict=True)):
         if scope == "all":
             if each is not None:
@@ -216,25 +240,38 @@ def check_negative_rows(
 
 
 def check_own_negatives(
-    hardness_mode: str | None, negatives: Sequence[Tensor], scopes: Sequence[str], needed: int
+    hardness_mode: str | None, doc_to_doc: bool, negatives: Sequence[Tensor], scopes: Sequence[str], needed: int
 ) -> None:
     """Raise unless the modes that look for an anchor's own negatives can find them.
 
     Args:
+        doc_to_doc: whether that direction is compared with all columns of negatives, which leaves out a row's own.
         needed: rows that a column of everyone's negatives has at least where each anchor's own are among them.
     """
     if hardness_mode == "hard_negatives" and not negatives:
         raise InputError(
             "hardness_mode: expected 'in_batch_negatives' without a column of negatives, got 'hard_negatives'."
         )
-    if hardness_mode not in ("hard_negatives", "in_batch_negatives"):
-        return
+    who, remedy = "", ""
+    if hardness_mode in ("hard_negatives", "in_batch_negatives"):
+        who, remedy = f"hardness_mode {hardness_mode!r}", "'all_negatives' needs none."
+    elif doc_to_doc:
+        who, remedy = "'doc_to_doc' in directions", "Or leave that direction out."
     for k, (column, scope) in enumerate(zip(negatives, scopes, strict=True)):
-        if scope == "all" and column.shape[0] < needed:
+        if who and scope == "all" and column.shape[0] < needed:
             raise InputError(
-                f"negatives[{k}]: expected at least {needed} rows with hardness_mode {hardness_mode!r}, which takes "
-                f"row offset + i for anchor i's own negative, got {column.shape[0]}. 'all_negatives' needs none."
+                f"negatives[{k}]: expected at least {needed} rows with {who}, which takes row offset + i for anchor "
+                f"i's own negative, got {column.shape[0]}. {remedy}"
             )
+
+
+def _check_count(name: str, value: object, most: int, what: str) -> int:
+    """The value, an int from 1 to `most`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputTypeError(f"{name}: expected an int or None, got {value!r} ({type(value).__name__}).")
+    if not 1 <= value <= most:
+        raise InputError(f"{name}: expected from 1 to {most}, {what}, got {value}.")
+    return value
 
 
 def _check_whole(name: str, x: object, rows: int, what: str, anchors: Tensor) -> None:

@@ -7,6 +7,8 @@ from typing import Literal
 MarginStrategy = Literal["absolute", "relative"]
 Groups = Literal["anchor", "positive", "anchor_or_positive", "column"]
 Scope = Literal["all", "own"]
+Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
+PartitionMode = Literal["joint", "per_direction"]
 HardnessMode = Literal["in_batch_negatives", "hard_negatives", "all_negatives"]
 Backend = Literal["auto", "triton", "tiled", "reference"]
 MaskBits = Literal["auto", "keep", "recompute"]

@@ -25,6 +25,7 @@ def check_combination(config: Any) -> None:
             f"hardness_strength: expected a float above 0 with hardness_mode {c.hardness_mode!r}, got "
             f"{c.hardness_strength}."
         )
+    _check_directions(c)
     check_dims(c.matryoshka_dims, c.matryoshka_weights)
     if c.temperature_min >= c.temperature_max:
         raise InputError(
@@ -63,6 +64,35 @@ def check_combination(config: Any) -> None:
         raise InputError(
             "hard: expected False with self_guided, got True: the student decides by the same scores, so that hardly a "
             "negative is left. Set hard=False, or give a guide of its own."
+        )
+
+
+def _check_directions(c: Any) -> None:
+    """Raise where what is compared, and in how many softmaxes, makes no sense together."""
+    if c.directions is None:
+        if c.partition_mode != "joint":
+            raise InputError(
+                f"partition_mode: expected 'joint' without directions, got {c.partition_mode!r}. Set directions, as to "
+                "['query_to_doc', 'doc_to_query'], or leave it out."
+            )
+        return
+    directions = list(c.directions)
+    if "query_to_doc" not in directions or len(set(directions)) < len(directions):
+        raise InputError(
+            f"directions: expected different ones with 'query_to_doc' among them, which has the positives, got "
+            f"{directions}."
+        )
+    for name, direction in (("contrast_anchors", "query_to_query"), ("contrast_positives", "doc_to_doc")):
+        if not getattr(c, name):
+            raise InputError(
+                f"{name}: got False beside directions, which say what is compared. Leave it out, and {direction!r} out "
+                "of directions."
+            )
+    without = [d for d in directions if d in ("query_to_query", "doc_to_doc")]
+    if c.partition_mode == "per_direction" and without:
+        raise InputError(
+            f"partition_mode: expected 'joint' with {', '.join(map(repr, without))} in directions, which has no "
+            "positive for a softmax of its own, got 'per_direction'."
         )
 
 

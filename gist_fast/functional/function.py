@@ -16,17 +16,21 @@ from gist_fast.functional.checks import (
     check_embeddings,
     check_groups,
     check_negative_rows,
+    check_other_anchors,
     check_own_negatives,
     check_row_margins,
     check_scopes,
     check_temperature,
 )
+from gist_fast.functional.groups import groups_of_rows
 from gist_fast.functional.loss_config import (
     Backend,
+    Direction,
     HardnessMode,
     LossConfig,
     MarginStrategy,
     MaskBits,
+    PartitionMode,
     Scope,
     SharedKeywords,
     check_dims,
@@ -48,6 +52,7 @@ class LossArguments(SharedKeywords, total=False):
     margin_strategy: MarginStrategy
     contrast_anchors: bool
     contrast_positives: bool
+    rows: int | None
     offset: int
     reduction: Literal["mean", "sum", "none"]
     groups: Tensor | Sequence[Tensor] | None
@@ -82,9 +87,9 @@ def guided_contrastive_loss(
 
 
 def guided_contrastive_loss(
-    anchors: Tensor,  # [B, D]
+    anchors: Tensor,  # [A, D], A = B but for gathered ones
     positives: Tensor,  # [M, D], M >= offset + B
-    guide_anchors: Tensor | None = None,  # [B, G]
+    guide_anchors: Tensor | None = None,  # [A, G]
     guide_positives: Tensor | None = None,  # [M, G]
     negatives: Sequence[Tensor] | None = None,  # K of [N_k, D]
     guide_negatives: Sequence[Tensor] | None = None,  # K of [N_k, G]
@@ -99,6 +104,9 @@ def guided_contrastive_loss(
     return_stats: bool = False,
     mask_bits: MaskBits = "auto",
     *,
+    rows: int | None = None,
+    directions: Sequence[Direction] | None = None,
+    partition_mode: PartitionMode = "joint",
     mask_ties: bool = False,
     groups: Tensor | Sequence[Tensor] | None = None,  # [M], or two of it
     negative_groups: Sequence[Tensor] | None = None,  # K of [N_k]
@@ -122,13 +130,17 @@ def guided_contrastive_loss(
         loss_i = log(sum over entries of row i with not g(x, y) > t_i of exp(sim(x, y) / temperature))
                  - sim(a_i, p_{offset+i}) / temperature
 
+    With `directions` the blocks pa (positive, anchor) and pn_k (positive, negative) are compared too; see
+    `gist_fast.functional.blocks`.
+
     The positive itself is never masked, and the pair of a row with itself never counts. Embeddings need not be
     normalised nor contiguous. Rows of zeros are defined: similarity 0 to everything, and no gradient.
 
     Args:
-        anchors: ``[B, D]``, float32, float16, bfloat16 or float64.
+        anchors: ``[A, D]``, float32, float16, bfloat16 or float64. The loss is of the first B of them, which are all
+            but where `rows` is given.
         positives: ``[M, D]`` of the same type; anchor i's positive is row ``offset + i``, all others are negatives.
-        guide_anchors: ``[B, G]``, the guide's embeddings of the same texts, in a type and width of their own. No
+        guide_anchors: ``[A, G]``, the guide's embeddings of the same texts, in a type and width of their own. No
             gradient reaches them. Pass the very tensors of the student (or their ``detach()``) to let it guide itself,
             which costs no second product.
         guide_positives: ``[M, G]``. Both guide arguments None: no guide, nothing is masked.
@@ -153,6 +165,17 @@ def guided_contrastive_loss(
             embeddings (``"recompute"``: no memory, one guide product more a block). Kept, they take one bit a pair;
             ``"tiled"`` keeps the masked scores of up to 2**26 pairs instead, at four bytes each, and saves their
             product. ``"auto"`` keeps up to an eighth of the device's memory.
+        rows: B, where there are more anchors than that: those of other ranks, which are candidates in the directions
+            ``"query_to_query"`` and ``"doc_to_query"`` alone. Behind the batch's own come then those of all other
+            positives, in their order, so that A is M.
+        directions: what is compared, in the place of `contrast_anchors` and `contrast_positives`:
+            ``"query_to_doc"`` (always; ap and an_k), ``"query_to_query"`` (aa), ``"doc_to_query"`` (pa) and
+            ``"doc_to_doc"`` (pp and pn_k, where the row's own negatives do not count), as in sentence-transformers'
+            ``MultipleNegativesRankingLoss`` and GTE (arXiv 2308.03281).
+        partition_mode: ``"joint"``: one softmax over all directions. The positive is in ``"query_to_doc"`` and in
+            ``"doc_to_query"``, and counts in both: ``loss_i = log(1 + exp(L_i))``, where ``L_i`` is the loss with it
+            once. ``"per_direction"``: a softmax each, whose losses are averaged; with ``"query_to_doc"`` and
+            ``"doc_to_query"``, the symmetric InfoNCE (arXiv 2310.19923).
         mask_ties: whether what ties with the threshold is masked too, as another copy of the positive's text does.
         groups: ``[M]``, int64 or int32: the group of each row of `positives`, and so of its anchor. Rows of one group
             are no negatives of each other, in ap, aa and pp. Or two such tensors, as of the anchors' texts and of the
@@ -193,13 +216,12 @@ def guided_contrastive_loss(
         >>> stats.masked.tolist()  # their pairs are no negatives in any block
         [2, 2, 2]
     """
-    student, guide = check_embeddings(
-        anchors, positives, negatives, guide_anchors, guide_positives, guide_negatives, offset, mask_negatives
+    student, guide, rows = check_embeddings(
+        anchors, positives, negatives, guide_anchors, guide_positives, guide_negatives, rows, offset, mask_negatives
     )
     check_temperature(temperature, anchors.dtype)
     if isinstance(temperature, Tensor) and temperature.device != anchors.device:
         raise InputError(f"temperature: expected on {anchors.device}, as the anchors, got on {temperature.device}.")
-    rows = anchors.shape[0]
     check_choice("reduction", reduction, REDUCTIONS)
     row_groups, column_groups = check_groups(groups, negative_groups, anchors, positives.shape[0], student[2:])
     margins = margin if isinstance(margin, Tensor) else None
@@ -213,11 +235,13 @@ def guided_contrastive_loss(
         margin=0.0 if isinstance(margin, Tensor) else margin,
         contrast_anchors=contrast_anchors,
         contrast_positives=contrast_positives,
+        # A tuple, which can be looked up; what is neither is refused there.
+        directions=tuple(directions) if isinstance(directions, list) else directions,  # type: ignore[arg-type]
+        partition_mode=partition_mode,
         self_guided=self_guided,
         mask_ties=mask_ties,
         groups=None if groups is None else "column",
         mask_negatives=mask_negatives,
-        # A tuple, which can be looked up; what is neither is refused there.
         negatives_scope=tuple(negatives_scope) if isinstance(negatives_scope, list) else negatives_scope,  # type: ignore[arg-type]
         hard=hard,
         hardness_mode=hardness_mode,
@@ -231,14 +255,16 @@ def guided_contrastive_loss(
     )
     dims, weights = check_dims(matryoshka_dims, matryoshka_weights, anchors.shape[1])
     scopes = check_scopes(negatives_scope, len(student) - 2)
-    owners = check_negative_rows(negative_rows, student[2:], scopes, anchors)
-    check_own_negatives(hardness_mode, student[2:], scopes, offset + rows)
-    columns = split_columns(student, guide, row_groups, column_groups, scopes, owners)
+    owners = check_negative_rows(negative_rows, student[2:], scopes, anchors, rows)
+    check_other_anchors(rows, anchors.shape[0], positives.shape[0], config.gathers_anchors)
+    doc_to_doc = directions is not None and "doc_to_doc" in directions
+    check_own_negatives(hardness_mode, doc_to_doc, student[2:], scopes, offset + rows)
+    columns = split_columns(student, guide, column_groups, scopes, owners)
     own, student, guide = columns.own, columns.student, columns.guide
     types = {x.dtype for x in (*student, *guide)}
     chosen = choose_backend(backend, anchors.device, torch.float64 if torch.float64 in types else anchors.dtype)
 
-    blocks = make_blocks(rows, [x.shape[0] for x in student[1:]], config, offset)
+    blocks = make_blocks(rows, [x.shape[0] for x in student], config, offset)
     # A traced graph has few operations anyway, and would have to look at values here.
     at_once = not torch.compiler.is_compiling() and chosen == "tiled" and left_to_auto(backend)
     at_once = at_once and dense.covers(config, blocks, anchors.device.type)
@@ -259,28 +285,35 @@ def guided_contrastive_loss(
         found, product = guided_rows(
             chosen,
             config,
+            rows,
             offset,
             student,
             () if self_guided else guide,
             temperature,
             None if margins is None else ordinary(margins.to(anchors.device)),
-            tuple(ordinary(each).to(torch.int64) for each in columns.groups),
+            groups_of_rows(
+                [ordinary(each) for each in row_groups],
+                [ordinary(each) for each in columns.groups],
+                anchors.shape[0],
+                rows,
+                offset,
+            ),
             dims,
             blocks,
             reduction != "none",
         )
-    loss, terms = found.loss, None
+    terms = None
     if own is not None:
         its_rows = slice(offset, offset + rows)
         pairs = Pairs(
-            (ordinary(student[0]), ordinary(student[1])[its_rows]),
-            () if self_guided or not guide else (guide[0], guide[1][its_rows]),
+            (ordinary(student[0])[:rows], ordinary(student[1])[its_rows]),
+            () if self_guided or not guide else (guide[0][:rows], guide[1][its_rows]),
             margins,
             row_groups[-1][its_rows] if row_groups else None,
         )
         with torch.autocast(anchors.device.type, enabled=False):
             terms = own_terms(own, pairs, temperature, config, dims)
-        loss = torch.logaddexp(loss, terms.log_sums[0] if at_once else terms.log_sums)
+    loss = _of_each_row(found.loss, None if terms is None else terms.log_sums, config)
     if product is not None and triplet_margin is not None:
         with torch.autocast(anchors.device.type, enabled=False):
             triplet_terms = [
@@ -308,6 +341,23 @@ def guided_contrastive_loss(
     names, compared = columns.named(blocks)
     stats = make_stats(names, compared, masked, easy if hard else None, found.positive, hardest)
     return loss, stats if terms is None else stats.in_order()
+
+
+def _of_each_row(losses: Tensor, log_sums: Tensor | None, config: LossConfig) -> Tensor:
+    """``[L, B]``, or as it came: the loss of each row, of those in each softmax.
+
+    Args:
+        losses: ``[L, R]``, `GuidedRows.loss`; or ``[B]`` or 0-d where there is one of all.
+        log_sums: `OwnTerms.log_sums`, of own negatives, which are in the softmax of query_to_doc.
+    """
+    first, *others = losses.chunk(config.softmaxes, dim=-1) if config.softmaxes > 1 else (losses,)
+    if log_sums is not None:
+        first = torch.logaddexp(first, log_sums[0] if first.ndim == 1 else log_sums)
+    if others:
+        return torch.stack([first, *others]).mean(0)
+    if config.counts_positive_twice:
+        return torch.logaddexp(first, torch.zeros_like(first))
+    return first
 
 
 def _config(**settings: Any) -> LossConfig:

@@ -17,9 +17,18 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, Field, FrozenInstanceError, dataclass, field, fields
 from typing import Any, Literal, TypedDict
 
-from gist_fast.functional.choices import Backend, Groups, HardnessMode, MarginStrategy, MaskBits, Scope
+from gist_fast.functional.choices import (
+    Backend,
+    Direction,
+    Groups,
+    HardnessMode,
+    MarginStrategy,
+    MaskBits,
+    PartitionMode,
+    Scope,
+)
 from gist_fast.functional.combinations import check_combination, check_dims
-from gist_fast.functional.values import check_choice, check_flags, check_number
+from gist_fast.functional.values import check_choice, check_flags, check_number, one_of
 from gist_fast.runtime.errors import InputError, InputTypeError, nearest
 
 STOCK = "sentence-transformers 6.2"
@@ -84,6 +93,21 @@ class LossSettings:
         False, "Whether the candidates of all ranks are negatives on every rank.", source=STOCK
     )
     _: KW_ONLY
+    directions: list[Direction] | None = setting(
+        None,
+        "What is compared, in the place of contrast_anchors and contrast_positives: 'query_to_doc' (anchors with "
+        "positives and negatives; always), 'query_to_query', 'doc_to_query' (each positive with all anchors) and "
+        "'doc_to_doc' (each positive with all other positives and negatives). None: as those two say.",
+        source=f"arXiv 2308.03281; {STOCK}",
+        decides=True,
+    )
+    partition_mode: PartitionMode = setting(
+        "joint",
+        "How many softmaxes there are: one over all directions ('joint'), or one each ('per_direction'), whose losses "
+        "are averaged.",
+        source=f"arXiv 2310.19923; {STOCK}",
+        decides=True,
+    )
     self_guided: bool = setting(
         False,
         "Whether the student's own similarities decide what is a false negative, without a guide; mostly with a "
@@ -242,6 +266,31 @@ class LossConfig(LossSettings):
         """Whether the margin is a share of the threshold."""
         return self.margin_strategy == "relative"
 
+    @property
+    def compared(self) -> tuple[Direction, ...]:
+        """The directions that are compared, whichever settings say so; see `gist_fast.functional.blocks`."""
+        if self.directions is not None:
+            return tuple(self.directions)
+        flags: dict[Direction, bool] = {
+            "query_to_doc": True, "query_to_query": self.contrast_anchors, "doc_to_doc": self.contrast_positives,
+        }  # fmt: skip
+        return tuple(direction for direction, compared in flags.items() if compared)
+
+    @property
+    def softmaxes(self) -> int:
+        """Of each row."""
+        return len(self.compared) if self.partition_mode == "per_direction" else 1
+
+    @property
+    def counts_positive_twice(self) -> bool:
+        """Whether the one softmax has the positive in both of the directions that contain it."""
+        return self.softmaxes == 1 and "doc_to_query" in self.compared
+
+    @property
+    def gathers_anchors(self) -> bool:
+        """Whether the anchors of all ranks are candidates, where candidates are gathered."""
+        return self.directions is not None and len({"query_to_query", "doc_to_query"} & set(self.directions)) > 0
+
     def recorded(self) -> dict[str, Any]:
         """What the model card and the record of a run list: the positional settings, and what is not at its default."""
         found = {}
@@ -254,12 +303,14 @@ class LossConfig(LossSettings):
     @classmethod
     def schema(cls) -> str:
         """What a custom operator needs of it, as part of the operator's schema."""
-        found = ((name, _FIELDS[name]) for name in _DECIDING)
-        return ", ".join(f"{each.kind.__name__}{'?' if each.optional else ''} {name}" for name, each in found)
+        # Operators know no lists of words.
+        kinds = {name: "str" if _FIELDS[name].kind is list else _FIELDS[name].kind.__name__ for name in _DECIDING}
+        return ", ".join(f"{kind}{'?' if _FIELDS[name].optional else ''} {name}" for name, kind in kinds.items())
 
     def to_arguments(self) -> tuple[Any, ...]:
         """What `schema` declares, as an operator takes it."""
-        return tuple(getattr(self, name) for name in _DECIDING)
+        values = (getattr(self, name) for name in _DECIDING)
+        return tuple(",".join(value) if isinstance(value, list | tuple) else value for value in values)
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[Any]) -> LossConfig:
@@ -276,7 +327,11 @@ class LossConfig(LossSettings):
 @functools.lru_cache(maxsize=256, typed=True)
 def _of_arguments(*arguments: Any) -> LossConfig:
     # Each operator of each step reads them, and checking takes longer than a launch.
-    return LossConfig(**dict(zip(_DECIDING, arguments, strict=True)))
+    settings = dict(zip(_DECIDING, arguments, strict=True))
+    for name, value in settings.items():
+        if _FIELDS[name].kind is list and value is not None:
+            settings[name] = tuple(value.split(","))
+    return LossConfig(**settings)
 
 
 class SharedKeywords(TypedDict, total=False):
@@ -284,6 +339,8 @@ class SharedKeywords(TypedDict, total=False):
 
     backend: Backend
     mask_bits: MaskBits
+    directions: Sequence[Direction] | None
+    partition_mode: PartitionMode
     mask_ties: bool
     mask_negatives: bool
     negatives_scope: Scope | Sequence[Scope]
@@ -329,6 +386,8 @@ def _expected(f: Field, hint: Any) -> _Expected:
     origin = typing.get_origin(member)
     choices = typing.get_args(member) if origin is Literal else ()
     kind = str if choices else origin or member
+    if kind is list and typing.get_origin(item := typing.get_args(member)[0]) is Literal:
+        choices = typing.get_args(item)
     return _Expected(kind, choices, bool(lists), type(None) in members, dict(f.metadata["bounds"]))
 
 
@@ -352,7 +411,10 @@ def check_setting(name: str, value: Any) -> None:
     expected = _FIELDS.get(name)
     if expected is None or (value is None and expected.optional):
         return
-    if expected.listed and isinstance(value, list | tuple):
+    listed = expected.kind is list and len(expected.choices) > 0
+    if listed and not isinstance(value, list | tuple):
+        raise InputTypeError(f"{name}: expected a list of {one_of(expected.choices)}, got {value!r}.")
+    if listed or (expected.listed and isinstance(value, list | tuple)):
         for k, each in enumerate(value):
             check_choice(f"{name}[{k}]", each, expected.choices)
     elif expected.choices:

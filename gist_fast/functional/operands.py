@@ -95,7 +95,7 @@ class Student:
     """The student's operands of one Matryoshka dim ``D``."""
 
     operands: tuple[Tensor, ...]
-    """Anchors ``[B, D]``, positives ``[M, D]``, negatives ``[N_k, D]``, in the type of the embeddings. A dot product
+    """Anchors ``[A, D]``, positives ``[M, D]``, negatives ``[N_k, D]``, in the type of the embeddings. A dot product
     of two rows is their logit in base 2."""
     positives: Tensor
     """``[B]``, accumulation type: the logit (base 2) of each anchor with its own positive."""
@@ -119,10 +119,8 @@ class Operands:
     """``[B]``, accumulation type: entries of row i whose logit (of the largest dim) is below
     ``student_thresholds[i]`` are masked."""
     groups: tuple[Tensor, ...] = ()
-    """Two at most, int64: ``[M]``, of the positives, or of the positives and all negatives behind them. Entries whose
-    row and column have one of them in common are masked."""
-    offset: int = 0
-    """Anchor i is in the group of candidate ``offset + i``."""
+    """Two at most, int64: ``[A + M]``, of the anchors and the positives, or of all negatives behind them too. Entries
+    whose row and column have one of them in common are masked."""
     logit_scale: Tensor | None = None
     """0-d, accumulation type: what hardness weighting multiplies the logits of the entries by that it is
     about, without being part of their derivative."""
@@ -151,13 +149,12 @@ class Operands:
 
     def groups_of(self, block: Block) -> Iterator[tuple[Tensor, Tensor]]:
         """The groups of a block's rows ``[rows]`` and columns ``[columns]``, as often as there are some of both."""
-        candidates = [x.shape[0] for x in self.student[POSITIVES : block.column_operand + 1]]
+        sizes = [x.shape[0] for x in self.student]
+        first_row = sum(sizes[: block.row_operand]) + block.row_start
+        first_column = sum(sizes[: block.column_operand])
         for groups in self.groups:
-            rows = groups[self.offset : self.offset + block.rows]
-            if block.column_operand == ANCHORS:
-                yield rows, rows
-            elif len(groups) >= sum(candidates):
-                yield rows, groups[sum(candidates[:-1]) : sum(candidates)]
+            if len(groups) > first_column:
+                yield groups[first_row : first_row + block.rows], groups[first_column : first_column + block.columns]
 
     def logit_scales_of(self, block: Block) -> tuple[Tensor | None, Tensor | None]:
         """What multiplies the logits of a block's entries, 0-d: of an anchor's own negative, and of all others."""
@@ -195,6 +192,7 @@ def prepare(
     guide: Sequence[Tensor],
     temperature: Tensor,
     config: LossConfig,
+    rows: int,
     offset: int = 0,
     *,
     margins: Tensor | None = None,
@@ -205,10 +203,11 @@ def prepare(
     """Normalise, scale and round the embeddings, and work out each row's thresholds.
 
     Args:
-        student: anchors ``[B, D]``, positives ``[M, D]``, then any negatives ``[N_k, D]``, as the user gave them.
+        student: anchors ``[A, D]``, positives ``[M, D]``, then any negatives ``[N_k, D]``, as the user gave them.
         guide: the guide's embeddings of the same texts, or of those alone that it may mask; or an empty sequence.
         temperature: 0-d.
         config: where it is self-guided, the student's own scores decide the mask, and `guide` is empty.
+        rows: B, how many of the anchors, from the first on, the loss is of.
         offset: anchor i's positive is row ``offset + i`` of the positives.
         margins: ``[B]``, in the place of the one margin of `config`.
         groups: see `Operands.groups`.
@@ -223,7 +222,7 @@ def prepare(
     dtype = accumulation_dtype(student[ANCHORS].dtype)
     scale = operand_norm(temperature.to(dtype))
     students = tuple(
-        _student([x[:, :dim] for x in student], scale, offset, differentiable)
+        _student([x[:, :dim] for x in student], scale, rows, offset, differentiable)
         for dim in dims or (student[ANCHORS].shape[1],)
     )
     guides, guide_thresholds, student_thresholds, logit_scale = None, None, None, None
@@ -239,7 +238,7 @@ def prepare(
             guides = tuple(unit_rows(x, "guide_" + _student_name(k)) for k, x in enumerate(guide))
             own_scores = [
                 row_dots(guides[ANCHORS].rows(piece), guides[POSITIVES].rows(moved(piece, offset)))
-                for piece in pieces(guide[ANCHORS])
+                for piece in pieces(guide[ANCHORS][:rows])
             ]
             own = torch.cat(own_scores)
             guide_thresholds = make_thresholds(own, margin, band=tie_band(own.dtype, guide[ANCHORS].shape[1]), **rule)
@@ -249,7 +248,7 @@ def prepare(
         if config.hardness_mode:
             logit_scale = 1 + config.hardness_strength * temperature.to(dtype)
     return Operands(
-        students, guides, config.self_guided, guide_thresholds, student_thresholds, tuple(groups), offset, logit_scale
+        students, guides, config.self_guided, guide_thresholds, student_thresholds, tuple(groups), logit_scale
     )
 
 
@@ -273,7 +272,7 @@ def check_finite(x: Tensor, name: str) -> None:
         _norms(x, name)
 
 
-def _student(embeddings: Sequence[Tensor], scale: Tensor, offset: int, differentiable: bool) -> Student:
+def _student(embeddings: Sequence[Tensor], scale: Tensor, rows: int, offset: int, differentiable: bool) -> Student:
     norms = tuple(_norms(x, _student_name(k)) for k, x in enumerate(embeddings))
     if differentiable:
         operands = tuple(
@@ -281,14 +280,13 @@ def _student(embeddings: Sequence[Tensor], scale: Tensor, offset: int, different
         )
     else:
         operands = tuple(UnitRows(x, scale * _inverse(norm)).whole for x, norm in zip(embeddings, norms, strict=True))
-    batch = embeddings[ANCHORS].shape[0]
-    positives = row_dots(operands[ANCHORS], operands[POSITIVES][offset : offset + batch])
+    positives = row_dots(operands[ANCHORS][:rows], operands[POSITIVES][offset : offset + rows])
     return Student(operands, positives, norms)
 
 
 def add_positives(gradients: Sequence[Tensor], operands: Sequence[Tensor], dlogits: Tensor, offset: int) -> None:
     """Add ``dlogits_i * d (anchor_i . positive_{offset + i})`` to the gradients by anchors and positives."""
-    anchors, positives = operands[ANCHORS], operands[POSITIVES]
+    anchors, positives = operands[ANCHORS][: len(dlogits)], operands[POSITIVES]
     column = dlogits[:, None]
     for piece in pieces(anchors):
         own = moved(piece, offset)

@@ -23,7 +23,7 @@ from gist_fast.functional.operands import accumulation_dtype
 
 _ARGUMENTS = (
     "str backend, Tensor[] student, Tensor[] guide, Tensor temperature, Tensor? margins, Tensor[] groups, "
-    f"SymInt[] dims, bool keep_mask_bits, bool automatic, bool one_sign, int offset, {LossConfig.schema()}"
+    f"SymInt[] dims, bool keep_mask_bits, bool automatic, bool one_sign, SymInt rows, int offset, {LossConfig.schema()}"
 )
 
 
@@ -38,6 +38,7 @@ def forward_rows(
     keep_mask_bits: bool,
     automatic: bool,
     one_sign: bool,
+    rows: int,
     offset: int,
     *settings: Any,
 ) -> tuple[Tensor, ...]:
@@ -53,10 +54,11 @@ def forward_rows(
         keep_mask_bits: whether what was masked is kept for the backward pass.
         automatic: the backend was nobody's choice by name, so that a backward pass that fails may take another.
         one_sign: the upstream gradients of no two rows will be of different sign, as those of their mean or sum.
+        rows: how many of the anchors, from the first on, the loss is of.
         offset: anchor i's positive is row ``offset + i`` of the positives.
         settings: see `gist_fast.functional.loss_config.LossConfig.to_arguments`.
     """
-    problem = _problem(student, guide, temperature, margins, groups, dims, one_sign, offset, settings)
+    problem = _problem(student, guide, temperature, margins, groups, dims, one_sign, rows, offset, settings)
     with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):
         return tuple(streaming_backend(backend).forward(problem, keep_mask_bits))
 
@@ -71,19 +73,20 @@ guided_forward = torch.library.custom_op(
 
 @guided_forward.register_fake
 def _(
-    backend, student, guide, temperature, margins, groups, dims, keep_mask_bits, automatic, one_sign, offset, *settings
-):
-    problem = _problem(student, guide, temperature, margins, groups, dims, one_sign, offset, settings)
+    backend, student, guide, temperature, margins, groups, dims, keep_mask_bits, automatic, one_sign, rows, offset,
+    *settings,
+):  # fmt: skip
+    problem = _problem(student, guide, temperature, margins, groups, dims, one_sign, rows, offset, settings)
     blocks, count = problem.blocks, max(1, len(dims))
     n_bytes = streaming_backend(backend).mask_bytes(blocks, count) if keep_mask_bits and problem.masks else 0
     a = student[ANCHORS]
-    rows = a.new_empty((count, a.shape[0]), dtype=accumulation_dtype(a.dtype))
+    losses = a.new_empty((count, problem.config.softmaxes * rows), dtype=accumulation_dtype(a.dtype))
     counts = a.new_empty(len(blocks), dtype=torch.int64)
     return (
-        rows,
-        torch.empty_like(rows),
-        rows.new_empty(a.shape[0]),
-        rows.new_empty(a.shape[0]),
+        losses,
+        torch.empty_like(losses),
+        losses.new_empty(rows),
+        losses.new_empty(rows),
         counts,
         torch.empty_like(counts),
         a.new_empty(n_bytes, dtype=torch.uint8),
@@ -102,9 +105,9 @@ def backward_rows(
     groups: Sequence[Tensor],
     *static: Any,
 ) -> list[Tensor]:
-    """Gradients by each of `student` and, last, by `temperature`, given ``grad_loss [L, B]``; see `forward_rows`."""
-    dims, _, automatic, one_sign, offset, *settings = static
-    problem = _problem(student, guide, temperature, margins, groups, dims, one_sign, offset, settings)
+    """Gradients by each of `student` and, last, by `temperature`, given ``grad_loss [L, R]``; see `forward_rows`."""
+    dims, _, automatic, one_sign, rows, offset, *settings = static
+    problem = _problem(student, guide, temperature, margins, groups, dims, one_sign, rows, offset, settings)
     config, bits = problem.config, mask_bits if len(mask_bits) > 0 else None
     with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):
         try:
@@ -143,12 +146,13 @@ def _problem(
     groups: Sequence[Tensor],
     dims: Sequence[int],
     one_sign: bool,
+    rows: int,
     offset: int,
     settings: Sequence[Any],
 ) -> Problem:
     config = LossConfig.from_arguments(settings)
     return Problem(
-        tuple(student), tuple(guide), temperature, margins, tuple(groups), tuple(dims), offset, one_sign, config
+        tuple(student), tuple(guide), temperature, margins, tuple(groups), tuple(dims), rows, offset, one_sign, config
     )
 
 
@@ -160,7 +164,7 @@ def _kernels(backend: str, student: Sequence[Tensor], dims: Sequence[int], one_s
     """What decides which kernels a backward pass from kept masks compiles."""
     x = student[ANCHORS]
     # The blocks there are, which may be symmetric or not, and the dims.
-    blocks = config.contrast_anchors, config.contrast_positives, len(student)
+    blocks = config.compared, config.directions is None, config.softmaxes, len(student)
     return backend, x.device.type, x.dtype, x.shape[1], tuple(dims), one_sign, blocks, config.hardness_mode
 
 
@@ -171,7 +175,7 @@ def _setup_context(ctx, inputs, output) -> None:
     _, lse2, *_, mask_bits = output
     # Where the masks are kept the guide is done with, and its memory can go; but for the first backward pass of its
     # kind, which may have to fall back on a backend that does not know these mask bits.
-    dims, _, automatic, one_sign, _, *settings = static
+    dims, _, automatic, one_sign, _, _, *settings = static
     spared = len(mask_bits) > 0 and (
         not automatic or _kernels(backend, student, dims, one_sign, LossConfig.from_arguments(settings)) in _proven
     )

@@ -93,7 +93,7 @@ class Columns(NamedTuple):
     guide: tuple[Tensor, ...]
     """The same of the guide, as far as there are any."""
     groups: tuple[Tensor, ...]
-    """Of the positives, and the last one of those negatives behind them, where they have groups."""
+    """Of each of those columns of negatives, ``[N_k]``; empty where they are in none."""
     own: OwnNegatives | None
     shared: tuple[int, ...]
     """Which columns of negatives are everyone's; the first is 0."""
@@ -101,17 +101,20 @@ class Columns(NamedTuple):
     def named(self, blocks: Sequence[Block]) -> tuple[list[str], list[int]]:
         """Names of the blocks, then of the own negatives, ``an_k`` by the number of their column; and how many pairs
         each compares."""
-        others = [b for b in blocks if b.column_operand < FIRST_NEGATIVES]
-        numbers = [*self.shared, *(self.own.numbers if self.own else ())]
+        names = [b.name for b in blocks]
+        for place, block in enumerate(blocks):
+            if block.column_operand >= FIRST_NEGATIVES:
+                kind, _ = block.name.split("_")
+                names[place] = f"{kind}_{self.shared[block.column_operand - FIRST_NEGATIVES] + 1}"
+        numbers = self.own.numbers if self.own else ()
         sizes = [] if self.own is None else [x.shape[0] for x in self.own.student]
-        names = [*(b.name for b in others), *(f"an_{number + 1}" for number in numbers)]
+        names += [f"an_{number + 1}" for number in numbers]
         return names, [*(b.compared for b in blocks), *sizes]
 
 
 def split_columns(
     student: tuple[Tensor, ...],
     guide: tuple[Tensor, ...],
-    groups: tuple[Tensor, ...],
     negative_groups: tuple[Tensor, ...],
     scopes: Sequence[str],
     rows: Sequence[Tensor | None],
@@ -121,7 +124,6 @@ def split_columns(
     Args:
         student: anchors, positives, columns of negatives.
         guide: the same of the guide, or of anchors and positives alone, or ().
-        groups: of the positives, ``[M]`` each.
         negative_groups: of each column of negatives, ``[N_k]``; or ().
         scopes: of each column of negatives, ``"all"`` or ``"own"``.
         rows: of each column of negatives, see `OwnNegatives.rows`.
@@ -135,11 +137,8 @@ def split_columns(
     def of(columns: Sequence[Any], chosen: tuple[int, ...]) -> tuple[Any, ...]:
         return tuple(columns[k] for k in chosen) if columns else ()
 
-    if negative_groups and shared:
-        last = torch.cat([x.to(torch.int64) for x in (groups[-1], *of(negative_groups, shared))])
-        groups = *groups[:-1], last
     if not numbers:
-        return Columns(student, guide, groups, None, shared)
+        return Columns(student, guide, negative_groups, None, shared)
     for place, number in enumerate(shared):
         if place != number:  # whoever looks at them next counts them anew
             check_finite(student[2 + number], f"negatives[{number}]")
@@ -152,7 +151,13 @@ def split_columns(
         tuple(None if r is None else ordinary(r).to(torch.int64) for r in of(rows, numbers)),
         of(negative_groups, numbers),
     )
-    return Columns((*student[:2], *of(student[2:], shared)), (*guide[:2], *of(guide[2:], shared)), groups, own, shared)
+    return Columns(
+        (*student[:2], *of(student[2:], shared)),
+        (*guide[:2], *of(guide[2:], shared)),
+        of(negative_groups, shared),
+        own,
+        shared,
+    )
 
 
 def own_terms(

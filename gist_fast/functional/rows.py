@@ -23,6 +23,7 @@ KEPT_SHARE = 8
 def guided_rows(
     chosen: str,
     config: LossConfig,
+    count: int,
     offset: int,
     student: tuple[Tensor, ...],
     guide: tuple[Tensor, ...],
@@ -33,13 +34,14 @@ def guided_rows(
     blocks: Sequence[Block],
     one_sign: bool,
 ) -> tuple[GuidedRows, MaskProduct | None]:
-    """The loss of each row by the backend `chosen`, and products of its masks, where a triplet term needs them."""
+    """The loss of each of `count` rows by the backend `chosen`, and products of its masks, where a triplet term needs
+    them."""
     device, dtype = student[ANCHORS].device, student[ANCHORS].dtype
     wants_masks = config.triplet_margin is not None
     if chosen == "reference":
         with torch.autocast(device.type, enabled=False):
             operands = prepare(
-                student, guide, temperature, config, offset, margins=margins, groups=groups, dims=dims,
+                student, guide, temperature, config, count, offset, margins=margins, groups=groups, dims=dims,
                 differentiable=True,
             )  # fmt: skip
             rows = reference.forward(operands, blocks, temperature)
@@ -47,10 +49,10 @@ def guided_rows(
     refuse_transforms((*student, temperature))
     # What a traced graph runs is decided while it is traced.
     automatic = config.backend == "auto" and chosen == "triton" and not torch.compiler.is_compiling()
-    count = max(1, len(dims))
+    levels = max(1, len(dims))
 
     def stream(streaming: str) -> tuple[GuidedRows, MaskProduct | None]:
-        keep = wants_masks or _keeps_masks(config.mask_bits, streaming, blocks, count, device)
+        keep = wants_masks or _keeps_masks(config.mask_bits, streaming, blocks, levels, device)
         settings = config.to_arguments()
         rows = GuidedRows(
             *guided_forward(
@@ -64,13 +66,14 @@ def guided_rows(
                 keep,
                 automatic,
                 one_sign,
+                count,
                 offset,
                 *settings,
             )
         )
         if not wants_masks:
             return rows, None
-        sizes = [*(x.shape[0] for x in student), count, offset]
+        sizes = [count, *(x.shape[0] for x in student), levels, offset]
         return rows, kept_product(streaming, rows.mask_bits, dtype, sizes, config)
 
     if not automatic:

@@ -26,7 +26,7 @@ class GuidedContrastiveStats:
     """
 
     blocks: tuple[str, ...]
-    """Names of the K blocks, in the order ``ap``, ``aa``, ``pp``, ``an_1``, ``an_2`` and so on."""
+    """Names of the K blocks, in the order ``ap``, ``aa``, ``pp``, ``pa``, ``an_1``, ``pn_1``, ``an_2`` and so on."""
     compared: tuple[int, ...]
     """``[K]``: pairs compared in each block; a row's positive, and its pair with itself, are none of them."""
     masked: Tensor
@@ -81,7 +81,8 @@ class GuidedContrastiveStats:
 
 def _place(block: str) -> int:
     """Columns of negatives by their number, behind all others."""
-    return int(block.removeprefix("an_")) if block.startswith("an_") else 0
+    _, _, number = block.partition("_")
+    return int(number or 0)
 
 
 def make_stats(

@@ -44,7 +44,7 @@ def triplet_rows(
     """The term of each row, ``[B]``, accumulation type, differentiable by the embeddings.
 
     Args:
-        student: embeddings of one Matryoshka dim: anchors ``[B, D]``, positives ``[M, D]``, negatives.
+        student: embeddings of one Matryoshka dim: anchors ``[A, D]``, positives ``[M, D]``, negatives.
         offset: anchor i's positive is row ``offset + i`` of the positives.
         margin: in units of cosine similarity.
         product: by the masks of the same batch.
@@ -54,8 +54,8 @@ def triplet_rows(
     """
     dtype = accumulation_dtype(student[ANCHORS].dtype)
     unit = [unit_vectors(x.to(dtype)) for x in student]
-    anchors = unit[ANCHORS]
-    rows = anchors.shape[0]
+    rows = blocks[0].rows
+    anchors = unit[ANCHORS][:rows]
     own = slice(offset, offset + rows)
     positive = (anchors * unit[POSITIVES][own]).sum(1)
     masked, everything, masked_count = (torch.zeros_like(positive) for _ in range(3))
@@ -98,7 +98,8 @@ def kept_product(
 def _mask_product(backend, mask_bits, other, transposed, index, dtype, sizes, *settings):
     """A block's mask, or its transpose, times ``other [.., E]``; operands are rounded to `dtype`.
 
-    `sizes` are the rows of anchors, positives and each column of negatives, the number of Matryoshka dims, the offset.
+    `sizes` are the rows of the loss, of anchors, positives and each column of negatives, the number of Matryoshka dims,
+    and the offset.
     """
     blocks, dims = _read_sizes(sizes, settings)
     # A float16 operand knows no small gradients.
@@ -110,8 +111,8 @@ def _mask_product(backend, mask_bits, other, transposed, index, dtype, sizes, *s
 
 
 def _read_sizes(sizes: Sequence[int], settings: Sequence) -> tuple[list[Block], int]:
-    rows, *columns, dims, offset = sizes
-    return make_blocks(rows, columns, LossConfig.from_arguments(settings), offset), dims
+    rows, *operands, dims, offset = sizes
+    return make_blocks(rows, operands, LossConfig.from_arguments(settings), offset), dims
 
 
 mask_product = torch.library.custom_op(

@@ -196,9 +196,14 @@ def inspect_rows(
     judged = columns if config.mask_negatives else columns[:FIRST_NEGATIVES]
     unit = units(guide, "guide", judged)
     student_unit = None if student is None else units(student, "student", columns)
-    blocks = make_blocks(len(rows), [len(rows)] * (len(columns) - 1), config)
     scopes = check_scopes(config.negatives_scope, len(columns) - FIRST_NEGATIVES)
     own = [FIRST_NEGATIVES + k for k, scope in enumerate(scopes) if scope == "own"]
+    # A row's positive is compared with no negative of its own.
+    blocks = [
+        block
+        for block in make_blocks(len(rows), [len(rows)] * len(columns), config)
+        if block.row_operand != POSITIVES or block.column_operand not in own
+    ]
     missing = {k: torch.tensor([text == NO_TEXT for text in texts[c]]) for k, c in enumerate(columns) if k > POSITIVES}
     never = NotCompared([] if config.groups is None else _groups(batch, config.groups, texts), own, missing)
     row_margins: Tensor | float = 0.0

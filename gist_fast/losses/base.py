@@ -183,10 +183,12 @@ class GuidedLoss(nn.Module):
         groups: Sequence[Tensor | None] = [column.get(GROUP) for column in rows]
         own = self._own_columns(len(student))
         owners = [column.get(NEGATIVE_ROWS) if k in own else None for k, column in enumerate(rows)]
-        offset, weight = 0, 1.0
-        self.largest_batch = len(student[0])
+        offset, weight, count = 0, 1.0, len(student[0])
+        self.largest_batch = count
         if config.gather_across_devices:
-            gathered = gather_candidates(student, guide, config.gather_guide_dtype, groups, own)
+            gathered = gather_candidates(
+                student, guide, config.gather_guide_dtype, groups, own, anchors=config.gathers_anchors
+            )
             student, guide, offset, weight = gathered.student, gathered.guide, gathered.offset, gathered.weight
             groups = gathered.groups
             self.largest_batch = gathered.largest
@@ -203,6 +205,7 @@ class GuidedLoss(nn.Module):
             guide_negatives=guide_candidates[1:],
             temperature=self.temperature,
             margin=margin,
+            rows=count,
             offset=offset,
             groups=[each for each in groups[:2] if each is not None] or None,
             # Of all columns, or of none.

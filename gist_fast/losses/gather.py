@@ -49,9 +49,10 @@ class Gathered:
     """The columns of a batch, candidates of all ranks, in the order of the ranks."""
 
     student: tuple[Tensor, ...]
-    """This rank's anchors ``[n, D]``, then the candidates of each column, ``[N, D]``."""
+    """This rank's anchors ``[n, D]``, or all ranks' with this rank's first, ``[N, D]``; then the candidates of each
+    column, ``[N, D]``."""
     guide: tuple[Tensor, ...]
-    """The same of the guide, ``[n, G]`` and ``[N, G]``; empty without one."""
+    """The same of the guide; empty without one."""
     offset: int
     """Candidates of each column that come before this rank's own."""
     weight: float
@@ -69,8 +70,11 @@ def gather_candidates(
     guide_dtype: str | None = None,
     groups: Sequence[Tensor | None] = (),
     own: Sequence[int] = (),
+    *,
+    anchors: bool = False,
 ) -> Gathered:
-    """Gather all columns but the anchors from all ranks; the student's with gradient. Every rank must call it.
+    """Gather all columns but the anchors, or all of them, from all ranks; the student's with gradient. Every rank must
+    call it.
 
     Embeddings travel in the type they have. Gradients are summed over the ranks in float32 at least, and rounded to the
     embeddings' type once.
@@ -83,6 +87,7 @@ def gather_candidates(
             that both sides of every comparison were rounded alike; None leaves them as they are.
         groups: of this rank's rows in each column, ``[n]``, or None on all ranks.
         own: columns that no other rank needs, which stay as they are.
+        anchors: whether other ranks need the anchors.
 
     Raises:
         ValueError: on every rank, where one of them has no row, or where the ranks' batches differ in their number of
@@ -96,18 +101,26 @@ def gather_candidates(
     rank, world = dist.get_rank(), dist.get_world_size()
     of_all = [[x for k, x in enumerate(columns) if k not in own] for columns in (student, guide)]
     rows = [theirs[0] for theirs in _agreed(_facts(*of_all), student[0].device)]
-    stay = {ANCHORS, *own}
+    stay = set(own) if anchors else {ANCHORS, *own}
     # All columns are under way before the first is waited for. Joining them into one message would save their
     # latency, some tens of microseconds, and copy everything that was gathered once more.
     gathered_guide = {k: _start_gather(x.detach(), rows) for k, x in enumerate(guide) if k not in stay}
     # The anchors' groups are those of their positives' rows.
-    gathered_groups = {k: _start_gather(x, rows) for k, x in enumerate(groups) if x is not None and k not in own}
+    moving_groups = [k for k, x in enumerate(groups) if x is not None and k not in own]
+    gathered_groups = {k: _start_gather(groups[k], rows) for k in moving_groups}  # type: ignore[arg-type]
     moving = [k for k in range(len(student)) if k not in stay]
     found = dict(zip(moving, _GatherWithGrad.apply(rows, *(student[k] for k in moving)), strict=True))
+    found_guide = {k: arrive() for k, arrive in gathered_guide.items()}
+    offset = sum(rows[:rank])
+    for columns, given in ((found, student), (found_guide, guide)):
+        if ANCHORS in columns:
+            # The loss is of the first ones.
+            others = columns[ANCHORS][:offset], columns[ANCHORS][offset + rows[rank] :]
+            columns[ANCHORS] = torch.cat([given[ANCHORS], *others])
     return Gathered(
         tuple(found.get(k, x) for k, x in enumerate(student)),
-        tuple(gathered_guide[k]() if k in gathered_guide else x for k, x in enumerate(guide)),
-        offset=sum(rows[:rank]),
+        tuple(found_guide.get(k, x) for k, x in enumerate(guide)),
+        offset=offset,
         weight=rows[rank] * world / sum(rows),
         largest=max(rows),
         groups=tuple(gathered_groups[k]() if k in gathered_groups else x for k, x in enumerate(groups)),

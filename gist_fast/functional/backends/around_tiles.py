@@ -26,7 +26,7 @@ class Negatives(NamedTuple):
     """The softmax over each row's unmasked negatives, positive left out; see `GuidedRows`."""
 
     lse2: Tensor
-    """``[L, B]``, accumulation type."""
+    """``[L, R]``, accumulation type."""
     hardest: Tensor
     """``[B]``, accumulation type: the largest logit (base 2) at the largest dim; -inf for a row that has none."""
     masked: Tensor
@@ -40,24 +40,25 @@ NegativesBy = Callable[[Operands, Sequence[Block], bool], Negatives]
 """Of operands, blocks, and whether mask bits are kept."""
 GradientsBy = Callable[[Operands, Sequence[Block], Tensor, Tensor | None, Tensor | None], list[list[Tensor]]]
 """``sum_ij weights_i * exp2(logit_ij - lse2_i) * d logit_ij`` over unmasked entries, by each student operand: for each
-dim one tensor an operand, of its shape, accumulation type. Of operands, blocks, ``lse2 [L, B]`` with the positive
-included, ``weights [L, B]`` (None for 1), and mask bits (None to decide the masks again)."""
+dim one tensor an operand, of its shape, accumulation type. Of operands, blocks, ``lse2 [L, R]`` with the positive
+included, ``weights [L, R]`` (None for 1), and mask bits (None to decide the masks again)."""
 
 
 def forward(problem: Problem, keep_mask_bits: bool, negatives_by: NegativesBy) -> GuidedRows:
     """See `gist_fast.functional.backends.interface.StreamingBackend.forward`."""
     operands = _operands(problem)
     negatives = negatives_by(operands, problem.blocks, keep_mask_bits)
-    positives = torch.stack([each.positives for each in operands.matryoshka])
+    positives = _positives(operands, problem)
     loss = torch.logaddexp(LN2 * (negatives.lse2 - positives), torch.zeros_like(negatives.lse2))
     if operands.guide_thresholds is not None:
         # NaN thresholds mask nothing; carry them into the loss, where they are seen.
-        loss = loss + (operands.guide_thresholds - operands.guide_thresholds).to(loss.dtype)
+        nothing = (operands.guide_thresholds - operands.guide_thresholds).to(loss.dtype)
+        loss = loss + _in_each_softmax(nothing, problem)
     to_cosine = LN2 * problem.temperature.to(loss.dtype)
     return GuidedRows(
         loss,
         negatives.lse2,
-        positives[0] * to_cosine,
+        operands.matryoshka[0].positives * to_cosine,
         negatives.hardest * to_cosine,
         negatives.masked,
         negatives.easy_negatives,
@@ -81,7 +82,7 @@ def backward(
     weights = LN2 * grad_loss.to(lse2.dtype)
     largest = weights.abs().amax().clamp_min(torch.finfo(weights.dtype).tiny)
     factor, weights = largest / LARGEST_WEIGHT, weights / largest * LARGEST_WEIGHT
-    positives = torch.stack([each.positives for each in operands.matryoshka])
+    positives = _positives(operands, problem)
     total = torch.logaddexp2(lse2, positives)
     by_row: Tensor | None = weights
     if problem.one_sign:
@@ -90,9 +91,23 @@ def backward(
         total -= weights.log2()
     found = gradients_by(operands, problem.blocks, total, by_row, mask_bits)
     dlogits = weights * -torch.sigmoid(LN2 * (lse2 - positives))
+    if problem.config.softmaxes > 1:
+        # The positive's logit is in each of them.
+        dlogits = dlogits.view(len(dlogits), problem.config.softmaxes, -1).sum(1)
     students = [(each.operands, each.norms) for each in operands.matryoshka]
     del operands
     return _by_embedding(found, students, dlogits, problem, factor)
+
+
+def _positives(operands: Operands, problem: Problem) -> Tensor:
+    """``[L, R]``: the logits of the positives."""
+    return _in_each_softmax(torch.stack([each.positives for each in operands.matryoshka]), problem)
+
+
+def _in_each_softmax(values: Tensor, problem: Problem) -> Tensor:
+    """``[.., S]`` of values a row, ``[.., B]``."""
+    count = problem.config.softmaxes
+    return values if count == 1 else torch.cat([values] * count, dim=-1)
 
 
 def _operands(problem: Problem) -> Operands:
@@ -101,6 +116,7 @@ def _operands(problem: Problem) -> Operands:
         problem.guide,
         problem.temperature,
         problem.config,
+        problem.rows,
         problem.offset,
         margins=problem.margins,
         groups=problem.groups,

@@ -24,7 +24,7 @@ from torch import Tensor
 from gist_fast.functional.backends.cpu_products import add_product, put_product
 from gist_fast.functional.backends.interface import LN2, GuidedRows, refuse_double_backward
 from gist_fast.functional.backends.kept import MASKED
-from gist_fast.functional.blocks import Block
+from gist_fast.functional.blocks import ANCHORS, POSITIVES, Block
 from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.operands import make_thresholds, reciprocal_norms, tie_band
 
@@ -38,12 +38,18 @@ _NOTHING = torch.empty(0, device="cpu")
 
 def covers(config: LossConfig, blocks: Sequence[Block], device_type: str) -> bool:
     """Whether a call that is left to ``auto`` is computed here."""
-    if device_type != "cpu" or config.mask_bits == "recompute" or not all(block.guided for block in blocks):
+    if device_type != "cpu" or config.mask_bits == "recompute" or not all(map(_is_covered, blocks)):
         return False
     if sum([block.rows * block.columns for block in blocks]) > PAIRS:
         return False
     variants = (config.hardness_mode, config.triplet_margin, config.matryoshka_dims, config.groups)
     return not config.hard and all(setting is None for setting in variants)
+
+
+def _is_covered(block: Block) -> bool:
+    mixed = block.row_operand == POSITIVES and not block.symmetric
+    others = block.column_operand == ANCHORS and block.columns != block.rows
+    return block.guided and not mixed and not others
 
 
 class _Columns(NamedTuple):
@@ -168,7 +174,7 @@ def _make(
     scale = math.sqrt(math.log2(math.e) / temperature)
     scaled, factors = _scaled_rows(student, scale, "")
     sizes = tuple([x.shape[0] for x in student])
-    columns = _columns(sizes, config.contrast_anchors, config.contrast_positives, offset)
+    columns = _columns(sizes, "query_to_query" in config.compared, "doc_to_doc" in config.compared, offset)
     operands = _rounded(scaled, student[0].dtype)
     scores = _scores(operands, columns)
     positives = scores.diagonal(columns.positive).clone()

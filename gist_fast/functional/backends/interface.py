@@ -24,9 +24,10 @@ class GuidedRows(NamedTuple):
     """What the forward operator returns, a row an anchor; all but `loss` are without gradient."""
 
     loss: Tensor
-    """``[L, B]``: at each Matryoshka dim, the largest first."""
+    """``[L, R]``: at each Matryoshka dim, the largest first, of each row in each softmax: R is B, or where there are
+    several softmaxes B for each, one after the other."""
     lse2: Tensor
-    """``[L, B]``: base-2 logsumexp of the unmasked negatives; -inf for a row without any."""
+    """``[L, R]``: base-2 logsumexp of the unmasked negatives; -inf for a row without any."""
     positive: Tensor
     """``[B]``: cosine similarity of each anchor with its positive, at the largest dim."""
     hardest: Tensor
@@ -46,7 +47,7 @@ class Problem:
     """A call of the loss, as a streaming backend gets it: tensors as the user gave them, checked."""
 
     student: tuple[Tensor, ...]
-    """Anchors ``[B, D]``, positives ``[M, D]``, and any columns of negatives ``[N_k, D]``."""
+    """Anchors ``[A, D]``, positives ``[M, D]``, and any columns of negatives ``[N_k, D]``."""
     guide: tuple[Tensor, ...]
     """The guide's embeddings of the same texts, or of those alone that it may mask; empty without a guide that has
     embeddings of its own."""
@@ -55,9 +56,11 @@ class Problem:
     margins: Tensor | None
     """``[B]``, in the place of the one margin of `config`."""
     groups: tuple[Tensor, ...]
-    """Two at most, int64: ``[M]``, of the positives, or of the positives and all negatives behind them."""
+    """Two at most, int64: ``[A + M]``, of the anchors and the positives, or of all negatives behind them too."""
     dims: tuple[int, ...]
     """Matryoshka dims, the largest first; empty for the whole width alone."""
+    rows: int
+    """B: how many of the anchors, from the first on, the loss is of."""
     offset: int
     """Anchor i's positive is row ``offset + i`` of the positives."""
     one_sign: bool
@@ -66,8 +69,7 @@ class Problem:
 
     @functools.cached_property
     def blocks(self) -> list[Block]:
-        rows, *columns = (x.shape[0] for x in self.student)
-        return make_blocks(rows, columns, self.config, self.offset)
+        return make_blocks(self.rows, [x.shape[0] for x in self.student], self.config, self.offset)
 
     @property
     def masks(self) -> bool:
@@ -95,7 +97,7 @@ class StreamingBackend(Protocol):
         """Gradients by each of the student's embeddings, in their types, and last by the temperature.
 
         Args:
-            grad_loss: ``[L, B]``, the upstream gradient by each row's loss.
+            grad_loss: ``[L, R]``, the upstream gradient by each row's loss in each softmax.
             lse2: ``GuidedRows.lse2``; None, where another backend made the mask, to compute it again.
             mask_bits: from `forward`; None to decide the masks again.
         """

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gist_fast.functional.blocks import Block
+from gist_fast.functional.blocks import Block, strips
 
 MASKED = 1e30
 """Subtracted from a masked logit: far below any real one (at most 1.5e3 at temperature 0.001), and 0 after exp2."""
@@ -19,17 +19,16 @@ Matryoshka dim for the backward pass instead of packed masks, which spares it a 
 def mask_bytes(blocks: Sequence[Block], dims: int) -> int:
     """Bytes kept for the backward pass: of float32 scores, or of packed masks, which are never more.
 
-    Those of packed masks are an upper bound, each row of a tile being padded to whole bytes. A mirrored tile packs both
-    its masks along its columns, so a symmetric square costs the square of its side in bytes, rounded up. The columns
-    left and right of it are padded each on their own.
+    Those of packed masks are an upper bound, each row of a tile being padded to whole bytes. A tile that serves its
+    columns too packs both its masks along them, so a symmetric square costs the square of its side in bytes, rounded
+    up.
     """
     if _keeps_scores(blocks):
         return 4 * dims * sum(block.rows * block.columns for block in blocks)
     total = 0
-    for block in blocks:
-        square = block.rows if block.symmetric else 0
-        side = (square + 7) // 8
-        total += 8 * side * side + block.rows * ((block.columns - square + 14) // 8)
+    for strip in strips(blocks):
+        rows, width = strip.block.rows, (strip.columns + 7) // 8
+        total += 8 * width * width if strip.symmetric else rows * width * (1 if strip.mirror is None else 2)
     return total
 
 

@@ -39,8 +39,8 @@ def forward_with(config: Config, problem: Problem, keep_mask_bits: bool) -> Guid
     work = Work(problem, config)
     work.make_counts()
     work.decide()
-    loss, lse2 = torch.empty_like(work.positives), torch.empty_like(work.positives)
-    similarities = work.numbers(), work.numbers()
+    loss, lse2 = (work.numbers(work.levels, work.softmaxes * problem.rows) for _ in range(2))
+    similarities = [(work.numbers(), work.numbers()) for _ in range(work.softmaxes)]
     keep_mask_bits = keep_mask_bits and problem.masks
     n_bytes = mask_bytes(problem.blocks, work.levels) if keep_mask_bits else 0
     mask_bits = torch.empty(n_bytes, dtype=torch.uint8, device=loss.device)
@@ -50,7 +50,7 @@ def forward_with(config: Config, problem: Problem, keep_mask_bits: bool) -> Guid
     decided = work.mask_scratch(batches) if own_masks else mask_bits if keep_mask_bits else None
     size = TILE * max(batch.partial_tiles for batch in batches)
     maxima, sums = work.numbers(size), work.numbers(size)
-    running = work.numbers(work.levels, 2, loss.shape[1]) if len(batches) > 1 else None
+    running = work.numbers(work.levels, work.softmaxes, 2, problem.rows) if len(batches) > 1 else None
     for index, batch in enumerate(batches):
         if any(map(work.has_initial_mask, batch.sets)):
             assert decided is not None
@@ -75,22 +75,27 @@ def forward_with(config: Config, problem: Problem, keep_mask_bits: bool) -> Guid
                     easy=work.easy,
                     has_initial_mask=decided is not None and (work.has_initial_mask(chunks) or not decides),
                 )
-            reduce(
-                maxima,
-                sums,
-                batch,
-                work.table,
-                None if running is None else running[level],
-                work.at(work.positives, level),
-                work.temperature,
-                work.is_bad,
-                work.at(loss, level),
-                work.at(lse2, level),
-                similarities if decides else None,
-                first=index == 0,
-                last=index == len(batches) - 1,
-            )
-    return GuidedRows(loss, lse2, *similarities, work.masked, work.easy, mask_bits)
+            for softmax in range(work.softmaxes):
+                reduce(
+                    maxima,
+                    sums,
+                    batch,
+                    work.table,
+                    None if running is None else running[level, softmax],
+                    work.at(work.positives, level),
+                    work.temperature,
+                    work.is_bad,
+                    work.at(loss, level, softmax),
+                    work.at(lse2, level, softmax),
+                    similarities[softmax] if decides else None,
+                    softmax,
+                    first=index == 0,
+                    last=index == len(batches) - 1,
+                )
+    positive, hardest = similarities[0]
+    for _, other in similarities[1:]:
+        hardest = torch.maximum(hardest, other)
+    return GuidedRows(loss, lse2, positive, hardest, work.masked, work.easy, mask_bits)
 
 
 def backward_with(
@@ -109,17 +114,21 @@ def backward_with(
     total, positive_dlogits = torch.empty_like(lse2), torch.empty_like(lse2)
     weights = None if problem.one_sign else torch.empty_like(lse2)
     for level, stack in enumerate(work.stacks):
-        weigh(
-            work.at(upstream, level),
-            extremes,
-            work.at(lse2, level),
-            stack,
-            work.partner,
-            work.at(total, level),
-            None if weights is None else work.at(weights, level),
-            work.at(positive_dlogits, level),
-            LARGEST_WEIGHT,
-        )
+        for softmax in range(work.softmaxes):
+            weigh(
+                work.at(upstream, level, softmax),
+                extremes,
+                work.at(lse2, level, softmax),
+                stack,
+                work.partner,
+                work.at(total, level, softmax),
+                None if weights is None else work.at(weights, level, softmax),
+                work.at(positive_dlogits, level, softmax),
+                LARGEST_WEIGHT,
+            )
+    if work.softmaxes > 1:
+        # The positive's logit is in each of them.
+        positive_dlogits = positive_dlogits.view(work.levels, work.softmaxes, problem.rows).sum(1)
     gradients = _by_operand(work, config, problem, total, weights, mask_bits)
     assert work.norms is not None
     student, width = problem.student, problem.student[0].shape[1]
@@ -163,7 +172,7 @@ def _by_operand(
     """``[N_k, D]``, fp32: by each operand at each dim, by way of the negatives.
 
     Args:
-        lse2: ``[L, B]``, positive included; see `gist_fast.kernels.rows.weigh`, as for `weights`.
+        lse2: ``[L, R]``, positive included; see `gist_fast.kernels.rows.weigh`, as for `weights`.
         mask_bits: None to decide the masks again, if there are any.
     """
     batches = work.plan(1, own_masks=problem.masks)
@@ -202,8 +211,14 @@ def multiply_mask(blocks: Sequence[Block], mask_bits: Tensor, index: int, other:
     first_column = starts(blocks)[block.column_operand]
     plan = make_plan(rectangles(tuple(blocks)), layout.CHUNK_TILES, 1, pinned=other.is_cuda)
     table = plan.table_on(other.device)
-    of_block = [chunks for batch in plan.batches for chunks in batch.sets if chunks.chunks[0].rectangle.block == index]
+    of_block = [
+        chunks
+        for batch in plan.batches
+        for chunks in batch.sets
+        for rectangle in (chunks.chunks[0].rectangle,)
+        if index == rectangle.block or (rectangle.symmetric and index == rectangle.mirror_block)
+    ]
     scratch = other.new_empty(TILE * TILE * max(chunks.tiles for chunks in of_block))
     for chunks in of_block:
-        add_masked(chunks, table, mask_bits, other, total, scratch, first_column, transposed=transposed)
+        add_masked(chunks, index, table, mask_bits, other, total, scratch, first_column, transposed=transposed)
     return total

@@ -122,7 +122,7 @@ def _run(
     """Both passes with mask bits kept and not, and a product of the mask."""
     problem = _problem(loss, student, guide if guided else None, ROWS, GUIDE_DIM, nested=nested, negatives=negatives)
     # The second of two is of the negatives, too.
-    sizes = (ROWS, ROWS * (1 + negatives))[:groups]
+    sizes = (2 * ROWS, ROWS * (2 + negatives))[:groups]
     problem = replace(problem, groups=tuple(_empty(size, dtype=torch.int64) for size in sizes))
     if by_row:
         problem = replace(problem, margins=_empty(ROWS, dtype=FP32))
@@ -165,6 +165,7 @@ def _problem(
         None,
         (),
         (DIM, DIM // 2) if nested else (),
+        rows,
         0,
         True,
         loss,

@@ -35,7 +35,8 @@ class Work:
         self._problem, self._config = problem, config
         self._rectangles = rectangles(tuple(problem.blocks))
         anchors = problem.student[ANCHORS]
-        self._rows, self._device = anchors.shape[0], anchors.device
+        self._rows, self._device = problem.rows, anchors.device
+        self.softmaxes = problem.config.softmaxes
         self.starts = starts(problem.blocks)
         """The first row of each operand in the stack."""
         self.count = sum(x.shape[0] for x in problem.student)
@@ -62,9 +63,13 @@ class Work:
         """Room for fp32 numbers, ``[B]`` where no shape is given."""
         return torch.empty(shape or (self._rows,), dtype=torch.float32, device=self._device)
 
-    def at(self, values: Tensor, level: int) -> Tensor:
-        """Those of one dim; all of them, in their shape, where there is one: each view costs the host microseconds."""
-        return values if self.levels == 1 else values[level]
+    def at(self, values: Tensor, level: int, softmax: int | None = None) -> Tensor:
+        """Those of one dim, and of one softmax of it if said; all of them, in their shape, where there is one: each
+        view costs the host microseconds."""
+        of_level = values if self.levels == 1 else values[level]
+        if softmax is None or self.softmaxes == 1:
+            return of_level
+        return of_level.view(self.softmaxes, self._rows)[softmax]
 
     def has_initial_mask(self, chunks: ChunkSet) -> bool:
         """Whether masks of theirs are written before the student's scores are computed: by a guide or groups; also
@@ -105,6 +110,12 @@ class Work:
                 guide = self._guide_stack((problem.guide[ANCHORS][piece], problem.guide[POSITIVES][own]))
                 count = piece.stop - piece.start
                 self._thresholds(0, None, guide, first, count, count)
+        if self.softmaxes > 1:
+            # Tables count rows on from one softmax to the next.
+            self.guide_thresholds, self.student_thresholds = (
+                None if x is None else torch.cat([x] * self.softmaxes)
+                for x in (self.guide_thresholds, self.student_thresholds)
+            )
 
     def _thresholds(
         self, level: int, student: Tensor | None, guide: Tensor | None, first: int, count: int, partner: int
@@ -172,9 +183,7 @@ class Work:
             if has_initial_mask:
                 # Whoever decides next counts.
                 last = not by_guide and not self.student_guides(chunks)
-                mask_groups(
-                    chunks, self.table, self._groups, problem.offset, self._rows, mask_bits, masked if last else None
-                )
+                mask_groups(chunks, self.table, self._groups, mask_bits, masked if last else None)
             if by_guide:
                 # Where it is not held whole, a batch is a chunk.
                 guide = self._guide_of(batch) if self._guide is None else self._guide
@@ -234,7 +243,7 @@ class Work:
             span
             for batch in batches
             for chunk in batch.chunks
-            if not chunk.symmetric
+            if not chunk.rectangle.triangular
             for span in ((chunk.x.start, chunk.rows), (chunk.y.start, chunk.columns))
         }
         counts = self.split[:-1]

@@ -14,37 +14,48 @@ from torch import Tensor
 
 from gist_fast.functional.backends.interface import LN2, GuidedRows
 from gist_fast.functional.blocks import Block
-from gist_fast.functional.operands import Operands, accumulation_dtype
+from gist_fast.functional.operands import Operands, Student, accumulation_dtype
 
 
 def forward(operands: Operands, blocks: Sequence[Block], temperature: Tensor) -> GuidedRows:
     """The loss of each row, from all its scores at once; `temperature` is needed for the statistics alone."""
     decided = [decide(operands, block) for block in blocks]
-    left_out = torch.cat([left_out for left_out, _, _ in decided], dim=1)
-    losses, lse2 = [], []
+    softmaxes = [
+        [k for k, block in enumerate(blocks) if block.softmax == softmax]
+        for softmax in range(1 + max(block.softmax for block in blocks))
+    ]
+    found = []
     for student in operands.matryoshka:
-        logits = torch.cat([_scaled(_scores(student.operands, b), b, operands) for b in blocks], dim=1)
-        logits = logits.masked_fill(left_out, -math.inf)
-        # The base-2 logits of the operands, back in units of the natural logarithm.
-        everything = LN2 * torch.cat([student.positives[:, None], logits], dim=1)
-        losses.append(torch.logsumexp(everything, dim=1) - LN2 * student.positives)
-        lse2.append(torch.logsumexp(LN2 * logits.detach(), dim=1) / LN2)
-        if student is operands.matryoshka[0]:
-            hardest = logits.detach().amax(dim=1)
-    loss = torch.stack(losses)
+        scores = [_scaled(_scores(student.operands, block), block, operands) for block in blocks]
+        logits = [
+            score.masked_fill(left_out, -math.inf) for score, (left_out, _, _) in zip(scores, decided, strict=True)
+        ]
+        found.append([_softmax(student, torch.cat([logits[k] for k in own], dim=1)) for own in softmaxes])
+    loss, lse2 = (torch.stack([torch.cat([one[n] for one in each]) for each in found]) for n in (0, 1))
+    hardest = torch.stack([one[2] for one in found[0]]).amax(dim=0)
     if operands.guide_thresholds is not None:
         # NaN thresholds mask nothing; carry them into the loss, where they are seen.
-        loss = loss + (operands.guide_thresholds - operands.guide_thresholds).detach().to(loss.dtype)
+        nothing = (operands.guide_thresholds - operands.guide_thresholds).detach().to(loss.dtype)
+        loss = loss + nothing.repeat(loss.shape[1] // len(nothing))
     to_cosine = LN2 * temperature.detach().to(loss.dtype)
     return GuidedRows(
         loss=loss,
-        lse2=torch.stack(lse2),
+        lse2=lse2,
         positive=operands.matryoshka[0].positives.detach() * to_cosine,
         hardest=hardest * to_cosine,
         masked=torch.stack([masked.sum() for _, masked, _ in decided]),
         easy_negatives=torch.stack([easy.sum() for _, _, easy in decided]),
         mask_bits=loss.new_empty(0, dtype=torch.uint8),
     )
+
+
+def _softmax(student: Student, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``[B]`` each: loss, base-2 logsumexp and maximum of the negatives' logits ``[B, W]``, -inf where masked."""
+    # The base-2 logits of the operands, back in units of the natural logarithm.
+    everything = LN2 * torch.cat([student.positives[:, None], logits], dim=1)
+    loss = torch.logsumexp(everything, dim=1) - LN2 * student.positives
+    logits = logits.detach()
+    return loss, torch.logsumexp(LN2 * logits, dim=1) / LN2, logits.amax(dim=1)
 
 
 @torch.no_grad()

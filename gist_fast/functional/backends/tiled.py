@@ -4,9 +4,9 @@ Beside the gradients it holds a few tiles, some numbers a row, and (unless told 
 pair; a batch of few pairs keeps its masked scores instead, and saves the product that would make them again
 (`gist_fast.functional.backends.kept`). Two things are saved:
 
-- **Symmetry.** In ``aa`` and ``pp`` a tile above the diagonal serves both of its row blocks. With ``W_ij = weight_i *
+- **Both sides.** In ``aa`` and ``pp`` a tile above the diagonal serves both of its row blocks. With ``W_ij = weight_i *
   exp2(s_ij - lse_i)`` where unmasked, and ``s_ij = u_i . u_j``:  ``d u_i = sum_j (W_ij + W_ji) u_j``, so one tile of
-  ``W + W^T`` (mirrored) feeds rows and columns alike.
+  ``W + W^T`` (mirrored) feeds rows and columns alike. Every tile of ``ap`` serves ``pa`` in the same way.
 - **Masks.** Every comparison of the forward pass is kept, so the backward pass never touches the guide and agrees with
   the forward pass on every near-tie.
 
@@ -30,7 +30,7 @@ from gist_fast.functional.backends.around_tiles import Negatives
 from gist_fast.functional.backends.cpu_products import add_product, product
 from gist_fast.functional.backends.interface import GuidedRows, Problem
 from gist_fast.functional.backends.kept import MASKED, Kept, KeptScores, make_kept, mask_bytes
-from gist_fast.functional.blocks import Block
+from gist_fast.functional.blocks import Block, Strip, strips
 from gist_fast.functional.operands import Operands, accumulation_dtype, moved
 
 TILE = 768
@@ -42,12 +42,18 @@ process); by oneDNN's, 1 / 0.87 of the time with 512 that it took with 768, at B
 class Tile(NamedTuple):
     """A part of a block."""
 
+    strip: Strip
     rows: slice
     columns: slice
+    """Of the block."""
     excluded: int
     """The diagonal, as ``torch.diagonal`` counts them, of the entries that never count; outside if there are none."""
     mirrored: bool
-    """Whether the block's entries (j, i) are in no tile of their own, so that this one serves both."""
+    """Whether its scores serve its columns too, which are rows of `Strip.mirror`: no other tile has them."""
+
+    @property
+    def block(self) -> Block:
+        return self.strip.block
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,6 +67,10 @@ class Side(NamedTuple):
     """Which of the B rows it belongs to."""
     axis: int
     """The axis of the tile that runs over its candidates: 1, or 0 on the mirror side."""
+    index: int
+    """Of the block whose rows they are."""
+    softmax: slice
+    """Where those rows stand among the ``R`` of all softmaxes."""
 
 
 def forward(problem: Problem, keep_mask_bits: bool) -> GuidedRows:
@@ -76,31 +86,32 @@ def backward(problem: Problem, grad_loss: Tensor, lse2: Tensor | None, mask_bits
 def negatives(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -> Negatives:
     """The softmax over each row's unmasked negatives."""
     work = _Workspace(operands)
-    dims = len(operands.matryoshka)
-    maximum = operands.matryoshka[0].positives.new_full((dims, blocks[0].rows), -MASKED)
+    dims, rows = len(operands.matryoshka), blocks[0].rows
+    softmaxes = 1 + max(block.softmax for block in blocks)
+    maximum = operands.matryoshka[0].positives.new_full((dims, softmaxes * rows), -MASKED)
     total = torch.zeros_like(maximum)
     masked = torch.zeros(len(blocks), dtype=torch.int64, device=total.device)
     easy = torch.zeros_like(masked)
     kept = make_kept(blocks, total, mask_bytes(blocks, dims) if operands.masks and keep_mask_bits else 0)
 
-    for index, block in enumerate(blocks):
-        for tile in _tiles(block):
-            masks = []
-            for side, mask, by_guide_or_group, by_student in work.decide(block, tile):
-                masked[index] += by_guide_or_group
-                easy[index] += by_student
-                kept.append_mask(mask)
-                masks.append((side, mask))
-            for dim in range(dims):
-                scores = work.logits(block, tile, dim)
-                for side, mask in masks:
-                    logits = work.suppress(scores, mask, tile, kept.next_scores(*tile.shape))
-                    own = side.own
-                    _accumulate(maximum[dim, own], total[dim, own], logits, side.axis, work.scratch(tile))
+    for tile in _tiles(blocks):
+        masks = []
+        for side, mask, by_guide_or_group, by_student in work.decide(tile):
+            masked[side.index] += by_guide_or_group
+            easy[side.index] += by_student
+            kept.append_mask(mask)
+            masks.append((side, mask))
+        for dim in range(dims):
+            scores = work.logits(tile, dim)
+            for side, mask in masks:
+                logits = work.suppress(scores, mask, tile, kept.next_scores(*tile.shape))
+                at = side.softmax
+                _accumulate(maximum[dim, at], total[dim, at], logits, side.axis, work.scratch(tile))
     none = maximum <= -MASKED / 2
+    hardest = maximum[0].masked_fill(none[0], -torch.inf)
     return Negatives(
         lse2=(maximum + total.log2()).masked_fill_(none, -torch.inf),
-        hardest=maximum[0].masked_fill(none[0], -torch.inf),
+        hardest=hardest if len(hardest) == rows else hardest.view(-1, rows).amax(0),
         masked=masked,
         easy_negatives=easy,
         mask_bits=kept.buffer,
@@ -115,18 +126,17 @@ def gradients(
     found = [[torch.zeros_like(u, dtype=lse2.dtype) for u in student.operands] for student in operands.matryoshka]
     kept = None if mask_bits is None else make_kept(blocks, lse2, mask_bits)
 
-    for block in blocks:
-        for tile in _tiles(block):
-            for dim, side, logits in _masked_logits(work, kept, block, tile, len(operands.matryoshka)):
-                first = side.axis == 1
-                dlogits = work.dlogits(tile) if first else work.scratch(tile)
-                torch.sub(logits, _across(lse2[dim, side.own], side), out=dlogits).exp2_()
-                if weights is not None:
-                    dlogits.mul_(_across(weights[dim, side.own], side))
-                if not first:  # the mirror side joins the other
-                    dlogits = work.dlogits(tile).add_(dlogits)
-                if not (first and tile.mirrored):
-                    work.add_products(found[dim], dlogits, block, tile, dim)
+    for tile in _tiles(blocks):
+        for dim, side, logits in _masked_logits(work, kept, tile, len(operands.matryoshka)):
+            first = side.axis == 1
+            dlogits = work.dlogits(tile) if first else work.scratch(tile)
+            torch.sub(logits, _across(lse2[dim, side.softmax], side), out=dlogits).exp2_()
+            if weights is not None:
+                dlogits.mul_(_across(weights[dim, side.softmax], side))
+            if not first:  # the mirror side joins the other
+                dlogits = work.dlogits(tile).add_(dlogits)
+            if not (first and tile.mirrored):
+                work.add_products(found[dim], dlogits, tile, dim)
     return found
 
 
@@ -140,69 +150,66 @@ def mask_product(
     kept = make_kept(blocks, other, mask_bits)
     # Scores are kept of every dim, and are masked alike.
     repeated = dims if isinstance(kept, KeptScores) else 1
-    for block in blocks[: index + 1]:
-        for tile in _tiles(block):
-            for repeat in range(repeated):
-                for side in _sides(block, tile):
-                    mask = kept.next_mask(*tile.shape)
-                    if repeat > 0 or block is not target:
-                        continue
-                    mask.diagonal(tile.excluded).fill_(0.0)
-                    columns = tile.columns
-                    if side.axis == 0:
-                        mask, columns = mask.T, moved(tile.rows, block.excluded or 0)
-                    if transposed:
-                        found[columns] += mask.T @ other[side.own]
-                    else:
-                        found[side.own] += mask @ other[columns]
+    for tile in _tiles(blocks):
+        if tile.strip.index > index:
+            break
+        for repeat in range(repeated):
+            for side in _sides(tile):
+                mask = kept.next_mask(*tile.shape)
+                if repeat > 0 or side.index != index:
+                    continue
+                mask.diagonal(tile.excluded).fill_(0.0)
+                columns = tile.columns
+                if side.axis == 0:
+                    mask, columns = mask.T, moved(tile.rows, target.excluded or 0)
+                if transposed:
+                    found[columns] += mask.T @ other[side.own]
+                else:
+                    found[side.own] += mask @ other[columns]
     return found
 
 
-def _masked_logits(
-    work: _Workspace, kept: Kept | None, block: Block, tile: Tile, dims: int
-) -> Iterator[tuple[int, Side, Tensor]]:
+def _masked_logits(work: _Workspace, kept: Kept | None, tile: Tile, dims: int) -> Iterator[tuple[int, Side, Tensor]]:
     """At each dim, for each side of a tile, its logits, the masked ones out of reach; not to be changed, and valid
     until the next are asked for."""
     if isinstance(kept, KeptScores):
         for dim in range(dims):
-            for side in _sides(block, tile):
+            for side in _sides(tile):
                 yield dim, side, kept.next(*tile.shape)
         return
     if kept is None:
-        masks = [(side, mask) for side, mask, _, _ in work.decide(block, tile)]
+        masks = [(side, mask) for side, mask, _, _ in work.decide(tile)]
     else:
-        masks = [(side, kept.next_mask(*tile.shape)) for side in _sides(block, tile)]
+        masks = [(side, kept.next_mask(*tile.shape)) for side in _sides(tile)]
     for dim in range(dims):
-        scores = work.logits(block, tile, dim)
+        scores = work.logits(tile, dim)
         for side, mask in masks:
             yield dim, side, work.suppress(scores, mask, tile)
 
 
-def _tiles(block: Block) -> Iterator[Tile]:
-    """The block cut up; of a symmetric block's square only the tiles on and above the diagonal."""
-    square = range(0)
-    if block.symmetric and block.excluded is not None:
-        square = range(block.excluded, block.excluded + block.rows)
-    for r in range(0, block.rows, TILE):
-        rows = slice(r, min(r + TILE, block.rows))
-        for start, stop in ((0, square.start), (square.stop, block.columns)):
-            for c in range(start, stop, TILE):
-                yield _tile(block, rows, slice(c, min(c + TILE, stop)), mirrored=False)
-        for c in range(square.start + r, square.stop, TILE):
-            columns = slice(c, min(c + TILE, square.stop))
-            yield _tile(block, rows, columns, mirrored=c > square.start + r)
+def _tiles(blocks: Sequence[Block]) -> Iterator[Tile]:
+    """The blocks cut up; of a symmetric square only the tiles on and above the diagonal."""
+    for strip in strips(blocks):
+        rows, first = strip.block.rows, strip.first
+        for r in range(0, rows, TILE):
+            for c in range(r if strip.symmetric else 0, strip.columns, TILE):
+                # Outside, where all count.
+                excluded = strip.columns if strip.excluded is None else strip.excluded + r - c
+                yield Tile(
+                    strip,
+                    slice(r, min(r + TILE, rows)),
+                    slice(first + c, first + min(c + TILE, strip.columns)),
+                    excluded,
+                    mirrored=strip.mirror is not None and not (strip.symmetric and r == c),
+                )
 
 
-def _tile(block: Block, rows: slice, columns: slice, mirrored: bool) -> Tile:
-    if block.excluded is None:
-        return Tile(rows, columns, columns.stop - columns.start, mirrored)
-    return Tile(rows, columns, block.excluded + rows.start - columns.start, mirrored)
-
-
-def _sides(block: Block, tile: Tile) -> Iterator[Side]:
-    yield Side(tile.rows, axis=1)
-    if tile.mirrored and block.excluded is not None:
-        yield Side(moved(tile.columns, -block.excluded), axis=0)
+def _sides(tile: Tile) -> Iterator[Side]:
+    strip, block = tile.strip, tile.block
+    yield Side(tile.rows, 1, strip.index, moved(tile.rows, block.softmax * block.rows))
+    if tile.mirrored and strip.mirror is not None:
+        own = moved(tile.columns, -strip.first)
+        yield Side(own, 0, strip.mirror, moved(own, strip.mirror_softmax * block.rows))
 
 
 def _across(values: Tensor, side: Side) -> Tensor:
@@ -237,20 +244,20 @@ class _Workspace:
         narrow = operands.student[0].dtype == torch.bfloat16 and self._like.device.type == "cpu" and _cpu_has_bf16()
         self._factors = [student.operands for student in operands.matryoshka] if narrow else self._students
         self._buffers: dict[str, Tensor] = {}
-        self._largest: tuple[Block, Tile, Tensor] | None = None
+        self._largest: tuple[Tile, Tensor] | None = None
 
-    def decide(self, block: Block, tile: Tile) -> list[tuple[Side, Tensor | None, Tensor | int, Tensor | int]]:
+    def decide(self, tile: Tile) -> list[tuple[Side, Tensor | None, Tensor | int, Tensor | int]]:
         """For each side of a tile: 1.0 where its entries do not count, else 0.0 (None where nothing masks); how many a
         guide or their group masked; how many of the others are easy negatives."""
-        operands = self._operands
+        operands, block = self._operands, tile.block
         found: list[tuple[Side, Tensor | None, Tensor | int, Tensor | int]] = []
         if not operands.masks:
-            return [(side, None, 0, 0) for side in _sides(block, tile)]
-        guide = self.largest(block, tile) if operands.self_guided and block.guided else None
+            return [(side, None, 0, 0) for side in _sides(tile)]
+        guide = self.largest(tile) if operands.self_guided and block.guided else None
         if self._guide is not None and block.guided:
-            guide = self._scores(self._guide, block, tile, "guide")
+            guide = self._scores(self._guide, tile, "guide")
         groups = list(operands.groups_of(block))
-        for side in _sides(block, tile):
+        for side in _sides(tile):
             mask = self._buffer(f"mask {side.axis}", *tile.shape)
             more = self._buffer("more", *tile.shape)
             easy: Tensor | int = 0
@@ -263,7 +270,7 @@ class _Workspace:
                 torch.maximum(mask, more, out=mask)
             masked = self._count(mask, tile)
             if operands.student_thresholds is not None:
-                torch.lt(self.largest(block, tile), _across(operands.student_thresholds[side.own], side), out=more)
+                torch.lt(self.largest(tile), _across(operands.student_thresholds[side.own], side), out=more)
                 torch.maximum(mask, more, out=mask)
                 easy = self._count(mask, tile) - masked
             mask.diagonal(tile.excluded).fill_(1.0)
@@ -276,20 +283,21 @@ class _Workspace:
         mask.diagonal(tile.excluded).fill_(0.0)
         return mask.sum().to(torch.int64)
 
-    def largest(self, block: Block, tile: Tile) -> Tensor:
+    def largest(self, tile: Tile) -> Tensor:
         """Base-2 logits ``[r, c]`` of the largest dim, not scaled by hardness; computed once a tile."""
-        if self._largest is None or self._largest[:2] != (block, tile):
+        if self._largest is None or self._largest[0] is not tile:
             self._largest = None  # its memory goes first
-            self._largest = block, tile, self._scores(self._students[0], block, tile, "student")
-        return self._largest[2]
+            self._largest = tile, self._scores(self._students[0], tile, "student")
+        return self._largest[1]
 
-    def logits(self, block: Block, tile: Tile, dim: int) -> Tensor:
+    def logits(self, tile: Tile, dim: int) -> Tensor:
         """Base-2 logits ``[r, c]``, scaled by hardness; dims are asked for in their order, after the tile's masks."""
         if dim == 0:
-            scores = self.largest(block, tile)
+            scores = self.largest(tile)
             self._largest = None  # from here on scaled, or overwritten
         else:
-            scores = self._scores(self._students[dim], block, tile, "student")
+            scores = self._scores(self._students[dim], tile, "student")
+        block = tile.block
         own, others = self._operands.logit_scales_of(block)
         if block.own_negative is not None:
             place = block.own_negative + tile.rows.start - tile.columns.start
@@ -319,9 +327,10 @@ class _Workspace:
         """Scratch of the tile's shape, for the gradient by its logits."""
         return self._buffer("dlogits", *tile.shape)
 
-    def add_products(self, gradients: list[Tensor], dlogits: Tensor, block: Block, tile: Tile, dim: int) -> None:
+    def add_products(self, gradients: list[Tensor], dlogits: Tensor, tile: Tile, dim: int) -> None:
         """Add a tile's ``dlogits @ columns`` to its rows' gradient, and the transposed product to its columns'."""
-        rows = slice(block.row_start + tile.rows.start, block.row_start + tile.rows.stop)
+        block = tile.block
+        rows = moved(tile.rows, block.row_start)
         row_gradient = gradients[block.row_operand][rows]
         column_gradient = gradients[block.column_operand][tile.columns]
         row_operand = self._factors[dim][block.row_operand][rows]
@@ -333,8 +342,9 @@ class _Workspace:
             _add_product(row_gradient, dlogits, column_operand)
             _add_product(column_gradient, dlogits.T, row_operand)
 
-    def _scores(self, operands: Sequence[Tensor], block: Block, tile: Tile, name: str) -> Tensor:
-        rows = operands[block.row_operand][block.row_start + tile.rows.start : block.row_start + tile.rows.stop]
+    def _scores(self, operands: Sequence[Tensor], tile: Tile, name: str) -> Tensor:
+        block = tile.block
+        rows = operands[block.row_operand][moved(tile.rows, block.row_start)]
         columns = operands[block.column_operand][tile.columns]
         # A float64 guide decides in float64: its band of ties is too narrow for scores of another type.
         out = self._buffer(name, *tile.shape, dtype=accumulation_dtype(rows.dtype) if name == "guide" else None)
