@@ -125,10 +125,13 @@ GROUPS = torch.tensor([0, 1, 2, 0, 3, 4, 1, 5, 0, 6, 7, 2])
 MARGINS = torch.linspace(-0.1, 0.1, 12)
 OTHERS, OF_NEGATIVES = torch.arange(12) // 2, torch.arange(12).roll(4) // 2
 """The second groups, of positives, and those of negatives."""
+ALL_DIRECTIONS = ["query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"]
 VARIANTS = {
     "variants": {"groups": "column", "row_margins": True, "matryoshka_dims": [8, 3], "triplet_margin": 0.3},
     "own negatives": {"groups": "column", "negatives_scope": "own"},
     "protected negatives": {"mask_negatives": False},
+    "all directions": {"groups": "column", "directions": ALL_DIRECTIONS, "triplet_margin": 0.3},
+    "one softmax a direction": {"directions": ALL_DIRECTIONS[:2], "partition_mode": "per_direction"},
 }
 
 
@@ -155,6 +158,8 @@ def on_embeddings(case: dict, folder: Path) -> dict:
         )
         if name == "variants":
             loss._rows = [{"group": GROUPS[own], "margin": MARGINS[own]}]
+        if name == "all directions":
+            loss._rows = [{"group": GROUPS[own]}]
         if name == "own negatives":
             loss._rows = [{"group": each[own]} for each in (GROUPS, OTHERS, OF_NEGATIVES)]
         if name == "half":
@@ -162,6 +167,15 @@ def on_embeddings(case: dict, folder: Path) -> dict:
         leaves = [[x[own].clone().requires_grad_()] for x in embeddings(8, 0, dtype)]
         judged = 2 if name == "protected negatives" else 3
         value = loss.calculate_loss(leaves, [[x[own]] for x in embeddings(5, 1)][:judged])
+        value.backward()
+        results[name] = [value.detach(), *(parts[0].grad for parts in leaves)]
+    for name, module in (("our ranking", ours), ("their ranking", theirs)):
+        loss = module.CachedMultipleNegativesRankingLoss(
+            student, gather_across_devices=True, directions=ALL_DIRECTIONS, hardness_mode="in_batch_negatives",
+            hardness_strength=3.0,
+        )  # fmt: skip
+        leaves = [[x[own].clone().requires_grad_()] for x in embeddings(8, 0)]
+        value = loss.calculate_loss(leaves, []) if module is ours else loss.calculate_loss(leaves)
         value.backward()
         results[name] = [value.detach(), *(parts[0].grad for parts in leaves)]
     results["student"], results["guide"] = embeddings(8, 0), embeddings(5, 1)

@@ -7,6 +7,7 @@ of gradient descent.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import PAIRS
-from distributed_worker import GROUPS, MARGINS, OF_NEGATIVES, OTHERS, VARIANTS, load, without_dropout
+from distributed_worker import ALL_DIRECTIONS, GROUPS, MARGINS, OF_NEGATIVES, OTHERS, VARIANTS, load, without_dropout
 from oracle import assert_close
 from prestarted import Command, on_ranks
 
@@ -87,9 +88,16 @@ def steps_of(world: int, rows: int) -> list[list[range]]:
     return [batches[k : k + world] for k in range(0, len(batches), world)]
 
 
-def joined_step(student, texts: list[list[str]], guide: list[torch.Tensor], ranks: list[range]) -> torch.Tensor:
+def first(x: torch.Tensor, own: slice) -> torch.Tensor:
+    """Some rows before all others."""
+    return torch.cat([x[own], x[: own.start], x[own.stop :]])
+
+
+def joined_step(
+    student, texts: list[list[str]], guide: list[torch.Tensor], ranks: list[range], **options
+) -> torch.Tensor:
     """The mean loss over the rows of all ranks, every rank's anchors against all candidates, and against its own
-    anchors."""
+    anchors, or with directions against all anchors."""
     joined = [k for rows in ranks for k in rows]
     embeddings = [student(student.preprocess([column[k] for k in joined]))["sentence_embedding"] for column in texts]
     # In the type they have, since the loss rounds unit vectors to it, which may decide a comparison.
@@ -97,10 +105,11 @@ def joined_step(student, texts: list[list[str]], guide: list[torch.Tensor], rank
     total, offset = 0.0, 0
     for rows in ranks:
         own = slice(offset, offset + len(rows))
+        anchors = [first(x[0], own) if "directions" in options else x[0][own] for x in (embeddings, guides)]
         total = total + guided_contrastive_loss(
-            embeddings[0][own], embeddings[1], guides[0][own], guides[1],
+            anchors[0], embeddings[1], anchors[1], guides[1],
             negatives=embeddings[2:], guide_negatives=guides[2:], temperature=TEMPERATURE, offset=offset,
-            reduction="sum", backend="reference",
+            rows=len(rows), reduction="sum", backend="reference", **options,
         )  # fmt: skip
         offset += len(rows)
     return total / len(joined)
@@ -176,6 +185,8 @@ def case(data, name: str, loss: str, dataset: str = "columns", *, guide: bool = 
 # Few tokens a mini-batch, so that ranks cut their batches into different numbers of them; some activations kept.
 CACHED = {"mini_batch_num_tokens": 40, "activation_memory": 0.0}
 KEPT = {"mini_batch_num_tokens": 40, "activation_memory": "auto"}
+EVERY = {"directions": ALL_DIRECTIONS}
+EACH = {"directions": ALL_DIRECTIONS[:2], "partition_mode": "per_direction"}
 OWN = {"negatives_scope": "own"}
 
 
@@ -193,6 +204,8 @@ def test_two_ranks(data, tmp_path):
             case(data, "in the loop", "GISTEmbedLoss", "plain", guide=True,
                  arguments={"gradient_accumulation_steps": 2}),
             case(data, "bf16", "CachedGISTEmbedLoss", loss_arguments=CACHED, arguments={"bf16": True}),
+            case(data, "all directions", "GISTEmbedLoss", loss_arguments=EVERY),
+            case(data, "one softmax a direction", "CachedGISTEmbedLoss", loss_arguments={**KEPT, **EACH}),
             *(
                 case(data, f"uneven {loss}", loss, "uneven", guide=True, loss_arguments={**more, **OWN})
                 for loss, more in (("GISTEmbedLoss", {}), ("CachedGISTEmbedLoss", KEPT))
@@ -221,6 +234,13 @@ def test_two_ranks(data, tmp_path):
             assert relative_error(changes(data, results[name]["state"]), wanted) < 2e-5, name
             assert results[name]["losses"] == pytest.approx(losses, rel=1e-5), name
             assert results[name]["wrapper"] == "DistributedDataParallel"
+
+    for name, options in (("all directions", EVERY), ("one softmax a direction", EACH)):
+        step = functools.partial(joined_step, **options)
+        wanted, losses = one_process(data, data.stored, columns=3, steps=steps, step=step)
+        for results in ranks:
+            assert relative_error(changes(data, results[name]["state"]), wanted) < 2e-5, name
+            assert results[name]["losses"] == pytest.approx(losses, rel=1e-5), name
 
     wanted, losses = one_process(data, data.live, columns=3, steps=steps, step=step_with_own_negatives)
     for results in ranks:
@@ -251,6 +271,7 @@ def test_two_ranks(data, tmp_path):
     results = [rank["on embeddings"] for rank in ranks]
     for result in results:
         assert_close(result["ours"], result["theirs"], 1e-5)
+        assert_close(result["our ranking"], result["their ranking"], 1e-5)
     for name, dtype, guide_dtype, tolerance in (
         ("ours", torch.float32, torch.float32, 1e-5),
         ("half", torch.float32, torch.float16, 1e-5),
@@ -271,10 +292,14 @@ def test_two_ranks(data, tmp_path):
                 options |= {"negatives_scope": "own", "groups": [GROUPS, OTHERS], "negative_groups": groups}
             if name == "protected negatives":
                 options["mask_negatives"] = False
+            anchors, guide_anchors = joined[0][own], guide[0][own]
+            if "directions" in VARIANTS.get(name, {}):
+                anchors, guide_anchors = first(joined[0], own), first(guide[0], own)
+                options |= VARIANTS[name] | ({"groups": GROUPS} if "groups" in VARIANTS[name] else {})
             loss = guided_contrastive_loss(
-                joined[0][own], joined[1], guide[0][own], guide[1],
+                anchors, joined[1], guide_anchors, guide[1],
                 negatives=[x[kept] for x in joined[2:]], guide_negatives=[x[kept] for x in guide[2:]],
-                temperature=0.1, offset=6 * rank, backend="reference", **options,
+                temperature=0.1, rows=6, offset=6 * rank, backend="reference", **options,
             )  # fmt: skip
             loss.backward()
             assert_close([result[name][0].double()], [loss.detach()], tolerance)
@@ -295,6 +320,7 @@ def test_four_ranks(data, tmp_path):
             case(data, "plain", "GISTEmbedLoss"),
             case(data, "kept", "CachedGISTEmbedLoss", "plain", guide=True, loss_arguments=KEPT),
             case(data, "pairs", "CachedGISTEmbedLoss", "pairs", guide=True, loss_arguments=CACHED),
+            case(data, "all directions", "GISTEmbedLoss", loss_arguments=EVERY),
             case(data, "uneven", "CachedGISTEmbedLoss", "uneven", guide=True, loss_arguments={**KEPT, **OWN}),
             {**odd, "name": "no row", "loss": "CachedGISTEmbedLoss", "rows": [0, 3, 2, 0]},
         ],
@@ -307,6 +333,11 @@ def test_four_ranks(data, tmp_path):
         for results in ranks:
             assert relative_error(changes(data, results[name]["state"]), wanted) < 2e-5, name
             assert results[name]["losses"] == pytest.approx(losses, rel=1e-5), name
+    step = functools.partial(joined_step, **EVERY)
+    wanted, losses = one_process(data, data.stored, columns=3, steps=steps, step=step)
+    for results in ranks:
+        assert relative_error(changes(data, results["all directions"]["state"]), wanted) < 2e-5
+        assert results["all directions"]["losses"] == pytest.approx(losses, rel=1e-5)
     wanted, losses = one_process(data, data.live, columns=3, steps=steps, step=step_with_own_negatives)
     for results in ranks:
         assert relative_error(changes(data, results["uneven"]["state"]), wanted) < 2e-5
