@@ -287,7 +287,19 @@ def test_ties_groups_and_rows_margins_are_those_of_the_loss(mask_ties, strategy)
 
 @pytest.mark.parametrize("tile", [1, 2**22])
 @pytest.mark.parametrize("groups", [None, "positive", "anchor_or_positive", "column"])
-@pytest.mark.parametrize("settings", [{}, {"negatives_scope": ["all", "own"]}, {"mask_negatives": False}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"negatives_scope": ["all", "own"]},
+        {"mask_negatives": False},
+        {
+            "negatives_scope": ["all", "own"],
+            "directions": ["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"],
+        },
+    ],
+    ids=str,
+)
 def test_mined_negatives_and_duplicates_are_those_of_the_loss(settings, groups, tile, monkeypatch):
     monkeypatch.setattr(rule, "SCORES", tile)
     columns, vectors = random_batch(rows=29, negatives=2)

@@ -31,9 +31,14 @@ def documented_table() -> list[str]:
     for f in fields(LossConfig):
         members = [m for m in typing.get_args(hints[f.name]) if m is not type(None)] or [hints[f.name]]
         choices = [str(c) for m in members for c in (typing.get_args(m) or [m]) if isinstance(c, str)]
+        listed = [str(c) for m in members for item in typing.get_args(m) for c in typing.get_args(item)]
         bounds = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in f.metadata["bounds"].items())
         kinds = {bool: "true, false", float: "a number", list[int]: "a list of whole numbers", list[float]: "a list"}
-        values = ", ".join(choices) or kinds.get(members[0], "a number") + (f" {bounds}" if bounds else "")
+        values = (
+            ", ".join(choices)
+            or ("a list of " + ", ".join(listed) if listed else "")
+            or kinds.get(members[0], "a number") + (f" {bounds}" if bounds else "")
+        )
         default = str(f.default).lower() if isinstance(f.default, bool) else "none" if f.default is None else f.default
         lines.append(f"| `{f.name}` | {default} | {values} | {f.metadata['help']} | {f.metadata['source']} |")
     return [line.replace("|t|", "abs(t)") for line in lines]

@@ -54,6 +54,11 @@ SETTINGS = {
     "one column own": ({"negatives_scope": ["all", "own"]}, {}),
     "protected": ({"mask_negatives": False, "margin": 0.2}, {}),
     "own and protected": ({"mask_negatives": False, "negatives_scope": "own"}, {}),
+    "all directions": ({"directions": ["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]}, {}),
+    "a softmax a direction": (
+        {"directions": ["query_to_doc", "doc_to_query"], "partition_mode": "per_direction", "negatives_scope": "own"},
+        {},
+    ),
     "by the positive": ({"groups": "positive"}, {"groups": of_texts("positive")}),
     "by both": ({"groups": "anchor_or_positive"}, {"groups": of_texts("anchor", "positive")}),
     "by both, own": (

@@ -18,7 +18,8 @@ PAIRS = 50
 _LINES = 7
 _BLOCKS = (
     "A block is what is compared: ap anchors with other positives, aa anchors with anchors, pp positives with "
-    "positives, an_1 and on anchors with given negatives."
+    "positives, pa positives with other anchors, an_1 and on anchors with given negatives, pn_1 and on positives with "
+    "those of other rows."
 )
 
 
