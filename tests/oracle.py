@@ -168,6 +168,9 @@ def loss_by_settings(
     hardness_mode: str | None = None,
     hardness_strength: float = 0.0,
     triplet_margin: float | None = None,
+    label_smoothing: float = 0.0,
+    positive_prior: float = 0.0,
+    spread_out_weight: float = 0.0,
     matryoshka_dims: list[int] | None = None,
     matryoshka_weights: list[float] | None = None,
     rows: int | None = None,
@@ -300,6 +303,22 @@ def loss_by_settings(
             partitions = [[name for name in logits if name != "pa"], *([["pa"]] if "pa" in logits else [])]
         sums = [torch.logsumexp(torch.cat([logits[name] for name in names], dim=1), dim=1) for names in partitions]
         loss = sum(sums) / len(sums) - positive
+        every = torch.cat(list(logits.values()), dim=1)
+        left = every > -torch.inf
+        if positive_prior:
+            number = left.sum(1).to(every.dtype) - 1
+            above = torch.exp(every - positive[:, None]).sum(1) - 1  # the negatives' sum, in units of the positive's
+            corrected = (above / number.clamp_min(1) - positive_prior) / (1 - positive_prior)
+            least = torch.exp(-1 / torch.as_tensor(q.temperature) - positive)
+            loss = torch.log1p(number * torch.maximum(corrected, least))
+        if label_smoothing:
+            log_shares = (every - torch.logsumexp(every, dim=1, keepdim=True)).masked_fill(~left, 0.0)
+            share = label_smoothing / left.sum(1).to(every.dtype)
+            loss = (1 - label_smoothing) * loss - share * log_shares.sum(1)
+        if spread_out_weight:
+            for own_side in (x[0][rows], x[1][own]):
+                squared = cosine(own_side, own_side).square().fill_diagonal_(0.0)
+                loss = loss + spread_out_weight * squared.sum(1) / max(1, len(rows) - 1)
         if triplet_margin is not None:
 
             def mean(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

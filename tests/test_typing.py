@@ -143,7 +143,8 @@ def test_what_type_checkers_see_of_the_loss_is_what_it_takes() -> None:
 
 
 def test_what_type_checkers_see_of_the_losses_are_their_settings() -> None:
-    from gist_fast.functional.loss_config import LossConfig, LossKeywords
+    from gist_fast.functional.keywords import LossKeywords
+    from gist_fast.functional.loss_config import LossConfig
 
     by_name = [f.name for f in fields(LossConfig) if f.kw_only or f.name == "guided"]
     declared, seen = get_type_hints(LossConfig), get_type_hints(LossKeywords)

@@ -102,7 +102,13 @@ def cases(draw: st.DrawFn) -> tuple[Problem, dict[str, Any]]:
         options["triplet_margin"], options["mask_bits"] = draw(st.floats(0.01, 1.5)), "keep"
         if guide == "none" and "groups" not in options:
             del options["triplet_margin"]
-    if guide != "self" and "triplet_margin" not in options:
+    term = draw(st.sampled_from([None, None, "label_smoothing", "positive_prior"]))
+    weighed = term == "label_smoothing" and hardness is not None
+    if term is not None and not weighed and "doc_to_query" not in options.get("directions", ()):
+        options[term], options["mask_bits"] = draw(st.floats(0.001, 0.6)), "keep"
+    if draw(st.booleans()):
+        options["spread_out_weight"] = draw(st.floats(0.1, 5.0))
+    if guide != "self" and not options.keys() & {"triplet_margin", "label_smoothing", "positive_prior"}:
         options["hard"] = draw(st.booleans())
     if hardness is not None:
         options |= {"hardness_mode": hardness, "hardness_strength": draw(st.floats(0.1, 9.0))}
@@ -157,6 +163,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "own": {"hardness_mode": "hard_negatives", "hardness_strength": 4.0},
     "all": {"hardness_mode": "all_negatives", "hardness_strength": 4.0},
     "triplet": {"triplet_margin": 2.5},
+    "smooth labels": {"label_smoothing": 0.2},
+    "debiased": {"positive_prior": 0.01},  # a larger one makes more of each rounding
+    "spread out": {"spread_out_weight": 3.0},
     "ladder": {"matryoshka_dims": [4, 2, 1], "matryoshka_weights": [1.0, 0.5, 0.25]},
     "ties": {"mask_ties": True},
     "margins": {"margin": torch.tensor([0.1, -0.1, 0.0, 0.2, 0.05], dtype=torch.float64)},
@@ -254,128 +263,6 @@ def test_bits_serve_a_ladder_as_kept_scores_do(monkeypatch: pytest.MonkeyPatch) 
     assert_close(*found, 1e-6)
 
 
-REFUSED = {
-    "a margin without a guide": ({"margin": 0.1}, False, r"margin: expected 0\.0 without a guide,.* got 0\.1"),
-    "ties without a guide": ({"mask_ties": True}, False, r"mask_ties: expected False without a.* got True"),
-    "margins of another length": (
-        {"margin": torch.zeros(3)},
-        True,
-        r"margin: expected a float, or a floating.* got a tensor of shape \[3\] and type torch\.float32\.",
-    ),
-    "margins that are NaN": ({"margin": torch.full((9,), torch.nan)}, True, r"margin: expected .*got nan in row 0\."),
-    "a triplet term with nothing to go by": ({"triplet_margin": 0.1}, False, r"triplet_margin: nothing says"),
-    "a triplet margin of 0": ({"triplet_margin": 0.0}, True, r"triplet_margin: expected .*got 0\.0\."),
-    "a triplet term of hard negatives": ({"triplet_margin": 0.1, "hard": True}, True, r"hard: expected .*got True\."),
-    "a triplet term without masks": (
-        {"triplet_margin": 0.1, "mask_bits": "recompute"},
-        True,
-        r"mask_bits: expected 'keep' with.* got 'recompute'\.",
-    ),
-    "groups of another length": (
-        {"groups": torch.zeros(3, dtype=torch.int64)},
-        True,
-        r"groups: expected a tensor \[9\] of int64 or.* got shape \[3\]\.",
-    ),
-    "groups that are floats": ({"groups": torch.zeros(9)}, True, r"groups: expected .*got type torch\.float32\."),
-    "groups in a list": ({"groups": [0] * 9}, True, r"groups: expected a tensor \[9\] of int64 or.* got list\."),
-    "an unknown mode": (
-        {"hardness_mode": "hard", "hardness_strength": 1.0},
-        True,
-        r"hardness_mode: expected.* got 'hard'\.",
-    ),
-    "a mode that does nothing": ({"hardness_mode": "all_negatives"}, True, r"hardness_strength: expected .*got 0\.0\."),
-    "a strength without a mode": ({"hardness_strength": 2.0}, True, r"hardness_strength: expected .*got 2\.0"),
-    "a negative strength": (
-        {"hardness_mode": "all_negatives", "hardness_strength": -1.0},
-        True,
-        r"hardness_strength: expected a finite float of at least 0, got -1\.0\.",
-    ),
-    "own negatives that are not there": (
-        {"hardness_mode": "hard_negatives", "hardness_strength": 2.0},
-        True,
-        r"hardness_mode: expected.* got 'hard_negatives'\.",
-    ),
-    "widths above the model's": ({"matryoshka_dims": [64, 8]}, True, r"matryoshka_dims: expected .*got 64\."),
-    "a width twice": ({"matryoshka_dims": [8, 8]}, True, r"matryoshka_dims: expected .*got \[8, 8\]\."),
-    "no width": ({"matryoshka_dims": []}, True, r"matryoshka_dims: expected different ints of at least 1, got \[\]\."),
-    "a width that is no int": ({"matryoshka_dims": [8.0]}, True, r"matryoshka_dims: expected .*got \[8\.0\]\."),
-    "too few weights": (
-        {"matryoshka_dims": [8, 4], "matryoshka_weights": [1.0]},
-        True,
-        r"matryoshka_weights: expected 2, one for each of the dims, got 1\.",
-    ),
-    "weights alone": ({"matryoshka_weights": [1.0]}, True, r"matryoshka_weights: given without"),
-    "no direction": ({"directions": []}, True, r"directions: expected different ones with 'query_to_doc'.* got \[\]\."),
-    "a direction twice": (
-        {"directions": ["query_to_doc"] * 2},
-        True,
-        r"directions: expected different.*got \['que",
-    ),
-    "directions without the positives": (
-        {"directions": ["doc_to_query"]},
-        True,
-        r"directions: .*got \['doc_to_qu",
-    ),
-    "a direction in a word": (
-        {"directions": "query_to_doc"},
-        True,
-        r"directions: expected a list of .*got 'query_to",
-    ),
-    "an unknown direction": (
-        {"directions": ["query_to_doc", "doc_to_querry"]},
-        True,
-        r"directions\[1\]: expected .*got 'doc_to_querry'\.",
-    ),
-    "two ways to say what is compared": (
-        {"directions": ["query_to_doc"], "contrast_anchors": False},
-        True,
-        r"contrast_anchors: got False beside direct",
-    ),
-    "softmaxes of nothing": ({"partition_mode": "per_direction"}, True, r"partition_mode: expected 'joint' without"),
-    "a softmax without a positive": (
-        {"directions": ["query_to_doc", "doc_to_doc"], "partition_mode": "per_direction"},
-        True,
-        r"partition_mode: expected 'joint' with 'doc_to_doc'.* got 'per_direction'\.",
-    ),
-    "rows that are no number": ({"rows": "9"}, True, r"rows: expected an int or None, got '9' \(str\)\."),
-    "more rows than anchors": ({"rows": 10}, True, r"rows: expected from 1 to 9, .*got 10\."),
-    "anchors that nobody is compared with": (
-        {"rows": 5},
-        True,
-        r"rows: expected 9, the number of anchors, got 5: ",
-    ),
-    "a flag that is a text": ({"hard": "no"}, True, r"hard: expected True or False, got 'no' \(str\)\."),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_makes_no_sense_is_refused_by_name(name: str) -> None:
-    options, guided, message = REFUSED[name]
-    problem = make_problem(9, guide_width=7 if guided else None)
-    with pytest.raises((ValueError, TypeError), match=message):
-        guided_contrastive_loss(**problem.arguments() | options)
-
-
-def test_hard_negatives_of_a_student_that_guides_itself_are_refused() -> None:
-    problem = make_problem(9)
-    with pytest.raises(ValueError, match="hard: expected False with self_guided, got True"):
-        run(problem, "tiled", self_guided=True, hard=True)
-
-
-def test_other_anchors_are_those_of_all_positives() -> None:
-    problem = make_problem(5, 9, anchors=7)
-    with pytest.raises(ValueError, match=r"anchors: expected 5 rows, as rows says, or 9, as positives have, got 7\."):
-        run(problem, "tiled", rows=5, directions=["query_to_doc", "doc_to_query"])
-
-
-def test_negatives_of_the_positives_are_told_from_a_row_s_own() -> None:
-    problem = make_problem(9, negatives=(5,))
-    with pytest.raises(
-        ValueError, match=r"negatives\[0\]: expected at least 9 rows with 'doc_to_doc'.*got 5\. Or"
-    ):
-        run(problem, "tiled", directions=["query_to_doc", "doc_to_doc"])
-
-
 @pytest.mark.parametrize(
     "more", [{}, {"directions": ["query_to_doc", "doc_to_query"], "partition_mode": "per_direction"}]
 )
@@ -398,17 +285,20 @@ def test_a_compiled_step_has_no_graph_break(more: dict[str, Any]) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_opcheck_of_the_masks_product() -> None:
-    problem = make_problem(9, 12, (12,), offset=2).to(torch.float32)
     from gist_fast.functional.loss_config import LossConfig
 
-    config = LossConfig(margin=0.1)
-    student = [x.detach() for x in (problem.anchors, problem.positives, *problem.negatives)]
-    guide = [problem.guide_anchors, problem.guide_positives, *problem.guide_negatives]
-    forward = functools.partial(torch.ops.gist_fast.guided_forward.default, "tiled", student, guide)
-    *_, bits = forward(torch.tensor(0.1), None, [], [], True, False, False, 2, *config.to_arguments())
-    other = torch.randn(12, 5, requires_grad=True)
-    arguments = ("tiled", bits, other, False, 0, torch.float32, [9, 12, 12, 1, 2], *config.to_arguments())
-    torch.library.opcheck(torch.ops.gist_fast.mask_product.default, arguments)
+    every: Any = ["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
+    for directions, anchors, index in ((None, 9, 0), (every, 12, 3)):
+        problem = make_problem(9, 12, (12,), anchors=anchors, offset=2).to(torch.float32)
+        config = LossConfig(margin=0.1, directions=directions)
+        student = [x.detach() for x in (problem.anchors, problem.positives, *problem.negatives)]
+        guide = [problem.guide_anchors, problem.guide_positives, *problem.guide_negatives]
+        forward = functools.partial(torch.ops.gist_fast.guided_forward.default, "tiled", student, guide)
+        *_, bits = forward(torch.tensor(0.1), None, [], [], True, False, False, 9, 2, *config.to_arguments())
+        other = torch.randn(12, 5, requires_grad=True)
+        sizes = [9, anchors, 12, 12, 1, 2]
+        arguments = ("tiled", bits, other, False, index, torch.float32, sizes, *config.to_arguments())
+        torch.library.opcheck(torch.ops.gist_fast.mask_product.default, arguments)
 
 
 @pytest.mark.parametrize("backend", ["reference", "tiled"])

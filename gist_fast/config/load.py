@@ -11,7 +11,8 @@ training: {output_dir: runs/first, learning_rate: 2e-5, per_device_train_batch_s
 evaluation: {queries: queries.jsonl, corpus: corpus.jsonl, relevant: relevant.tsv, sts: scored.csv}
 ```
 
-``loss`` and ``training`` take the fields of `gist_fast.GISTTrainingArguments`, ``loss`` those that concern the loss.
+``loss`` and ``training`` take the fields of `gist_fast.GISTTrainingArguments`, ``loss`` those that concern the loss,
+and ``preset``, the name of a published objective whose settings stand beneath those that are written.
 Paths are relative to the file that they stand in, or to the working directory where typed on the command line.
 """
 
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gist_fast.config.presets import apply_preset
 from gist_fast.config.schema import (
     NOT_OFFERED,
     PATH_ARGUMENTS,
@@ -108,6 +110,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     tree = read_yaml(Path(path))
     _known(tree, SECTIONS, "")
     apply_overrides(tree, overrides)
+    apply_preset(tree)
     sections = tree.value
     for name in ("student", "data"):
         if name not in sections or sections[name].value is None:

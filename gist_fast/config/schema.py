@@ -143,6 +143,8 @@ class EvaluationConfig:
     """Whether to measure the student before training too."""
 
 
+PRESET = "preset"
+"""A key of the section ``loss`` that is no setting, but stands for several."""
 SECTIONS: dict[str, Any] = {
     "student": StudentConfig,
     "guide": GuideConfig,
@@ -189,7 +191,7 @@ def argument_bounds() -> dict[str, dict[str, Any]]:
 @functools.cache
 def known_paths() -> list[tuple[str, ...]]:
     """Every key that a configuration can have, as a path from the top."""
-    paths = [("loss", name) for name in loss_settings()] + [("training", name) for name in argument_hints()]
+    paths = [("loss", name) for name in (*loss_settings(), PRESET)] + [("training", name) for name in argument_hints()]
     return paths + [(name, *path) for name, section in SECTIONS.items() for path in _paths_of(section)]
 
 

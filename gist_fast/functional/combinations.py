@@ -51,19 +51,34 @@ def check_combination(config: Any) -> None:
                     f"{name}: expected {default!r} without a guide, whose thresholds it is about, got {value!r}. Leave "
                     "it out, or give a guide."
                 )
-    if c.triplet_margin is not None:
-        if not c.guided and c.groups is None:
-            raise InputError("triplet_margin: nothing says what else is positive. Give a guide or groups with it.")
-        if c.hard:
-            raise InputError(
-                "hard: expected False with triplet_margin, whose means are over all that the guide leaves, got True."
-            )
-        if c.mask_bits == "recompute":
-            raise InputError("mask_bits: expected 'keep' with triplet_margin, which reads the masks, got 'recompute'.")
+    _check_row_terms(c)
     if c.hard and c.self_guided:
         raise InputError(
             "hard: expected False with self_guided, got True: the student decides by the same scores, so that hardly a "
             "negative is left. Set hard=False, or give a guide of its own."
+        )
+
+
+def _check_row_terms(c: Any) -> None:
+    """Raise where a term that is a mean or a count over a row's negatives cannot have it, or has no meaning."""
+    if c.triplet_margin is not None and not c.guided and c.groups is None:
+        raise InputError("triplet_margin: nothing says what else is positive. Give a guide or groups with it.")
+    terms = {name: getattr(c, name) for name in ("triplet_margin", "label_smoothing", "positive_prior")}
+    for name in (name for name, value in terms.items() if value):
+        if c.hard:
+            raise InputError(f"hard: expected False with {name}, which is about all that the guide leaves, got True.")
+        if c.mask_bits == "recompute":
+            raise InputError(f"mask_bits: expected 'keep' with {name}, which reads the masks, got 'recompute'.")
+    for name in (name for name in ("label_smoothing", "positive_prior") if terms[name]):
+        if "doc_to_query" in c.compared:
+            raise InputError(
+                f"{name}: expected 0 with 'doc_to_query' in directions, where the positive counts twice, got "
+                f"{terms[name]}."
+            )
+    if c.label_smoothing and (c.positive_prior or c.hardness_mode is not None):
+        other = "positive_prior" if c.positive_prior else "hardness_mode"
+        raise InputError(
+            f"label_smoothing: expected 0 with {other}, which gives its classes other weights, got {c.label_smoothing}."
         )
 
 

@@ -23,6 +23,7 @@ from gist_fast.functional.checks import (
     check_temperature,
 )
 from gist_fast.functional.groups import groups_of_rows
+from gist_fast.functional.keywords import SharedKeywords
 from gist_fast.functional.loss_config import (
     Backend,
     Direction,
@@ -32,14 +33,14 @@ from gist_fast.functional.loss_config import (
     MaskBits,
     PartitionMode,
     Scope,
-    SharedKeywords,
     check_dims,
 )
+from gist_fast.functional.mask_products import MaskProduct
 from gist_fast.functional.operands import accumulation_dtype, ordinary
 from gist_fast.functional.own_negatives import Pairs, own_terms, split_columns
+from gist_fast.functional.row_terms import with_row_terms
 from gist_fast.functional.rows import guided_rows, inside_transform, refuse_transforms
 from gist_fast.functional.stats import GuidedContrastiveStats, make_stats
-from gist_fast.functional.triplet import MaskProduct, triplet_rows
 from gist_fast.functional.values import check_choice
 from gist_fast.runtime.errors import InputError
 
@@ -117,6 +118,9 @@ def guided_contrastive_loss(
     hardness_mode: HardnessMode | None = None,
     hardness_strength: float = 0.0,
     triplet_margin: float | None = None,
+    label_smoothing: float = 0.0,
+    positive_prior: float = 0.0,
+    spread_out_weight: float = 0.0,
     matryoshka_dims: Sequence[int] | None = None,
     matryoshka_weights: Sequence[float] | None = None,
 ) -> Tensor | tuple[Tensor, GuidedContrastiveStats]:
@@ -195,6 +199,12 @@ def guided_contrastive_loss(
         hardness_strength: 0 or more; published: 9 (arXiv 2503.04812, in-batch), 5 (arXiv 2509.20354, own).
         triplet_margin: adds the soft triplet term of `gist_fast.functional.triplet` with this margin, in units of
             cosine similarity; above 0.
+        label_smoothing: from 0 to below 1: the share of each row's target that all of its classes get alike, the
+            positive and the negatives that count.
+        positive_prior: from 0 to below 1: the share of what counts as negative that is expected to be positive, tau+ of
+            debiased contrastive learning (arXiv 2007.00224); see `gist_fast.functional.row_terms`.
+        spread_out_weight: 0 or more: of the mean squared similarity of the batch's anchors with each other, and of
+            their positives, which is added (arXiv 2509.20354); of this rank's rows alone.
         matryoshka_dims: for nested embeddings (Matryoshka, arXiv 2205.13147): the loss is the weighted sum of
             those of the first so many columns, normalised anew. Masks are decided once, by the guide or, where the
             student's scores decide, by the largest dim.
@@ -247,6 +257,9 @@ def guided_contrastive_loss(
         hardness_mode=hardness_mode,
         hardness_strength=hardness_strength,
         triplet_margin=triplet_margin,
+        label_smoothing=label_smoothing,
+        positive_prior=positive_prior,
+        spread_out_weight=spread_out_weight,
         matryoshka_dims=matryoshka_dims,  # type: ignore[arg-type]  # any sequence
         matryoshka_weights=matryoshka_weights,  # type: ignore[arg-type]
         backend=backend,
@@ -314,16 +327,9 @@ def guided_contrastive_loss(
         with torch.autocast(anchors.device.type, enabled=False):
             terms = own_terms(own, pairs, temperature, config, dims)
     loss = _of_each_row(found.loss, None if terms is None else terms.log_sums, config)
-    if product is not None and triplet_margin is not None:
+    if config.has_row_terms:
         with torch.autocast(anchors.device.type, enabled=False):
-            triplet_terms = [
-                triplet_rows(
-                    [x[:, :dim] for x in student], offset, triplet_margin, blocks, product,
-                    None if terms is None else (terms.cosines[level], terms.there, terms.masked),
-                )
-                for level, dim in enumerate(dims or (anchors.shape[1],))
-            ]  # fmt: skip
-        loss = loss + torch.stack(triplet_terms)
+            loss = with_row_terms(loss, config, student, blocks, offset, temperature, dims, product, terms)
     if not at_once:
         if dims:
             # Weighed one by one: a tensor of the weights would have to be copied to the device, which waits.

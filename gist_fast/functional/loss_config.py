@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, Field, FrozenInstanceError, dataclass, field, fields
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from gist_fast.functional.choices import (
     Backend,
@@ -167,6 +167,28 @@ class LossSettings:
         source="GISTEmbed's training code",
         above=0,
     )
+    label_smoothing: float = setting(
+        0.0,
+        "Share of each row's target that the positive and all negatives that count get alike.",
+        source="arXiv 1512.00567",
+        at_least=0,
+        below=1,
+    )
+    positive_prior: float = setting(
+        0.0,
+        "Share of the negatives that is expected to be positive, by which their sum is corrected (debiased contrastive "
+        "learning).",
+        source="arXiv 2007.00224",
+        at_least=0,
+        below=1,
+    )
+    spread_out_weight: float = setting(
+        0.0,
+        "Weight of an added term that spreads the embeddings: the mean squared similarity of the batch's anchors with "
+        "each other, and of its positives.",
+        source="arXiv 2509.20354, arXiv 1708.06320",
+        at_least=0,
+    )
     matryoshka_dims: list[int] | None = setting(
         None,
         "Dims of nested embeddings to train, which share one run of the guide. None: the whole width alone.",
@@ -287,6 +309,16 @@ class LossConfig(LossSettings):
         return self.softmaxes == 1 and "doc_to_query" in self.compared
 
     @property
+    def needs_masks(self) -> bool:
+        """Whether a row's loss has means or counts over its negatives, for which masks are kept and multiplied."""
+        return self.triplet_margin is not None or self.label_smoothing > 0 or self.positive_prior > 0
+
+    @property
+    def has_row_terms(self) -> bool:
+        """Whether there is anything that `gist_fast.functional.row_terms` does."""
+        return self.needs_masks or self.spread_out_weight > 0
+
+    @property
     def gathers_anchors(self) -> bool:
         """Whether the anchors of all ranks are candidates, where candidates are gathered."""
         return self.directions is not None and len({"query_to_query", "doc_to_query"} & set(self.directions)) > 0
@@ -332,38 +364,6 @@ def _of_arguments(*arguments: Any) -> LossConfig:
         if _FIELDS[name].kind is list and value is not None:
             settings[name] = tuple(value.split(","))
     return LossConfig(**settings)
-
-
-class SharedKeywords(TypedDict, total=False):
-    """For type checkers: the settings that the function and the losses take by name, with the same types."""
-
-    backend: Backend
-    mask_bits: MaskBits
-    directions: Sequence[Direction] | None
-    partition_mode: PartitionMode
-    mask_ties: bool
-    mask_negatives: bool
-    negatives_scope: Scope | Sequence[Scope]
-    hard: bool
-    hardness_mode: HardnessMode | None
-    hardness_strength: float
-    triplet_margin: float | None
-    matryoshka_dims: Sequence[int] | None
-    matryoshka_weights: Sequence[float] | None
-
-
-class LossKeywords(SharedKeywords, total=False):
-    """For type checkers: all settings that a loss takes by name alone."""
-
-    self_guided: bool
-    row_margins: bool
-    groups: Groups | None
-    learn_temperature: bool
-    temperature_min: float
-    temperature_max: float
-    gather_guide_dtype: Literal["float16", "bfloat16"] | None
-    guide_cache: bool
-    guided: bool
 
 
 @dataclass(frozen=True)

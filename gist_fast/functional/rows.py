@@ -12,9 +12,9 @@ from gist_fast.functional.backends import may_fall_back, reference, remember_fai
 from gist_fast.functional.backends.interface import GuidedRows
 from gist_fast.functional.blocks import ANCHORS, Block
 from gist_fast.functional.loss_config import LossConfig
+from gist_fast.functional.mask_products import MaskProduct, dense_product, kept_product
 from gist_fast.functional.operands import prepare
 from gist_fast.functional.operator import guided_forward
-from gist_fast.functional.triplet import MaskProduct, dense_product, kept_product
 
 KEPT_SHARE = 8
 """``mask_bits="auto"`` keeps the masks while they fill at most a `KEPT_SHARE`-th of the device's memory."""
@@ -37,7 +37,7 @@ def guided_rows(
     """The loss of each of `count` rows by the backend `chosen`, and products of its masks, where a triplet term needs
     them."""
     device, dtype = student[ANCHORS].device, student[ANCHORS].dtype
-    wants_masks = config.triplet_margin is not None
+    wants_masks = config.needs_masks and (config.guided or len(groups) > 0)
     if chosen == "reference":
         with torch.autocast(device.type, enabled=False):
             operands = prepare(

@@ -9,7 +9,8 @@ import torch
 from sentence_transformers.base.losses.gradcache import has_static_embedding_input
 from torch import Tensor
 
-from gist_fast.functional.loss_config import LossKeywords, MarginStrategy
+from gist_fast.functional.choices import MarginStrategy
+from gist_fast.functional.keywords import LossKeywords
 from gist_fast.functional.values import check_flags, check_number
 from gist_fast.losses.activation_memory import ActivationMemory
 from gist_fast.losses.base import GuidedLoss

@@ -40,6 +40,9 @@ class RankingKeywords(TypedDict, total=False):
     negatives_scope: Scope | Sequence[Scope]
     hard: bool
     triplet_margin: float | None
+    label_smoothing: float
+    positive_prior: float
+    spread_out_weight: float
     matryoshka_dims: Sequence[int] | None
     matryoshka_weights: Sequence[float] | None
     learn_temperature: bool

@@ -42,8 +42,8 @@ def covers(config: LossConfig, blocks: Sequence[Block], device_type: str) -> boo
         return False
     if sum([block.rows * block.columns for block in blocks]) > PAIRS:
         return False
-    variants = (config.hardness_mode, config.triplet_margin, config.matryoshka_dims, config.groups)
-    return not config.hard and all(setting is None for setting in variants)
+    variants = (config.hardness_mode, config.matryoshka_dims, config.groups)
+    return not config.hard and not config.has_row_terms and all(setting is None for setting in variants)
 
 
 def _is_covered(block: Block) -> bool:

@@ -6,6 +6,8 @@ a pass over 2 x 16 MiB in front of a product of 8192 x 8192 x 1024, a twentieth 
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import torch
@@ -233,21 +235,24 @@ class Work:
 
     def _guide_rows(self, span: slice) -> Tensor:
         """Rows of the guide by their place in a stack."""
-        k = max(k for k, start in enumerate(self.starts) if start <= span.start)
+        k = self._operand_of(span)
         return self._problem.guide[k][span.start - self.starts[k] : span.stop - self.starts[k]]
+
+    def _operand_of(self, span: slice) -> int:
+        """Which operand some rows of the stack are of."""
+        return bisect_right(self.starts, span.start) - 1
 
     def empty_gradients(self, batches: Sequence[Batch]) -> tuple[list[list[Tensor]], list[set[int]]]:
         """Room for the gradients by each operand, at each dim, and which of them hold nothing yet. Where a product is
         the first to reach an operand and reaches all of it, nothing needs to be set to 0."""
-        whole = {
-            span
-            for batch in batches
-            for chunk in batch.chunks
-            if not chunk.rectangle.triangular
-            for span in ((chunk.x.start, chunk.rows), (chunk.y.start, chunk.columns))
-        }
         counts = self.split[:-1]
-        fresh = all(span in whole for span in zip(self.starts, counts, strict=True))
+        # Of each operand, whether the first rows of it that a product reaches are all.
+        whole: dict[int, bool] = {}
+        for chunk in itertools.chain.from_iterable(batch.chunks for batch in batches):
+            for span in (chunk.x, chunk.y):
+                k = self._operand_of(span)
+                whole.setdefault(k, (span.start, span.stop - span.start) == (self.starts[k], counts[k]))
+        fresh = all(whole.get(k, False) for k in range(len(counts)))
         make = torch.empty if fresh else torch.zeros
         gradients = [
             [make(n, stack.shape[1], dtype=torch.float32, device=self._device) for n in counts] for stack in self.stacks
