@@ -33,26 +33,26 @@ class Sums(NamedTuple):
     differentiable, and how many there are."""
 
     everything: Tensor
-    count: Tensor | int
-    """One for all rows, or ``[B]``."""
+    number: Tensor | int
+    """Of them: one for all rows, or ``[B]``."""
     masked: Tensor
     """The sum over what a guide or groups masked."""
-    masked_count: Tensor
+    masked_number: Tensor
     """``[B]``"""
 
     @property
     def negatives(self) -> tuple[Tensor, Tensor]:
         """The sum over the others ``[B]``, and how many they are."""
-        return self.everything - self.masked, self.count - self.masked_count
+        return self.everything - self.masked, self.number - self.masked_number
 
     def add(self, similar: Tensor, there: Tensor, masked: Tensor) -> Sums:
         """The same with own negatives, ``[K, B]`` each: their similarities, whether a row has one, and whether it is
         masked; see `gist_fast.functional.own_negatives.OwnTerms`."""
         return Sums(
             self.everything + similar.sum(0),
-            self.count + there.sum(0),
+            self.number + there.sum(0),
             self.masked + (similar * masked).sum(0),
-            self.masked_count + masked.sum(0),
+            self.masked_number + masked.sum(0),
         )
 
 

@@ -41,5 +41,5 @@ def triplet_rows(
     if own_negatives is not None:
         sums = sums.add(*own_negatives)
     negative, count = sums.negatives
-    gap = negative / count.clamp_min(1) - (positive + sums.masked) / (1 + sums.masked_count)
+    gap = negative / count.clamp_min(1) - (positive + sums.masked) / (1 + sums.masked_number)
     return torch.where(count > 0, (gap + margin).clamp_min(0), 0.0)

@@ -64,9 +64,9 @@ class RankingLoss(GuidedLoss):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show in the signature the settings that are left without a guide."""
         super().__init_subclass__(**kwargs)
-        shown = cls.__signature__
+        shown = cls.__signature__  # type: ignore[attr-defined]  # which `GuidedLoss` has set
         left = [p for p in shown.parameters.values() if p.kind != p.KEYWORD_ONLY or p.name in _LEFT]
-        cls.__signature__ = shown.replace(parameters=left)
+        cls.__signature__ = shown.replace(parameters=left)  # type: ignore[attr-defined]
 
     def _settings(
         self,
@@ -149,7 +149,7 @@ class RankingLoss(GuidedLoss):
     @property
     def citation(self) -> str:
         """BibTeX of the paper, for the model card."""
-        return stock.MultipleNegativesRankingLoss.citation.fget(self)
+        return stock.MultipleNegativesRankingLoss.citation.__get__(self)
 
 
 class MultipleNegativesRankingLoss(RankingLoss, GISTEmbedLoss):
@@ -254,7 +254,7 @@ class CachedMultipleNegativesRankingLoss(RankingLoss, CachedGISTEmbedLoss):
     @property
     def citation(self) -> str:
         """BibTeX of the paper, for the model card."""
-        return stock.CachedMultipleNegativesRankingLoss.citation.fget(self)
+        return stock.CachedMultipleNegativesRankingLoss.citation.__get__(self)
 
 
 class MultipleNegativesSymmetricRankingLoss(MultipleNegativesRankingLoss):

@@ -67,7 +67,7 @@ class Side(NamedTuple):
     """Which of the B rows it belongs to."""
     axis: int
     """The axis of the tile that runs over its candidates: 1, or 0 on the mirror side."""
-    index: int
+    block_index: int
     """Of the block whose rows they are."""
     softmax: slice
     """Where those rows stand among the ``R`` of all softmaxes."""
@@ -97,8 +97,8 @@ def negatives(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool)
     for tile in _tiles(blocks):
         masks = []
         for side, mask, by_guide_or_group, by_student in work.decide(tile):
-            masked[side.index] += by_guide_or_group
-            easy[side.index] += by_student
+            masked[side.block_index] += by_guide_or_group
+            easy[side.block_index] += by_student
             kept.append_mask(mask)
             masks.append((side, mask))
         for dim in range(dims):
@@ -156,7 +156,7 @@ def mask_product(
         for repeat in range(repeated):
             for side in _sides(tile):
                 mask = kept.next_mask(*tile.shape)
-                if repeat > 0 or side.index != index:
+                if repeat > 0 or side.block_index != index:
                     continue
                 mask.diagonal(tile.excluded).fill_(0.0)
                 columns = tile.columns
