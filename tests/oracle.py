@@ -168,6 +168,8 @@ def loss_by_settings(
     hardness_mode: str | None = None,
     hardness_strength: float = 0.0,
     triplet_margin: float | None = None,
+    distill_weight: float = 0.0,
+    distill_temperature: float = 0.05,
     label_smoothing: float = 0.0,
     positive_prior: float = 0.0,
     spread_out_weight: float = 0.0,
@@ -319,6 +321,27 @@ def loss_by_settings(
             for own_side in (x[0][rows], x[1][own]):
                 squared = cosine(own_side, own_side).square().fill_diagonal_(0.0)
                 loss = loss + spread_out_weight * squared.sum(1) / max(1, len(rows) - 1)
+        if distill_weight:
+            divergences = []
+            for part in partitions:
+                of_student, of_guide = [], []
+                for name, r, c in names:
+                    if name not in part:
+                        continue
+                    never = torch.zeros(logits[name].shape, dtype=torch.bool)
+                    if name in place_of and name not in ("ap", "pa"):
+                        never[rows, place_of[name]] = True
+                    if c in mine:
+                        never |= ~mine[c]
+                    for found, vectors, by in (
+                        (of_student, x, q.temperature),
+                        (of_guide, guide, distill_temperature),
+                    ):
+                        found.append((cosine(rows_of(vectors[r], r), vectors[c]) / by).masked_fill(never, -1e9))
+                p = torch.log_softmax(torch.cat(of_student, dim=1), dim=1)
+                t = torch.log_softmax(torch.cat(of_guide, dim=1), dim=1)
+                divergences.append(torch.nn.functional.kl_div(p, t, log_target=True, reduction="none").sum(1))
+            loss = loss + distill_weight * sum(divergences) / len(divergences)
         if triplet_margin is not None:
 
             def mean(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

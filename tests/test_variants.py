@@ -106,6 +106,11 @@ def cases(draw: st.DrawFn) -> tuple[Problem, dict[str, Any]]:
     weighed = term == "label_smoothing" and hardness is not None
     if term is not None and not weighed and "doc_to_query" not in options.get("directions", ()):
         options[term], options["mask_bits"] = draw(st.floats(0.001, 0.6)), "keep"
+    if guide == "own" and options["mask_negatives"] and draw(st.booleans()):
+        options["distill_weight"], options["distill_temperature"] = (
+            draw(st.floats(0.1, 3.0)),
+            draw(st.floats(0.02, 1.0)),
+        )
     if draw(st.booleans()):
         options["spread_out_weight"] = draw(st.floats(0.1, 5.0))
     if guide != "self" and not options.keys() & {"triplet_margin", "label_smoothing", "positive_prior"}:
@@ -163,6 +168,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "own": {"hardness_mode": "hard_negatives", "hardness_strength": 4.0},
     "all": {"hardness_mode": "all_negatives", "hardness_strength": 4.0},
     "triplet": {"triplet_margin": 2.5},
+    "distilled": {"distill_weight": 2.0, "distill_temperature": 0.1},
     "smooth labels": {"label_smoothing": 0.2},
     "debiased": {"positive_prior": 0.01},  # a larger one makes more of each rounding
     "spread out": {"spread_out_weight": 3.0},

@@ -52,6 +52,7 @@ def check_combination(config: Any) -> None:
                     "it out, or give a guide."
                 )
     _check_row_terms(c)
+    _check_distillation(c)
     if c.hard and c.self_guided:
         raise InputError(
             "hard: expected False with self_guided, got True: the student decides by the same scores, so that hardly a "
@@ -79,6 +80,26 @@ def _check_row_terms(c: Any) -> None:
         other = "positive_prior" if c.positive_prior else "hardness_mode"
         raise InputError(
             f"label_smoothing: expected 0 with {other}, which gives its classes other weights, got {c.label_smoothing}."
+        )
+
+
+def _check_distillation(c: Any) -> None:
+    """Raise where there is no guide to distil, or it does not read all texts."""
+    if not c.distill_weight:
+        if c.distill_temperature != type(c).distill_temperature:
+            raise InputError(
+                f"distill_temperature: got {c.distill_temperature} without distill_weight. Set distill_weight above 0, "
+                "or leave it out."
+            )
+        return
+    if c.self_guided:
+        raise InputError(
+            f"distill_weight: expected 0 with self_guided, where the student would learn from itself, got "
+            f"{c.distill_weight}."
+        )
+    if not c.mask_negatives:
+        raise InputError(
+            "mask_negatives: expected True with distill_weight, for which the guide reads the negatives too, got False."
         )
 
 

@@ -22,6 +22,7 @@ from gist_fast.functional.checks import (
     check_scopes,
     check_temperature,
 )
+from gist_fast.functional.distillation import distil, kl_rows
 from gist_fast.functional.groups import groups_of_rows
 from gist_fast.functional.keywords import SharedKeywords
 from gist_fast.functional.loss_config import (
@@ -117,6 +118,8 @@ def guided_contrastive_loss(
     hard: bool = False,
     hardness_mode: HardnessMode | None = None,
     hardness_strength: float = 0.0,
+    distill_weight: float = 0.0,
+    distill_temperature: float = 0.05,
     triplet_margin: float | None = None,
     label_smoothing: float = 0.0,
     positive_prior: float = 0.0,
@@ -197,6 +200,9 @@ def guided_contrastive_loss(
             ``"in_batch_negatives"``: in ap, and in an_k but for the anchor's own row; ``"hard_negatives"``: for the
             anchor's own rows (``offset + i``) of an_k; ``"all_negatives"``: both.
         hardness_strength: 0 or more; published: 9 (arXiv 2503.04812, in-batch), 5 (arXiv 2509.20354, own).
+        distill_weight: 0 or more: of the KL divergence of the student's distribution over a row's candidates from the
+            guide's, which is added; see `gist_fast.functional.distillation`.
+        distill_temperature: above 0: what divides the guide's similarities there.
         triplet_margin: adds the soft triplet term of `gist_fast.functional.triplet` with this margin, in units of
             cosine similarity; above 0.
         label_smoothing: from 0 to below 1: the share of each row's target that all of its classes get alike, the
@@ -256,6 +262,8 @@ def guided_contrastive_loss(
         hard=hard,
         hardness_mode=hardness_mode,
         hardness_strength=hardness_strength,
+        distill_weight=distill_weight,
+        distill_temperature=distill_temperature,
         triplet_margin=triplet_margin,
         label_smoothing=label_smoothing,
         positive_prior=positive_prior,
@@ -330,6 +338,13 @@ def guided_contrastive_loss(
     if config.has_row_terms:
         with torch.autocast(anchors.device.type, enabled=False):
             loss = with_row_terms(loss, config, student, blocks, offset, temperature, dims, product, terms)
+    divergence: Tensor | None = None
+    if config.distill_weight:
+        assert isinstance(temperature, Tensor)
+        distilled = distil(chosen, config, rows, offset, student, guide, temperature, dims)
+        with torch.autocast(anchors.device.type, enabled=False):
+            divergence = kl_rows(distilled, config, student, guide, offset, temperature, dims, terms)
+        loss = loss + config.distill_weight * divergence
     if not at_once:
         if dims:
             # Weighed one by one: a tensor of the weights would have to be copied to the device, which waits.

@@ -29,6 +29,8 @@ class SharedKeywords(TypedDict, total=False):
     hard: bool
     hardness_mode: HardnessMode | None
     hardness_strength: float
+    distill_weight: float
+    distill_temperature: float
     triplet_margin: float | None
     label_smoothing: float
     positive_prior: float

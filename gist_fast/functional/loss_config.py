@@ -161,6 +161,21 @@ class LossSettings:
         decides=True,
         at_least=0,
     )
+    distill_weight: float = setting(
+        0.0,
+        "Weight of an added term: the KL divergence of the student's distribution over a row's candidates from the "
+        "guide's, masked ones among them.",
+        source="arXiv 2212.03533, arXiv 2402.03216",
+        needs_guide=True,
+        at_least=0,
+    )
+    distill_temperature: float = setting(
+        0.05,
+        "What divides the guide's similarities in its distribution.",
+        source="arXiv 2212.03533",
+        needs_guide=True,
+        above=0,
+    )
     triplet_margin: float | None = setting(
         None,
         "Margin of an added soft triplet term (guided-triplet-soft). None: no such term.",
@@ -308,6 +323,11 @@ class LossConfig(LossSettings):
         """Whether the one softmax has the positive in both of the directions that contain it."""
         return self.softmaxes == 1 and "doc_to_query" in self.compared
 
+    def comparing(self) -> LossConfig:
+        """What says which pairs are compared, and no more."""
+        names = "contrast_anchors", "contrast_positives", "directions", "partition_mode"
+        return _comparing(*(tuple(v) if isinstance(v := getattr(self, name), list) else v for name in names))
+
     @property
     def needs_masks(self) -> bool:
         """Whether a row's loss has means or counts over its negatives, for which masks are kept and multiplied."""
@@ -354,6 +374,13 @@ class LossConfig(LossSettings):
         settings = zip(_DECIDING, self.to_arguments(), strict=True)
         off = {"self_guided": False, "hard": False, "mask_negatives": True}
         return _of_arguments(*(off.get(name, value) for name, value in settings))
+
+
+@functools.lru_cache(maxsize=64, typed=True)
+def _comparing(anchors: bool, positives: bool, directions: Any, partition_mode: Any) -> LossConfig:
+    return LossConfig(
+        contrast_anchors=anchors, contrast_positives=positives, directions=directions, partition_mode=partition_mode
+    )
 
 
 @functools.lru_cache(maxsize=256, typed=True)

@@ -83,6 +83,8 @@ class OwnTerms(NamedTuple):
     """``[K, B]``, bool: those of the others that the student ranks below the positive, where only hard ones count."""
     hardest: Tensor
     """``[B]``: the largest similarity that counts, at the largest dim, with what hardness weighting adds; or -inf."""
+    guide: Tensor | None
+    """``[K, B]``: their similarities by a guide of its own; 0 where a row has none. None without such a guide."""
 
 
 class Columns(NamedTuple):
@@ -185,7 +187,7 @@ def own_terms(
             _spread(row_cosines(anchors if r is None else anchors[r], x[:, :dim]), r, pairs) for x, r in _with_rows(own)
         ])  # fmt: skip
         if level == 0:
-            masked, easy, bad = _decide(own, pairs, config, positive.detach(), similar.detach(), there, dim)
+            masked, easy, bad, of_guide = _decide(own, pairs, config, positive.detach(), similar.detach(), there, dim)
             dropped = masked | easy | ~there
             with torch.no_grad():
                 hardest = (similar * (1 + strength * temperature)).masked_fill(dropped, -torch.inf).amax(0)
@@ -193,7 +195,7 @@ def own_terms(
         logits = (similar - positive) / temperature + strength * similar.detach()
         log_sums.append(torch.where(dropped, DROPPED, logits).logsumexp(0) + bad)
         cosines.append(similar)
-    return OwnTerms(torch.stack(log_sums), torch.stack(cosines), there, masked, easy, hardest.to(dtype))
+    return OwnTerms(torch.stack(log_sums), torch.stack(cosines), there, masked, easy, hardest.to(dtype), of_guide)
 
 
 def _with_rows(own: OwnNegatives) -> list[tuple[Tensor, Tensor | None]]:
@@ -216,9 +218,9 @@ def _decide(
     similar: Tensor,
     there: Tensor,
     width: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``[K, B]`` bools: what a guide or their group masks, and what of the others is easy; and NaN where a row of the
-    guide is not finite, whose comparisons would be false and mask nothing, unseen.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """``[K, B]`` bools: what a guide or their group masks, and what of the others is easy; NaN where a row of the guide
+    is not finite, whose comparisons would be false and mask nothing, unseen; and `OwnTerms.guide`.
 
     Args:
         positive: ``[B]``, similarities by the student at the largest dim, which is `width`.
@@ -230,7 +232,7 @@ def _decide(
         band = tie_band(own_scores.dtype, width)
         return make_thresholds(own_scores, margin, relative=config.relative, mask_ties=config.mask_ties, band=band)
 
-    masked, bad = torch.zeros_like(there), positive.new_zeros(())
+    masked, bad, of_negatives = torch.zeros_like(there), positive.new_zeros(()), None
     if config.self_guided and config.mask_negatives:
         masked |= similar > thresholds(positive, width)
     elif own.guide:
@@ -243,7 +245,7 @@ def _decide(
     easy = torch.zeros_like(masked)
     if config.hard:
         easy = (similar < positive - tie_band(positive.dtype, width)) & there & ~masked
-    return masked, easy, bad
+    return masked, easy, bad, of_negatives
 
 
 def _guide_scores(own: OwnNegatives, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:

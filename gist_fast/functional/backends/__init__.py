@@ -16,7 +16,7 @@ from typing import get_args
 
 import torch
 
-from gist_fast.functional.backends.interface import StreamingBackend
+from gist_fast.functional.backends.interface import DistillingBackend, StreamingBackend
 from gist_fast.functional.loss_config import Backend
 from gist_fast.functional.values import one_of
 from gist_fast.runtime.errors import InputError
@@ -108,6 +108,17 @@ def streaming_backend(name: str) -> StreamingBackend:
     from gist_fast.functional.backends import tiled
 
     return tiled
+
+
+def distilling_backend(name: str) -> DistillingBackend:
+    """The module that distils behind the name of a streaming backend."""
+    if name == "triton":
+        from gist_fast.functional.backends import kernel_distillation
+
+        return kernel_distillation
+    from gist_fast.functional.backends import tiled_distillation
+
+    return tiled_distillation
 
 
 @functools.cache

@@ -46,7 +46,7 @@ included, ``weights [L, R]`` (None for 1), and mask bits (None to decide the mas
 
 def forward(problem: Problem, keep_mask_bits: bool, negatives_by: NegativesBy) -> GuidedRows:
     """See `gist_fast.functional.backends.interface.StreamingBackend.forward`."""
-    operands = _operands(problem)
+    operands = prepare_operands(problem)
     negatives = negatives_by(operands, problem.blocks, keep_mask_bits)
     positives = _positives(operands, problem)
     loss = torch.logaddexp(LN2 * (negatives.lse2 - positives), torch.zeros_like(negatives.lse2))
@@ -75,7 +75,7 @@ def backward(
     gradients_by: GradientsBy,
 ) -> list[Tensor]:
     """See `gist_fast.functional.backends.interface.StreamingBackend.backward`."""
-    operands = _operands(problem if mask_bits is None else problem.decided())
+    operands = prepare_operands(problem if mask_bits is None else problem.decided())
     if lse2 is None:
         lse2 = negatives_by(operands, problem.blocks, False).lse2
     # d loss / d base-2 logit carries ln 2.
@@ -96,7 +96,7 @@ def backward(
         dlogits = dlogits.view(len(dlogits), problem.config.softmaxes, -1).sum(1)
     students = [(each.operands, each.norms) for each in operands.matryoshka]
     del operands
-    return _by_embedding(found, students, dlogits, problem, factor)
+    return by_embedding(found, students, dlogits, problem, factor)
 
 
 def _positives(operands: Operands, problem: Problem) -> Tensor:
@@ -110,7 +110,8 @@ def _in_each_softmax(values: Tensor, problem: Problem) -> Tensor:
     return values if count == 1 else torch.cat([values] * count, dim=-1)
 
 
-def _operands(problem: Problem) -> Operands:
+def prepare_operands(problem: Problem) -> Operands:
+    """Of a problem; see `prepare`."""
     return prepare(
         problem.student,
         problem.guide,
@@ -124,10 +125,10 @@ def _operands(problem: Problem) -> Operands:
     )
 
 
-def _by_embedding(
+def by_embedding(
     found: list[list[Tensor]],
     operands_and_norms: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]],
-    dlogits: Tensor,
+    dlogits: Tensor | None,
     problem: Problem,
     factor: Tensor,
 ) -> list[Tensor]:
@@ -136,16 +137,17 @@ def _by_embedding(
     Args:
         found: by each dim's operands, those of the positives left out; emptied.
         operands_and_norms: of each dim, the largest first; emptied.
-        dlogits: ``[L, B]``, the derivative by each positive's logit.
+        dlogits: ``[L, B]``, the derivative by each positive's logit; None where it is 0.
         factor: 0-d; all gradients are multiplied by it.
     """
     student, temperature = problem.student, problem.temperature
     sums: list[Tensor] = []
     by_temperature = torch.zeros_like(temperature)
     one = len(found) == 1
-    for dlogit in dlogits:
+    for dlogit in [None] * len(found) if dlogits is None else dlogits:
         gradients, (operands, norms) = found.pop(0), operands_and_norms.pop(0)
-        add_positives(gradients, operands, dlogit, problem.offset)
+        if dlogit is not None:
+            add_positives(gradients, operands, dlogit, problem.offset)
         dim = operands[ANCHORS].shape[1]
         del operands
         by_dim, along = embedding_gradients(

@@ -42,8 +42,9 @@ def covers(config: LossConfig, blocks: Sequence[Block], device_type: str) -> boo
         return False
     if sum([block.rows * block.columns for block in blocks]) > PAIRS:
         return False
-    variants = (config.hardness_mode, config.matryoshka_dims, config.groups)
-    return not config.hard and not config.has_row_terms and all(setting is None for setting in variants)
+    if config.hard or config.has_row_terms or config.distill_weight:
+        return False
+    return all(setting is None for setting in (config.hardness_mode, config.matryoshka_dims, config.groups))
 
 
 def _is_covered(block: Block) -> bool:

@@ -42,6 +42,21 @@ class GuidedRows(NamedTuple):
     documents); empty where not kept."""
 
 
+class Distilled(NamedTuple):
+    """What distillation needs of each row's entries in all blocks, excluded ones left out: logits by the student
+    (similarity over temperature, natural) and by the guide. Rows without any entry have a logsumexp of about -1e30, and
+    means of 0."""
+
+    lse: Tensor
+    """``[L, R]``: logsumexp of the student's logits."""
+    mean: Tensor
+    """``[L, R]``: their mean under the guide's softmax."""
+    guide_lse: Tensor
+    """``[R]``: logsumexp of the guide's."""
+    guide_mean: Tensor
+    """``[R]``: their mean under the guide's softmax."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """A call of the loss, as a streaming backend gets it: tensors as the user gave them, checked."""
@@ -115,6 +130,30 @@ class StreamingBackend(Protocol):
 
         Returns:
             ``[rows, E]``, or ``[columns, E]``.
+        """
+
+
+class DistillingBackend(Protocol):
+    """A module that computes `Distilled` and its gradients tile by tile. Masks, groups and hardness weighting have no
+    part in it: the configuration of its problems says what is compared, and no more."""
+
+    def forward(self, problem: Problem, guide_temperature: float) -> Distilled:
+        """The four numbers of each row."""
+
+    def backward(
+        self,
+        problem: Problem,
+        guide_temperature: float,
+        by_lse: Tensor,
+        by_mean: Tensor,
+        lse: Tensor,
+        guide_lse: Tensor,
+    ) -> list[Tensor]:
+        """Gradients by each of the student's embeddings, in their types, and last by the temperature.
+
+        Args:
+            by_lse, by_mean: ``[L, R]``, the upstream gradients.
+            lse, guide_lse: from `forward`.
         """
 
 

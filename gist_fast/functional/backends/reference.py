@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gist_fast.functional.backends.interface import LN2, GuidedRows
+from gist_fast.functional.backends.interface import LN2, Distilled, GuidedRows
+from gist_fast.functional.backends.kept import MASKED
 from gist_fast.functional.blocks import Block
 from gist_fast.functional.operands import Operands, Student, accumulation_dtype
 
@@ -61,9 +62,7 @@ def _softmax(student: Student, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def decide(operands: Operands, block: Block) -> tuple[Tensor, Tensor, Tensor]:
     """``[rows, columns]`` bools: what does not count; what of it the guide or the group masked; what is easy."""
-    excluded = torch.zeros(block.rows, block.columns, dtype=torch.bool, device=operands.student[0].device)
-    if block.excluded is not None:
-        excluded.diagonal(block.excluded).fill_(True)
+    excluded = _excluded(block, operands.student[0].device)
     masked = torch.zeros_like(excluded)
     if block.guided and operands.guide is not None and operands.guide_thresholds is not None:
         masked |= masked_by_guide(_scores(operands.guide, block), operands.guide_thresholds)
@@ -102,3 +101,43 @@ def _scores(operands: Sequence[Tensor], block: Block) -> Tensor:
     dtype = accumulation_dtype(operands[0].dtype)
     rows = operands[block.row_operand][block.row_start : block.row_start + block.rows]
     return rows.to(dtype) @ operands[block.column_operand].to(dtype).T
+
+
+def distil(operands: Operands, blocks: Sequence[Block], guide_temperature: float) -> Distilled:
+    """See `Distilled`, differentiable by the student's embeddings and the temperature."""
+    assert operands.guide is not None
+    softmaxes = range(1 + max(block.softmax for block in blocks))
+
+    def logits(of: Sequence[Tensor], factor: float) -> list[Tensor]:
+        device = of[0].device
+        scores = [(factor * _scores(of, block)).masked_fill(_excluded(block, device), -MASKED) for block in blocks]
+        return [
+            torch.cat([s for s, block in zip(scores, blocks, strict=True) if block.softmax == k], dim=1)
+            for k in softmaxes
+        ]
+
+    with torch.no_grad():
+        by_guide = logits(operands.guide, 1 / guide_temperature)
+        guide_lse = [x.logsumexp(1) for x in by_guide]
+        shares = [(x - lse[:, None]).exp() for x, lse in zip(by_guide, guide_lse, strict=True)]
+        guide_mean = [_mean(share, x) for share, x in zip(shares, by_guide, strict=True)]
+    by_student = [logits(student.operands, LN2) for student in operands.matryoshka]
+    return Distilled(
+        torch.stack([torch.cat([x.logsumexp(1) for x in level]) for level in by_student]),
+        torch.stack([torch.cat([_mean(*each) for each in zip(shares, level, strict=True)]) for level in by_student]),
+        torch.cat(guide_lse),
+        torch.cat(guide_mean),
+    )
+
+
+def _mean(shares: Tensor, logits: Tensor) -> Tensor:
+    """``[B]`` of the entries that are not out of reach."""
+    return (shares.to(logits.dtype) * logits.masked_fill(logits <= -MASKED / 2, 0.0)).sum(1)
+
+
+def _excluded(block: Block, device: torch.device) -> Tensor:
+    """``[rows, columns]``, bool: what never counts."""
+    excluded = torch.zeros(block.rows, block.columns, dtype=torch.bool, device=device)
+    if block.excluded is not None:
+        excluded.diagonal(block.excluded).fill_(True)
+    return excluded

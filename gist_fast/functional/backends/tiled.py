@@ -311,6 +311,15 @@ class _Workspace:
             scores.mul_(others)
         return scores
 
+    def student_scores(self, tile: Tile, dim: int) -> Tensor:
+        """Base-2 logits ``[r, c]`` at a dim, without hardness weighting."""
+        return self._scores(self._students[dim], tile, "student")
+
+    def guide_scores(self, tile: Tile) -> Tensor:
+        """Cosine similarities ``[r, c]`` by the guide."""
+        assert self._guide is not None
+        return self._scores(self._guide, tile, "guide")
+
     def suppress(self, scores: Tensor, mask: Tensor | None, tile: Tile, out: Tensor | None = None) -> Tensor:
         """The scores with the masked ones out of reach: a copy in `out` or in scratch memory, or, where there is no
         mask, themselves."""
