@@ -10,7 +10,9 @@
 `masks`             masks by themselves: what student thresholds go on from, and a chunk's mask for a backward pass
                     that kept none
 `dlogits`           the backward pass: the gradient, tiles of dlogits, then library products
-`unpack`            a mask as a matrix to multiply by, for the triplet term
+`unpack`            a mask as a matrix to multiply by, for terms that are means over a row's negatives
+`distil`            distillation from the guide: both models' scores of a tile, forward and back
+`distil_reduce`     its partial results to those of each row
 `precision`         how float32 is multiplied (no Triton needed)
 `config`            the table of configurations (no Triton needed)
 `tuning`            opt-in tuning and its cache on disk

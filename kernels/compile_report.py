@@ -16,6 +16,7 @@ from typing import Any
 
 import triton
 from gist_fast.kernels.compile_variants import ALIGNMENT, Element, Place, Variant
+from gist_fast.kernels.distil import NUMBERS
 from gist_fast.kernels.layout import TILE, TILE_WORDS
 from gist_fast.kernels.targets import KIB, Target
 from triton.compiler import ASTSource
@@ -74,23 +75,24 @@ def compile_variant(card: Target, variant: Variant, *, dim: int, guide_dim: int)
     shared = binary.metadata.shared
     programs = _programs(card, variant.warps, registers, shared)
     flops, traffic, exponentials = _work(card, variant, programs, dim, guide_dim)
-    element = variant.operand
     found: dict[str, int] = {}
     for name in re.findall(rf"\b({card.matrix})\b", listing):
         found[name] = found.get(name, 0) + 1
-    width = _width(variant, dim, guide_dim)
-    shared_bytes = _shared_traffic(binary, variant, width) if flops else 0
+    products = _products(variant, dim, guide_dim)
+    shared_bytes = sum(_shared_traffic(binary, variant, width * of.size) for width, of in products)
+    pairs = TILE * variant.constant("COLUMNS", TILE)
+    matrix_time = sum(2 * pairs * width / _rate(card, of) for width, of in products) * card.multiprocessors
     times = {
-        "matrix units": flops / _rate(card, element) * card.multiprocessors if flops and element is not None else 0.0,
+        "matrix units": matrix_time,
         "exponentials": exponentials / (card.exponentials * card.gigahertz * 1e9),
         "memory": traffic / (card.gigabytes * 1e9) * card.multiprocessors,
         "shared memory": shared_bytes / (card.shared_rate * card.gigahertz * 1e9),
     }
-    matrix_time, exponential_time, memory_time, shared_time = times.values()
-    products = max(matrix_time, shared_time)
+    _, exponential_time, memory_time, shared_time = times.values()
+    product_time = max(matrix_time, shared_time)
     # Programs that share a multiprocessor hide one's exponentials under another's products.
-    busy = max(max(products, exponential_time) if programs > 1 else products + exponential_time, memory_time)
-    l2_bytes = (TILE + variant.constant("COLUMNS")) * width * element.size if flops and element is not None else 0
+    busy = max(max(product_time, exponential_time) if programs > 1 else product_time + exponential_time, memory_time)
+    l2_bytes = sum((TILE + variant.constant("COLUMNS")) * width * of.size for width, of in products)
     return Compiled(
         target=card.generation,
         kernel=variant.name,
@@ -156,14 +158,13 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([str(path), *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def _shared_traffic(binary: Any, variant: Variant, width: int) -> int:
-    """Bytes of operands that a tile's product of a `width` moves to shared memory and from there to the matrix units;
-    0 where no matrix units multiply.
+def _shared_traffic(binary: Any, variant: Variant, row_bytes: int) -> int:
+    """Bytes of operands that a tile's product of rows of `row_bytes` moves to shared memory and from there to the
+    matrix units; 0 where no matrix units multiply.
 
     A warp of sm_80 or a wave of gfx942 fetches the rows and the columns of its own part of the tile. An instruction of
     sm_90 reads 64 rows and all columns; one of sm_100 128 rows.
     """
-    assert variant.operand is not None
     text, columns = binary.asm["ttgir"], variant.constant("COLUMNS")
     if "tc_gen5_mma" in text:
         down, across = 1, 1
@@ -173,7 +174,7 @@ def _shared_traffic(binary: Any, variant: Variant, width: int) -> int:
         down, across = (int(found[1]), int(found[2])) if found[1] else (TILE // 64, 1)
     else:
         return 0
-    return (TILE * (1 + across) + columns * (1 + down)) * width * variant.operand.size
+    return (TILE * (1 + across) + columns * (1 + down)) * row_bytes
 
 
 def _programs(card: Target, warps: int, registers: int, shared: int) -> int:
@@ -193,18 +194,24 @@ def _rate(card: Target, element: Element) -> float:
     return 1e12 * card.teraflops * (0.5 if element.type == "fp32" else 1)
 
 
-def _width(variant: Variant, dim: int, guide_dim: int) -> int:
-    """Of what a kernel multiplies."""
-    return guide_dim if variant.constant("GUIDE") else dim
+def _products(variant: Variant, dim: int, guide_dim: int) -> list[tuple[int, Element]]:
+    """The products of a kernel of tiles: how wide its operands are, and of what."""
+    if not variant.multiplies:
+        return []
+    assert variant.operand is not None
+    found = [(guide_dim if variant.constant("GUIDE") else dim, variant.operand)]
+    return found if variant.guide_operand is None else [*found, (guide_dim, variant.guide_operand)]
 
 
 def _work(card: Target, variant: Variant, programs: int, dim: int, guide_dim: int) -> tuple[int, int, int]:
     """FLOPs, bytes from memory and exponentials of a program: of its tile, of its share of one, or of its rows."""
     kernel, element, sides = variant.kernel.__name__, variant.operand, variant.sides
-    rows, width = variant.constant("ROWS", TILE), _width(variant, dim, guide_dim)
-    if kernel == "reduce_kernel":
-        depth = variant.constant("DEPTH")
-        return 0, 8 * rows * (depth + 2), rows * (depth + 1)
+    rows = variant.constant("ROWS", TILE)
+    if kernel in ("reduce_kernel", "distil_reduce_kernel"):
+        depth, softmaxes = variant.constant("DEPTH"), 1 if kernel == "reduce_kernel" else 2
+        numbers = 2 if softmaxes == 1 else NUMBERS
+        # And what is written: of each row two numbers, or the running ones.
+        return 0, 4 * rows * numbers * (depth + (2 if softmaxes == 1 else 1)), softmaxes * rows * (depth + 1)
     if (streams := STREAMS.get(kernel.removesuffix("_kernel"))) is not None:
         of_guide = kernel == "units_kernel" and not variant.has("temperature")
         read = 0
@@ -218,17 +225,16 @@ def _work(card: Target, variant: Variant, programs: int, dim: int, guide_dim: in
     columns = variant.constant("COLUMNS", TILE)
     pairs = TILE * columns
     flops = read = out = 0
-    if variant.multiplies:
-        assert element is not None
-        flops = 2 * pairs * width
+    for width, of in _products(variant, dim, guide_dim):
+        flops += 2 * pairs * width
         down = variant.constant("GROUP")
         across = max(1, together // down)
-        read = width * element.size * (TILE * down + columns * across) // (down * across)
-    bits = 4 * TILE_WORDS * sides * columns // TILE
-    has_softmax = kernel in ("forward_kernel", "dlogits_kernel")
-    if kernel in ("dlogits_kernel", "unpack_kernel"):
+        read += width * of.size * (TILE * down + columns * across) // (down * across)
+    softmaxes = {"forward": 1, "dlogits": 1, "distil": 2, "distil_dlogits": 2}.get(kernel.removesuffix("_kernel"), 0)
+    bits = 0 if softmaxes == 2 else 4 * TILE_WORDS * sides * columns // TILE
+    if kernel in ("dlogits_kernel", "distil_dlogits_kernel", "unpack_kernel"):
         assert element is not None
         out = pairs * element.size
-    elif has_softmax:
-        out = 8 * TILE * sides
-    return flops, read + bits + out, sides * pairs if has_softmax else 0
+    elif softmaxes:
+        out = 4 * (2 if softmaxes == 1 else NUMBERS) * TILE * sides
+    return flops, read + bits + out, softmaxes * sides * pairs

@@ -95,6 +95,12 @@ class Variant:
                 yield "margins"
             if self.has("student_thresholds"):
                 yield "student thresholds"
+        if kernel in ("distil", "distil_dlogits"):
+            types = self.kinds
+            if self.element_of(types["x"], "") != self.element_of(types["guide_x"], ""):
+                yield "of two types"
+        if kernel == "distil_reduce":
+            yield from ["first"] if self.constant("FIRST") else []
         if kernel == "masks":
             yield "guide" if self.constant("GUIDE") else "student"
             if self.constant("BELOW"):
@@ -149,9 +155,19 @@ class Variant:
         precision = self.constant("PRECISION", "tf32" if self.constant("TF32") else "ieee")
         for name in ("x", "embeddings", "stack", "student", "guide", "matrix"):
             if name in types:
-                found = types[name].removeprefix("*").removeprefix("tensordesc<").partition("[")[0]
-                return Element(found, precision)
+                return self.element_of(types[name], precision)
         return None
+
+    @property
+    def guide_operand(self) -> Element | None:
+        """What it multiplies of a guide beside a student; None where it does not."""
+        types = self.kinds
+        return self.element_of(types["guide_x"], self.constant("GUIDE_PRECISION")) if "guide_x" in types else None
+
+    @staticmethod
+    def element_of(kind: str, precision: str) -> Element:
+        """Of an operand by Triton's name of its type."""
+        return Element(kind.removeprefix("*").removeprefix("tensordesc<").partition("[")[0], precision)
 
     @property
     def multiplies(self) -> bool:

@@ -72,7 +72,6 @@ def dlogits_kernel(
     SYMMETRIC: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, BLOCK_K: tl.constexpr,
     COLUMNS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    TILE: tl.constexpr = tile.TILE
     at = tile.locate(table, start, chunks, GROUP, COLUMNS)
     if SYMMETRIC and tile.is_idle(at):
         return
@@ -92,6 +91,13 @@ def dlogits_kernel(
         if weights is not None:
             other *= decide.owners_of_columns(weights, at, COLUMNS)
         value += tl.where(tile.unpack(mirrored), 0.0, other)
+    store_dlogits(dlogits, value, at, SYMMETRIC, COLUMNS)
+
+
+@triton.jit
+def store_dlogits(dlogits, value, at, SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr):
+    """Write a location's dlogits ``[TILE, COLUMNS]``, in the type of the memory, to where its chunk has them."""
+    TILE: tl.constexpr = tile.TILE
     narrow = value.to(dlogits.dtype.element_ty)
     # A chunk has less than 2^31 entries, whatever the rectangle.
     stride = at.column_tiles * TILE

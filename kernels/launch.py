@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 NOT_SPECIALISED = [
-    "start", "chunks", "entries", "count", "first", "partner", "pairs",
+    "start", "chunks", "entries", "count", "first", "partner", "pairs", "size",
     "group_count", "other_count", "relative",
 ]  # fmt: skip
 """Numbers of the kernels that say how much there is of something. None is a multiple of anything that a kernel could
@@ -24,7 +24,7 @@ ALIGNED_OR_NOT = [
     "guide_thresholds", "student_thresholds", "thresholds", "lse2", "weights", "masked", "easy", "maximum",
     "total", "table", "positives", "positive_dlogits", "loss", "positive_similarity", "hardest_similarity",
     "norms", "temperature", "margins", "is_bad", "upstream", "least", "largest", "groups",
-    "others",
+    "others", "guide_lse2", "mean_weights", "running", "partials",
 ]  # fmt: skip
 """Pointers of which some launches get a row or a slice of a tensor, so that 16 bytes may or may not divide them. A
 program reads or writes but a few numbers there, and a kernel for each case would be compiled in the middle of a run."""
@@ -123,6 +123,13 @@ def operand_arguments(stack: Tensor, launch: Launch) -> dict[str, Any]:
     if launch.descriptors:
         x, y = (TensorDescriptor.from_tensor(stack, [rows, launch.block_k]) for rows in (TILE, launch.columns))
     return {"x": x, "y": y, "dim": stack.shape[1], "PRECISION": precision(stack), "DESCRIPTORS": launch.descriptors}
+
+
+def guide_arguments(stack: Tensor, launch: Launch) -> dict[str, Any]:
+    """A guide's stack beside a student's."""
+    found = operand_arguments(stack, launch)
+    named = {"guide_x": found["x"], "guide_y": found["y"], "guide_dim": found["dim"]}
+    return named | {"GUIDE_PRECISION": found["PRECISION"]}
 
 
 def tile_arguments(chunks: ChunkSet, table: Tensor, launch: Launch) -> dict[str, Any]:

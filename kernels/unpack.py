@@ -1,6 +1,7 @@
 """A mask as a matrix to multiply by: mask bits of a chunk to memory as 0 and 1, then library products.
 
-The soft triplet term (`gist_fast.functional.triplet`) needs a few columns' sums over what is masked. A product of the
+Terms of a row that are means over its negatives (`gist_fast.functional.mask_products`) need sums over what is masked. A
+product of the
 mask costs no product of scores; the 0 and 1 of a chunk, in the operands' type, are its price, as dlogits are in
 `gist_fast.kernels.dlogits`.
 """

@@ -341,7 +341,10 @@ def loss_by_settings(
                 p = torch.log_softmax(torch.cat(of_student, dim=1), dim=1)
                 t = torch.log_softmax(torch.cat(of_guide, dim=1), dim=1)
                 divergences.append(torch.nn.functional.kl_div(p, t, log_target=True, reduction="none").sum(1))
-            loss = loss + distill_weight * sum(divergences) / len(divergences)
+            divergence = sum(divergences) / len(divergences)
+            loss = loss + distill_weight * divergence
+            if statistics is not None and width == widest:
+                statistics["distillation"] = divergence.detach().mean()
         if triplet_margin is not None:
 
             def mean(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

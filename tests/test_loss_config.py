@@ -16,7 +16,8 @@ import pytest
 
 from gist_fast import GISTTrainingArguments, guided_contrastive_loss
 from gist_fast.config.schema import loss_settings
-from gist_fast.functional.loss_config import LossConfig, LossSettings, check_setting, help_of
+from gist_fast.functional.loss_config import LossConfig, check_setting, help_of
+from gist_fast.functional.loss_settings import LossSettings
 from gist_fast.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 
 ROOT = Path(__file__).parents[1]

@@ -119,6 +119,21 @@ REFUSED = {
         True,
         r"label_smoothing: expected 0 with positive_prior.*0\.1",
     ),
+    "nobody to learn from": (
+        {"distill_weight": 1.0},
+        False,
+        r"distill_weight: expected 0\.0 without a guide.*got 1\.0",
+    ),
+    "a guide that does not read all": (
+        {"distill_weight": 1.0, "mask_negatives": False},
+        True,
+        r"mask_negatives: expected True with distill_weight",
+    ),
+    "a temperature of nothing": (
+        {"distill_temperature": 0.1},
+        True,
+        r"distill_temperature: got 0\.1 without distill_weight\. Set",
+    ),
     "all of the target smoothed away": ({"label_smoothing": 1.0}, True, r"label_smoothing: expected .*below 1.*got 1"),
     "a flag that is a text": ({"hard": "no"}, True, r"hard: expected True or False, got 'no' \(str\)\."),
 }
@@ -136,6 +151,12 @@ def test_hard_negatives_of_a_student_that_guides_itself_are_refused() -> None:
     problem = make_problem(9)
     with pytest.raises(ValueError, match="hard: expected False with self_guided, got True"):
         run(problem, "tiled", self_guided=True, hard=True)
+
+
+def test_a_student_does_not_learn_from_itself() -> None:
+    problem = make_problem(9)
+    with pytest.raises(ValueError, match=r"distill_weight: expected 0 with self_guided.*got 1\.0"):
+        run(problem, "tiled", self_guided=True, distill_weight=1.0)
 
 
 def test_other_anchors_are_those_of_all_positives() -> None:

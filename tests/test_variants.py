@@ -147,6 +147,8 @@ def test_values_and_gradients(backend: str, case: tuple[Problem, dict[str, Any]]
     if stats.easy is not None:
         counted |= {f"easy_{name}": n for name, n in zip(stats.blocks, stats.easy.tolist(), strict=True)}
     hardest = known.pop("hardest")
+    if "distill_weight" in options:
+        assert torch.allclose(stats.distillation, known.pop("distillation"), atol=1e-9)
     assert counted == known
     assert torch.allclose(stats.hardest_negative_similarity, hardest, atol=1e-9, equal_nan=True)
     size = 1.0 / problem.temperature.item()

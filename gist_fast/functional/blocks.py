@@ -34,7 +34,8 @@ from typing import Literal
 
 import torch
 
-from gist_fast.functional.loss_config import HardnessMode, LossConfig
+from gist_fast.functional.choices import HardnessMode
+from gist_fast.functional.loss_config import LossConfig
 
 ANCHORS, POSITIVES, FIRST_NEGATIVES = 0, 1, 2
 

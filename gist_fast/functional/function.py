@@ -22,20 +22,20 @@ from gist_fast.functional.checks import (
     check_scopes,
     check_temperature,
 )
-from gist_fast.functional.distillation import distil, kl_rows
-from gist_fast.functional.groups import groups_of_rows
-from gist_fast.functional.keywords import SharedKeywords
-from gist_fast.functional.loss_config import (
+from gist_fast.functional.choices import (
     Backend,
     Direction,
     HardnessMode,
-    LossConfig,
     MarginStrategy,
     MaskBits,
     PartitionMode,
     Scope,
-    check_dims,
 )
+from gist_fast.functional.combinations import check_dims
+from gist_fast.functional.distillation import distil, kl_rows
+from gist_fast.functional.groups import groups_of_rows
+from gist_fast.functional.keywords import SharedKeywords
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.mask_products import MaskProduct
 from gist_fast.functional.operands import accumulation_dtype, ordinary
 from gist_fast.functional.own_negatives import Pairs, own_terms, split_columns
@@ -360,7 +360,8 @@ def guided_contrastive_loss(
         masked, easy = torch.cat([masked, terms.masked.sum(1)]), torch.cat([easy, terms.easy.sum(1)])
         hardest = torch.maximum(hardest, terms.hardest)
     names, compared = columns.named(blocks)
-    stats = make_stats(names, compared, masked, easy if hard else None, found.positive, hardest)
+    kl = None if divergence is None else divergence[0]
+    stats = make_stats(names, compared, masked, easy if hard else None, found.positive, hardest, kl)
     return loss, stats if terms is None else stats.in_order()
 
 

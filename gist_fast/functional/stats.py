@@ -39,6 +39,9 @@ class GuidedContrastiveStats:
     hardest_negative_similarity: Tensor
     """0-d: mean cosine similarity with each row's most similar unmasked negative, over the rows that have one; NaN
     where no row has one. What hardness weighting adds to it is included."""
+    distillation: Tensor | None = None
+    """0-d: mean KL divergence from the guide's distribution, at the largest dim, not weighted; None where nothing is
+    distilled."""
 
     def in_order(self) -> GuidedContrastiveStats:
         """The same in the order of `blocks`, wherever columns of own negatives stood."""
@@ -70,12 +73,13 @@ class GuidedContrastiveStats:
 
     def as_dict(self) -> dict[str, float]:
         """``masked_{block}`` (and ``easy_{block}``) for every block, ``positive_similarity`` and
-        ``hardest_negative_similarity``. Waits."""
+        ``hardest_negative_similarity``, and ``distillation`` where there is any. Waits."""
         return {
             **{f"masked_{name}": share for name, share in self.masked_share.items()},
             **{f"easy_{name}": share for name, share in self.easy_share.items()},
             "positive_similarity": self.positive_similarity.item(),
             "hardest_negative_similarity": self.hardest_negative_similarity.item(),
+            **({} if self.distillation is None else {"distillation": self.distillation.item()}),
         }
 
 
@@ -92,13 +96,18 @@ def make_stats(
     easy: Tensor | None,
     positive: Tensor,
     hardest: Tensor,
+    divergence: Tensor | None = None,
 ) -> GuidedContrastiveStats:
-    """Statistics of counts ``[K]``, and of each row's similarities ``[B]``, the hardest -inf where a row has none."""
+    """Statistics of counts ``[K]``, of each row's similarities ``[B]``, the hardest -inf where a row has none, and of
+    its KL divergence from the guide ``[B]``."""
     counts = masked.detach(), None if easy is None else easy.detach()
     hardest = hardest.detach()
     has_one = hardest != -torch.inf
     mean_hardest = torch.where(has_one, hardest, 0.0).sum() / has_one.sum()
-    return GuidedContrastiveStats(tuple(names), tuple(compared), *counts, positive.detach().mean(), mean_hardest)
+    distillation = None if divergence is None else divergence.detach().mean()
+    return GuidedContrastiveStats(
+        tuple(names), tuple(compared), *counts, positive.detach().mean(), mean_hardest, distillation
+    )
 
 
 class StatsAverage:
@@ -120,6 +129,8 @@ class StatsAverage:
         values["positive_similarity"] = stats.positive_similarity.float()
         # A batch without any negative left has no hardest one; count it as -1, the least similarity there is.
         values["hardest_negative_similarity"] = torch.nan_to_num(stats.hardest_negative_similarity.float(), nan=-1.0)
+        if stats.distillation is not None:
+            values["distillation"] = stats.distillation.float()
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._batches.update(values.keys())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gist_fast.functional.backends.reference import masked_by_guide
 from gist_fast.functional.blocks import Block
-from gist_fast.functional.loss_config import MarginStrategy
+from gist_fast.functional.choices import MarginStrategy
 from gist_fast.functional.operands import make_thresholds
 from gist_fast.functional.values import check_number
 from gist_fast.runtime.errors import InputError, InputTypeError, shown

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from gist_fast.data.names import GROUP, MARGIN, NEGATIVE_ROWS
 from gist_fast.functional.checks import check_scopes, check_temperature
+from gist_fast.functional.choices import MarginStrategy, Scope
+from gist_fast.functional.combinations import check_dims
 from gist_fast.functional.function import guided_contrastive_loss
 from gist_fast.functional.keywords import LossKeywords
-from gist_fast.functional.loss_config import LossConfig, MarginStrategy, Scope, check_dims
+from gist_fast.functional.loss_config import LossConfig
 from gist_fast.functional.stats import StatsAverage
 from gist_fast.losses.gather import check_batches_agree, gather_candidates
 from gist_fast.losses.guide import EMBEDDING, GuideEncoder, check_model, give_back

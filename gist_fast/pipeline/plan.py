@@ -16,7 +16,7 @@ from gist_fast.data.named import carries_guide
 from gist_fast.data.per_column import check_positions
 from gist_fast.evaluation.evaluators import configured_evaluator, evaluator_names
 from gist_fast.evaluation.metric_names import choose_best_metric
-from gist_fast.functional.loss_config import check_dims
+from gist_fast.functional.combinations import check_dims
 from gist_fast.guide_columns.files import cache_folder
 from gist_fast.pipeline.attention import Attention, choose_attention
 from gist_fast.pipeline.datasets import check_run, describe, load_sources, with_guide_columns

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
-from gist_fast.functional.loss_config import LossConfig, LossSettings, setting
+from gist_fast.functional.loss_config import LossConfig
+from gist_fast.functional.loss_settings import LossSettings, setting
 
 OF_TEXTS = ("max_length", "guide_prompts", "guide_max_length")
 """Fields that say how texts are read."""

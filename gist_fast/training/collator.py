@@ -23,7 +23,7 @@ from torch import Tensor
 from gist_fast.data.column_checks import Column, as_number
 from gist_fast.data.names import GROUP, GUIDE_SUFFIX, MARGIN, NEGATIVE_ROWS, NO_TEXT, group_columns, groups_of
 from gist_fast.data.per_column import guide_prompt, value_for
-from gist_fast.functional.loss_config import Groups
+from gist_fast.functional.choices import Groups
 from gist_fast.losses.guide import KEYS, ROWS, SOURCE, TOKENS, check_one_route, check_tokens, tokenized
 from gist_fast.losses.mini_batches import EXTENTS, extents
 from gist_fast.runtime.errors import InputError, shown

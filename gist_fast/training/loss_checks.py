@@ -28,7 +28,8 @@ from gist_fast.training.temperature_schedule import check_schedule
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from gist_fast.functional.loss_config import LossConfig, LossSettings
+    from gist_fast.functional.loss_config import LossConfig
+    from gist_fast.functional.loss_settings import LossSettings
     from gist_fast.training.arguments import GISTTrainingArguments
 
 logger = logging.getLogger(__name__)

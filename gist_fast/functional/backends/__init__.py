@@ -17,7 +17,7 @@ from typing import get_args
 import torch
 
 from gist_fast.functional.backends.interface import DistillingBackend, StreamingBackend
-from gist_fast.functional.loss_config import Backend
+from gist_fast.functional.choices import Backend
 from gist_fast.functional.values import one_of
 from gist_fast.runtime.errors import InputError
 

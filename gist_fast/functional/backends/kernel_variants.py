@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gist_fast.functional.backends import kernel_distillation
 from gist_fast.functional.backends.interface import Problem
 from gist_fast.functional.backends.kernel_passes import backward_with, forward_with, multiply_mask
 from gist_fast.functional.loss_config import LossConfig
@@ -81,6 +82,8 @@ def recorded(
             _run(config, student, guide, loss, **options)
         for guided in [kind == "own" for kind in guides if kind != "self"] if every else []:
             _run_in_batches(config, student, guide, guided=guided)
+        for nested in (False, True) if every else ():
+            _distil(config, student, guide, nested=nested)
     return variants_of(launches)
 
 
@@ -145,6 +148,14 @@ def _run_in_batches(config: Config, student: torch.dtype, guide: torch.dtype, *,
     kept = forward_with(config, problem, True)
     if guided:
         _multiply_masks(problem, kept.mask_bits)
+
+
+def _distil(config: Config, student: torch.dtype, guide: torch.dtype, *, nested: bool) -> None:
+    """Both passes of distillation, over several batches of chunks where dims are nested."""
+    rows = CHUNKS * layout.CHUNK_TILES * layout.TILE + 2 if nested else ROWS
+    problem = _problem(LossConfig(**PLAIN), student, guide, rows, GUIDE_DIM, nested=nested)
+    found = kernel_distillation.forward_with(config, problem, 0.05)
+    kernel_distillation.backward_with(config, problem, 0.05, found.lse, found.mean, found.lse, found.guide_lse)
 
 
 def _problem(

@@ -100,8 +100,7 @@ class Work:
             self.guide_thresholds = self.numbers()
         if config.hard:
             self.student_thresholds = self.numbers()
-        if problem.guide and self._holds_guide:
-            self._guide = self._guide_stack(problem.guide)
+        self.hold_guide()
         for level, stack in enumerate(self.stacks):
             self._thresholds(level, stack, self._guide if level == 0 else None, 0, self._rows, self.partner)
         if problem.guide and self._guide is None:
@@ -118,6 +117,11 @@ class Work:
                 None if x is None else torch.cat([x] * self.softmaxes)
                 for x in (self.guide_thresholds, self.student_thresholds)
             )
+
+    def hold_guide(self) -> None:
+        """Make the guide's unit vectors, where they are held whole."""
+        if self._problem.guide and self._holds_guide:
+            self._guide = self._guide_stack(self._problem.guide)
 
     def _thresholds(
         self, level: int, student: Tensor | None, guide: Tensor | None, first: int, count: int, partner: int
@@ -187,9 +191,9 @@ class Work:
                 last = not by_guide and not self.student_guides(chunks)
                 mask_groups(chunks, self.table, self._groups, mask_bits, masked if last else None)
             if by_guide:
-                # Where it is not held whole, a batch is a chunk.
-                guide = self._guide_of(batch) if self._guide is None else self._guide
-                self._write(chunks, guide, self.guide_thresholds, mask_bits, masked, has_initial_mask, guide=True)
+                self._write(
+                    chunks, self.guide_of(batch), self.guide_thresholds, mask_bits, masked, has_initial_mask, guide=True
+                )
                 has_initial_mask = True
             if before_student:
                 continue
@@ -227,8 +231,11 @@ class Work:
             has_initial_mask=has_initial_mask,
         )
 
-    def _guide_of(self, batch: Batch) -> Tensor:
-        """Unit vectors of the guide for a chunk's rows and columns."""
+    def guide_of(self, batch: Batch) -> Tensor:
+        """Unit vectors of the guide for a batch: all of them or, where they are not held whole, those of the rows and
+        columns of its one chunk."""
+        if self._guide is not None:
+            return self._guide
         (chunk,) = batch.chunks
         spans = [chunk.x] if chunk.triangle else [chunk.x, chunk.y]
         return self._guide_stack([self._guide_rows(span) for span in spans])

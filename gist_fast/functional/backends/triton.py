@@ -49,7 +49,7 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if torch.version.hip is None and capability < MINIMUM_CAPABILITY:
         return f"the GPU's compute capability {capability[0]}.{capability[1]} is below 8.0"
     try:
-        with _on(device):
+        with on_device(device):
             triton.runtime.driver.active.get_current_target()
     except Exception as error:
         return f"Triton has no driver or compiler for this GPU ({type(error).__name__}: {error})"
@@ -65,7 +65,7 @@ def forward(problem: Problem, keep_mask_bits: bool) -> GuidedRows:
     """See `gist_fast.functional.backends.interface.StreamingBackend`."""
     from gist_fast.functional.backends.kernel_passes import forward_with
 
-    with _on(problem.student[ANCHORS].device):
+    with on_device(problem.student[ANCHORS].device):
         config = _config(_forward_direction(problem), problem, lambda c: forward_with(c, problem, keep_mask_bits))
         return forward_with(config, problem, keep_mask_bits)
 
@@ -78,7 +78,7 @@ def backward(problem: Problem, grad_loss: Tensor, lse2: Tensor | None, mask_bits
         # Before the configuration is chosen: whether a guide is still there must not matter to it.
         problem = problem.decided()
     direction = "recompute" if problem.masks else "backward"
-    with _on(problem.student[ANCHORS].device):
+    with on_device(problem.student[ANCHORS].device):
         config = _config(direction, problem, lambda c: backward_with(c, problem, grad_loss, lse2, mask_bits))
         return backward_with(config, problem, grad_loss, lse2, mask_bits)
 
@@ -89,7 +89,7 @@ def mask_product(
     """See `gist_fast.functional.backends.interface.StreamingBackend`."""
     from gist_fast.functional.backends.kernel_passes import multiply_mask
 
-    with _on(other.device):
+    with on_device(other.device):
         return multiply_mask(blocks, mask_bits, index, other, transposed=transposed)
 
 
@@ -155,6 +155,6 @@ def generation(device: torch.device) -> Generation:
     return generation_of(*torch.cuda.get_device_capability(device))
 
 
-def _on(device: torch.device) -> AbstractContextManager:
+def on_device(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device, which need not be that of the tensors."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
