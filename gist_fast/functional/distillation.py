@@ -50,8 +50,8 @@ def distil(
     dims: tuple[int, ...],
 ) -> Distilled:
     """The four numbers of each row, by the backend `chosen`."""
-    comparing = config.comparing()
     if chosen == "reference":
+        comparing = config.comparing()
         with torch.autocast(student[ANCHORS].device.type, enabled=False):
             operands = prepare(student, guide, temperature, comparing, rows, offset, dims=dims, differentiable=True)
             blocks = make_blocks(rows, [x.shape[0] for x in student], comparing, offset)
@@ -67,7 +67,7 @@ def distil(
         automatic,
         rows,
         offset,
-        *comparing.to_arguments(),
+        *config.to_arguments(),
     )
     return Distilled(lse, mean, *(x.detach() for x in of_guide))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,8 @@ def _forward(
         automatic: the backend was nobody's choice by name, so that where it fails another may be taken.
         rows: how many of the anchors, from the first on, the loss is of.
         offset: anchor i's positive is row ``offset + i`` of the positives.
-        settings: of what says which pairs are compared, as `LossConfig.to_arguments` gives them.
+        settings: see `gist_fast.functional.loss_config.LossConfig.to_arguments`; but only those have a part in it
+            that say which pairs are compared.
     """
     problem = _problem(student, guide, temperature, dims, rows, offset, settings)
     return tuple(_run(backend, "forward", student, automatic, problem, guide_temperature))
@@ -119,8 +121,13 @@ def _problem(
     offset: int,
     settings: Sequence[Any],
 ) -> Problem:
-    config = LossConfig.from_arguments(settings)
+    config = _comparing(*settings)
     return Problem(tuple(student), tuple(guide), temperature, None, (), tuple(dims), rows, offset, False, config)
+
+
+@functools.lru_cache(maxsize=64, typed=True)
+def _comparing(*settings: Any) -> LossConfig:
+    return LossConfig.from_arguments(settings).comparing()
 
 
 def _setup_context(ctx, inputs, output) -> None:

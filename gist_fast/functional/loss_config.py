@@ -92,8 +92,12 @@ class LossConfig(LossSettings):
 
     def comparing(self) -> LossConfig:
         """What says which pairs are compared, and no more."""
-        names = "contrast_anchors", "contrast_positives", "directions", "partition_mode"
-        return _comparing(*(tuple(v) if isinstance(v := getattr(self, name), list) else v for name in names))
+        return LossConfig(
+            contrast_anchors=self.contrast_anchors,
+            contrast_positives=self.contrast_positives,
+            directions=self.directions,
+            partition_mode=self.partition_mode,
+        )
 
     @property
     def needs_masks(self) -> bool:
@@ -141,13 +145,6 @@ class LossConfig(LossSettings):
         settings = zip(_DECIDING, self.to_arguments(), strict=True)
         off = {"self_guided": False, "hard": False, "mask_negatives": True}
         return _of_arguments(*(off.get(name, value) for name, value in settings))
-
-
-@functools.lru_cache(maxsize=64, typed=True)
-def _comparing(anchors: bool, positives: bool, directions: Any, partition_mode: Any) -> LossConfig:
-    return LossConfig(
-        contrast_anchors=anchors, contrast_positives=positives, directions=directions, partition_mode=partition_mode
-    )
 
 
 @functools.lru_cache(maxsize=256, typed=True)
