@@ -42,7 +42,7 @@ def test_by_hand():
 def test_against_the_blocks():
     s = Setup(rows=4 * 384, devices=4, student_width=5, guide_width=3)
     pairs = symmetric = 0
-    blocks = make_blocks(s.own_rows, [s.rows], LossConfig(), s.own_rows)
+    blocks = make_blocks(s.own_rows, [s.own_rows, s.rows], LossConfig(), s.own_rows)
     for block in blocks:
         square = s.own_rows**2 if block.symmetric else 0
         symmetric += square

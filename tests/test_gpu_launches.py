@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +24,7 @@ PAIR = 2.0 * 128 * 128
 def test_work_is_counted_by_tiles_and_dims() -> None:
     plain = Rectangle(block=0, x=0, y=700, rows=300, columns=600)
     square = Rectangle(block=1, x=0, y=0, rows=300, columns=300, excluded=0, symmetric=True)
+    of_two = replace(square, y=300, mirror_block=2)
 
     def flops(rectangle: Rectangle, chunk_tiles: int = 64) -> Counter[Product]:
         found: Counter[Product] = Counter()
@@ -36,6 +38,7 @@ def test_work_is_counted_by_tiles_and_dims() -> None:
     assert flops(plain) == {Product(384, 64, 640): 15 * PAIR * 64}
     assert flops(square) == {Product(384, 64, 384): 6 * PAIR * 64}, "what is below the diagonal is not computed"
     assert sum(flops(square, 1).values()) == 6 * PAIR * 64, "a chunk above the diagonal is whole"
+    assert flops(of_two) == {Product(384, 64, 384): 9 * PAIR * 64}, "rows and columns are others: all is computed"
     assert flops_of({"count": 3}) == 0, "nothing is multiplied"
 
 

@@ -244,6 +244,27 @@ def test_a_batch_of_another_size_takes_the_same_kernels() -> None:
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize("mode", ["joint", "per_direction"])
+def test_directions_take_no_kernel_that_others_do_not(mode: str) -> None:
+    """Which of them are compared, and in how many softmaxes: what is compiled and held beforehand is all there is."""
+    every = ["query_to_doc", "doc_to_query"] + ["query_to_query", "doc_to_doc"] * (mode == "joint")
+    ways: dict[str, Any] = {"directions": every, "partition_mode": mode}
+    weighted: dict[str, Any] = {"hardness_mode": "in_batch_negatives", "hardness_strength": 1.0}
+    with launch.record_launches() as launches:
+        for guided, options, more in (
+            (True, {}, {}),
+            (True, {"hard": True}, {"groups": 2}),
+            (True, {"mask_negatives": False}, {}),
+            (True, weighted, {"nested": True}),
+            (False, {}, {}),
+            (False, {"self_guided": True}, {"groups": 1, "negatives": 0}),
+        ):
+            kernel_variants._run(
+                SM_90, torch.bfloat16, torch.bfloat16, LossConfig(**ways, **options), guided=guided, **more
+            )
+    assert set(variants_of(launches)) <= set(variants(every=True).values())
+
+
 @pytest.mark.slow
 @pytest.mark.longest
 @pytest.mark.parametrize("target", TARGETS)

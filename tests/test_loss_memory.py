@@ -24,7 +24,7 @@ from gist_fast.kernels import dlogits, unpack
 from gist_fast.kernels.chunks import make_plan
 from gist_fast.kernels.launch import record_launches
 
-from gist_fast.functional import operands, operator, triplet
+from gist_fast.functional import mask_products, operands, operator
 from gist_fast.functional.backends import triton
 from gist_fast.functional.blocks import make_blocks
 from gist_fast.functional.loss_config import LossConfig
@@ -99,8 +99,8 @@ def peaks(
     student = [torch.empty(batch, width, dtype=torch.bfloat16) for _ in range(2 + negatives)]
     guide = [torch.empty(batch, guide_width, dtype=torch.bfloat16) for _ in range(2 + negatives)]
     temperature = torch.empty(())
-    groups = [torch.empty(batch, dtype=torch.int64)] if grouped else []
-    others = (None, groups, widths, keep_mask_bits, False, True, 0, *config.to_arguments())
+    groups = [torch.empty(2 * batch, dtype=torch.int64)] if grouped else []
+    others = (None, groups, widths, keep_mask_bits, False, True, batch, 0, *config.to_arguments())
     with Peak() as peak:
         peak.ignore([*student, *guide, temperature, *groups])
         loss, lse2, *statistics, bits = operator.forward_rows("triton", student, guide, temperature, *others)
@@ -143,6 +143,23 @@ VARIANTS = {
     "a column of negatives": ({"negatives": 1}, 1.3 * GB),
     # Of each narrower dim: its operands, and gradients in float32 that are summed in float32.
     "Matryoshka dims": ({"widths": (384, 192, 96)}, 1.8 * GB),
+    "a softmax each of two directions": (
+        {
+            "config": LossConfig(
+                margin=0.05, directions=["query_to_doc", "doc_to_query"], partition_mode="per_direction"
+            )
+        },
+        GB,
+    ),
+    "every direction": (
+        {
+            "config": LossConfig(
+                margin=0.05, directions=["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
+            ),
+            "negatives": 1,
+        },
+        1.3 * GB,
+    ),
 }
 
 
@@ -159,12 +176,12 @@ def test_variants_hold_no_matrix_and_never_ask_the_device(name: str) -> None:
 @pytest.mark.usefixtures("no_memory")
 def test_a_mask_is_multiplied_chunk_by_chunk() -> None:
     config = LossConfig()
-    blocks = make_blocks(131_072, (131_072,), config)
+    blocks = make_blocks(131_072, (131_072, 131_072), config)
     bits = torch.empty(triton.mask_bytes(blocks, 1), dtype=torch.uint8)
     other = torch.empty(131_072, 392)
     with Peak() as peak:
         peak.ignore([bits, other])
-        found = triplet._mask_product("triton", bits, other, False, 1, torch.bfloat16, [131_072, 131_072, 1, 0],
+        found = mask_products._mask_product("triton", bits, other, False, 1, torch.bfloat16, [131_072] * 3 + [1, 0],
             *config.to_arguments())  # fmt: skip
         assert found.shape == (131_072, 392)
     print(f"{peak.most / GB:.3f} GB")

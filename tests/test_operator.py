@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -10,54 +12,68 @@ from torch.utils._pytree import tree_leaves
 import gist_fast.functional.operator  # noqa: F401, registers the operators
 from gist_fast import guided_contrastive_loss
 from gist_fast.functional.backends import dense
+from gist_fast.functional.choices import Direction
 from gist_fast.functional.loss_config import LossConfig
 
+BOTH_WAYS: list[Direction] = ["query_to_doc", "doc_to_query"]
+EVERY_WAY: list[Direction] = ["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
 
-def embeddings(guided: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+
+def embeddings(guided: bool, anchors: int = 9) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    sizes = (9, 12, 4)
+    sizes = (anchors, 12, 14)
     student = [torch.randn(n, 8, generator=generator, requires_grad=True) for n in sizes]
     return student, [torch.randn(n, 5, generator=generator) for n in sizes] if guided else []
 
 
 def check_operators(backend: str) -> None:
-    """`torch.library.opcheck` on both operators, with and without a guide, bits kept or not."""
-    two = [torch.arange(12) // 2, torch.arange(16) // 3]
-    for guided, self_guided, keep_mask_bits, one_sign, groups in (
-        (True, False, True, False, []),
-        (True, False, False, True, two),
-        (False, True, True, True, two[:1]),
-        (False, False, False, False, []),
+    """`torch.library.opcheck` on both operators, with and without a guide, bits kept or not, in any directions."""
+    joint: dict[str, Any] = {"directions": EVERY_WAY}
+    apart: dict[str, Any] = {"directions": BOTH_WAYS, "partition_mode": "per_direction"}
+    # Anchors of other ranks behind the nine.
+    for guided, self_guided, keep_mask_bits, one_sign, groups, ways, anchors in (
+        (True, False, True, False, 0, {}, 9),
+        (True, False, False, True, 2, {}, 9),
+        (False, True, True, True, 1, {}, 9),
+        (False, False, False, False, 0, {}, 9),
+        (True, False, True, False, 2, joint, 12),
+        (False, True, False, False, 1, apart, 12),
     ):
-        student, guide = embeddings(guided)
+        student, guide = embeddings(guided, anchors)
         temperature = torch.tensor(0.1, requires_grad=True)
-        config = LossConfig(margin=0.1, self_guided=self_guided)
-        static = (None, groups, [], keep_mask_bits, False, one_sign, 2, *config.to_arguments())
+        config = LossConfig(margin=0.1, self_guided=self_guided, **ways)
+        both = [torch.arange(anchors + 12) // 2, torch.arange(anchors + 12 + 14) // 3]
+        static = (None, both[:groups], [], keep_mask_bits, False, one_sign, 9, 2, *config.to_arguments())
         arguments = (backend, student, guide, temperature, *static)
         torch.library.opcheck(torch.ops.gist_fast.guided_forward.default, arguments)
-        _, lse2, *_, bits = torch.ops.gist_fast.guided_forward(*arguments)
+        loss, lse2, *_, bits = torch.ops.gist_fast.guided_forward(*arguments)
+        assert loss.shape == lse2.shape == (1, 9 * config.softmaxes)
         # Without gradients: this operator refuses to be differentiated, by name.
         student, temperature = [x.detach() for x in student], temperature.detach()
-        arguments = (torch.ones(1, 9), lse2.detach(), bits, backend, student, guide, temperature, *static)
+        upstream = torch.ones_like(loss).detach()
+        arguments = (upstream, lse2.detach(), bits, backend, student, guide, temperature, *static)
         torch.library.opcheck(torch.ops.gist_fast.guided_backward.default, arguments)
 
 
 def check_a_compiled_step(backend: str) -> None:
     """Loss and gradients of a step compiled without graph breaks are those of the plain one."""
-    student, guide = embeddings(True)
+    apart: dict[str, Any] = {"rows": 9, "directions": BOTH_WAYS, "partition_mode": "per_direction"}
+    for anchors, ways in ((9, {}), (12, apart), (12, {"rows": 9, "directions": EVERY_WAY})):
+        student, guide = embeddings(True, anchors)
 
-    def step(*leaves: torch.Tensor) -> torch.Tensor:
-        return guided_contrastive_loss(
-            2 * leaves[0], leaves[1], *guide[:2], leaves[2:], guide[2:], margin=0.1, offset=3, backend=backend
-        )
+        def step(*leaves: torch.Tensor, guide: list[torch.Tensor] = guide, ways: dict = ways) -> torch.Tensor:
+            return guided_contrastive_loss(
+                2 * leaves[0], leaves[1], *guide[:2], leaves[2:], guide[2:], margin=0.1, offset=3, backend=backend,
+                **ways,
+            )  # fmt: skip
 
-    torch._dynamo.reset()
-    found = []
-    for run in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
-        loss = run(*student)
-        found.append([loss, *torch.autograd.grad(loss, student)])
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+        torch._dynamo.reset()
+        found = []
+        for run in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+            loss = run(*student)
+            found.append([loss, *torch.autograd.grad(loss, student)])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)])
@@ -127,6 +143,7 @@ def test_a_statistic_alone_has_a_gradient_of_zeros() -> None:
         True,
         False,
         False,
+        9,
         0,
         *LossConfig().to_arguments(),
     )

@@ -172,9 +172,7 @@ def test_the_configuration_takes_a_preset_beneath_what_is_written(tmp_path):
     found = load_config(write(tmp_path, "{preset: gte}"), ["--preset", "mnrl", "--loss.temperature", "0.2"]).arguments
     assert (found["temperature"], found["directions"]) == (0.2, ["query_to_doc"])
     assert "directions" not in load_config(write(tmp_path, "{preset: null}")).arguments
-    with pytest.raises(
-        InputError, match=r"run\.yaml, line 4: loss\.preset: expected .*, got 'qwen'.*'qwen3'"
-    ):
+    with pytest.raises(InputError, match=r"run\.yaml, line 4: loss\.preset: expected .*, got 'qwen'.*'qwen3'"):
         load_config(write(tmp_path, "{preset: qwen}"))
     with pytest.raises(InputError, match=r"unknown key 'preset' in training \(it belongs in loss\)"):
         load_config(write(tmp_path, "{}", "output_dir: out, preset: gte"))

@@ -48,7 +48,7 @@ def test_kernels_in_the_interpreter_agree_with_float64_in_more_cases() -> None:
 
 @pytest.mark.slow
 @pytest.mark.longest
-@pytest.mark.parametrize("which", ["every_variant_agrees", "everything_agrees"])
+@pytest.mark.parametrize("which", ["every_variant_agrees", "in_any_direction_agrees", "everything_agrees"])
 def test_kernels_in_the_interpreter_agree_with_float64_at_length(which: str) -> None:
     run_interpreted(300, which)
 
@@ -98,14 +98,27 @@ def test_of_two_gpus_each_is_asked_by_itself(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_mask_bytes_are_a_tile_s_worth_for_each_tile() -> None:
-    blocks = make_blocks(130, (400, 5), LossConfig(), 100)
+    blocks = make_blocks(130, (130, 400, 5), LossConfig(), 100)
     # ap: 2 x 4 tiles; aa: 2 x 2 and 2 of the diagonal; pp: 2 x 1 left, 2 x 2 + 2 square, 2 x 2 right; an_1: 2 x 1.
     # One mask serves all Matryoshka dims.
     assert triton.mask_bytes(blocks, 1) == triton.mask_bytes(blocks, 3) == 4 * TILE_WORDS * (8 + 6 + (2 + 6 + 4) + 2)
 
 
+def test_mask_bytes_of_every_direction_and_anchors_of_all_ranks() -> None:
+    every = ["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
+    blocks = make_blocks(130, (400, 400, 300), LossConfig(directions=every), 100)
+    # ap: 2 x 1 left, 2 x 2 square and as many of its columns, 2 x 2 right; aa: 2 x 2 + 2 square, 2 x 3 right; pp as
+    # above; pa: 2 x 3 right, its square is ap's; an_1 and pn_1: 2 x 3 each.
+    tiles = (2 + 8 + 4) + (6 + 6) + (2 + 6 + 4) + 6 + 6 + 6
+    assert triton.mask_bytes(blocks, 1) == 4 * TILE_WORDS * tiles
+    # Weighted, ap has other logits than pa: 2 x 4 each.
+    weighted = LossConfig(directions=every, hardness_mode="in_batch_negatives", hardness_strength=1.0)
+    tiles += 8 + 8 - (2 + 8 + 4) - 6
+    assert triton.mask_bytes(make_blocks(130, (400, 400, 300), weighted, 100), 1) == 4 * TILE_WORDS * tiles
+
+
 def test_bits_of_the_largest_batch_leave_room_in_8_gb() -> None:
-    blocks = make_blocks(131_072, (131_072,), LossConfig())
+    blocks = make_blocks(131_072, (131_072, 131_072), LossConfig())
     assert triton.mask_bytes(blocks, 1) < 6.5e9
 
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +67,15 @@ def _look_for_overflow(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     monkeypatch.setattr(interpreter_builder, "options", replace(interpreter_builder.options, sanitize_overflow=wanted))
 
 
+@pytest.fixture(autouse=True)
+def _see_what_is_not_written() -> Iterator[None]:
+    """torch fills what `torch.empty` makes with NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
 BAND = 2e-6
 """Cosine: a dozen roundings of float32, the type of all sums, at 1.0."""
 
@@ -76,6 +87,8 @@ class Problem:
     rows: int = 70
     extra: int = 0
     """Positives beyond the rows' own."""
+    others: bool = False
+    """Whether there is an anchor of each positive, the rows' own first."""
     offset: int = 0
     negatives: tuple[int, ...] = ()
     width: int = 24
@@ -84,6 +97,9 @@ class Problem:
     """``own``, ``self`` or ``none``."""
     contrast_anchors: bool = True
     contrast_positives: bool = True
+    directions: tuple[str, ...] = ()
+    """In the place of the two; empty for them."""
+    per_direction: bool = False
     margin: float = 0.1
     relative: bool = False
     temperature: float = 0.05
@@ -97,7 +113,7 @@ class Problem:
     groups: int = 0
     """How many; 0 for none."""
     other_groups: int = 0
-    """Of the second groups of positives and negatives, likewise."""
+    """Of the second groups, of negatives too, likewise."""
     mask_negatives: bool = True
     hardness_mode: str = ""
     hardness_strength: float = 0.0
@@ -113,19 +129,35 @@ class Problem:
             hard=self.hard,
             contrast_anchors=self.contrast_anchors,
             contrast_positives=self.contrast_positives,
+            directions=list(self.directions) or None,
+            partition_mode="per_direction" if self.per_direction else "joint",
             hardness_mode=self.hardness_mode or None,
             hardness_strength=self.hardness_strength,
         )
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of anchors, positives and each column of negatives."""
+        positives = self.rows + self.extra
+        return positives if self.others else self.rows, positives, *self.negatives
+
     def blocks(self) -> list[Block]:
-        return make_blocks(self.rows, (self.rows + self.extra, *self.negatives), self.config(), self.offset)
+        return make_blocks(self.rows, self.sizes, self.config(), self.offset)
+
+    def in_softmax(self, index: int) -> list[int]:
+        """Which of the blocks each row has in a softmax, by their names."""
+        names = [block.name for block in self.blocks()]
+        return [k for k, name in enumerate(names) if index == (self.per_direction and name == "pa")]
+
+    @property
+    def softmaxes(self) -> int:
+        return 1 + (self.per_direction and "doc_to_query" in self.directions)
 
     def embeddings(self) -> tuple[list[Tensor], list[Tensor]]:
         generator = torch.Generator().manual_seed(self.seed)
-        counts = (self.rows, self.rows + self.extra, *self.negatives)
         common = torch.randn(1, self.width, generator=generator)
-        student = [torch.randn(n, self.width, generator=generator) + 0.5 * common for n in counts]
-        guide = [torch.randn(n, self.guide_width, generator=generator) for n in counts]
+        student = [torch.randn(n, self.width, generator=generator) + 0.5 * common for n in self.sizes]
+        guide = [torch.randn(n, self.guide_width, generator=generator) for n in self.sizes]
         return [x.to(self.dtype) for x in student], [x.to(self.guide_dtype) for x in guide]
 
     def call(self) -> Call:
@@ -134,8 +166,7 @@ class Problem:
         generator = torch.Generator().manual_seed(self.seed + 1)
         margins = self.margin + 0.1 * torch.rand(self.rows, generator=generator) if self.margins else None
         # Numbers far apart, of which int32 would make one and the same.
-        count = self.rows + self.extra
-        drawn = (self.groups, count), (self.other_groups, count + sum(self.negatives))
+        drawn = (self.groups, sum(self.sizes[:2])), (self.other_groups, sum(self.sizes))
         groups = [torch.randint(most, (size,), generator=generator) << 32 for most, size in drawn if most]
         judged = slice(None if self.mask_negatives else 2)
         return Call(
@@ -145,6 +176,7 @@ class Problem:
             margins,
             tuple(groups),
             self.widths,
+            self.rows,
             self.offset,
             self.rows % 2 == 0,
             self.config(),
@@ -183,13 +215,14 @@ SHORT_LEADING_COLUMN = Problem(
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> Problem:
-    extra = draw(st.integers(0, 140))
+def problems(draw: st.DrawFn, rows: int = 160, most: int = 140) -> Problem:
+    """Of so many rows, and so many of each that is beside them."""
+    extra = draw(st.integers(0, most))
     return Problem(
-        rows=draw(st.integers(1, 160)),
+        rows=draw(st.integers(1, rows)),
         extra=extra,
         offset=draw(st.integers(0, extra)),
-        negatives=tuple(draw(st.lists(st.integers(1, 140), max_size=2))),
+        negatives=tuple(draw(st.lists(st.integers(1, most), max_size=2))),
         width=draw(st.integers(1, 140)),
         guide_width=draw(st.integers(1, 90)),
         guide=draw(st.sampled_from(("own", "own", "self", "none"))),
@@ -204,21 +237,46 @@ def problems(draw: st.DrawFn) -> Problem:
     )
 
 
+BOTH_WAYS = ("query_to_doc", "doc_to_query")
+EVERY_WAY = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+DIRECTIONS = [
+    (BOTH_WAYS, True),
+    (EVERY_WAY, False),
+    (BOTH_WAYS, False),
+    (("doc_to_query", "query_to_doc"), True),
+    (("query_to_doc",), False),
+    (("query_to_doc",), True),
+    (("query_to_doc", "doc_to_doc"), False),
+    (("query_to_query", "query_to_doc"), False),
+    (("doc_to_query", "query_to_doc", "query_to_query"), False),
+    (("doc_to_doc", "doc_to_query", "query_to_doc"), False),
+]
+"""What is compared, and whether each direction has a softmax of its own."""
+
+
 @st.composite
-def variants(draw: st.DrawFn) -> Problem:
-    """Problems with some of the loss's variants."""
-    problem = draw(problems())
+def variants(draw: st.DrawFn, directed: bool = False) -> Problem:
+    """Problems with some of the loss's variants; of `DIRECTIONS`, or as without any."""
+    directions, per_direction = draw(st.sampled_from(DIRECTIONS)) if directed else ((), False)
+    # The interpreter's time goes by tiles, of which they have more.
+    problem = draw(problems(80, 50) if directions else problems())
     mode = draw(st.sampled_from(("", "", "in_batch_negatives", "hard_negatives", "all_negatives")))
-    negatives = tuple(n + problem.offset + problem.rows for n in problem.negatives) if mode else problem.negatives
+    has_own = mode or "doc_to_doc" in directions
+    negatives = tuple(n + problem.offset + problem.rows for n in problem.negatives) if has_own else problem.negatives
     if mode == "hard_negatives" and not negatives:
         negatives = (problem.offset + problem.rows,)
     below = draw(st.lists(st.integers(1, problem.width), max_size=2, unique=True))
     # The embeddings' own width may be among them or not.
     whole = {problem.width} if draw(st.booleans()) else set()
     widths = tuple(sorted(whole | set(below), reverse=True)) if below else ()
+    if directions:
+        problem = replace(problem, contrast_anchors=True, contrast_positives=True)
     return replace(
         problem,
         negatives=negatives,
+        directions=directions,
+        per_direction=per_direction,
+        others=len({"query_to_query", "doc_to_query"} & set(directions)) > 0 and draw(st.booleans()),
         margins=draw(st.booleans()),
         mask_ties=draw(st.booleans()),
         # A student that guides itself by its own floors would be refused further up.
@@ -237,8 +295,8 @@ def operands_of(call: Call, config: Config) -> Operands:
     work = Work(call, config, norms=True)
     work.make_counts()
     work.decide()
-    plain = prepare(call.student, call.guide, call.temperature, call.config, call.offset, dims=call.dims)
-    own = slice(call.offset, call.offset + len(call.student[0]))
+    plain = prepare(call.student, call.guide, call.temperature, call.config, call.rows, call.offset, dims=call.dims)
+    own = slice(call.offset, call.offset + call.rows)
     counts = [len(x) for x in call.student]
     students, squared = [], operand_norm(call.temperature).item() ** 2
     for level, (stack, student) in enumerate(zip(work.stacks, plain.matryoshka, strict=True)):
@@ -248,7 +306,8 @@ def operands_of(call: Call, config: Config) -> Operands:
         norms = tuple(n[:, None] for n in work.norms[level].split(counts))
         assert all(map(alike, norms, student.norms)) and all(map(alike, units, student.operands))
         students.append(Student(units, work.positives[level], norms))
-        assert alike(work.positives[level], (units[0].double() * units[1][own].double()).sum(1), squared)
+        scores = (units[0][: call.rows].double() * units[1][own].double()).sum(1)
+        assert alike(work.positives[level], scores, squared)
     guide, guide_thresholds = None, None
     margin = call.config.margin if call.margins is None else call.margins
     rule = {"relative": call.config.relative, "mask_ties": call.config.mask_ties}
@@ -258,16 +317,18 @@ def operands_of(call: Call, config: Config) -> Operands:
         units = work._guide_stack(call.guide)[: sum(counts), :width].split(counts)
         assert all(alike(u, g.whole) for u, g in zip(units, plain.guide_rows, strict=True))
         guide = tuple(UnitRows(u, torch.ones(len(u), 1)) for u in units)
-        scores = (units[0].double() * units[1][own].double()).sum(1)
+        scores = (units[0][: call.rows].double() * units[1][own].double()).sum(1)
         guide_thresholds = make_thresholds(scores, margin, band=tie_band(torch.float32, width), **rule)
     student_band = tie_band(torch.float32, students[0].operands[0].shape[1])
     if call.config.self_guided:
         scores = work.positives[0].double() / squared
         guide_thresholds = make_thresholds(scores, margin, band=student_band, **rule) * squared
     student_thresholds = work.positives[0] - student_band * squared if call.config.hard else None
+    thresholds = work.guide_thresholds, work.student_thresholds
+    by_guide, by_student = (of_each_row(each, call.rows) for each in thresholds)
     known = (
-        (work.guide_thresholds, guide_thresholds, squared if call.config.self_guided else 1.0),
-        (work.student_thresholds, student_thresholds, squared),
+        (by_guide, guide_thresholds, squared if call.config.self_guided else 1.0),
+        (by_student, student_thresholds, squared),
     )
     for found, expected, size in known:
         assert (found is None) == (expected is None)
@@ -276,10 +337,19 @@ def operands_of(call: Call, config: Config) -> Operands:
         plain,
         matryoshka=tuple(students),
         guide_rows=guide,
-        guide_thresholds=work.guide_thresholds,
-        student_thresholds=work.student_thresholds,
+        guide_thresholds=by_guide,
+        student_thresholds=by_student,
         groups=call.groups,
     )
+
+
+def of_each_row(numbers: Tensor | None, rows: int) -> Tensor | None:
+    """Those that stand there once a softmax, once."""
+    if numbers is None:
+        return None
+    first = numbers[:rows]
+    assert torch.equal(numbers, first.repeat(len(numbers) // rows)), "softmaxes of other rows"
+    return first
 
 
 def alike(found: Tensor, known: Tensor, size: float = 0.0) -> bool:
@@ -307,43 +377,54 @@ def hidden_pairs(bits: Tensor, blocks: list[Block]) -> list[Tensor]:
     words, side = bits.view(torch.int32), layout.CHUNK_TILES
     stored = words.view(-1, TILE, TILE // 32)
     unpacked = ((stored[..., None] >> torch.arange(32)) & 1).bool().view(-1, TILE, TILE)
-    out, cursor = [], 0
-    for block in blocks:
+    # 2 where no bit says anything.
+    out, cursor = [torch.full((block.rows, block.columns), 2, dtype=torch.int8) for block in blocks], 0
+    served = {block.transposes: index for index, block in enumerate(blocks) if block.transposes is not None}
+
+    def put(piece: Tensor, r: int, c: int, found: Tensor) -> None:
+        piece[r * TILE : (r + 1) * TILE, c * TILE : (c + 1) * TILE] = found
+
+    for index, block in enumerate(blocks):
+        # The block whose rows the columns of its square are, or itself.
+        other = index if block.symmetric else served.get(block.name)
         spans = [(0, block.columns, False)]
-        if block.symmetric:
+        if other is not None or block.transposes is not None:
             own = block.excluded + block.rows
             spans = [(0, block.excluded, False), (block.excluded, own, True), (own, block.columns, False)]
-        pieces = []
-        for first, last, symmetric in spans:
+            if block.transposes is not None:
+                del spans[1]  # it is in the other's
+        for first, last, is_square in spans:
             if first == last:
                 continue
             down, across = tiles(block.rows), tiles(last - first)
             piece = torch.zeros(down * TILE, across * TILE, dtype=torch.bool)
-
-            def put(r: int, c: int, found: Tensor, piece: Tensor = piece) -> None:
-                piece[r * TILE : (r + 1) * TILE, c * TILE : (c + 1) * TILE] = found
-
+            half = is_square and other == index
+            by_columns = piece if half else torch.zeros_like(piece.T)
             for r0 in range(0, down, side):
-                for c0 in range(r0 if symmetric else 0, across, side):
+                for c0 in range(r0 if half else 0, across, side):
                     height, breadth = min(side, down - r0), min(side, across - c0)
+                    on_diagonal = half and r0 == c0
                     for r in range(height):
                         for c in range(breadth):
                             place = unpacked[cursor + r * breadth + c]
-                            below = symmetric and r0 == c0 and r > c
-                            put(r0 + r, c0 + c, place.T if below else place)
-                            if symmetric and r0 != c0:
-                                put(c0 + c, r0 + r, unpacked[cursor + (height + r) * breadth + c].T)
-                        if symmetric and r0 == c0:
+                            put(piece, r0 + r, c0 + c, place.T if on_diagonal and r > c else place)
+                            if is_square and not on_diagonal:
+                                put(by_columns, c0 + c, r0 + r, unpacked[cursor + (height + r) * breadth + c].T)
+                        if on_diagonal:
                             diagonal = unpacked[cursor + r * breadth + r]
                             assert torch.equal(diagonal, unpacked[cursor + height * breadth + r].T)
                     cursor += height * breadth
-                    if symmetric:
-                        cursor += height if r0 == c0 else height * breadth
+                    if is_square:
+                        cursor += height if on_diagonal else height * breadth
             assert piece[block.rows :].all() and piece[:, last - first :].all(), "pairs outside the matrix count"
-            pieces.append(piece[: block.rows, : last - first])
-        out.append(torch.cat(pieces, dim=1))
+            out[index][:, first:last] = piece[: block.rows, : last - first]
+            if is_square and not half:
+                theirs, rows = blocks[other], block.rows
+                assert by_columns[rows:].all() and by_columns[:, rows:].all(), "pairs outside the matrix count"
+                out[other][:, theirs.excluded : theirs.excluded + rows] = by_columns[:rows, :rows]
     assert cursor == len(unpacked)
-    return out
+    assert all((mask < 2).all() for mask in out)
+    return [mask.bool() for mask in out]
 
 
 def masks_of(problem: Problem, operands: Operands, bits: Tensor) -> list[Tensor]:
@@ -401,11 +482,16 @@ def plain_logits(
     ]
 
 
-def plain_dlogits(logits: list[Tensor], lse2: Tensor, weights: Tensor) -> list[Tensor]:
-    """Derivatives by each block's logits, in their type; of a half type computed in float32."""
+def plain_dlogits(problem: Problem, logits: list[Tensor], lse2: Tensor, weights: Tensor) -> list[Tensor]:
+    """Derivatives by each block's logits, in their type; of a half type computed in float32. Of each softmax ``[S, B]``
+    numbers."""
     scale = torch.promote_types(logits[0].dtype, torch.float32)
-    lse2, weights = lse2.to(scale)[:, None], weights.to(scale)[:, None]
-    return [(torch.exp2(block.to(scale) - lse2) * weights).to(block.dtype) for block in logits]
+    found = {}
+    for softmax, (its_lse2, its_weights) in enumerate(zip(lse2.to(scale), weights.to(scale), strict=True)):
+        for k in problem.in_softmax(softmax):
+            values = torch.exp2(logits[k].to(scale) - its_lse2[:, None]) * its_weights[:, None]
+            found[k] = values.to(logits[k].dtype)
+    return [found[k] for k in range(len(logits))]
 
 
 def plain_gradients(student: list[Tensor], blocks: list[Block], dlogits: list[Tensor]) -> list[Tensor]:
@@ -419,17 +505,18 @@ def plain_gradients(student: list[Tensor], blocks: list[Block], dlogits: list[Te
 
 
 def projection_rounding(
-    call: Call, blocks: list[Block], dlogits: list[list[Tensor]], positive_dlogits: Tensor
+    call: Call, blocks: list[Block], dlogits: list[list[Tensor]], by_positive: Tensor
 ) -> list[Tensor]:
     """How far each row's gradient, ``scale / |x| * (du - v (v . du))``, may be off, ``[N_k, 1]`` each, because `v` and
     its two products are rounded: by 4 eps of the sum of the absolute terms of `du`, times ``scale / |x|``. That much
-    may be left where nothing should be, as of a single column."""
+    may be left where nothing should be, as of a single column. `by_positive` ``[L, S, B]`` are the derivatives by the
+    positives' logits."""
     band = 4 * torch.finfo(torch.float32).eps * operand_norm(call.temperature).item() ** 2
     ones = [torch.ones(len(x), 1, dtype=torch.float64) for x in call.student]
     found = [torch.zeros_like(one) for one in ones]
     for level, width in enumerate(call.dims or (call.student[0].shape[1],)):
         terms = plain_gradients(ones, blocks, [w.abs() for w in dlogits[level]])
-        add_positives(terms, ones, positive_dlogits[level].abs(), call.offset)
+        add_positives(terms, ones, by_positive[level].abs().sum(0), call.offset)
         for total, sums, x in zip(found, terms, call.student, strict=True):
             total += band * sums / x[:, :width].double().norm(dim=1, keepdim=True)
     return found
@@ -517,33 +604,40 @@ def check(problem: Problem, columns: int = TILE, descriptors: bool = False) -> N
     if operands.masks and operands.student_thresholds is None:
         check_products(problem, kept.mask_bits, hidden)
 
-    levels = len(operands.matryoshka)
-    upstream = torch.randn(levels, problem.rows, generator=torch.Generator().manual_seed(1))
+    levels, rows, softmaxes = len(operands.matryoshka), problem.rows, problem.softmaxes
+    upstream = torch.randn(levels, softmaxes * rows, generator=torch.Generator().manual_seed(1))
     upstream = upstream / upstream.abs().max()
     if call.one_sign:
         upstream = -upstream.abs()
     to_cosine = math.log(2) * problem.temperature
-    negatives = []
     logits_in = {
         dtype: [plain_logits(operands, blocks, hidden, k, dtype) for k in range(levels)]
         for dtype in (torch.float64, problem.dtype)
     }
+    lse2 = torch.empty(levels, softmaxes, rows, dtype=torch.float64)
     for level, student in enumerate(operands.matryoshka):
-        logits = torch.cat(logits_in[torch.float64][level], dim=1)
-        plain = torch.cat(logits_in[problem.dtype][level], dim=1).float()
-        exact_lse = torch.logsumexp(logits * math.log(2), 1) / math.log(2)
-        plain_lse = torch.logsumexp(plain * math.log(2), 1) / math.log(2)
-        closely(kept.lse2[level], exact_lse, plain_lse, f"lse2 {level}", 2e-6)
-        positives = student.positives.double()
-        losses = [
-            torch.nn.functional.softplus(math.log(2) * (lse - own), threshold=200)
-            for lse, own in ((exact_lse, positives), (plain_lse, student.positives))
-        ]
-        closely(kept.loss[level], *losses, f"loss {level}", 2e-6 + 2e-7 / problem.temperature)
+        positives, hardest = student.positives.double(), []
+        for softmax in range(softmaxes):
+            logits, plain = (
+                torch.cat([logits_in[dtype][level][k] for k in problem.in_softmax(softmax)], dim=1)
+                for dtype in (torch.float64, problem.dtype)
+            )
+            plain = plain.float()
+            exact_lse = torch.logsumexp(logits * math.log(2), 1) / math.log(2)
+            plain_lse = torch.logsumexp(plain * math.log(2), 1) / math.log(2)
+            at = slice(softmax * rows, (softmax + 1) * rows)
+            closely(kept.lse2[level, at], exact_lse, plain_lse, f"lse2 {level}, {softmax}", 2e-6)
+            losses = [
+                torch.nn.functional.softplus(math.log(2) * (lse - own), threshold=200)
+                for lse, own in ((exact_lse, positives), (plain_lse, student.positives))
+            ]
+            closely(kept.loss[level, at], *losses, f"loss {level}, {softmax}", 2e-6 + 2e-7 / problem.temperature)
+            hardest.append((logits.amax(1), plain.amax(1)))
+            lse2[level, softmax] = exact_lse
         if level == 0:
-            closely(kept.hardest, logits.amax(1) * to_cosine, plain.amax(1) * to_cosine, "hardest", 2e-6)
+            largest = [torch.stack(each).amax(0) * to_cosine for each in zip(*hardest, strict=True)]
+            closely(kept.hardest, *largest, "hardest", 2e-6)
             closely(kept.positive, positives * to_cosine, student.positives * to_cosine, "positive", 2e-6)
-        negatives.append(exact_lse)
 
     bits = kept.mask_bits if operands.masks else None
     found = kernel_passes.backward_with(config, call, upstream, kept.lse2, bits)
@@ -551,12 +645,13 @@ def check(problem: Problem, columns: int = TILE, descriptors: bool = False) -> N
     # hardness weighting makes of it; and it is rounded to the operands' type, as in any product of theirs.
     size = 1.5 / problem.temperature + 1.5 * problem.hardness_strength
     little = 1e-5 + 4e-7 * size + (0 if problem.dtype == torch.float32 else 1e-3)
-    weights = math.log(2) * upstream.double()
-    own = torch.stack([student.positives.double() for student in operands.matryoshka])
-    lse2 = torch.stack(negatives)
-    total, positive_dlogits = torch.logaddexp2(lse2, own), -weights * torch.sigmoid(math.log(2) * (lse2 - own))
+    weights = math.log(2) * upstream.double().view(levels, softmaxes, rows)
+    own = torch.stack([student.positives.double() for student in operands.matryoshka])[:, None]
+    total, by_positive = torch.logaddexp2(lse2, own), -weights * torch.sigmoid(math.log(2) * (lse2 - own))
+    # The positive is in each softmax.
+    positive_dlogits = by_positive.sum(1)
     dlogits_in = {
-        dtype: [plain_dlogits(*each) for each in zip(logits, total, weights, strict=True)]
+        dtype: [plain_dlogits(problem, *each) for each in zip(logits, total, weights, strict=True)]
         for dtype, logits in logits_in.items()
     }
     exact, same_type = (
@@ -573,12 +668,11 @@ def check(problem: Problem, columns: int = TILE, descriptors: bool = False) -> N
         for dtype, dlogits in dlogits_in.items()
     )
     allowances: list[dict] = [
-        {"rounding": rounding}
-        for rounding in projection_rounding(call, blocks, dlogits_in[torch.float64], positive_dlogits)
+        {"rounding": rounding} for rounding in projection_rounding(call, blocks, dlogits_in[torch.float64], by_positive)
     ]
     # In the sum of what rows give to the temperature most may cancel.
     heaviest = float(weights.abs().max()) * operand_norm(call.temperature).item() ** 2
-    allowances.append({"largest": 0.2 * problem.rows**0.5 * heaviest / problem.temperature})
+    allowances.append({"largest": 0.2 * upstream.shape[1] ** 0.5 * heaviest / problem.temperature})
     for k, (ours, truth, theirs) in enumerate(zip(found, exact, same_type, strict=True)):
         closely(ours, truth, theirs.to(ours.dtype), f"gradient {k}", little, **allowances[k])
 
@@ -619,6 +713,12 @@ def test_every_variant_agrees_with_float64(problem: Problem) -> None:
     check(problem)
 
 
+@settings(PROFILE, max_examples=(EXAMPLES + 2) // 3)
+@given(variants(directed=True))
+def test_every_variant_in_any_direction_agrees_with_float64(problem: Problem) -> None:
+    check(problem)
+
+
 WIDTHS = [(1, 1), (3, 257), (129, 15), (255, 8), (513, 64), (8191, 3), pytest.param(5, 8192, marks=SLOW)]
 
 
@@ -650,10 +750,45 @@ def test_variants_in_many_tiles_and_chunks(guide: str, monkeypatch: pytest.Monke
         check(replace(problem, groups=0, other_groups=0, mask_negatives=False, hard=True, widths=()))
 
 
+GATHERED = Problem(rows=61, extra=30, offset=13, others=True, directions=BOTH_WAYS, seed=4)
+"""Anchors of three ranks, those of the second first; an odd number, so that weights are of both signs."""
+IN_BATCH: dict[str, Any] = {"hardness_mode": "in_batch_negatives", "hardness_strength": 2.0}
+WAYS = {
+    "of one rank": replace(GATHERED, rows=60, extra=0, offset=0, others=False),
+    "both ways": replace(GATHERED, negatives=(9,), groups=20, margins=True),
+    "a softmax each": replace(GATHERED, negatives=(9,), groups=20, per_direction=True, hard=True, widths=(24, 7)),
+    "a softmax each, nothing masks": replace(GATHERED, guide="none", per_direction=True),
+    "every way": replace(GATHERED, directions=EVERY_WAY, negatives=(74,), groups=20, other_groups=30),
+    # pa's scores are not those of ap then, and pa alone reaches all anchors.
+    "in-batch negatives weighted": replace(GATHERED, negatives=(80,), **IN_BATCH),
+    "no negatives, weighted, a softmax each": replace(GATHERED, per_direction=True, **IN_BATCH),
+    "own negatives weighted, no guide masks them": replace(
+        GATHERED, directions=EVERY_WAY, guide="self", negatives=(90,), mask_negatives=False,
+        hardness_mode="hard_negatives", hardness_strength=5.0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_directions(name: str) -> None:
+    check(WAYS[name])
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_directions_in_many_tiles_and_chunks(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = replace(GATHERED, rows=131, extra=35, offset=23, guide=guide, groups=40)
+    monkeypatch.setattr(layout, "CHUNK_TILES", 1)
+    check(replace(problem, directions=EVERY_WAY, negatives=(155,), other_groups=90, hard=guide == "own"))
+    # Three tiles a side, so that chunks are of several tiles, and ragged.
+    monkeypatch.setattr(layout, "CHUNK_TILES", 2)
+    check(replace(problem, rows=259, per_direction=True))
+
+
 @pytest.mark.parametrize("guide", GUIDES)
 def test_a_tile_may_be_shared_by_programs(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "CHUNK_TILES", 2)
     check(Problem(rows=140, extra=130, offset=71, guide=guide), columns=64)
+    check(replace(GATHERED, rows=101, guide=guide, per_direction=True), columns=64)
 
 
 @pytest.mark.parametrize(("columns", "guide"), [(128, "own"), (64, "self")])
@@ -662,21 +797,23 @@ def test_operands_may_be_loaded_by_tensor_descriptors(columns: int, guide: str) 
 
 
 @pytest.mark.parametrize("guide_dtype", [pytest.param(torch.float32, marks=SLOW), torch.float16])
+@pytest.mark.parametrize("ways", [{}, {"others": True, "directions": BOTH_WAYS, "per_direction": True}])
 def test_a_guide_multiplied_out_chunk_by_chunk_decides_as_one_held_whole(
-    guide_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ways: dict[str, Any], guide_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layout, "CHUNK_TILES", 1)
     # The same batches, whose order is that of the sums.
     monkeypatch.setattr(kernel_passes, "FORWARD_CHUNKS", 1)
     problem = Problem(
-        rows=140, extra=130, offset=71, guide_width=41, guide_dtype=guide_dtype, margin=0.0, margins=True
-    )  # fmt: skip
+        rows=140, extra=130, offset=71, guide_width=41, guide_dtype=guide_dtype, margin=0.0, margins=True, **ways
+    )
+    upstream = torch.ones(1, problem.softmaxes * problem.rows)
     found = []
     for held in (kernel_work.HELD_BYTES, 0):
         monkeypatch.setattr(kernel_work, "HELD_BYTES", held)
         call, config = problem.call(), choose_config("sm_90", 4)
         kept = kernel_passes.forward_with(config, call, True)
-        gradients = kernel_passes.backward_with(config, call, torch.ones(1, problem.rows), kept.lse2, None)
+        gradients = kernel_passes.backward_with(config, call, upstream, kept.lse2, None)
         found.append([*kept, *gradients])
     for whole, chunked in zip(*found, strict=True):
         assert torch.equal(whole, chunked)
@@ -785,6 +922,14 @@ WHOLE: dict[str, dict] = {
         "guide": "self", "margin": torch.linspace(-0.3, 0.3, 33), "hardness_mode": "hard_negatives",
         "hardness_strength": 5.0, "mask_bits": "recompute",
     },
+    "anchors of all ranks, both ways, a softmax each, a ladder": {
+        "rows": 33, "directions": BOTH_WAYS, "partition_mode": "per_direction", "groups": GROUPS,
+        "matryoshka_dims": [20, 9],
+    },
+    "every way, triplet, two groups": {
+        "rows": 33, "directions": EVERY_WAY, "groups": [GROUPS, torch.arange(44) % 9],
+        "negative_groups": [torch.arange(44) // 4], "triplet_margin": 0.9,
+    },
 }  # fmt: skip
 
 
@@ -793,11 +938,14 @@ WHOLE: dict[str, dict] = {
 def test_the_public_function_s_variants(name: str, dtype: torch.dtype) -> None:
     options = dict(WHOLE[name])
     kind = options.pop("guide", "own")
-    student, _ = Problem(rows=33, extra=11, negatives=(44,), dtype=dtype).embeddings()
-    # A few directions, so that no comparison is near its threshold.
+    others = "rows" in options
+    ways = {"others": others, "directions": BOTH_WAYS if others else ()}
+    student, _ = Problem(rows=33, extra=11, negatives=(44,), dtype=dtype, **ways).embeddings()
+    # Few vectors, so that no comparison is near its threshold.
     chosen = torch.randint(5, (44,), generator=torch.Generator().manual_seed(0))
-    directions = torch.eye(16)[chosen] + 0.5 * torch.eye(16)[chosen].roll(1, dims=1)
-    guide = [directions[4:37], directions, directions.flip(0)]
+    vectors = torch.eye(16)[chosen] + 0.5 * torch.eye(16)[chosen].roll(1, dims=1)
+    queries = [vectors[4:37], *([vectors[:4], vectors[37:]] if others else [])]
+    guide = [torch.cat(queries), vectors, vectors.flip(0)]
     found = []
     for backend, cast in (("triton", dtype), ("reference", dtype), ("reference", torch.float64)):
         leaves = [x.to(cast).detach().requires_grad_() for x in student]
@@ -830,13 +978,8 @@ def test_the_public_function_s_variants(name: str, dtype: torch.dtype) -> None:
 )
 def test_gradients_of_dims(width: int, widths: tuple[int, ...], dtype: torch.dtype) -> None:
     """Whatever stood in memory before."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        assert torch.empty(1).isnan(), "what is not written is seen"
-        check(Problem(rows=20, extra=5, offset=3, negatives=(9,), width=width, widths=widths, dtype=dtype))
-    finally:
-        torch.use_deterministic_algorithms(before)
+    assert torch.empty(1).isnan(), "what is not written is seen"
+    check(Problem(rows=20, extra=5, offset=3, negatives=(9,), width=width, widths=widths, dtype=dtype))
 
 
 def test_runs_are_bitwise_the_same() -> None:

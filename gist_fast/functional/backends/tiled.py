@@ -85,7 +85,7 @@ def backward(problem: Problem, grad_loss: Tensor, lse2: Tensor | None, mask_bits
 
 def negatives(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool) -> Negatives:
     """The softmax over each row's unmasked negatives."""
-    work = _Workspace(operands)
+    work = Workspace(operands)
     dims, rows = len(operands.matryoshka), blocks[0].rows
     softmaxes = 1 + max(block.softmax for block in blocks)
     maximum = operands.matryoshka[0].positives.new_full((dims, softmaxes * rows), -MASKED)
@@ -94,7 +94,7 @@ def negatives(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool)
     easy = torch.zeros_like(masked)
     kept = make_kept(blocks, total, mask_bytes(blocks, dims) if operands.masks and keep_mask_bits else 0)
 
-    for tile in _tiles(blocks):
+    for tile in tiles(blocks):
         masks = []
         for side, mask, by_guide_or_group, by_student in work.decide(tile):
             masked[side.block_index] += by_guide_or_group
@@ -106,7 +106,7 @@ def negatives(operands: Operands, blocks: Sequence[Block], keep_mask_bits: bool)
             for side, mask in masks:
                 logits = work.suppress(scores, mask, tile, kept.next_scores(*tile.shape))
                 at = side.softmax
-                _accumulate(maximum[dim, at], total[dim, at], logits, side.axis, work.scratch(tile))
+                accumulate(maximum[dim, at], total[dim, at], logits, side.axis, work.scratch(tile))
     none = maximum <= -MASKED / 2
     hardest = maximum[0].masked_fill(none[0], -torch.inf)
     return Negatives(
@@ -122,17 +122,17 @@ def gradients(
     operands: Operands, blocks: Sequence[Block], lse2: Tensor, weights: Tensor | None, mask_bits: Tensor | None
 ) -> list[list[Tensor]]:
     """Gradients by the student operands; see `gist_fast.functional.backends.around_tiles.GradientsBy`."""
-    work = _Workspace(operands)
+    work = Workspace(operands)
     found = [[torch.zeros_like(u, dtype=lse2.dtype) for u in student.operands] for student in operands.matryoshka]
     kept = None if mask_bits is None else make_kept(blocks, lse2, mask_bits)
 
-    for tile in _tiles(blocks):
+    for tile in tiles(blocks):
         for dim, side, logits in _masked_logits(work, kept, tile, len(operands.matryoshka)):
             first = side.axis == 1
             dlogits = work.dlogits(tile) if first else work.scratch(tile)
-            torch.sub(logits, _across(lse2[dim, side.softmax], side), out=dlogits).exp2_()
+            torch.sub(logits, across(lse2[dim, side.softmax], side), out=dlogits).exp2_()
             if weights is not None:
-                dlogits.mul_(_across(weights[dim, side.softmax], side))
+                dlogits.mul_(across(weights[dim, side.softmax], side))
             if not first:  # the mirror side joins the other
                 dlogits = work.dlogits(tile).add_(dlogits)
             if not (first and tile.mirrored):
@@ -150,11 +150,11 @@ def mask_product(
     kept = make_kept(blocks, other, mask_bits)
     # Scores are kept of every dim, and are masked alike.
     repeated = dims if isinstance(kept, KeptScores) else 1
-    for tile in _tiles(blocks):
+    for tile in tiles(blocks):
         if tile.strip.index > index:
             break
         for repeat in range(repeated):
-            for side in _sides(tile):
+            for side in sides(tile):
                 mask = kept.next_mask(*tile.shape)
                 if repeat > 0 or side.block_index != index:
                     continue
@@ -169,25 +169,25 @@ def mask_product(
     return found
 
 
-def _masked_logits(work: _Workspace, kept: Kept | None, tile: Tile, dims: int) -> Iterator[tuple[int, Side, Tensor]]:
+def _masked_logits(work: Workspace, kept: Kept | None, tile: Tile, dims: int) -> Iterator[tuple[int, Side, Tensor]]:
     """At each dim, for each side of a tile, its logits, the masked ones out of reach; not to be changed, and valid
     until the next are asked for."""
     if isinstance(kept, KeptScores):
         for dim in range(dims):
-            for side in _sides(tile):
+            for side in sides(tile):
                 yield dim, side, kept.next(*tile.shape)
         return
     if kept is None:
         masks = [(side, mask) for side, mask, _, _ in work.decide(tile)]
     else:
-        masks = [(side, kept.next_mask(*tile.shape)) for side in _sides(tile)]
+        masks = [(side, kept.next_mask(*tile.shape)) for side in sides(tile)]
     for dim in range(dims):
         scores = work.logits(tile, dim)
         for side, mask in masks:
             yield dim, side, work.suppress(scores, mask, tile)
 
 
-def _tiles(blocks: Sequence[Block]) -> Iterator[Tile]:
+def tiles(blocks: Sequence[Block]) -> Iterator[Tile]:
     """The blocks cut up; of a symmetric square only the tiles on and above the diagonal."""
     for strip in strips(blocks):
         rows, first = strip.block.rows, strip.first
@@ -204,7 +204,7 @@ def _tiles(blocks: Sequence[Block]) -> Iterator[Tile]:
                 )
 
 
-def _sides(tile: Tile) -> Iterator[Side]:
+def sides(tile: Tile) -> Iterator[Side]:
     strip, block = tile.strip, tile.block
     yield Side(tile.rows, 1, strip.index, moved(tile.rows, block.softmax * block.rows))
     if tile.mirrored and strip.mirror is not None:
@@ -212,12 +212,12 @@ def _sides(tile: Tile) -> Iterator[Side]:
         yield Side(own, 0, strip.mirror, moved(own, strip.mirror_softmax * block.rows))
 
 
-def _across(values: Tensor, side: Side) -> Tensor:
+def across(values: Tensor, side: Side) -> Tensor:
     """A value per owner, shaped to broadcast over a tile."""
     return values.unsqueeze(side.axis)
 
 
-def _accumulate(maximum: Tensor, total: Tensor, logits: Tensor, axis: int, out: Tensor) -> None:
+def accumulate(maximum: Tensor, total: Tensor, logits: Tensor, axis: int, out: Tensor) -> None:
     """Reduce a tile into the running maximum and sum of exp2. ``out`` is overwritten and may be `logits` itself.
 
     A row that has met only masked entries holds a meaningless sum at a maximum of about -MASKED; the first real entry
@@ -229,7 +229,7 @@ def _accumulate(maximum: Tensor, total: Tensor, logits: Tensor, axis: int, out: 
     maximum.copy_(risen)
 
 
-class _Workspace:
+class Workspace:
     """The operands in the type they are multiplied in, and tiles of scratch memory used again for every tile."""
 
     def __init__(self, operands: Operands) -> None:
@@ -243,7 +243,7 @@ class _Workspace:
         # result on a CPU, and a logit rounded to bf16 is too coarse.
         narrow = operands.student[0].dtype == torch.bfloat16 and self._like.device.type == "cpu" and _cpu_has_bf16()
         self._factors = [student.operands for student in operands.matryoshka] if narrow else self._students
-        self._buffers: dict[str, Tensor] = {}
+        self._memory: dict[str, Tensor] = {}
         self._largest: tuple[Tile, Tensor] | None = None
 
     def decide(self, tile: Tile) -> list[tuple[Side, Tensor | None, Tensor | int, Tensor | int]]:
@@ -252,17 +252,17 @@ class _Workspace:
         operands, block = self._operands, tile.block
         found: list[tuple[Side, Tensor | None, Tensor | int, Tensor | int]] = []
         if not operands.masks:
-            return [(side, None, 0, 0) for side in _sides(tile)]
+            return [(side, None, 0, 0) for side in sides(tile)]
         guide = self.largest(tile) if operands.self_guided and block.guided else None
         if self._guide is not None and block.guided:
             guide = self._scores(self._guide, tile, "guide")
         groups = list(operands.groups_of(block))
-        for side in _sides(tile):
-            mask = self._buffer(f"mask {side.axis}", *tile.shape)
-            more = self._buffer("more", *tile.shape)
+        for side in sides(tile):
+            mask = self.buffer(f"mask {side.axis}", *tile.shape)
+            more = self.buffer("more", *tile.shape)
             easy: Tensor | int = 0
             if guide is not None and operands.guide_thresholds is not None:
-                torch.gt(guide, _across(operands.guide_thresholds[side.own], side), out=mask)
+                torch.gt(guide, across(operands.guide_thresholds[side.own], side), out=mask)
             else:
                 mask.zero_()
             for rows, columns in groups:
@@ -270,7 +270,7 @@ class _Workspace:
                 torch.maximum(mask, more, out=mask)
             masked = self._count(mask, tile)
             if operands.student_thresholds is not None:
-                torch.lt(self.largest(tile), _across(operands.student_thresholds[side.own], side), out=more)
+                torch.lt(self.largest(tile), across(operands.student_thresholds[side.own], side), out=more)
                 torch.maximum(mask, more, out=mask)
                 easy = self._count(mask, tile) - masked
             mask.diagonal(tile.excluded).fill_(1.0)
@@ -330,11 +330,11 @@ class _Workspace:
 
     def scratch(self, tile: Tile) -> Tensor:
         """Scratch of the tile's shape; what `suppress` returns may lie in it."""
-        return self._buffer("logits", *tile.shape)
+        return self.buffer("logits", *tile.shape)
 
     def dlogits(self, tile: Tile) -> Tensor:
         """Scratch of the tile's shape, for the gradient by its logits."""
-        return self._buffer("dlogits", *tile.shape)
+        return self.buffer("dlogits", *tile.shape)
 
     def add_products(self, gradients: list[Tensor], dlogits: Tensor, tile: Tile, dim: int) -> None:
         """Add a tile's ``dlogits @ columns`` to its rows' gradient, and the transposed product to its columns'."""
@@ -356,16 +356,16 @@ class _Workspace:
         rows = operands[block.row_operand][moved(tile.rows, block.row_start)]
         columns = operands[block.column_operand][tile.columns]
         # A float64 guide decides in float64: its band of ties is too narrow for scores of another type.
-        out = self._buffer(name, *tile.shape, dtype=accumulation_dtype(rows.dtype) if name == "guide" else None)
+        out = self.buffer(name, *tile.shape, dtype=accumulation_dtype(rows.dtype) if name == "guide" else None)
         if rows.dtype == out.dtype:
             return product(rows, columns.T, out)
         return out.copy_(_half_product(rows, columns.T, out.dtype))
 
-    def _buffer(self, name: str, r: int, c: int, dtype: torch.dtype | None = None) -> Tensor:
-        if name not in self._buffers:
+    def buffer(self, name: str, r: int, c: int, dtype: torch.dtype | None = None) -> Tensor:
+        if name not in self._memory:
             # Pages touched once and used for every tile: fresh memory costs more to map than the arithmetic on it.
-            self._buffers[name] = self._like.new_empty(TILE * TILE, dtype=dtype)
-        return self._buffers[name][: r * c].view(r, c)
+            self._memory[name] = self._like.new_empty(TILE * TILE, dtype=dtype)
+        return self._memory[name][: r * c].view(r, c)
 
 
 def _multiplicand(operand: Tensor) -> Tensor:

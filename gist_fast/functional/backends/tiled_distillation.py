@@ -15,12 +15,7 @@ from torch import Tensor
 from gist_fast.functional.backends import around_tiles
 from gist_fast.functional.backends.interface import LARGEST_WEIGHT, LN2, Distilled, Problem
 from gist_fast.functional.backends.kept import MASKED
-from gist_fast.functional.backends.tiled import Side, Tile
-from gist_fast.functional.backends.tiled import _accumulate as accumulate
-from gist_fast.functional.backends.tiled import _across as across
-from gist_fast.functional.backends.tiled import _sides as sides
-from gist_fast.functional.backends.tiled import _tiles as tiles
-from gist_fast.functional.backends.tiled import _Workspace as Workspace
+from gist_fast.functional.backends.tiled import Side, Tile, Workspace, accumulate, across, sides, tiles
 
 
 def forward(problem: Problem, guide_temperature: float) -> Distilled:
@@ -40,7 +35,7 @@ def forward(problem: Problem, guide_temperature: float) -> Distilled:
             risen = torch.maximum(guide_maximum[at], by_guide.amax(axis))
             shrunk = (guide_maximum[at] - risen).exp2_()
             guide_maximum[at] = risen
-            weights = work._buffer(f"weights {axis}", *tile.shape)
+            weights = work.buffer(f"weights {axis}", *tile.shape)
             torch.sub(by_guide, risen.unsqueeze(axis), out=weights).exp2_()
             # Of a row that has nothing else yet they would be 1.
             weights.diagonal(tile.excluded).fill_(0.0)
@@ -104,6 +99,6 @@ def _weighed(
     logits: Tensor, lse2: Tensor, weights: Tensor, side: Side, work: Workspace, tile: Tile, name: str = "student's"
 ) -> Tensor:
     """``weight * 2^(logit - lse2)`` of a side's rows."""
-    out = work._buffer(name, *tile.shape)
+    out = work.buffer(name, *tile.shape)
     torch.sub(logits, across(lse2[side.softmax], side), out=out).exp2_()
     return out.mul_(across(weights[side.softmax], side))
