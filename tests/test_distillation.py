@@ -227,7 +227,7 @@ def test_kernels_that_fail_under_auto_are_replaced_by_tiles(monkeypatch: pytest.
 
 @pytest.mark.longest
 def test_the_kernels_in_the_interpreter_agree_with_float64() -> None:
-    interpreted(3, "-m", "not slow")
+    interpreted(2, "-m", "not slow")
 
 
 @pytest.mark.slow

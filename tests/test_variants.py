@@ -135,9 +135,22 @@ def run(problem: Problem, backend: str, self_guided: bool = False, **options: An
 
 
 @backends
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_values_and_gradients(backend: str, case: tuple[Problem, dict[str, Any]]) -> None:
+    check(backend, case)
+
+
+@pytest.mark.slow
+@backends
+@settings(max_examples=1000, deadline=None)
+@given(case=cases())
+def test_values_and_gradients_in_more_cases(backend: str, case: tuple[Problem, dict[str, Any]]) -> None:
+    check(backend, case)
+
+
+def check(backend: str, case: tuple[Problem, dict[str, Any]]) -> None:
+    """Loss, gradients and statistics are the oracle's."""
     problem, options = case
     found, stats = run(problem, backend, return_stats=True, **options)
     known: dict[str, Any] = {}

@@ -730,14 +730,16 @@ def test_every_width(width: int, guide_width: int) -> None:
     check(problem)
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@SLOW
+@pytest.mark.parametrize("guide", ["own", "self", "none"])
 def test_many_tiles_and_chunks(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Chunks of two tiles: several batches, of which some lie on the diagonal and some end in ragged tiles.
     monkeypatch.setattr(layout, "CHUNK_TILES", 2)
     check(Problem(rows=307, extra=252, offset=123, negatives=(200,), guide=guide))
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@SLOW
+@pytest.mark.parametrize("guide", ["own", "self", "none"])
 def test_variants_in_many_tiles_and_chunks(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "CHUNK_TILES", 1)
     problem = Problem(
@@ -769,7 +771,11 @@ WAYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WAYS)
+# Two that show most; `test_directions_in_many_tiles_and_chunks` shows every way.
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("a softmax each", "in-batch negatives weighted") else pytest.param(n, marks=SLOW) for n in WAYS],
+)
 def test_directions(name: str) -> None:
     check(WAYS[name])
 
@@ -832,7 +838,7 @@ def test_a_guide_row_that_is_not_finite_is_seen(operand: int, held: int, monkeyp
     assert kept.loss.isnan().all() and all(x.isnan().all() for x in gradients)
 
 
-@pytest.mark.parametrize("rows", [1, 127, pytest.param(128, marks=SLOW), 129])
+@pytest.mark.parametrize("rows", [1, *(pytest.param(n, marks=SLOW) for n in (127, 128)), 129])
 def test_edges_of_a_tile(rows: int) -> None:
     check(Problem(rows=rows, extra=1, offset=1, negatives=(1, rows)))
 
