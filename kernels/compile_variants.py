@@ -95,10 +95,6 @@ class Variant:
                 yield "margins"
             if self.has("student_thresholds"):
                 yield "student thresholds"
-        if kernel in ("distil", "distil_dlogits"):
-            types = self.kinds
-            if self.element_of(types["x"], "") != self.element_of(types["guide_x"], ""):
-                yield "of two types"
         if kernel == "distil_reduce":
             yield from ["first"] if self.constant("FIRST") else []
         if kernel == "masks":
@@ -177,7 +173,8 @@ class Variant:
     @property
     def element(self) -> str:
         """What the report calls its operands."""
-        return "any" if self.operand is None else str(self.operand)
+        kinds = [str(each) for each in (self.operand, self.guide_operand) if each is not None]
+        return " and ".join(dict.fromkeys(kinds)) or "any"
 
 
 @dataclass(frozen=True)

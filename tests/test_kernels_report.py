@@ -277,6 +277,7 @@ def test_every_shipped_configuration_holds(size: int, target: str) -> None:
         "units", "thresholds", "weights", "gradients", "reduce",
         "groups", "groups_symmetric", "unpack", "unpack_symmetric",
         "masks", "masks_symmetric", "forward", "forward_symmetric", "dlogits", "dlogits_symmetric",
+        "distil", "distil_symmetric", "distil_dlogits", "distil_dlogits_symmetric", "distil_reduce",
     }  # fmt: skip
     by_name = {(c.kernel, c.element): c for c in found}
     assert len(by_name) == len(found)
