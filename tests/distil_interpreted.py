@@ -13,8 +13,7 @@ import torch
 from gist_fast.kernels import layout
 from hypothesis import HealthCheck, given, settings
 from oracle import values_and_gradients
-from test_distillation import Case, check_operators, draw_case, run
-from torch import Tensor
+from test_distillation import WEIGHT, Case, check_operators, draw_case, run
 
 from benchmarks.gpu.interpreter import hurry
 from gist_fast.functional.backends import kernel_work
@@ -24,22 +23,21 @@ hurry()
 EXAMPLES = int(os.environ.get("GIST_FAST_TEST_EXAMPLES", "3"))
 
 
-def errors(found: list[Tensor], truth: list[Tensor]) -> list[float]:
-    return [
-        float((x.double() - t).abs().max() / t.abs().max().clamp_min(1e-6)) for x, t in zip(found, truth, strict=True)
-    ]
-
-
 def check(case: Case) -> None:
-    """Loss and gradients err no more than the reference does in the same type, plus what another order of sums
-    makes of a logit."""
+    """Loss and gradients err no more than the reference does in the same type, plus what another order of sums makes
+    of a logit; as a share of each one's largest value, but of the temperature's gradient as one of its terms, which
+    cancel."""
     narrow = case.problem()
     exact = narrow.to(torch.float64)
     truth = values_and_gradients(run(exact, "reference", case), exact)
-    ours = errors(values_and_gradients(run(narrow, "triton", case), narrow), truth)
-    plain = errors(values_and_gradients(run(narrow, "reference", case), narrow), truth)
-    eps = torch.finfo(torch.float32).eps
-    more = 8 * eps * (1 / case.temperature + 1 / case.guide_temperature)
+    # Of KL's derivative by the temperature: a difference of shares, 2 at most in all, times a similarity over the square.
+    terms = 2 * WEIGHT * narrow.weights.abs().sum().item() / case.temperature**2
+    sizes = [*(max(t.abs().max().item(), 1e-6) for t in truth[:-1]), max(truth[-1].abs().item(), terms)]
+    ours, plain = (
+        [(x.double() - t).abs().max().item() / size for x, t, size in zip(found, truth, sizes, strict=True)]
+        for found in (values_and_gradients(run(narrow, backend, case), narrow) for backend in ("triton", "reference"))
+    )
+    more = 8 * torch.finfo(torch.float32).eps * (1 / case.temperature + 1 / case.guide_temperature)
     # dlogits are rounded to the operands' type.
     more += 0.0 if case.dtype == torch.float32 else 2 * torch.finfo(case.dtype).eps
     for k, (error, allowed) in enumerate(zip(ours, plain, strict=True)):

@@ -131,6 +131,7 @@ VARIANTS = {
     "own negatives": {"groups": "column", "negatives_scope": "own"},
     "protected negatives": {"mask_negatives": False},
     "all directions": {"groups": "column", "directions": ALL_DIRECTIONS, "triplet_margin": 0.3},
+    "distilled": {"directions": ALL_DIRECTIONS, "distill_weight": 2.0, "distill_temperature": 0.2},
     "one softmax a direction": {"directions": ALL_DIRECTIONS[:2], "partition_mode": "per_direction"},
 }
 

@@ -20,6 +20,9 @@ from gist_fast.functional import backends
 from gist_fast.functional.backends import tiled, tiled_distillation
 from gist_fast.functional.loss_config import LossConfig
 
+WEIGHT = 4.0
+"""Of the divergence, beside which nothing in the rows' losses is large."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -73,9 +76,9 @@ def draw_case(draw: st.DrawFn, most: int) -> Case:
 
 
 def run(problem: Problem, backend: str, case: Case, **more: Any) -> Tensor:
-    """The rows' losses; nothing but the KL in them is large."""
+    """The rows' losses."""
     return guided_contrastive_loss(
-        **problem.arguments(), backend=backend, reduction="none", rows=case.rows, distill_weight=4.0,
+        **problem.arguments(), backend=backend, reduction="none", rows=case.rows, distill_weight=WEIGHT,
         distill_temperature=case.guide_temperature, directions=list(case.directions) or None,
         partition_mode="per_direction" if case.per_direction else "joint", matryoshka_dims=list(case.dims) or None,
         **more,

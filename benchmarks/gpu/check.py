@@ -18,6 +18,10 @@ from gist_fast.functional.function import guided_contrastive_loss
 
 LIMITS = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 """Of relative errors, by type."""
+NEED_MASKS = {"triplet_margin", "label_smoothing", "positive_prior"}
+"""Settings that keep masks, always."""
+EVERY_DIRECTION = ["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
+BOTH_DIRECTIONS = ["query_to_doc", "doc_to_query"]
 Loss = Callable[[list[Tensor], list[Tensor]], Tensor]
 """Of the student's embeddings and the guide's."""
 
@@ -49,8 +53,7 @@ def checks(toy: bool) -> Iterator[Check]:
         # Of half types, a student's own scores lie so near each other that rounding would decide.
         own_scores_decide = "hard" in options or "self_guided" in options
         for dtype in [torch.float32] if own_scores_decide else types:
-            # The triplet term needs the masks.
-            for bits in ("keep",) if "triplet_margin" in options else ("keep", "recompute"):
+            for bits in ("keep",) if NEED_MASKS & options.keys() else ("keep", "recompute"):
                 error = functools.partial(variant_error, device, dtype, bits, toy, options)
                 yield Check(f"{name} {str(dtype)[6:]} {bits}", dtype, error)
 
@@ -75,12 +78,20 @@ def _variants() -> dict[str, dict[str, Any]]:
         "own negatives harder, a ladder": {**boost, "matryoshka": True, "hardness_mode": "hard_negatives"},
         "two groups, negatives that no guide masks": {**groups, "of_negatives": 5, "mask_negatives": False},
         "own negatives": {**groups, "of_negatives": 5, "negatives_scope": "own"},
+        "every direction": {**groups, "directions": EVERY_DIRECTION},
+        "a softmax a direction, a ladder": {
+            "directions": BOTH_DIRECTIONS, "partition_mode": "per_direction", "matryoshka": True,
+        },
+        "distilled, a ladder": {"distill_weight": 2.0, "distill_temperature": 0.2, "matryoshka": True},
+        "distilled, every direction": {"distill_weight": 2.0, "directions": EVERY_DIRECTION},
+        "smooth labels": {**groups, "label_smoothing": 0.1},
+        "debiased, spread out": {**groups, "positive_prior": 0.01, "spread_out_weight": 1.0},
         "triplet": {**groups, "triplet_margin": 1.0, "mask_ties": True},
         # Where the student's own scores decide, none of those of this shape is as near to its threshold as float32
         # rounds: a pair that flips carries any weight, and says nothing about the kernels.
         "self-guided, groups": {**groups, "self_guided": True, "margin": -0.1, "shape": (130, 195, 97, 40)},
         "hard, groups, a ladder": {**groups, "hard": True, "matryoshka": True, "shape": (150, 225, 97, 40)},
-    }
+    }  # fmt: skip
 
 
 SHAPE, TOY_SHAPE = (507, 762, 385, 40), (30, 44, 24, 16)
