@@ -30,7 +30,7 @@ def check(case: Case) -> None:
     narrow = case.problem()
     exact = narrow.to(torch.float64)
     truth = values_and_gradients(run(exact, "reference", case), exact)
-    # Of KL's derivative by the temperature: a difference of shares, 2 at most in all, times a similarity over the square.
+    # KL's derivative by it: a difference of shares, 2 at most in all, times a similarity over its square.
     terms = 2 * WEIGHT * narrow.weights.abs().sum().item() / case.temperature**2
     sizes = [*(max(t.abs().max().item(), 1e-6) for t in truth[:-1]), max(truth[-1].abs().item(), terms)]
     ours, plain = (

@@ -269,7 +269,7 @@ class TestDryRun:
             (["--self_guided"], "loss.self_guided: expected False with a guide, got True"),
             (
                 ["--guide", "null", "--margin", "0.1"],
-                "loss.margin: expected 0.0 without a guide, whose thresholds it is about, got 0.1",
+                "loss.margin: expected 0.0 without a guide, which it is about, got 0.1",
             ),
             (["--matryoshka_weights", "[1, 2]"], "loss.matryoshka_weights: "),
             (["--hardness_mode", "hard_negatives"], "loss.hardness_strength: "),

@@ -19,6 +19,7 @@ from gist_fast import guided_contrastive_loss
 from gist_fast.functional import backends
 from gist_fast.functional.backends import tiled, tiled_distillation
 from gist_fast.functional.loss_config import LossConfig
+from gist_fast.losses import GISTEmbedLoss
 
 WEIGHT = 4.0
 """Of the divergence, beside which nothing in the rows' losses is large."""
@@ -106,6 +107,21 @@ def test_what_the_guide_masks_is_distilled_too(backend: str) -> None:
     problem = make_problem(30, width=6, guide_width=5)
     plain, masking = (kl(replace(problem, margin=margin), backend=backend) for margin in (0.0, 0.9))
     assert torch.equal(plain, masking)
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled", "auto"])
+def test_a_guide_of_another_type_changes_no_type_of_the_loss(backend: str) -> None:
+    for dtype, guide in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+        problem = make_problem(20, negatives=(20,)).to(dtype, guide)
+        found = run(problem, backend, Case(rows=20, columns=20))
+        assert found.dtype == dtype
+        exact = problem.to(torch.float64)
+        assert_close([found.double()], [run(exact, "reference", Case(rows=20, columns=20))], 1e-5)
+
+
+def test_a_loss_whose_guide_is_the_student_refuses_it(student) -> None:
+    with pytest.raises(ValueError, match=r"distill_weight: expected 0 where the guide is the student itself.*got 1\.0"):
+        GISTEmbedLoss(student, student, distill_weight=1.0)
 
 
 def test_training_on_it_alone_brings_the_student_to_the_guide() -> None:

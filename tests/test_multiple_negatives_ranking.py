@@ -103,13 +103,23 @@ def test_the_symmetric_ones(name, student, pairs):
     assert mine.directions == BOTH and mine.partition_mode == "per_direction"
 
 
+@pytest.mark.parametrize("name", SYMMETRIC)
+def test_what_makes_them_symmetric_is_fixed(name, student):
+    with pytest.raises(TypeError, match=rf"directions: no such argument of {name}; it is fixed here, and Multiple"):
+        getattr(ours, name)(student, directions=ALL)
+
+
 @pytest.mark.parametrize("name", [PLAIN, CACHED])
 @pytest.mark.parametrize("similarity", [dot_score, euclidean_sim], ids=lambda f: f.__name__)
 def test_another_similarity_is_theirs(name, similarity, student, pairs):
     mine = check(name, student, texts(pairs), 0.5, similarity, directions=ALL)
     assert mine.get_config_dict()["similarity_fct"] == similarity.__name__
-    with pytest.raises(ValueError, match="groups: a setting of the loss by cosine similarities"):
+    with pytest.raises(ValueError, match=r"groups: got 'positive' with a similarity_fct other than.*Leave groups"):
         getattr(ours, name)(student, similarity_fct=similarity, groups="positive")
+    assert getattr(ours, name)(student, similarity_fct=similarity, groups=None, backend="tiled").groups is None
+    mine.matryoshka_dims = [8, 4]
+    with pytest.raises(ValueError, match=r"matryoshka_dims: got \[8, 4\] with a similarity_fct other than cos_sim"):
+        step(mine, texts(pairs), student)
 
 
 @pytest.mark.parametrize("name", [PLAIN, CACHED, *SYMMETRIC])
@@ -152,15 +162,17 @@ def test_the_scale_may_be_set(student, pairs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.1}, r"temperature: no such argument of Multiple.*Its inverse is scale\."),
-        ({"sclae": 1.0}, r"sclae: no such argument of MultipleNegativesRankingLoss\. \(did you mean 'scale'\?\)"),
+        ({"temperature": 0.1}, r"temperature: no such argument of Multiple.*; its inverse is scale\."),
+        ({"sclae": 1.0}, r"sclae: no such argument of MultipleNegativesRankingLoss \(did you mean 'scale'\?\)\."),
         ({"scale": 0.0}, r"scale: expected a finite float above 0.*got 0\.0"),
         ({"similarity_fct": "cosine"}, r"similarity_fct: expected a function of two tensors, got str\."),
         ({"directions": None}, r"directions: expected a list or tuple with 'query_to_doc' in it, got None\."),
-        ({"directions": ("doc_to_query",)}, r"directions: expected different ones with 'query_to_doc'"),
+        ({"directions": ("doc_to_query",)}, r"directions: expected 'query_to_doc' among them"),
         ({"directions": ALL, "partition_mode": "per_direction"}, r"partition_mode: expected 'joint' with"),
         ({"hardness_strength": -1.0}, r"hardness_strength: expected a finite float of at least 0, got -1\.0"),
         ({"guided": True}, r"guided: no such argument of"),
+        ({"margin": 0.1}, r"margin: no such argument of .*; it is about a guide, which GISTEmbedLoss takes\."),
+        ({"contrast_anchors": False}, r"contrast_anchors: no such argument of .*; directions say what is compared\."),
     ],
 )
 def test_what_is_refused(options, message, student):

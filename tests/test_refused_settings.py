@@ -60,11 +60,11 @@ REFUSED = {
         r"matryoshka_weights: expected 2, one for each of the dims, got 1\.",
     ),
     "weights alone": ({"matryoshka_weights": [1.0]}, True, r"matryoshka_weights: given without"),
-    "no direction": ({"directions": []}, True, r"directions: expected different ones with 'query_to_doc'.* got \[\]\."),
+    "no direction": ({"directions": []}, True, r"directions: expected 'query_to_doc' among them.* got \[\]\."),
     "a direction twice": (
         {"directions": ["query_to_doc"] * 2},
         True,
-        r"directions: expected different.*got \['que",
+        r"directions: expected each once, got 'query_to_doc' 2 times",
     ),
     "directions without the positives": (
         {"directions": ["doc_to_query"]},
@@ -155,7 +155,7 @@ def test_hard_negatives_of_a_student_that_guides_itself_are_refused() -> None:
 
 def test_a_student_does_not_learn_from_itself() -> None:
     problem = make_problem(9)
-    with pytest.raises(ValueError, match=r"distill_weight: expected 0 with self_guided.*got 1\.0"):
+    with pytest.raises(ValueError, match=r"distill_weight: expected 0 where the student guides itself.*got 1\.0"):
         run(problem, "tiled", self_guided=True, distill_weight=1.0)
 
 

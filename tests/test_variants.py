@@ -15,6 +15,8 @@ from torch import Tensor
 
 from gist_fast import guided_contrastive_loss
 from gist_fast.functional.backends import kept, tiled
+from gist_fast.functional.blocks import Block
+from gist_fast.functional.mask_products import MaskProduct, sum_similarities
 
 EVERYWHERE = ["reference", "tiled", "auto"]
 """``auto`` computes batches as small as these at once."""
@@ -266,6 +268,31 @@ def test_the_statistics_tell_the_guide_s_pairs_from_the_easy_ones(backend: str) 
     left = (cosine(a, p) < floor[:, None] - 1e-9) & ~(guide > guide.diagonal()[:, None])
     assert stats.easy[0].item() == left.sum().item() > 0
     assert {k for k in stats.as_dict() if k.startswith("easy_")} == {"easy_ap", "easy_aa", "easy_pp", "easy_an_1"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_sum_over_few_that_are_left_is_no_difference_of_roundings(dtype: torch.dtype) -> None:
+    """Of 700 entries a row that have much in common 5 count: what both sums are rounded by is the same."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = (1 + 0.1 * torch.randn(n, 64, generator=generator) for n in (3, 700))
+    left = torch.zeros(3, 700)
+    left[:, :5] = 1
+    product = MaskProduct(lambda _, x: (1 - left) @ x.to(dtype).to(x.dtype), dtype)
+    block = Block("ap", 0, 0, 1, 3, 700, excluded=None)
+    found, number = sum_similarities([rows, columns], [(0, block)], product).negatives
+    unit = [x / x.norm(dim=1, keepdim=True) for x in (rows.double(), columns.double())]
+    wanted = (unit[0] @ unit[1].to(dtype).double().T * left).sum(1)
+    assert number.tolist() == [5, 5, 5]
+    assert torch.allclose(found.double(), wanted, atol=5e-4)
+    assert not torch.allclose(MaskProduct(product.multiply).rounded(columns), product.rounded(columns))
+
+
+def test_a_row_without_a_negative_has_no_loss() -> None:
+    problem = make_problem(30).to(torch.float32)
+    for options in ({"label_smoothing": 0.2}, {"positive_prior": 0.1}, {"triplet_margin": 0.5}):
+        loss = run(problem, "tiled", groups=torch.zeros(30, dtype=torch.int64), **options)
+        assert (loss == 0).all()
+        assert all((g == 0).all() for g in torch.autograd.grad(loss.sum(), problem.tensors))
 
 
 def test_a_whole_ladder_of_one_width_is_the_plain_loss() -> None:

@@ -101,9 +101,9 @@ def inspect(
     """Show which pairs of one batch the guide drops as false negatives, what other margins would drop, and duplicates.
 
     A pair is dropped where the guide finds it closer than the row's own anchor and positive (less the margin). The
-    blocks: ap, anchor with other positives; aa, with other anchors; pp, positive with other positives; pa, with other
-    anchors; an_1 and on, anchor with negatives; pn_1 and on, positive with negatives. The pairs farthest above their
-    threshold come first. Rows count from 1.
+    blocks: ap, anchor with other positives; aa, anchor with other anchors; pp, positive with other positives; pa,
+    positive with other anchors; an_1 and on, anchor with negatives; pn_1 and on, positive with negatives. The pairs
+    farthest above their threshold come first. Rows count from 1.
     """
     done: list[str] = []
     with only_results_on_stdout(), interruptible(None if report is None else done) as ctrl_c:
@@ -154,7 +154,7 @@ def inspect(
             row_margins=row_margins,
             contrast_anchors=not no_contrast_anchors,
             contrast_positives=not no_contrast_positives,
-            directions=None if directions is None else directions.split(","),
+            directions=None if directions is None else [name.strip() for name in directions.split(",")],
             hard=hard,
         )
         place = device or best_device()

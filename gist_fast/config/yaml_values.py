@@ -174,6 +174,8 @@ def check(entry: Entry, hint: Any, key: str) -> Any:
     choices = [choice for option in options for choice in _choices(option)]
     if isinstance(value, str) and choices:
         near = nearest(value, map(str, choices))
+    elif isinstance(value, str) and any(typing.get_origin(option) is list for option in options):
+        near = f" (write [{value}])"
     elif isinstance(value, str) and bool in options and value.lower() in ("yes", "no", "on", "off"):
         near = f" (write {'true' if value.lower() in ('yes', 'on') else 'false'})"
     elif isinstance(value, float) and value.is_integer() and int in options:

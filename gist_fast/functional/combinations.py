@@ -48,8 +48,8 @@ def check_combination(config: Any) -> None:
         for name, default in [(f.name, f.default) for f in fields(c) if f.metadata["needs_guide"]]:
             if (value := getattr(c, name)) != default:
                 raise InputError(
-                    f"{name}: expected {default!r} without a guide, whose thresholds it is about, got {value!r}. Leave "
-                    "it out, or give a guide."
+                    f"{name}: expected {default!r} without a guide, which it is about, got {value!r}. Leave it out, or "
+                    "give a guide."
                 )
     _check_row_terms(c)
     _check_distillation(c)
@@ -94,8 +94,8 @@ def _check_distillation(c: Any) -> None:
         return
     if c.self_guided:
         raise InputError(
-            f"distill_weight: expected 0 with self_guided, where the student would learn from itself, got "
-            f"{c.distill_weight}."
+            "distill_weight: expected 0 where the student guides itself (self_guided, or its embeddings given as the "
+            f"guide's), got {c.distill_weight}: it would learn from itself. Leave it out, or give another guide."
         )
     if not c.mask_negatives:
         raise InputError(
@@ -113,17 +113,16 @@ def _check_directions(c: Any) -> None:
             )
         return
     directions = list(c.directions)
-    if "query_to_doc" not in directions or len(set(directions)) < len(directions):
+    if "query_to_doc" not in directions:
         raise InputError(
-            f"directions: expected different ones with 'query_to_doc' among them, which has the positives, got "
+            f"directions: expected 'query_to_doc' among them, which alone is of anchors with their positives, got "
             f"{directions}."
         )
-    for name, direction in (("contrast_anchors", "query_to_query"), ("contrast_positives", "doc_to_doc")):
+    if repeated := [d for d in dict.fromkeys(directions) if directions.count(d) > 1]:
+        raise InputError(f"directions: expected each once, got {repeated[0]!r} {directions.count(repeated[0])} times.")
+    for name in ("contrast_anchors", "contrast_positives"):
         if not getattr(c, name):
-            raise InputError(
-                f"{name}: got False beside directions, which say what is compared. Leave it out, and {direction!r} out "
-                "of directions."
-            )
+            raise InputError(f"{name}: got False beside directions, which say what is compared. Leave {name} out.")
     without = [d for d in directions if d in ("query_to_query", "doc_to_doc")]
     if c.partition_mode == "per_direction" and without:
         raise InputError(

@@ -98,7 +98,7 @@ def kl_rows(
         of_guide = [row_cosines(guide[ANCHORS][:rows], guide[POSITIVES][own])[None]]
         if own_terms is not None and own_terms.guide is not None:
             of_guide.append(own_terms.guide)
-        guide_logits = [x / config.distill_temperature for x in of_guide]
+        guide_logits = [(x / config.distill_temperature).to(found.guide_lse.dtype) for x in of_guide]
     levels = []
     for level, dim in enumerate(dims or (student[ANCHORS].shape[1],)):
         positive = row_cosines(student[ANCHORS][:rows, :dim], student[POSITIVES][own, :dim])[None] / temperature
@@ -107,11 +107,11 @@ def kl_rows(
             part = slice(softmax * rows, (softmax + 1) * rows)
             numbers = found.lse[level], found.mean[level], found.guide_lse, found.guide_mean
             tiles = Distilled(*(each[part] for each in numbers))
-            others = [Row(positive, guide_logits[0].to(positive.dtype))]
+            others = [Row(positive, guide_logits[0])]
             if config.counts_positive_twice:
                 others *= 2
             if own_terms is not None and softmax == 0:
-                own_logits = own_terms.cosines[level] / temperature, guide_logits[1].to(positive.dtype)
+                own_logits = own_terms.cosines[level] / temperature, guide_logits[1]
                 others.append(Row(*(torch.where(own_terms.there, x, DROPPED) for x in own_logits)))
             found_here.append(_kl(tiles, others))
         levels.append(torch.stack(found_here).mean(0) if len(found_here) > 1 else found_here[0])

@@ -244,7 +244,7 @@ def guided_contrastive_loss(
     if margins is not None:
         check_row_margins(margins, rows)
         if not guide:
-            raise InputError("margin: expected 0.0 without a guide, whose thresholds it is about, got a tensor.")
+            raise InputError("margin: expected 0.0 without a guide, which it is about, got a tensor.")
     self_guided = len(guide) > 0 and all(map(_same_tensor, student, guide))
     config = _config(
         margin_strategy=margin_strategy,

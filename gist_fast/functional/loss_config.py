@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, Field, FrozenInstanceError, dataclass, fields
 from typing import Any, Literal
 
-from gist_fast.functional.choices import (
-    Direction,
-)
+from gist_fast.functional.choices import Direction
 from gist_fast.functional.combinations import check_combination, check_dims
 from gist_fast.functional.loss_settings import LossSettings, setting
 from gist_fast.functional.values import check_choice, check_flags, check_number, one_of

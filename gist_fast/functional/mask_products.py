@@ -23,9 +23,23 @@ from gist_fast.functional.operator import no_gradients
 
 COUNTERS = 8
 """Columns of ones behind an operand, whose product is the number of masked entries; eight, to keep rows aligned."""
-MaskProduct = Callable[[int, Tensor], Tensor]
-"""From a block's index and ``[columns, E]``: what a guide or their group masked in it, of 0 and 1, times that,
-``[rows, E]``; differentiable."""
+Product = Callable[[int, Tensor], Tensor]
+
+
+class MaskProduct(NamedTuple):
+    """Products by what a guide or groups masked."""
+
+    multiply: Product
+    """From a block's index and ``[columns, E]``: its mask of 0 and 1, times that, ``[rows, E]``; differentiable."""
+    dtype: torch.dtype | None = None
+    """To which columns of at most 1 are rounded before they are multiplied; None where they are not."""
+
+    def rounded(self, columns: Tensor) -> Tensor:
+        """The columns as they are multiplied, with the derivative of what they were: so that the sum over all less that
+        over the masked is one of what is left, and not of roundings."""
+        if self.dtype is None:
+            return columns
+        return columns + (columns.detach().to(self.dtype).to(columns.dtype) - columns.detach())
 
 
 class Sums(NamedTuple):
@@ -42,8 +56,9 @@ class Sums(NamedTuple):
 
     @property
     def negatives(self) -> tuple[Tensor, Tensor]:
-        """The sum over the others ``[B]``, and how many they are."""
-        return self.everything - self.masked, self.number - self.masked_number
+        """The sum over the others ``[B]``, 0 where there are none, and how many they are."""
+        number = self.number - self.masked_number
+        return torch.where(number > 0, self.everything - self.masked, 0.0), number
 
     def add(self, similar: Tensor, there: Tensor, masked: Tensor) -> Sums:
         """The same with own negatives, ``[K, B]`` each: their similarities, whether a row has one, and whether it is
@@ -71,13 +86,15 @@ def sum_similarities(
     for index, block in blocks:
         rows = unit[block.row_operand][block.row_start : block.row_start + block.rows]
         columns = unit[block.column_operand]
+        if product is not None:
+            columns = product.rounded(columns)
         everything = everything + rows @ columns.sum(0)
         count += block.columns
         if block.excluded is not None:
             everything = everything - (rows * columns[block.excluded : block.excluded + block.rows]).sum(1)
             count -= 1
         if product is not None:
-            found = product(index, pad(columns, (0, COUNTERS), value=1.0))
+            found = product.multiply(index, pad(columns, (0, COUNTERS), value=1.0))
             masked = masked + (rows * found[:, :-COUNTERS]).sum(1)
             masked_count = masked_count + found[:, -1].detach()
     return Sums(everything, count, masked, masked_count)
@@ -89,14 +106,14 @@ def count_negatives(blocks: Sequence[Block], product: MaskProduct | None, like: 
     counts = like.new_full((blocks[0].rows,), total)
     if product is not None:
         for index, block in enumerate(blocks):
-            counts = counts - product(index, like.new_ones(block.columns, COUNTERS))[:, 0]
+            counts = counts - product.multiply(index, like.new_ones(block.columns, COUNTERS))[:, 0]
     return counts
 
 
 def dense_product(operands: Operands, blocks: Sequence[Block]) -> MaskProduct:
     """By the reference's masks, one bool a pair."""
     masked = [reference.decide(operands, block)[1] for block in blocks]
-    return lambda index, columns: masked[index].to(columns.dtype) @ columns
+    return MaskProduct(lambda index, columns: masked[index].to(columns.dtype) @ columns)
 
 
 def kept_product(
@@ -104,7 +121,11 @@ def kept_product(
 ) -> MaskProduct:
     """By the masks that a streaming backend kept for its backward pass; `dtype` is that of the embeddings."""
     settings = config.to_arguments()
-    return lambda index, columns: mask_product(backend, mask_bits, columns, False, index, dtype, sizes, *settings)
+
+    def multiply(index: int, columns: Tensor) -> Tensor:
+        return mask_product(backend, mask_bits, columns, False, index, dtype, sizes, *settings)
+
+    return MaskProduct(multiply, dtype)
 
 
 def _mask_product(backend, mask_bits, other, transposed, index, dtype, sizes, *settings):

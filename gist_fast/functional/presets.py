@@ -54,7 +54,7 @@ def preset(name: Preset, **settings: Any) -> dict[str, Any]:
 
     Args:
         name: ``"gistembed"``, ``"qwen3"``, ``"gemini"``, ``"embeddinggemma"``, ``"gte"`` or ``"mnrl"``.
-        settings: others, which win.
+        settings: others, which win; what is no setting of a loss, as an argument of a trainer, is passed through.
 
     Raises:
         ValueError: there is no such preset, or a setting cannot have that value.

@@ -108,6 +108,11 @@ class GuidedLoss(nn.Module):
                 "hard: expected False where the guide is the student itself, got True: it decides by the same scores, "
                 "so that hardly a negative is left. Set hard=False, or give a guide of its own."
             )
+        if guide is model and self.config.distill_weight:
+            raise InputError(
+                "distill_weight: expected 0 where the guide is the student itself, which would learn from itself, got "
+                f"{self.config.distill_weight}. Leave it out, or give a guide of its own."
+            )
         self.model = model
         self._temperature: float | Tensor = temperature
         self.log_temperature = None

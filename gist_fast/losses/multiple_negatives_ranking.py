@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
@@ -56,6 +57,22 @@ _OWN = ("scale", "similarity_fct", "gather_across_devices", "directions", "parti
 _LEFT = tuple(RankingKeywords.__annotations__)
 
 
+def _not_default(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some settings that are not at their default."""
+    defaults = {f.name: f.default for f in fields(LossConfig)}
+    return {name: value for name, value in settings.items() if value != defaults[name]}
+
+
+def _check_unused(settings: Mapping[str, Any]) -> None:
+    """Raise where settings are given that another similarity than the cosine does without."""
+    for name, value in _not_default(settings).items():
+        if name not in ("backend", "mask_bits"):
+            raise InputError(
+                f"{name}: got {value!r} with a similarity_fct other than cos_sim, which does without it. Leave {name} "
+                "out, or set similarity_fct=cos_sim."
+            )
+
+
 class RankingLoss(GuidedLoss):
     """What these losses share beside `GuidedLoss`; not to be used itself."""
 
@@ -83,10 +100,7 @@ class RankingLoss(GuidedLoss):
             TypeError: an argument is none of these losses, or of a wrong type.
             ValueError: one is out of range.
         """
-        for name in others:
-            if name not in _LEFT:
-                hint = " Its inverse is scale." if name == "temperature" else nearest(name, [*_OWN, *_LEFT])
-                raise InputTypeError(f"{name}: no such argument of {type(self).__name__}.{hint}")
+        self._check_names(others)
         check_number("scale", scale, above=0)
         if not callable(similarity_fct):
             raise InputTypeError(
@@ -103,11 +117,8 @@ class RankingLoss(GuidedLoss):
                 hardness_strength,
             )
             hardness_mode, hardness_strength = None, 0.0
-        if similarity_fct is not cos_sim and (given := [name for name in others if name != "backend"]):
-            raise InputError(
-                f"{given[0]}: a setting of the loss by cosine similarities, which another similarity_fct does without. "
-                "Leave out one of the two."
-            )
+        if similarity_fct is not cos_sim:
+            _check_unused(others)
         return {
             "temperature": 1.0 / scale,
             "directions": directions,
@@ -116,6 +127,25 @@ class RankingLoss(GuidedLoss):
             "guided": False,
             **others,
         }
+
+    @classmethod
+    def _check_names(cls, settings: Iterable[str]) -> None:
+        """Raise where an argument is none of this class's."""
+        taken = inspect.signature(cls).parameters
+        for name in settings:
+            if name in taken:
+                continue
+            known = {f.name for f in fields(LossConfig)}
+            hint = nearest(name, taken)
+            if name == "temperature":
+                hint = "; its inverse is scale"
+            elif name in ("contrast_anchors", "contrast_positives"):
+                hint = "; directions say what is compared"
+            elif name in _OWN:
+                hint = "; it is fixed here, and MultipleNegativesRankingLoss takes it"
+            elif name in known:
+                hint = "; it is about a guide, which GISTEmbedLoss takes"
+            raise InputTypeError(f"{name}: no such argument of {cls.__name__}{hint}.")
 
     @property
     def scale(self) -> float:
@@ -134,6 +164,7 @@ class RankingLoss(GuidedLoss):
         sentence-transformers' own."""
         if self.similarity_fct is cos_sim:
             return super().guided_loss(student, guide, rows)
+        _check_unused({name: getattr(self, name) for name in _LEFT})
         self.largest_batch = len(student[0])
         loss = stock.MultipleNegativesRankingLoss(self.model, **{name: getattr(self, name) for name in _OWN})
         return loss.compute_loss_from_embeddings(list(student), torch.empty(0))
@@ -142,9 +173,7 @@ class RankingLoss(GuidedLoss):
         """The arguments that the model card lists."""
         own = {name: getattr(self, name) for name in _OWN}
         own["similarity_fct"] = getattr(self.similarity_fct, "__name__", type(self.similarity_fct).__name__)
-        defaults = {f.name: f.default for f in fields(LossConfig)}
-        settings = {name: getattr(self, name) for name in _LEFT if getattr(self, name) != defaults[name]}
-        return {**own, **settings}
+        return {**own, **_not_default({name: getattr(self, name) for name in _LEFT})}
 
     @property
     def citation(self) -> str:
@@ -279,6 +308,7 @@ class MultipleNegativesSymmetricRankingLoss(MultipleNegativesRankingLoss):
         gather_across_devices: bool = False,
         **settings: Unpack[RankingKeywords],
     ) -> None:
+        self._check_names(settings)
         super().__init__(model, scale, similarity_fct, gather_across_devices, SYMMETRIC, "per_direction", **settings)
 
 
@@ -310,6 +340,7 @@ class CachedMultipleNegativesSymmetricRankingLoss(CachedMultipleNegativesRanking
         activation_memory: float | Literal["auto"] = 0.0,
         **settings: Unpack[RankingKeywords],
     ) -> None:
+        self._check_names(settings)
         super().__init__(
             model,
             scale,

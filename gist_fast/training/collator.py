@@ -85,7 +85,7 @@ class GISTDataCollator(SentenceTransformerDataCollator):
 
     tokenize_for_guide: GuideTokenizer | None = field(default=None, repr=False)
     groups: Groups | None = None
-    """Where the rows' groups come from; see `gist_fast.functional.loss_config`."""
+    """Where the rows' groups come from; see `gist_fast.functional.loss_settings`."""
     row_margins: bool = False
     """Whether the rows bring margins."""
     mask_negatives: bool = True

@@ -168,7 +168,7 @@ def check_missing_negatives(config: LossSettings, where: str, dataset: Dataset, 
     elif scope == "all" and config.hardness_mode in ("in_batch_negatives", "hard_negatives"):
         expected, setting = "'all_negatives' or None", "hardness_mode"
     elif scope == "all" and config.directions is not None and "doc_to_doc" in config.directions:
-        expected, setting = "none with 'doc_to_doc'", "directions"
+        expected, setting = "no 'doc_to_doc'", "directions"
     else:
         return
     hint = " With negatives_scope: own it is possible." if scope == "all" else ""

@@ -118,6 +118,8 @@ def distil(operands: Operands, blocks: Sequence[Block], guide_temperature: float
 
     with torch.no_grad():
         by_guide = logits(operands.guide, 1 / guide_temperature)
+        # Scores in the guide's type, sums in the student's.
+        by_guide = [x.to(accumulation_dtype(operands.student[0].dtype)) for x in by_guide]
         guide_lse = [x.logsumexp(1) for x in by_guide]
         shares = [(x - lse[:, None]).exp() for x, lse in zip(by_guide, guide_lse, strict=True)]
         guide_mean = [_mean(share, x) for share, x in zip(shares, by_guide, strict=True)]
