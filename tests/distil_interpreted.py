@@ -76,5 +76,6 @@ def test_one_softmax_a_direction_over_several_chunks(monkeypatch: pytest.MonkeyP
     check(Case(rows=150, columns=180, offset=13, directions=directions, per_direction=True, dtype=torch.float16))
 
 
+@pytest.mark.slow
 def test_opcheck() -> None:
     check_operators("triton")

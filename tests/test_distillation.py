@@ -246,12 +246,12 @@ def test_kernels_that_fail_under_auto_are_replaced_by_tiles(monkeypatch: pytest.
 
 @pytest.mark.longest
 def test_the_kernels_in_the_interpreter_agree_with_float64() -> None:
-    interpreted(2, "-m", "not slow")
+    interpreted(1, "-m", "not slow")
 
 
 @pytest.mark.slow
 def test_the_kernels_in_the_interpreter_agree_with_float64_at_length() -> None:
-    interpreted(200, "-m", "slow or not slow", "-k", "agrees or many")
+    interpreted(200, "-m", "slow or not slow")
 
 
 def interpreted(examples: int, *which: str) -> None:

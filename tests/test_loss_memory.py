@@ -164,7 +164,9 @@ VARIANTS = {
 
 
 @pytest.mark.usefixtures("no_memory")
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "direction" in name else name for name in VARIANTS]
+)
 def test_variants_hold_no_matrix_and_never_ask_the_device(name: str) -> None:
     """Fake tensors have no values: a host that waited for one would raise."""
     options, limit = VARIANTS[name]

@@ -771,11 +771,8 @@ WAYS = {
 }  # fmt: skip
 
 
-# Two that show most; `test_directions_in_many_tiles_and_chunks` shows every way.
-@pytest.mark.parametrize(
-    "name",
-    [n if n in ("a softmax each", "in-batch negatives weighted") else pytest.param(n, marks=SLOW) for n in WAYS],
-)
+@SLOW  # `test_directions_in_many_tiles_and_chunks` shows every way
+@pytest.mark.parametrize("name", WAYS)
 def test_directions(name: str) -> None:
     check(WAYS[name])
 
@@ -790,20 +787,23 @@ def test_directions_in_many_tiles_and_chunks(guide: str, monkeypatch: pytest.Mon
     check(replace(problem, rows=259, per_direction=True))
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@SLOW
+@pytest.mark.parametrize("guide", ["own", "self", "none"])
 def test_a_tile_may_be_shared_by_programs(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "CHUNK_TILES", 2)
     check(Problem(rows=140, extra=130, offset=71, guide=guide), columns=64)
     check(replace(GATHERED, rows=101, guide=guide, per_direction=True), columns=64)
 
 
-@pytest.mark.parametrize(("columns", "guide"), [(128, "own"), (64, "self")])
+@pytest.mark.parametrize(("columns", "guide"), [pytest.param(128, "own", marks=SLOW), (64, "self")])
 def test_operands_may_be_loaded_by_tensor_descriptors(columns: int, guide: str) -> None:
     check(Problem(rows=140, extra=130, offset=71, guide=guide), columns=columns, descriptors=True)
 
 
 @pytest.mark.parametrize("guide_dtype", [pytest.param(torch.float32, marks=SLOW), torch.float16])
-@pytest.mark.parametrize("ways", [{}, {"others": True, "directions": BOTH_WAYS, "per_direction": True}])
+@pytest.mark.parametrize(
+    "ways", [pytest.param({}, marks=SLOW), {"others": True, "directions": BOTH_WAYS, "per_direction": True}]
+)
 def test_a_guide_multiplied_out_chunk_by_chunk_decides_as_one_held_whole(
     ways: dict[str, Any], guide_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
