@@ -56,7 +56,7 @@ DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
 def test_over_several_chunks_with_a_guide_not_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "CHUNK_TILES", 1)
     monkeypatch.setattr(kernel_work, "HELD_BYTES", 0)
-    check(Case(rows=130, columns=170, offset=21, directions=DIRECTIONS, others=True))
+    check(Case(rows=130, columns=140, offset=7, directions=DIRECTIONS[:3], others=True))
 
 
 @pytest.mark.slow

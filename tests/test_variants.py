@@ -312,7 +312,11 @@ def test_bits_serve_a_ladder_as_kept_scores_do(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"directions": ["query_to_doc", "doc_to_query"], "partition_mode": "per_direction"}]
+    "more",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"directions": ["query_to_doc", "doc_to_query"], "partition_mode": "per_direction"},
+    ],
 )
 def test_a_compiled_step_has_no_graph_break(more: dict[str, Any]) -> None:
     problem = make_problem(16, negatives=(16, 16), width=8, learned_temperature=False).to(torch.float32)

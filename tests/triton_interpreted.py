@@ -719,7 +719,14 @@ def test_every_variant_in_any_direction_agrees_with_float64(problem: Problem) ->
     check(problem)
 
 
-WIDTHS = [(1, 1), (3, 257), (129, 15), (255, 8), (513, 64), (8191, 3), pytest.param(5, 8192, marks=SLOW)]
+WIDTHS = [
+    (1, 1),
+    (3, 257),
+    (129, 15),
+    (255, 8),
+    (513, 64),
+    *(pytest.param(*w, marks=SLOW) for w in ((8191, 3), (5, 8192))),
+]
 
 
 @pytest.mark.parametrize(("width", "guide_width"), WIDTHS)
@@ -864,7 +871,7 @@ def loss_and_gradients(
     return loss, list(torch.autograd.grad(loss.sum(), leaves))
 
 
-@pytest.mark.parametrize("temperature", [0.001, 0.01, 1.0])
+@pytest.mark.parametrize("temperature", [0.001, pytest.param(0.01, marks=SLOW), 1.0])
 def test_zero_rows_opposites_and_rows_without_negatives_give_numbers(temperature: float) -> None:
     student, guide = Problem(rows=30, negatives=(7,)).embeddings()
     student[0][3] = 0
@@ -977,9 +984,9 @@ def test_the_public_function_s_variants(name: str, dtype: torch.dtype) -> None:
         (32, (32, 8), torch.float32),  # the gradients by the widest operands become those by the embeddings
         (64, (64, 16), torch.float16),
         (48, (40, 16), torch.float32),  # as wide as the widest dim filled up
-        (24, (24, 7), torch.float32),
+        pytest.param(24, (24, 7), torch.float32, marks=SLOW),
         (24, (7,), torch.float32),  # of the others' columns no kernel knows
-        (64, (50,), torch.float16),
+        pytest.param(64, (50,), torch.float16, marks=SLOW),
     ],
 )
 def test_gradients_of_dims(width: int, widths: tuple[int, ...], dtype: torch.dtype) -> None:
