@@ -251,7 +251,7 @@ def test_the_kernels_in_the_interpreter_agree_with_float64() -> None:
 
 @pytest.mark.slow
 def test_the_kernels_in_the_interpreter_agree_with_float64_at_length() -> None:
-    interpreted(200, "-m", "slow or not slow")
+    interpreted(60, "-m", "slow or not slow")
 
 
 def interpreted(examples: int, *which: str) -> None:
