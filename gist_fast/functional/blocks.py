@@ -110,11 +110,10 @@ def make_blocks(rows: int, sizes: Sequence[int], config: LossConfig, offset: int
     # Every call of a training has the same ones. Sizes in a traced graph may be symbols, which have no hash.
     known = not torch.compiler.is_compiling() and all(type(size) is int for size in (rows, offset, *sizes))
     make = _make_blocks if known else _make_blocks.__wrapped__
-    negatives_of_positives = config.directions is not None and "doc_to_doc" in config.directions
     return list(
         make(
-            rows, tuple(sizes), config.compared, config.softmaxes, negatives_of_positives, config.hardness_mode,
-            config.mask_negatives, offset,
+            rows, tuple(sizes), config.compared, config.softmaxes, config.pairs_positives_with_negatives,
+            config.hardness_mode, config.mask_negatives, offset,
         )
     )  # fmt: skip
 

@@ -278,8 +278,7 @@ def guided_contrastive_loss(
     scopes = check_scopes(negatives_scope, len(student) - 2)
     owners = check_negative_rows(negative_rows, student[2:], scopes, anchors, rows)
     check_other_anchors(rows, anchors.shape[0], positives.shape[0], config.gathers_anchors)
-    doc_to_doc = directions is not None and "doc_to_doc" in directions
-    check_own_negatives(hardness_mode, doc_to_doc, student[2:], scopes, offset + rows)
+    check_own_negatives(hardness_mode, config.pairs_positives_with_negatives, student[2:], scopes, offset + rows)
     columns = split_columns(student, guide, column_groups, scopes, owners)
     own, student, guide = columns.own, columns.student, columns.guide
     types = {x.dtype for x in (*student, *guide)}

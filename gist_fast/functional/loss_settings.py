@@ -235,6 +235,12 @@ class LossSettings:
         return scope[0] if not isinstance(scope, str) and len(set(scope)) == 1 and columns <= len(scope) else scope
 
     @property
+    def pairs_positives_with_negatives(self) -> bool:
+        """Whether positives are compared with the columns of negatives, but for a row's own: in doc_to_doc by that
+        name."""
+        return self.directions is not None and "doc_to_doc" in self.directions
+
+    @property
     def relative(self) -> bool:
         """Whether the margin is a share of the threshold."""
         return self.margin_strategy == "relative"

@@ -167,7 +167,7 @@ def check_missing_negatives(config: LossSettings, where: str, dataset: Dataset, 
         expected, setting = "False", "gather_across_devices"
     elif scope == "all" and config.hardness_mode in ("in_batch_negatives", "hard_negatives"):
         expected, setting = "'all_negatives' or None", "hardness_mode"
-    elif scope == "all" and config.directions is not None and "doc_to_doc" in config.directions:
+    elif scope == "all" and config.pairs_positives_with_negatives:
         expected, setting = "no 'doc_to_doc'", "directions"
     else:
         return

@@ -105,7 +105,7 @@ def _positives(operands: Operands, problem: Problem) -> Tensor:
 
 
 def _in_each_softmax(values: Tensor, problem: Problem) -> Tensor:
-    """``[.., S]`` of values a row, ``[.., B]``."""
+    """``[.., R]`` of values a row, ``[.., B]``."""
     count = problem.config.softmaxes
     return values if count == 1 else torch.cat([values] * count, dim=-1)
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from gist_fast.functional.backends import triton as backend
 from gist_fast.functional.backends.interface import LARGEST_WEIGHT, LN2, Distilled, Problem
 from gist_fast.functional.backends.kept import MASKED
+from gist_fast.functional.backends.kernel_passes import by_embedding
 from gist_fast.functional.backends.kernel_work import Work
 from gist_fast.functional.blocks import ANCHORS
 from gist_fast.kernels.config import Config, choose_config
 from gist_fast.kernels.distil import NUMBERS, launch_of, start_distil, write_distil_dlogits
 from gist_fast.kernels.distil_reduce import reduce_distilled
 from gist_fast.kernels.dlogits import add_dlogits
-from gist_fast.kernels.gradients import carry_back
 from gist_fast.kernels.layout import TILE
 
 
@@ -77,7 +77,6 @@ def backward_with(
 ) -> list[Tensor]:
     """The backward pass by a given configuration."""
     work, launch = Work(problem, config, norms=True), launch_of(config)
-    assert work.norms is not None
     work.hold_guide()
     upstream = torch.stack([by_lse, by_mean])
     extremes = torch.aminmax(upstream)
@@ -98,30 +97,8 @@ def backward_with(
                     chunks, work.table, stack, guide, _factor(guide_temperature), *both, dlogits, launch
                 )
                 add_dlogits(chunks, operands[level], work.starts, dlogits, gradients[level], fresh=fresh[level])
-    student = problem.student
-    make = torch.empty if work.dims[0] == student[ANCHORS].shape[1] else torch.zeros
-    # Sums of several dims are rounded once, at the end.
-    dtype = torch.float32 if work.levels > 1 else student[ANCHORS].dtype
-    outs = [make(x.shape, dtype=dtype, device=x.device) for x in student]
-    nothing = torch.zeros(problem.rows, dtype=torch.float32, device=lse.device)
-    for level, stack in enumerate(work.stacks):
-        carry_back(
-            gradients.pop(0),
-            student,
-            outs,
-            work.at(work.norms, level),
-            stack,
-            work.partner,
-            nothing,
-            work.temperature,
-            extremes,
-            work.dims[level],
-            LARGEST_WEIGHT,
-            one_sign=False,
-            adds=level > 0,
-        )
-    by_embedding = [out.to(x.dtype) for out, x in zip(outs, student, strict=True)]
-    return [*by_embedding, work.norms.sum().to(problem.temperature.dtype)]
+    nothing = torch.zeros(work.levels, problem.rows, dtype=torch.float32, device=lse.device)
+    return by_embedding(work, problem, gradients, nothing, extremes, one_sign=False)
 
 
 def _config(problem: Problem) -> Config:

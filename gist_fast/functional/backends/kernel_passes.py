@@ -130,6 +130,25 @@ def backward_with(
         # The positive's logit is in each of them.
         positive_dlogits = positive_dlogits.view(work.levels, work.softmaxes, problem.rows).sum(1)
     gradients = _by_operand(work, config, problem, total, weights, mask_bits)
+    return by_embedding(work, problem, gradients, positive_dlogits, extremes, one_sign=problem.one_sign)
+
+
+def by_embedding(
+    work: Work,
+    problem: Problem,
+    gradients: list[list[Tensor]],
+    positive_dlogits: Tensor,
+    extremes: tuple[Tensor, Tensor],
+    *,
+    one_sign: bool,
+) -> list[Tensor]:
+    """The gradients by the embeddings, in their types, and last by the temperature.
+
+    Args:
+        gradients: by each operand at each dim, fp32, by way of the negatives; emptied.
+        positive_dlogits: ``[L, B]``, or ``[B]`` of one dim: the derivatives by the positives' logits.
+        extremes, one_sign: of the upstream gradients, see `gist_fast.kernels.gradients.carry_back`.
+    """
     assert work.norms is not None
     student, width = problem.student, problem.student[0].shape[1]
     # Sums of several dims are rounded once, at the end.
@@ -153,7 +172,7 @@ def backward_with(
             extremes,
             work.dims[level],
             LARGEST_WEIGHT,
-            one_sign=problem.one_sign,
+            one_sign=one_sign,
             adds=level > 0,
         )
     by_embedding = [out.to(x.dtype) for out, x in zip(outs, student, strict=True)]
